@@ -1,0 +1,82 @@
+# Every target builds what it needs: `make demo` and `make test` want Python 3.11+ and nothing else.
+#
+#   PYTHON=python3.12      the interpreter that .venv is made with
+#   TORCH_INDEX=URL        where torch comes from; https://download.pytorch.org/whl/cpu asks for the CPU build,
+#                          a tenth of the download where there is no GPU
+#   RUN=FOLDER             the run or study folder of `make report`
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+TORCH_INDEX ?=
+RECIPE := studies/recipes/demo.yaml
+RUN ?= runs/demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+WORKBENCH := $(BIN)/workbench
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# pip reads the pins from one file; a stamp is newer than the files it was made from, or it is made again.
+BASE_STAMP := $(VENV)/.base
+DEV_STAMP := $(VENV)/.dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types format tensorboard report study-mixture clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@echo "usage: make TARGET [NAME=value]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk '/^#   [A-Z_]+=/ { sub(/^# /, ""); print } /^#    +[^ A-Z]/ { sub(/^# /, ""); print }' $(MAKEFILE_LIST)
+
+$(BASE_STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: no Python 3.11 or newer with venv found; install one (Debian: python3-venv) or name it: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@test -x $(BIN)/pip || { echo "making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
+	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(DEV_STAMP): $(BASE_STAMP)
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(BASE_STAMP) ## pack, encode, distil, evaluate and report with the model that ships; again: continues
+	$(WORKBENCH) pack $(RECIPE)
+	$(WORKBENCH) encode $(RECIPE)
+	$(WORKBENCH) distill $(RECIPE)
+	$(WORKBENCH) evaluate runs/demo
+	$(WORKBENCH) report runs/demo
+	@echo
+	@echo "The report:      runs/demo/report.html (open it in a browser)"
+	@echo "The curves:      make tensorboard, then http://localhost:6006"
+	@echo "Draw something:  $(WORKBENCH) sample runs/demo/student \"a portrait of a cat\" --out cat.png"
+
+test: $(DEV_STAMP) ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(DEV_STAMP) ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV_STAMP) ## mypy
+	$(BIN)/mypy
+
+format: $(DEV_STAMP) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tensorboard: $(BASE_STAMP) ## curves, samples and studies of everything under runs/
+	$(BIN)/tensorboard --logdir runs
+
+report: $(BASE_STAMP) ## write RUN/report.html again
+	$(WORKBENCH) report $(RUN)
+
+study-mixture: $(BASE_STAMP) ## the study of task ratios: T2I only, 7:3, 5:5; again: continues
+	$(WORKBENCH) pack $(RECIPE)
+	$(WORKBENCH) encode $(RECIPE)
+	$(WORKBENCH) study task-mixture recipe=$(RECIPE)
+	$(WORKBENCH) report runs/studies/task-mixture
+
+clean: ## remove .venv and caches; runs/ and data/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find workbench datamodules studies tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,194 @@
+"""The datamodule of a distillation run: encoded shards and the mixture plan in, one `StepData` an update out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.encoded import EncodedDataset, EncodedSample
+from datamodules.mixture import STUDENT, MixturePlan, fake_stream, micro_batches
+from workbench.batch import Batch, Condition, Layout, StepData
+from workbench.config import Mixture
+from workbench.errors import UserError
+
+
+def _padded(prompts: Sequence[np.ndarray], layout: Layout, references: Tensor | None) -> Condition:
+    """Condition of prompts (L_i, D), right-padded with zeros to the layout's text length."""
+    padded = np.zeros((len(prompts), layout.text_tokens, prompts[0].shape[1]), dtype=prompts[0].dtype)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
+    return Condition(torch.from_numpy(padded).float(), lengths, layout, references)
+
+
+def _stacked(arrays: Sequence[np.ndarray | None]) -> Tensor | None:
+    """float32 stack, or None unless every sample has one."""
+    there = [array for array in arrays if array is not None]
+    return torch.from_numpy(np.stack(there)).float() if len(there) == len(arrays) else None
+
+
+def collate(
+    dataset: EncodedDataset,
+    indices: np.ndarray,
+    rows: np.ndarray,
+    weight: np.ndarray,
+    num_samples: int,
+    guided: bool = True,
+    targets: bool = True,
+) -> Batch:
+    """One Batch of samples that share a geometry.
+
+    Args:
+        indices: (B,) samples of `dataset`. rows, weight, num_samples: as `Batch` holds them.
+        guided, targets: whether the batch carries its uncond twin, and target latents (where every sample has some).
+    """
+    geometry = int(dataset.samples.geometry[indices[0]])
+    layout, uncond_layout = dataset.layouts(geometry)
+    samples: list[EncodedSample] = [dataset.read(i, guided, targets) for i in indices.tolist()]
+    references = _stacked([sample.source_latent for sample in samples]) if layout.references else None
+    unconds = [sample.uncond for sample in samples if sample.uncond is not None]
+    return Batch(
+        task=dataset.geometries[geometry].task,
+        condition=_padded([sample.prompt for sample in samples], layout, references),
+        uncond=_padded(unconds, uncond_layout, references) if guided else None,
+        target=_stacked([sample.latent for sample in samples]),
+        rows=torch.from_numpy(rows.astype(np.int64)),
+        weight=torch.from_numpy(weight.astype(np.float32)),
+        num_samples=num_samples,
+        category=torch.from_numpy(dataset.samples.category[indices]),
+        sample_ids=tuple(dataset.samples.keys[i] for i in indices.tolist()),
+    )
+
+
+def batches_for(dataset: EncodedDataset, indices: Sequence[int], guided: bool = True) -> tuple[Batch, ...]:
+    """Batches of chosen samples, one a geometry in order of first appearance; `rows` are positions in `indices`.
+
+    So `batch.rows` scatters what is computed for a batch back into the order asked for.
+    """
+    chosen = np.asarray(indices, dtype=np.int64)
+    geometry = dataset.samples.geometry[chosen]
+    batches = []
+    for value in dict.fromkeys(geometry.tolist()):
+        rows = np.flatnonzero(geometry == value)
+        batches.append(collate(dataset, chosen[rows], rows, np.ones(len(rows)), len(rows), guided))
+    return tuple(batches)
+
+
+class _Steps(Dataset[StepData]):
+    """Map-style: item i is the data of step `start + i`."""
+
+    def __init__(self, data: DistillationData, start: int, rank: int, world: int) -> None:
+        self.data, self.start, self.rank, self.world = data, start, rank, world
+
+    def __len__(self) -> int:
+        return max(0, self.data.num_steps - self.start)
+
+    def __getitem__(self, i: int) -> StepData:
+        if i >= len(self):
+            raise IndexError(i)
+        return self.data.step_data(self.start + i, self.rank, self.world)
+
+
+class StepLoader:
+    """Iterates a DataLoader. Not one itself, so that Lightning does not split the steps over the ranks: each rank
+    takes every step and its own rows of it."""
+
+    def __init__(self, loader: DataLoader[StepData], num_steps: int) -> None:
+        self.loader, self.num_steps = loader, num_steps
+
+    def __iter__(self) -> Iterator[StepData]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+
+class DistillationData(LightningDataModule):
+    """Step data of a run, from any step on.
+
+    Args:
+        fake_updates: R, groups of conditions for the fake score in each step, drawn apart from the student's.
+        num_steps: student updates of the whole run.
+        guided: whether the student's batches carry uncond twins. The fake score's carry none, and no targets.
+        num_workers: processes that prepare steps ahead; 0 prepares them in this one.
+
+    Attributes:
+        start_step: first step of `train_dataloader`; a resumed run sets it before the fit.
+    """
+
+    def __init__(
+        self,
+        dataset: EncodedDataset,
+        mixture: Mixture,
+        *,
+        fake_updates: int,
+        num_steps: int,
+        seed: int,
+        num_workers: int = 0,
+        guided: bool = True,
+    ) -> None:
+        super().__init__()
+        samples = dataset.samples
+        self.dataset = dataset
+        self.plan = MixturePlan(samples.category, samples.geometry, dataset.categories, mixture, seed)
+        self.fake_updates = fake_updates
+        self.num_steps = num_steps
+        self.num_workers = num_workers
+        self.guided = guided
+        self.start_step = 0
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Qualified names that `Batch.category` counts into."""
+        return self.dataset.categories
+
+    def train_dataloader(self) -> StepLoader:
+        """The remaining steps in order, this rank's rows of each."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if distributed else 0
+        world = torch.distributed.get_world_size() if distributed else 1
+        if self.start_step > self.num_steps:
+            raise UserError(
+                f"the run is at step {self.start_step} already, trainer.updates is {self.num_steps}; set it above that"
+            )
+        steps = _Steps(self, self.start_step, rank, world)
+        loader: DataLoader[StepData] = DataLoader(
+            steps, batch_size=None, num_workers=self.num_workers, prefetch_factor=2 if self.num_workers else None
+        )
+        return StepLoader(loader, len(steps))
+
+    def step_data(self, step: int, rank: int = 0, world: int = 1) -> StepData:
+        """All that update `step` consumes on one rank."""
+        return StepData(
+            step=step,
+            student=self._batches(step, STUDENT, rank, world, self.guided),
+            fake=tuple(self._batches(step, fake_stream(r), rank, world, False) for r in range(self.fake_updates)),
+        )
+
+    def _batches(self, step: int, stream: str, rank: int, world: int, guided: bool) -> tuple[Batch, ...]:
+        targets = stream == STUDENT
+        batches = []
+        for group in self.plan.global_batch(step, stream):
+            rows, weight = group.of_rank(rank, world)
+            for part in micro_batches(len(rows), self.plan.micro_batch_size):
+                indices = group.samples[rows[part]]
+                num_samples = len(group.samples)
+                batches.append(collate(self.dataset, indices, rows[part], weight[part], num_samples, guided, targets))
+        return tuple(batches)
+
+    def batches_for(self, indices: Sequence[int], guided: bool = True) -> tuple[Batch, ...]:
+        """As the function of this name, over this datamodule's samples."""
+        return batches_for(self.dataset, indices, guided)
+
+    def realised(self, num_steps: int) -> dict[str, int]:
+        """Samples of each category in the student's batches of the first `num_steps` steps, all ranks together."""
+        return self.plan.realised(num_steps)
+
+    def passes(self, num_steps: int) -> dict[str, float]:
+        """Passes over each prompt of a category after `num_steps` steps, student and fake-score batches together."""
+        return self.plan.passes(num_steps, 1 + self.fake_updates)

@@ -1,0 +1,21 @@
+"""The world that ships: OpenMoji drawings composed to scenes, with captions, edits and their exact targets."""
+
+from __future__ import annotations
+
+from datamodules.openmoji.vocabulary import CATEGORIES, HEADS, MAX_LETTERS, MULTI_LABEL, SPLITS
+from datamodules.openmoji.world import ATTRIBUTION, LICENCE, Plan, Sample, corpus, draw, plan
+
+__all__ = [
+    "ATTRIBUTION",
+    "CATEGORIES",
+    "HEADS",
+    "LICENCE",
+    "MAX_LETTERS",
+    "MULTI_LABEL",
+    "SPLITS",
+    "Plan",
+    "Sample",
+    "corpus",
+    "draw",
+    "plan",
+]

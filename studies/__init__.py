@@ -1,0 +1,1 @@
+"""Searches and comparisons over recipes, and how the tiny model was made."""

@@ -1,0 +1,93 @@
+"""The `key=value` words of `workbench study`: the study's own options, and overrides of the base recipe."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from workbench.config import Recipe
+from workbench.errors import UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a study is run.
+
+    recipe: base recipe of all trials. folder: the study folder. storage: any Optuna URL.
+    seeds: replicates of every arm. trials: at most so many in this call; all that are missing when absent.
+    search: draw recipes from the study's space rather than replicate its arms.
+    overrides: of the base recipe.
+    """
+
+    recipe: Path
+    folder: Path
+    storage: str
+    seeds: tuple[int, ...]
+    trials: int | None
+    search: bool
+    overrides: tuple[str, ...]
+
+
+OWN = ("recipe", "folder", "storage", "seeds", "trials", "search", "smoke")
+SEARCH_TRIALS = 20
+SEEDS = "0,1,2"
+
+
+def parse(name: str, words: Iterable[str]) -> Options:
+    """Options of study `name`; what carries a section of the recipe is kept as an override.
+
+    Raises: UserError naming the word that is neither, or the value that cannot be read.
+    """
+    own: dict[str, str] = {}
+    overrides: list[str] = []
+    sections = {item.name for item in fields(Recipe)} - {"seed"}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"{word!r} is not of the form key=value")
+        if key in OWN:
+            own[key] = value
+        elif key.split(".")[0] in sections:
+            overrides.append(word)
+        elif key == "seed":
+            raise UserError("a study's trials take their seeds from seeds=0,1,2, not from seed=")
+        else:
+            close = difflib.get_close_matches(key, [*OWN, *sections], n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise UserError(f"unknown option {key!r}{hint}; a study takes {', '.join(OWN)} and section.key=value")
+    smoke, search = _flag(own, "smoke"), _flag(own, "search")
+    folder = Path(own.get("folder", f"runs/studies/{name}"))
+    trials = _whole("trials", own["trials"], least=1) if "trials" in own else None
+    return Options(
+        recipe=Path(own.get("recipe", RECIPES / ("smoke.yaml" if smoke else "demo.yaml"))),
+        folder=folder,
+        storage=own.get("storage", f"sqlite:///{folder / 'study.db'}"),
+        seeds=tuple(_whole("seeds", seed, least=0) for seed in own.get("seeds", SEEDS).strip("[]").split(",")),
+        trials=SEARCH_TRIALS if search and trials is None else trials,
+        search=search,
+        overrides=tuple(overrides),
+    )
+
+
+def _flag(own: dict[str, str], key: str) -> bool:
+    match own.get(key, "false").lower():
+        case "true":
+            return True
+        case "false":
+            return False
+        case other:
+            raise UserError(f"{key}={other} must be true or false")
+
+
+def _whole(key: str, text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise UserError(f"{key}: {text!r} is not a whole number") from None
+    if value < least:
+        raise UserError(f"{key} must be at least {least}, got {value}")
+    return value

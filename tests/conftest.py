@@ -1,0 +1,31 @@
+"""Fixtures that every test file may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from studies.zoo.assemble import SMALLEST, assemble
+
+CAPTIONS = [
+    f'A {colour} {thing} under a {sky} sky, beside a sign that says "{word}". Make the {thing} {colour}.'
+    for colour in ("red", "green", "blue")
+    for thing in ("house", "fox", "tree")
+    for sky in ("clear", "cloudy", "starry")
+    for word in ("CAT", "HELLO")
+]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random pipeline folder of the real classes, 0.5 M parameters, for images of 64 x 64. Never write into it."""
+    folder = tmp_path_factory.mktemp("pipeline") / "smallest"
+    assemble(folder, CAPTIONS, seed=0, sizes=SMALLEST)
+    return folder

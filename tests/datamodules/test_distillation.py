@@ -1,0 +1,156 @@
+"""Step data: shapes that stay, rows that add up over ranks, and a resume that changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+
+from datamodules.distillation import DistillationData, batches_for
+from datamodules.encoded import EncodedDataset
+from workbench.batch import Batch, StepData
+from workbench.config import Mixture
+
+NUM_STEPS = 6
+
+
+def make_data(dataset: EncodedDataset, num_workers: int = 0, start_step: int = 0, **mixture) -> DistillationData:
+    data = DistillationData(
+        dataset,
+        Mixture(**{"batch_size": 9, "micro_batch_size": 3, **mixture}),
+        fake_updates=2,
+        num_steps=NUM_STEPS,
+        seed=3,
+        num_workers=num_workers,
+    )
+    data.start_step = start_step
+    return data
+
+
+def flat(batch: Batch) -> list:
+    tensors = [batch.condition.prompt, batch.condition.lengths, batch.condition.references, batch.target, batch.rows]
+    tensors += [batch.weight, batch.category, batch.uncond.prompt if batch.uncond else None]
+    return [batch.task, batch.num_samples, batch.sample_ids, batch.condition.layout, *tensors]
+
+
+def assert_equal(a: StepData, b: StepData) -> None:
+    for left, right in zip((a.student, *a.fake), (b.student, *b.fake), strict=True):
+        for x, y in zip(left, right, strict=True):
+            for p, q in zip(flat(x), flat(y), strict=True):
+                assert torch.equal(p, q) if isinstance(p, torch.Tensor) else p == q
+
+
+def test_batches_hold_the_encoded_samples_right_padded(dataset: EncodedDataset) -> None:
+    number = {key: i for i, key in enumerate(dataset.samples.keys)}
+    step = make_data(dataset).step_data(2)
+    for batch in step.student:
+        assert batch.uncond is not None
+        for row, key in enumerate(batch.sample_ids):
+            stored = dataset.read(number[key])
+            for condition, prompt in ((batch.condition, stored.prompt), (batch.uncond, stored.uncond)):
+                length = int(condition.lengths[row])
+                assert length == len(prompt) and condition.prompt.dtype == torch.float32
+                assert torch.equal(condition.prompt[row, :length], torch.tensor(prompt.astype(np.float32)))
+                assert not condition.prompt[row, length:].any()
+                assert condition.prompt.shape[1] == condition.layout.text_tokens
+            assert dataset.categories[int(batch.category[row])] == "/".join(key.split("-")[:2])
+            assert (batch.condition.references is not None) == (batch.task == "edit")
+            assert batch.target is not None and torch.equal(
+                batch.target[row], torch.tensor(stored.latent.astype(np.float32))
+            )
+    assert all(batch.uncond is None and batch.target is None for group in step.fake for batch in group)
+
+
+def test_shapes_are_the_same_at_every_step(dataset: EncodedDataset) -> None:
+    data = make_data(dataset, batch_size=8, micro_batch_size=4)
+    shapes = {
+        (batch.task, *batch.condition.prompt.shape, batch.condition.layout)
+        for step in range(6)
+        for batch in data.step_data(step).student
+    }
+    assert len(shapes) == 2
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_ranks_add_up_to_one(dataset: EncodedDataset, world: int) -> None:
+    data = make_data(dataset)
+    for step in range(NUM_STEPS):
+        one = data.step_data(step)
+        parts = [data.step_data(step, rank, world) for rank in range(world)]
+        for stream, of_one in enumerate((one.student, *one.fake)):
+            of_ranks = [(part.student, *part.fake)[stream] for part in parts]
+            assert len({tuple((b.task, b.condition.prompt.shape) for b in batches) for batches in of_ranks}) == 1
+
+            def rows(batches: tuple[Batch, ...]) -> Counter:
+                return Counter(
+                    (batch.task, int(row), key, batch.num_samples)
+                    for batch in batches
+                    for row, key, weight in zip(batch.rows, batch.sample_ids, batch.weight, strict=True)
+                    if weight
+                )
+
+            assert rows(of_one) == sum((rows(batches) for batches in of_ranks), Counter())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_loader_continues_bit_for_bit(dataset: EncodedDataset, num_workers: int) -> None:
+    whole = list(make_data(dataset).train_dataloader())
+    resumed = make_data(dataset, num_workers=num_workers, start_step=4).train_dataloader()
+    assert len(whole) == NUM_STEPS and len(resumed) == 2
+    for a, b in zip(whole[4:], resumed, strict=True):
+        assert a.step == b.step
+        assert_equal(a, b)
+
+
+def test_realised_counts_are_those_of_the_batches(dataset: EncodedDataset) -> None:
+    data = make_data(dataset)
+    drawn: Counter[str] = Counter()
+    for step in range(NUM_STEPS):
+        for batch in data.step_data(step).student:
+            drawn.update(data.categories[int(c)] for c, w in zip(batch.category, batch.weight, strict=True) if w)
+        assert {name: drawn[name] for name in data.categories} == data.realised(step + 1)
+    assert data.passes(NUM_STEPS)["t2i/text"] == pytest.approx(3 * drawn["t2i/text"] / 5)
+
+
+def test_chosen_samples_come_in_batches_that_scatter_back(dataset: EncodedDataset) -> None:
+    chosen = [20, 0, 3, 17, 1, 0]
+    keys: dict[int, str] = {}
+    for batch in batches_for(dataset, chosen):
+        keys |= dict(zip(batch.rows.tolist(), batch.sample_ids, strict=True))
+        assert batch.num_samples == len(batch.rows)
+    assert [keys[row] for row in range(len(chosen))] == [dataset.samples.keys[i] for i in chosen]
+
+
+class Listener(LightningModule):
+    """Notes the steps it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.steps: list[int] = []
+
+    def training_step(self, batch: StepData, _: int) -> None:
+        assert isinstance(batch, StepData)
+        self.steps.append(batch.step)
+
+    def configure_optimizers(self) -> None:
+        return None
+
+
+def test_lightning_is_given_the_remaining_steps_once(dataset: EncodedDataset, tmp_path) -> None:
+    module = Listener()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, datamodule=make_data(dataset, start_step=2))
+    assert module.steps == [2, 3, 4, 5]

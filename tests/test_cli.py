@@ -1,0 +1,166 @@
+"""The command line: exit codes, one line an error, nothing written, fast help."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from workbench import cli
+from workbench.errors import UserError
+
+RECIPE = "studies/recipes/smoke.yaml"
+ROOT = Path(__file__).parent.parent
+
+
+def raising(error: BaseException):
+    """Stands in for the command that is run."""
+
+    def run(arguments: object) -> None:
+        raise error
+
+    return run
+
+
+def only_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("no such\n  thing"), 2, "error: no such thing"),
+        (FileNotFoundError(2, "No such file or directory", "a/b"), 2, "error: No such file or directory: a/b"),
+        (PermissionError(13, "Permission denied", "a/b"), 2, "error: Permission denied: a/b"),
+        (OSError(28, "No space left on device"), 2, "error: No space left on device"),
+        (
+            ZeroDivisionError("division\nby zero"),
+            1,
+            "error: unexpected ZeroDivisionError: division by zero (run again with --debug for the traceback)",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted: the same command continues"),
+    ],
+)
+def test_every_ending_has_its_code_and_one_line(
+    error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_run", raising(error))
+    assert cli.main(["pack", RECIPE]) == code
+    assert only_line(capsys) == line
+
+
+def test_debug_shows_the_traceback_before_the_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["--debug", "pack", RECIPE], ["pack", RECIPE, "--debug"]):
+        monkeypatch.setattr(cli, "_run", raising(UserError("no such thing")))
+        assert cli.main(words) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith("Traceback")
+        assert lines[-1] == "error: no such thing"
+
+
+def test_an_interrupt_that_the_trainer_turned_into_an_exit_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(arguments: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main(["pack", RECIPE]) == 130
+
+
+def test_the_libraries_are_quiet_during_a_command_and_as_before_after_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arguments: object) -> None:
+        import warnings
+
+        warnings.warn("noise", UserWarning, stacklevel=1)
+        logging.getLogger("some.library").warning("noise")
+
+    before = logging.root.manager.disable
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main(["pack", RECIPE]) == 0
+    assert capsys.readouterr().err == ""
+    assert logging.root.manager.disable == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["distill", "absent.yaml"], "no recipe at absent.yaml"),
+        (["pack", RECIPE, "trainer.updats=1"], "did you mean 'updates'"),
+        (["encode", RECIPE, "mixture.tasks={t2i: 0.9}"], "must sum to 1"),
+        (["pretrain", RECIPE, "pretrain.lr=-1"], "pretrain.lr must be above 0"),
+        (["compare", "absent", "absent"], "no run folder at absent"),
+        (["report", "absent"], "no run or study folder at absent"),
+        (["export", "absent", "out"], "no run folder at absent"),
+        (["study", "task-mixtre"], "no study 'task-mixtre'; there is: task-mixture"),
+        (["sample", "tiny", "a cat", "--out", "cat.gif"], "must end in .png, .jpg or .webp"),
+        (["sample", "tiny", "a cat", "--out", "no/such/cat.png"], "there is no folder no/such"),
+        (["sample", "tiny", "a cat", "--image", "absent.png", "--out", "cat.png"], "no image at absent.png"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "studies").symlink_to(ROOT / "studies")
+    assert cli.main(words) == 2
+    line = only_line(capsys)
+    assert line.startswith("error: ")
+    assert said in line
+    assert [path.name for path in tmp_path.iterdir()] == ["studies"]
+
+
+def test_an_image_that_does_not_decode_is_said_before_a_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, broken, text = tmp_path / "whole.png", tmp_path / "broken.png", tmp_path / "text.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole)
+    broken.write_bytes(whole.read_bytes()[:2000])
+    text.write_text("not an image")
+    for path in (broken, text):
+        words = ["sample", "tiny", "make it blue", "--image", str(path), "--out", str(tmp_path / "out.png")]
+        assert cli.main(words) == 2
+        assert f"{path} does not decode as an image" in only_line(capsys)
+
+
+def test_wrong_words_are_refused_with_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["distil"], ["sample", "tiny", "a cat"], ["pack", RECIPE, "--dry-run"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        assert stop.value.code == 2
+        assert "usage: workbench" in capsys.readouterr().err
+
+
+def test_help_answers_at_once_and_loads_no_framework() -> None:
+    began = time.perf_counter()
+    code = (
+        "import sys; from workbench.cli import build_parser; build_parser().format_help();"
+        "print([name for name in ('torch', 'diffusers', 'lightning', 'optuna', 'rich') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+    # Half a second is the aim; a loaded machine takes longer.
+    assert time.perf_counter() - began < 3
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "workbench", "distill", "absent.yaml"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: no recipe at absent.yaml\n")

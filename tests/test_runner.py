@@ -1,0 +1,205 @@
+"""The main job on a very small pipeline: data to run folder, exact resume, pretraining, export."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from datamodules.encode import encode
+from datamodules.pack import pack
+from workbench import pipeline, rollout, text_encoder
+from workbench.backbone import RoleDenoiser, single_role
+from workbench.config import Recipe, from_mapping
+from workbench.errors import UserError
+from workbench.grids import sample_batch
+from workbench.modules.distiller import Distiller
+from workbench.prompts import PromptTokenizer
+from workbench.runner import distill, export_run, pretrain
+
+SAMPLES = {
+    "t2i": {"landscape": 3, "portrait": 3, "text": 3},
+    "edit": {"scene": 2, "enhance": 2, "object": 2, "text": 2, "identity": 2, "style": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    root = tmp_path_factory.mktemp("runner")
+    made = from_mapping(
+        {
+            "model": {"folder": str(tiny_pipeline_folder)},
+            "data": {
+                "samples": SAMPLES,
+                "resolution": 64,
+                "raw": str(root / "raw"),
+                "encoded": str(root / "encoded"),
+                "keep_raw": True,
+                "num_workers": 0,
+            },
+            "mixture": {"batch_size": 4},
+            "dmd": {"fake_updates": 1},
+            "optim": {"warmup_updates": 1, "student_lr": 1e-3},
+            "pretrain": {"steps": 3, "warmup_steps": 1},
+            "trainer": {
+                "folder": str(root / "run"),
+                "accelerator": "cpu",
+                "updates": 4,
+                "log_every": 1,
+                "checkpoint_every": 2,
+                "sample_every": 4,
+            },
+            "evaluation": {"teacher_steps": 3},
+        }
+    )
+    pack(made)
+    encode(made)
+    return made
+
+
+def in_folder(recipe: Recipe, folder: Path, **trainer: object) -> Recipe:
+    return replace(recipe, trainer=replace(recipe.trainer, folder=str(folder), **trainer))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Recipe) -> Path:
+    return distill(recipe)
+
+
+def student_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "student" / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def test_a_run_folder_holds_what_it_promises(finished: Path, recipe: Recipe) -> None:
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines] == [1, 2, 3, 4]
+    assert all(line["mixture/t2i/landscape"] >= 0 and line["gradient_norm/student"] > 0 for line in lines)
+    assert (finished / "samples" / "update-000004.png").is_file()
+    assert list((finished / "tensorboard").glob("events*"))
+    index = json.loads((finished / "student" / "model_index.json").read_text())
+    assert index["sample_sigmas"] == pytest.approx(rollout.time_grid(4, 3.0)[:-1].tolist())
+    assert not list(finished.rglob("*.partial"))
+
+
+def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
+    finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Distiller.training_step
+
+    def dies_at_update_three(self: Distiller, data: object, index: int) -> None:
+        if self.num_updates == 3:
+            raise RuntimeError("killed")
+        step(self, data, index)  # type: ignore[arg-type]
+
+    again = in_folder(recipe, tmp_path / "again")
+    monkeypatch.setattr(Distiller, "training_step", dies_at_update_three)
+    with pytest.raises(RuntimeError, match="killed"):
+        distill(again)
+    monkeypatch.setattr(Distiller, "training_step", step)
+    distill(again)
+
+    straight, resumed = student_weights(finished), student_weights(tmp_path / "again")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    lines = [json.loads(line)["update"] for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4]
+
+
+def test_the_student_left_the_teacher(finished: Path, recipe: Recipe) -> None:
+    teacher = pipeline.load(recipe.model.folder).transformer.state_dict()
+    student = student_weights(finished)
+    assert any((student[name].float() - teacher[name].float()).abs().max() > 1e-4 for name in student)
+
+
+@pytest.mark.parametrize("with_image", [False, True], ids=["t2i", "edit"])
+def test_stock_diffusers_draws_the_exported_student(finished: Path, with_image: bool) -> None:
+    """Same noise, fp32: the stock pipeline on the exported folder against this project's own forward and sampler."""
+    from PIL import Image
+
+    loaded = pipeline.load(str(finished / "student"))
+    image = Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 20).convert("RGB") if with_image else None
+    noise = torch.randn(1, 16, loaded.transformer.config.in_channels, generator=torch.Generator().manual_seed(3))
+    stock = loaded(
+        prompt="a red house", image=image, latents=noise, output_type="latent", output_resolution=64
+    ).images  # fmt: skip
+    encoded = pipeline.encode_prompts(loaded, ["a red house"], [[image]] if image else None)
+    references = None
+    if image is not None:
+        import numpy as np
+
+        references = pipeline.encode_images(loaded, torch.from_numpy(np.asarray(image).copy())[None])
+    condition = pipeline.conditions(encoded, references, 4, 4)
+    network = RoleDenoiser(single_role(loaded.transformer), "teacher")
+    ours = sample_batch(network, condition, None, noise, rollout.time_grid(4, 3.0), 1.0)
+    assert (ours - stock).abs().max() < 1e-4
+
+
+def test_exporting_again_gives_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    export_run(finished, tmp_path / "student", lora=False)
+    left = student_weights(finished)
+    right = load_file(tmp_path / "student" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_another_recipe_does_not_continue_a_run(finished: Path, recipe: Recipe) -> None:
+    with pytest.raises(UserError, match="another recipe"):
+        distill(replace(recipe, seed=recipe.seed + 1))
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(recipe: Recipe, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    distill(in_folder(recipe, folder, updates=1))
+    distill(in_folder(recipe, folder, updates=2))
+    assert (folder / "checkpoints" / "update-000002").is_dir()
+
+
+def test_a_dry_run_writes_nothing(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    distill(in_folder(recipe, tmp_path / "dry"), dry_run=True)
+    assert not (tmp_path / "dry").exists()
+    out = capsys.readouterr().out
+    assert "passes" in out and "GiB" in out and "min" in out
+
+
+def test_lora_roles_train_and_export(recipe: Recipe, tmp_path: Path) -> None:
+    small = replace(recipe, model=replace(recipe.model, roles="lora", lora_rank=4))
+    run = distill(in_folder(small, tmp_path / "lora", updates=1))
+    out = tmp_path / "student.safetensors"
+    export_run(run, out, lora=True)
+    merged = student_weights(run)
+    base = pipeline.load(recipe.model.folder)
+    base.load_lora_weights(out)
+    base.fuse_lora()
+    fused = base.transformer.state_dict()
+    name = "transformer_blocks.0.attn.to_q"
+    weight = fused.get(f"{name}.weight", fused.get(f"{name}.base_layer.weight"))
+    torch.testing.assert_close(weight.float(), merged[f"{name}.weight"].float(), atol=2e-3, rtol=2e-2)
+
+
+def test_pretraining_moves_transformer_and_text_encoder(recipe: Recipe, tmp_path: Path) -> None:
+    folder = pretrain(in_folder(recipe, tmp_path / "pretrain"))
+    before, after = pipeline.load(recipe.model.folder), pipeline.load(str(folder))
+    for part in ("transformer", "text_encoder"):
+        old, new = getattr(before, part).state_dict(), getattr(after, part).state_dict()
+        moved = [name for name in old if not torch.equal(old[name], new[name])]
+        assert len(moved) > len(old) // 2, part
+    assert any("visual" in name for name in moved)
+
+
+def test_the_trained_text_encoder_is_the_pipelines_own(recipe: Recipe) -> None:
+    """What pretraining computes is what the pipeline will feed the transformer."""
+    import numpy as np
+    from PIL import Image
+
+    loaded = pipeline.load(recipe.model.folder)
+    tokenizer = PromptTokenizer(loaded)
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for text, image in (("a red fox", None), ("", None), ("make it green", Image.fromarray(pixels))):
+        (expected,) = pipeline.encode_prompts(loaded, [text], [[image]] if image else None)
+        ids = tokenizer(text, 4 if image else 0)
+        slots = text_encoder.ImageSlots(tokenizer.first_slot(ids), 2, 2) if image else None
+        images = torch.from_numpy(pixels)[None] if image else None
+        hidden = text_encoder.embed(loaded.text_encoder, torch.tensor([ids]), images, slots)
+        torch.testing.assert_close(hidden[0, tokenizer.num_system_tokens :], expected.embeddings, atol=1e-5, rtol=1e-5)

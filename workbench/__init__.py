@@ -1,0 +1,3 @@
+"""Workbench for few-step distillation recipes."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,165 @@
+"""What flows from the data to the modules: conditions and batches, tensors only.
+
+Symbols: B samples, L text positions of the vision-language sequence (padded), D embedding width,
+N target tokens, R reference tokens, C latent channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+Task = Literal["t2i", "edit"]
+TASKS: tuple[Task, ...] = ("t2i", "edit")
+
+LATENT_TOKENS_PER_SLOT = 4
+"""One image slot of the vision-language sequence stands for 2 x 2 latent tokens (QwenImage21Pipeline)."""
+
+
+@dataclass(frozen=True, order=True)
+class Reference:
+    """A reference image inside the text: its first slot in the vision-language sequence and its latent size."""
+
+    slot: int
+    height: int
+    width: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.height * self.width
+
+    @property
+    def num_slots(self) -> int:
+        return self.num_tokens // LATENT_TOKENS_PER_SLOT
+
+
+@dataclass(frozen=True, order=True)
+class Layout:
+    """Everything about a sequence that all samples of a batch must share. Sizes in latent tokens."""
+
+    text_tokens: int
+    height: int
+    width: int
+    references: tuple[Reference, ...] = ()
+
+    @property
+    def num_target_tokens(self) -> int:
+        return self.height * self.width
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the network is conditioned on.
+
+    prompt: (B, L, D) embeddings of the whole vision-language sequence, image slots included, right-padded.
+    lengths: (B,) int64, valid positions of each row of `prompt`.
+    references: (B, R, C) packed latents of all references in order, or None.
+    """
+
+    prompt: Tensor
+    lengths: Tensor
+    layout: Layout
+    references: Tensor | None = None
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Condition:
+        """Same condition on `device`."""
+        return _moved(self, device, non_blocking)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one task and one layout: this rank's rows of one group of the global batch.
+
+    uncond: the same samples under the empty prompt, references kept; None where no guidance is wanted.
+    target: (B, N, C) packed latents, or None for prompt-only data.
+    rows: (B,) int64, row of each sample in the global batch of its group; keys the noise.
+    weight: (B,) float32, 1 for a sample, 0 for a row that only pads the batch to a shared shape.
+    num_samples: samples (not padding) of this group over all ranks, the denominator of its mean.
+    category: (B,) int64, index into the datamodule's `categories`.
+    sample_ids: keys of the samples, for error messages and for counting passes.
+    """
+
+    task: Task
+    condition: Condition
+    uncond: Condition | None
+    target: Tensor | None
+    rows: Tensor
+    weight: Tensor
+    num_samples: int
+    category: Tensor
+    sample_ids: tuple[str, ...]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """Same batch on `device`."""
+        return _moved(self, device, non_blocking)
+
+
+@dataclass(frozen=True)
+class StepData:
+    """All that one student update consumes: its own groups, and the groups of each fake-score update before it."""
+
+    step: int
+    student: tuple[Batch, ...]
+    fake: tuple[tuple[Batch, ...], ...]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> StepData:
+        """Same data on `device`."""
+        return replace(
+            self,
+            student=tuple(batch.to(device, non_blocking) for batch in self.student),
+            fake=tuple(tuple(batch.to(device, non_blocking) for batch in group) for group in self.fake),
+        )
+
+
+@dataclass(frozen=True)
+class CaptionBatch:
+    """Samples of one layout for pretraining, where the text encoder is trained along and so reads tokens.
+
+    token_ids: (B, S) int64 of the whole prompt, system message included, right-padded.
+    images: (B, H, W, 3) uint8 that the text encoder reads (edits), or None.
+    lengths, layout, references: as in `Condition`, counted without the system message.
+    """
+
+    task: Task
+    token_ids: Tensor
+    images: Tensor | None
+    lengths: Tensor
+    layout: Layout
+    references: Tensor | None
+    target: Tensor
+    rows: Tensor
+    weight: Tensor
+    num_samples: int
+    sample_ids: tuple[str, ...]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> CaptionBatch:
+        """Same batch on `device`."""
+        return _moved(self, device, non_blocking)
+
+
+@dataclass(frozen=True)
+class CaptionStep:
+    """All that one pretraining update consumes."""
+
+    step: int
+    batches: tuple[CaptionBatch, ...]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> CaptionStep:
+        """Same data on `device`."""
+        return replace(self, batches=tuple(batch.to(device, non_blocking) for batch in self.batches))
+
+
+Movable = TypeVar("Movable", Condition, Batch, CaptionBatch)
+
+
+def _moved(item: Movable, device: torch.device, non_blocking: bool) -> Movable:
+    """`item` with its tensors, and the conditions inside it, on `device`."""
+    moved = {
+        name: value.to(device, non_blocking=non_blocking)
+        for name, value in vars(item).items()
+        if isinstance(value, Tensor | Condition)
+    }
+    return replace(item, **moved)  # type: ignore[arg-type]

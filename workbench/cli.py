@@ -1,0 +1,248 @@
+"""The command line: one sub-command a verb, each importing only what it runs.
+
+Exit codes: 0 done, 1 unexpected error, 2 something the user can mend, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from workbench.errors import UserError
+
+RECIPE_COMMANDS = {
+    "pack": "draw the world, or read one's own images, into raw WebDataset shards",
+    "encode": "turn raw shards into encoded ones with the teacher's autoencoder and text encoder",
+    "pretrain": "train a teacher by flow matching",
+    "distill": "distil the teacher into a few-step student; the same command continues an interrupted run",
+}
+MENDABLE_ERRNOS = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EISDIR,
+    errno.ENOTDIR,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = build_parser().parse_args(argv, argparse.Namespace(debug=False))
+    try:
+        with _quiet(arguments.debug):
+            _run(arguments)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        # Lightning's trainer turns the interrupt into a SystemExit of its own.
+        return _fail(130, "interrupted: the same command continues")
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        return _report(error)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="tracebacks and the libraries' own messages"
+    )
+    parser = argparse.ArgumentParser(
+        prog="workbench", description="Find the recipe of few-step distillation.", parents=[common]
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    for name, text in RECIPE_COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text, parents=[common])
+        command.add_argument("recipe", metavar="RECIPE", help="YAML file of differences from the defaults")
+        _add_overrides(command)
+        if name == "distill":
+            command.add_argument("--dry-run", action="store_true", help="print the plan, write nothing, train nothing")
+
+    text = "draw one image with a pipeline folder"
+    command = commands.add_parser("sample", help=text, description=text, parents=[common])
+    command.add_argument("folder", metavar="FOLDER", help="pipeline folder or run; `tiny` is the teacher that ships")
+    command.add_argument("prompt", metavar="PROMPT", help="caption, or instruction with --image")
+    command.add_argument("--image", type=Path, help="picture to edit")
+    command.add_argument("--out", type=Path, required=True, help="file to write, .png or .jpg or .webp")
+    command.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
+
+    text = "score a run (teacher, best few-step teacher, student) or a pipeline folder on both benchmarks"
+    command = commands.add_parser("evaluate", help=text, description=text, parents=[common])
+    command.add_argument("target", metavar="FOLDER_OR_RUN")
+    _add_overrides(command)
+
+    text = "compare two evaluated runs case by case, with paired intervals"
+    command = commands.add_parser("compare", help=text, description=text, parents=[common])
+    command.add_argument("first", metavar="RUN", type=Path)
+    command.add_argument("second", metavar="RUN", type=Path)
+
+    text = "write a run's student as a diffusers pipeline folder, or as a LoRA file"
+    command = commands.add_parser("export", help=text, description=text, parents=[common])
+    command.add_argument("run", metavar="RUN", type=Path)
+    command.add_argument("folder", metavar="FOLDER", type=Path)
+    command.add_argument("--lora", action="store_true", help="what diffusers' load_lora_weights loads")
+
+    text = "run a study: arms times seeds, each trial an ordinary run; the same command continues it"
+    command = commands.add_parser("study", help=text, description=text, parents=[common])
+    command.add_argument("name", metavar="NAME", help="task-mixture")
+    _add_overrides(command)
+
+    text = "write report.html of a run or study folder"
+    command = commands.add_parser("report", help=text, description=text, parents=[common])
+    command.add_argument("folder", metavar="FOLDER", type=Path)
+    return parser
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="change the recipe, e.g. trainer.updates=50 seed=1"
+    )
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    """The chosen command. Imports stand here so that `--help` and bad arguments answer at once."""
+    match arguments.command:
+        case "pack" | "encode" | "pretrain" | "distill":
+            _run_recipe(arguments)
+        case "sample":
+            _sample(arguments)
+        case "evaluate":
+            from workbench.inference import evaluate_run
+
+            evaluate_run(Path(arguments.target), arguments.overrides)
+        case "compare":
+            first, second = _folder(arguments.first, "run"), _folder(arguments.second, "run")
+            from workbench.evaluation.compare import compare_runs
+
+            compare_runs(first, second)
+        case "export":
+            run = _folder(arguments.run, "run")
+            from workbench.runner import export_run
+
+            export_run(run, arguments.folder, arguments.lora)
+            print(f"wrote {arguments.folder}")
+        case "study":
+            from studies.runner import run_study
+
+            run_study(arguments.name, arguments.overrides)
+        case "report":
+            folder = _folder(arguments.folder, "run or study")
+            from workbench.report import report
+
+            print(f"wrote {report(folder)}")
+
+
+def _run_recipe(arguments: argparse.Namespace) -> None:
+    from workbench.config import load
+
+    recipe = load(arguments.recipe, arguments.overrides)
+    match arguments.command:
+        case "pack":
+            from datamodules.pack import pack
+
+            pack(recipe)
+        case "encode":
+            from datamodules.encode import encode
+
+            encode(recipe)
+        case "pretrain":
+            from workbench.runner import pretrain
+
+            print(f"wrote {pretrain(recipe)}")
+        case "distill":
+            from workbench.runner import distill
+
+            folder = distill(recipe, dry_run=arguments.dry_run)
+            if not arguments.dry_run:
+                print(f"wrote {folder}")
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    """Everything that can be wrong with the files is said before a model is loaded."""
+    image, out = arguments.image, arguments.out
+    if image is not None:
+        _check_image(image)
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UserError(f"--out {out} must end in .png, .jpg or .webp")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"--out {out}: the folder {out.parent} is not writable")
+
+    from workbench.inference import sample_image
+
+    sample_image(arguments.folder, arguments.prompt, image, out, arguments.seed)
+    print(f"wrote {out}")
+
+
+def _check_image(path: Path) -> None:
+    from PIL import Image
+
+    if not path.is_file():
+        raise UserError(f"no image at {path}")
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} does not decode as an image ({error}); give a whole PNG, JPEG or WebP") from error
+
+
+def _folder(path: Path, kind: str) -> Path:
+    if not path.is_dir():
+        raise UserError(f"no {kind} folder at {path}")
+    return path
+
+
+def _report(error: Exception) -> int:
+    """One line on stderr; the exit code."""
+    match error:
+        case UserError():
+            return _fail(2, f"error: {error}")
+        case OSError() if error.errno in MENDABLE_ERRNOS:
+            return _fail(2, f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}")
+        case _:
+            hint = "(run again with --debug for the traceback)"
+            return _fail(1, f"error: unexpected {type(error).__name__}: {error} {hint}")
+
+
+def _fail(code: int, message: str) -> int:
+    print(" ".join(message.split()), file=sys.stderr)
+    return code
+
+
+@contextmanager
+def _quiet(debug: bool) -> Iterator[None]:
+    """Hold back the libraries' warnings, log lines and loading bars, unless debugging."""
+    if debug:
+        yield
+        return
+    # Read by huggingface_hub and transformers when they are imported; what is set already stands.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

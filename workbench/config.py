@@ -1,0 +1,436 @@
+"""Recipes: frozen dataclasses that hold the only defaults and validate themselves.
+
+YAML files hold differences from the defaults; `load` merges file and `key=value` overrides through omegaconf
+and returns a `Recipe`, or raises `UserError` naming the key, the value and the mend.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from workbench.errors import UserError
+
+T2I_CATEGORIES = ("landscape", "portrait", "text")
+EDIT_CATEGORIES = ("scene", "enhance", "object", "text", "identity", "style")
+CATEGORIES = {"t2i": T2I_CATEGORIES, "edit": EDIT_CATEGORIES}
+"""Categories of each task of the world that ships; one's own data may use any names."""
+
+
+# omegaconf lets these of Python's own through beside its own: a scalar as the whole document (OSError, AssertionError),
+# a list where a mapping belongs, a number out of range, an alias of itself.
+UNREADABLE = (
+    OmegaConfBaseException,
+    YAMLError,
+    AssertionError,
+    AttributeError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise UserError(message)
+
+
+def _positive(section: str, **values: float) -> None:
+    for name, value in values.items():
+        _require(math.isfinite(value) and value > 0, f"{section}.{name} must be above 0, got {value}")
+
+
+def _fraction(section: str, **values: float) -> None:
+    for name, value in values.items():
+        _require(0 <= value <= 1, f"{section}.{name} must lie in [0, 1], got {value}")
+
+
+def _weights(name: str, weights: Mapping[str, float]) -> None:
+    """A mixture: finite, non-negative, summing to 1. An empty mapping means 'as the data come'."""
+    for key, value in weights.items():
+        _require(math.isfinite(value) and value >= 0, f"{name}.{key} must not be negative, got {value}")
+    total = sum(weights.values())
+    _require(
+        not weights or abs(total - 1) < 1e-6,
+        f"{name} must sum to 1, got {total:g} from {dict(weights)}; divide each weight by {total:g}",
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which weights play which role.
+
+    folder: diffusers pipeline folder of the base teacher; `tiny` names the one that ships.
+    student: folder to start the student (and the fake score) from; the base teacher when absent.
+    roles: `full` copies of the weights, or `lora` adapters over one shared frozen base.
+    """
+
+    folder: str = "tiny"
+    student: str | None = None
+    roles: Literal["full", "lora"] = "full"
+    lora_rank: int = 32
+    lora_alpha: float = 32.0
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        _positive("model", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Specialists beside the base teacher (name -> pipeline folder) and the guidance scale all of them are run at."""
+
+    specialists: dict[str, str] = field(default_factory=dict)
+    cfg_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(
+            math.isfinite(self.cfg_scale) and self.cfg_scale >= 1,
+            f"teachers.cfg_scale must be at least 1 (1 is no guidance), got {self.cfg_scale}",
+        )
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """lambda[k, m](c): for each class (`task/category`, `task` or `default`, the nearest one counts) a table of K rows,
+    one a student step, noisiest first, each over the base teacher and the specialists in the order of
+    `teachers.specialists`. Empty: the base teacher alone."""
+
+    tables: dict[str, list[list[float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where samples come from.
+
+    source: `openmoji` (the world that ships), or a folder or CSV file of one's own images, for `pack`.
+    samples: how many samples of each category of each task `pack` draws from the world.
+    raw: folder, http(s) address or `pipe:` command of raw shards. encoded: folder or http(s) address of encoded ones.
+    """
+
+    source: str = "openmoji"
+    samples: dict[str, dict[str, int]] = field(
+        default_factory=lambda: {task: {name: 200 for name in names} for task, names in CATEGORIES.items()}
+    )
+    resolution: int = 128
+    samples_per_shard: int = 1000
+    raw: str = "data/raw"
+    encoded: str = "data/encoded"
+    encode_batch_size: int = 32
+    keep_raw: bool = False
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        _positive("data", samples_per_shard=self.samples_per_shard, encode_batch_size=self.encode_batch_size)
+        _require(self.num_workers >= 0, f"data.num_workers must not be negative, got {self.num_workers}")
+        _require(
+            self.resolution > 0 and self.resolution % 32 == 0,
+            f"data.resolution must be a multiple of 32 pixels, got {self.resolution}",
+        )
+        for task, counts in self.samples.items():
+            for name, count in counts.items():
+                _require(count >= 0, f"data.samples.{task}.{name} must not be negative, got {count}")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The global batch of one update: `batch_size` samples over all tasks, ranks and micro-batches.
+
+    tasks: share of each task. categories: share of each category within its task; empty: as the data come.
+    micro_batch_size: most samples that one rank runs at once.
+    """
+
+    tasks: dict[str, float] = field(default_factory=lambda: {"t2i": 0.5, "edit": 0.5})
+    categories: dict[str, dict[str, float]] = field(default_factory=dict)
+    batch_size: int = 32
+    micro_batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        _positive("mixture", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
+        for name in (*self.tasks, *self.categories):
+            _require(
+                name in ("t2i", "edit"),
+                f"mixture knows the tasks t2i and edit, not {name!r}{_nearest(name, ('t2i', 'edit'))}",
+            )
+        _require(bool(self.tasks), "mixture.tasks must name at least one task")
+        _weights("mixture.tasks", self.tasks)
+        for task, weights in self.categories.items():
+            _weights(f"mixture.categories.{task}", weights)
+
+
+@dataclass(frozen=True)
+class Dmd:
+    """Distribution matching: the student's time grid and rollout, the re-noising time p_t, the fake-score ratio R."""
+
+    student_steps: int = 4
+    student_shift: float = 3.0
+    student_times: list[float] = field(default_factory=list)
+    rollout: Literal["euler", "renoise"] = "euler"
+    renoise_shift: float = 3.0
+    renoise_min: float = 0.02
+    renoise_max: float = 0.98
+    fake_updates: int = 2
+
+    def __post_init__(self) -> None:
+        _positive(
+            "dmd",
+            student_steps=self.student_steps,
+            student_shift=self.student_shift,
+            renoise_shift=self.renoise_shift,
+            fake_updates=self.fake_updates,
+        )
+        _fraction("dmd", renoise_min=self.renoise_min, renoise_max=self.renoise_max)
+        _require(
+            0 < self.renoise_min < self.renoise_max,
+            f"dmd needs 0 < renoise_min < renoise_max, got {self.renoise_min} and {self.renoise_max}",
+        )
+        if self.student_times:
+            times = self.student_times
+            _require(
+                len(times) == self.student_steps,
+                f"dmd.student_times has {len(times)} entries for student_steps={self.student_steps}",
+            )
+            _require(
+                times[0] == 1 and times[-1] > 0 and all(a > b for a, b in zip(times, times[1:], strict=False)),
+                f"dmd.student_times must start at 1 and fall strictly, staying above 0, got {list(times)}",
+            )
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW of both roles. Warm-up is linear over student updates; decay is a cosine to `final_lr_fraction`."""
+
+    student_lr: float = 1e-4
+    fake_lr: float = 2e-4
+    beta1: float = 0.0
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    student_clip: float = 1.0
+    fake_clip: float = 1.0
+    warmup_updates: int = 10
+    final_lr_fraction: float = 1.0
+    ema_decay: float = 0.98
+
+    def __post_init__(self) -> None:
+        _positive(
+            "optim",
+            student_lr=self.student_lr,
+            fake_lr=self.fake_lr,
+            student_clip=self.student_clip,
+            fake_clip=self.fake_clip,
+        )
+        _require(self.warmup_updates >= 0, f"optim.warmup_updates must not be negative, got {self.warmup_updates}")
+        _require(self.weight_decay >= 0, f"optim.weight_decay must not be negative, got {self.weight_decay}")
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2), ("ema_decay", self.ema_decay)):
+            _require(0 <= beta < 1, f"optim.{name} must lie in [0, 1), got {beta}")
+        _fraction("optim", final_lr_fraction=self.final_lr_fraction)
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Flow matching of a teacher: `steps` optimiser steps at `lr`, the text encoder trained along at its own rate
+    (0 freezes it)."""
+
+    steps: int = 2000
+    lr: float = 1e-3
+    text_encoder_lr: float = 1e-3
+    beta2: float = 0.99
+    warmup_steps: int = 100
+    ema_decay: float = 0.999
+    clip: float = 1.0
+    prompt_drop: float = 0.1
+    time_shift: float = 2.0
+    final_lr_fraction: float = 0.02
+
+    def __post_init__(self) -> None:
+        _positive("pretrain", steps=self.steps, lr=self.lr, clip=self.clip, time_shift=self.time_shift)
+        _require(
+            self.text_encoder_lr >= 0, f"pretrain.text_encoder_lr must not be negative, got {self.text_encoder_lr}"
+        )
+        _require(0 <= self.ema_decay < 1, f"pretrain.ema_decay must lie in [0, 1), got {self.ema_decay}")
+        _fraction("pretrain", prompt_drop=self.prompt_drop, beta2=self.beta2, final_lr_fraction=self.final_lr_fraction)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The run folder and the machine. `strategy=fsdp` is Lightning's ModelParallelStrategy (FSDP2)."""
+
+    folder: str = "runs/distill"
+    updates: int = 200
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "fsdp"] = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    log_every: int = 5
+    checkpoint_every: int = 50
+    sample_every: int = 50
+    max_skipped_updates: int = 10
+
+    def __post_init__(self) -> None:
+        _positive(
+            "trainer",
+            updates=self.updates,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            log_every=self.log_every,
+            checkpoint_every=self.checkpoint_every,
+            sample_every=self.sample_every,
+        )
+        _require(self.max_skipped_updates >= 0, "trainer.max_skipped_updates must not be negative")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is scored: cases a category of each benchmark, sampling seeds, and how the full teacher samples."""
+
+    split: Literal["search", "report"] = "report"
+    t2i_cases: int = 60
+    editing_cases: int = 60
+    seeds: list[int] = field(default_factory=lambda: [0])
+    batch_size: int = 32
+    teacher_steps: int = 40
+    teacher_cfg_scale: float = 1.5
+    teacher_shift: float = 2.0
+    num_bootstrap: int = 1000
+
+    def __post_init__(self) -> None:
+        _positive(
+            "evaluation",
+            batch_size=self.batch_size,
+            teacher_steps=self.teacher_steps,
+            teacher_cfg_scale=self.teacher_cfg_scale,
+            teacher_shift=self.teacher_shift,
+            num_bootstrap=self.num_bootstrap,
+        )
+        _require(bool(self.seeds), "evaluation.seeds must name at least one seed")
+        for name, count in (("t2i_cases", self.t2i_cases), ("editing_cases", self.editing_cases)):
+            _require(count >= 0, f"evaluation.{name} must not be negative, got {count}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run, whole: what `recipe.yaml` of a run folder holds."""
+
+    model: Model = field(default_factory=Model)
+    teachers: Teachers = field(default_factory=Teachers)
+    guidance: Guidance = field(default_factory=Guidance)
+    data: Data = field(default_factory=Data)
+    mixture: Mixture = field(default_factory=Mixture)
+    dmd: Dmd = field(default_factory=Dmd)
+    optim: Optim = field(default_factory=Optim)
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    trainer: Trainer = field(default_factory=Trainer)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    seed: int = 0
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Recipe of a YAML file with `section.key=value` overrides on top.
+
+    A mapping (task ratios, lambda tables, samples) given whole, in the file or as `key={...}`, replaces the default
+    mapping; a dotted override of one of its keys changes that key alone.
+
+    Raises:
+        UserError: missing file, broken YAML, unknown key (with the nearest known one), impossible value.
+    """
+    path = Path(path)
+    _require(path.is_file(), f"no recipe at {path}")
+    try:
+        from_file = OmegaConf.load(path)
+    except UNREADABLE as error:
+        raise UserError(f"{path} is not valid YAML: {_first_line(error)}") from error
+    _require(
+        isinstance(from_file, DictConfig), f"{path} must hold a mapping of sections, not {type(from_file).__name__}"
+    )
+    return from_mapping(OmegaConf.to_container(from_file), overrides, origin=str(path))
+
+
+def from_mapping(values: Any, overrides: Iterable[str] = (), origin: str = "recipe") -> Recipe:
+    """As `load`, from nested plain values."""
+    overrides = list(overrides)
+    for item in overrides:
+        _require("=" in item, f"{item!r} is not of the form section.key=value")
+    try:
+        from_dots = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
+    except UNREADABLE as error:
+        raise UserError(f"cannot read the overrides {overrides}: {_first_line(error)}") from error
+    _check_keys(Recipe, values, origin)
+    _check_keys(Recipe, from_dots, "override")
+    try:
+        merged = OmegaConf.structured(Recipe)
+        _clear_mappings(merged, Recipe, values)
+        merged = OmegaConf.merge(merged, values)
+        for item in overrides:
+            layer = OmegaConf.to_container(OmegaConf.from_dotlist([item]))
+            if item.partition("=")[2].lstrip().startswith("{"):
+                _clear_mappings(merged, Recipe, layer)
+            merged = OmegaConf.merge(merged, layer)
+        recipe = OmegaConf.to_object(merged)
+    except UNREADABLE as error:
+        key = getattr(error, "full_key", None)
+        raise UserError(f"{origin}: {f'{key}: ' if key else ''}{_first_line(error)}") from error
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, every field spelled out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Twelve hex digits that name the resolved recipe, run folder aside."""
+    nameless = replace(recipe, trainer=replace(recipe.trainer, folder=""))
+    return hashlib.sha256(to_yaml(nameless).encode()).hexdigest()[:12]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _check_keys(schema: type, values: Any, origin: str, prefix: str = "") -> None:
+    """Unknown keys, before omegaconf sees them, so that the message names the whole key and the nearest one."""
+    _require(isinstance(values, dict), f"{origin}: {prefix.rstrip('.') or 'a recipe'} must be a mapping of keys")
+    known = {item.name: item for item in fields(schema)}
+    for key, value in values.items():
+        _require(
+            key in known,
+            f"{origin}: unknown key {prefix}{key}{_nearest(str(key), known)}; known here: {', '.join(known)}",
+        )
+        section = _section(schema, key)
+        if section is not None:
+            _check_keys(section, value, origin, f"{prefix}{key}.")
+
+
+def _section(schema: type, key: str) -> type | None:
+    """The dataclass behind a field of the recipe, or None for a plain value."""
+    factory: Any = next(item.default_factory for item in fields(schema) if item.name == key)
+    return factory if isinstance(factory, type) and is_dataclass(factory) else None
+
+
+def _clear_mappings(config: Any, schema: type, values: Any) -> None:
+    """Empty every mapping field of `config` that `values` sets, so that merging replaces it."""
+    for key, value in values.items():
+        section = _section(schema, key)
+        if section is not None:
+            _clear_mappings(config[key], section, value)
+        elif isinstance(config[key], DictConfig):
+            with read_write(config):
+                config[key] = {}

@@ -1,0 +1,1 @@
+"""Benchmarks, judges, statistics: from models to `metrics.json`."""

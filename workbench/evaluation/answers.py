@@ -1,0 +1,124 @@
+"""One model answers all cases under all seeds; the judge looks at every answer once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.files import write_bytes
+from workbench.errors import UserError
+from workbench.evaluation.benchmark import Case
+from workbench.evaluation.judge import Judgement, LocalJudge, judge_case
+from workbench.evaluation.models import ModelUnderTest
+
+CHUNK = 512
+"""Cases drawn, judged and forgotten at once."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The judgement of one model's image for one case and seed."""
+
+    case: str
+    bench: str
+    category: str
+    seed: int
+    judgement: Judgement
+
+
+@dataclass
+class Answers:
+    """All answers of one model. features: (answers, D); images: (case, seed) -> image, of the cases that are kept."""
+
+    rows: list[Answer] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)
+    images: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def by_category(self, bench: str) -> dict[str, np.ndarray]:
+        """Scores (cases, seeds) of each category, cases and seeds in the order answered."""
+        table: dict[str, dict[str, list[float]]] = {}
+        for row in self.rows:
+            if row.bench == bench:
+                table.setdefault(row.category, {}).setdefault(row.case, []).append(row.judgement.score)
+        return {category: np.array(list(cases.values())) for category, cases in table.items()}
+
+    def features_of(self, bench: str) -> np.ndarray:
+        """Features (n, D) of the answers to one benchmark."""
+        chosen = [feature for row, feature in zip(self.rows, self.features, strict=True) if row.bench == bench]
+        return np.stack(chosen) if chosen else np.zeros((0, 0), np.float32)
+
+
+def chunks(cases: Sequence[Case], size: int) -> Iterator[list[Case]]:
+    """Cases in order, at most `size` at once, each chunk of one task."""
+    for _, group in groupby(cases, key=lambda case: case.task):
+        same = list(group)
+        for start in range(0, len(same), size):
+            yield same[start : start + size]
+
+
+def answer(
+    model: ModelUnderTest,
+    cases: Sequence[Case],
+    seeds: Sequence[int],
+    judge: LocalJudge,
+    keep: Iterable[str] = (),
+) -> Answers:
+    """Draw and judge every case under every seed. keep: ids of the cases whose images stay."""
+    answers, kept = Answers(), set(keep)
+    for seed in seeds:
+        for part in chunks(cases, CHUNK):
+            images, seconds = model.draw(part, [case.noise_seed(seed) for case in part])
+            answers.seconds += seconds
+            judge_into(answers, part, images, seed, judge)
+            answers.images |= {(c.id, seed): i for c, i in zip(part, images, strict=True) if c.id in kept}
+    return answers
+
+
+def judge_into(
+    answers: Answers, cases: Sequence[Case], images: Sequence[np.ndarray], seed: int, judge: LocalJudge
+) -> None:
+    """Append the judgements and features of `images`."""
+    for case, image in zip(cases, images, strict=True):
+        assert image.dtype == np.uint8 and image.ndim == 3, f"{case.id}: images are (H, W, 3) uint8"
+    seen, quality, features = judge.see(images)
+    answers.features.extend(features)
+    for case, image, attributes, q in zip(cases, images, seen, quality, strict=True):
+        judgement = judge_case(case, image, attributes, float(q))
+        answers.rows.append(Answer(case.id, case.bench, case.category, seed, judgement))
+
+
+def write_answers(answers: dict[str, Answers], path: Path) -> None:
+    """One JSON object a model, case and seed: what `compare` pairs."""
+    lines = []
+    for model, of_model in answers.items():
+        for row in of_model.rows:
+            judged = asdict(row.judgement)
+            numbers = {k: _rounded(v) for k, v in judged.items() if k != "heads"}
+            heads = {name: _rounded(value) for name, value in judged["heads"].items()}
+            place = {"model": model, "bench": row.bench, "category": row.category, "case": row.case, "seed": row.seed}
+            lines.append(json.dumps({**place, **numbers, "heads": heads}))
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def read_scores(path: Path) -> dict[str, dict[tuple[str, str, str, int], float]]:
+    """model -> (bench, category, case, seed) -> score. Raises UserError if the file is missing or broken."""
+    scores: dict[str, dict[tuple[str, str, str, int], float]] = {}
+    try:
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            key = (row["bench"], row["category"], row["case"], int(row["seed"]))
+            scores.setdefault(row["model"], {})[key] = float(row["score"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"no usable scores in {path} ({error}); run `workbench evaluate` on the run first") from error
+    return scores
+
+
+def _rounded(value: Any) -> float | None:
+    return None if value is None else round(float(value), 5)

@@ -1,0 +1,89 @@
+"""Intervals and verdicts: percentile bootstrap over cases, and over the seeds within each case.
+
+A score array is (cases, seeds): the noise of a seed differs from case to case, so seeds are nested in cases.
+A benchmark's mean is the mean of its category means; its bootstrap resamples within each category.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+CONFIDENCE = 0.95
+MIN_CASES = 5
+"""With fewer cases an interval says next to nothing, and no verdict is given."""
+NO_DIFFERENCE = "no difference shown"
+TOO_FEW = "too few cases"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `n` cases with its interval; low and high are None for a single case."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
+
+
+def bootstrap_means(scores: np.ndarray, num_resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """(num_resamples,) means of `scores` (cases, seeds) with cases, and seeds within the drawn cases, redrawn."""
+    num_cases, num_seeds = scores.shape
+    means = np.empty(num_resamples)
+    block = max(1, 2_000_000 // (num_cases * num_seeds))
+    for start in range(0, num_resamples, block):
+        count = min(block, num_resamples - start)
+        cases = generator.integers(num_cases, size=(count, num_cases, 1))
+        seeds = generator.integers(num_seeds, size=(count, num_cases, num_seeds)) if num_seeds > 1 else 0
+        means[start : start + count] = scores[cases, seeds].mean(axis=(1, 2))
+    return means
+
+
+def _interval(mean: float, means: np.ndarray, n: int, smallest: int) -> Interval:
+    if smallest < 2:
+        return Interval(mean, None, None, n)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(mean, float(low), float(high), n)
+
+
+def bench_intervals(
+    by_category: Mapping[str, np.ndarray], num_resamples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """Interval of every category (cases, seeds), and of `mean`, the mean of the category means."""
+    generator = np.random.default_rng(seed)
+    intervals: dict[str, Interval] = {}
+    replicates, points = [], []
+    for category, scores in by_category.items():
+        means = bootstrap_means(scores, num_resamples, generator)
+        intervals[category] = _interval(float(scores.mean()), means, len(scores), len(scores))
+        replicates.append(means)
+        points.append(scores.mean())
+    if points:
+        total = sum(len(scores) for scores in by_category.values())
+        smallest = min(len(scores) for scores in by_category.values())
+        intervals["mean"] = _interval(float(np.mean(points)), np.mean(replicates, axis=0), total, smallest)
+    return intervals
+
+
+def paired_differences(
+    a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], num_resamples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """Intervals of a - b, case by case and seed by seed, per category and `mean`."""
+    return bench_intervals({name: a[name] - b[name] for name in a}, num_resamples, seed)
+
+
+def verdict(difference: Interval, a: str, b: str) -> str:
+    """What a difference a - b shows: who is better, or that nothing is shown since the interval covers 0."""
+    if difference.n < MIN_CASES or difference.low is None or difference.high is None:
+        return TOO_FEW
+    if difference.low > 0:
+        return f"{a} better"
+    if difference.high < 0:
+        return f"{b} better"
+    return NO_DIFFERENCE

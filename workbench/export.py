@@ -1,0 +1,221 @@
+"""A distilled student as what others load: a diffusers pipeline folder, or a LoRA file over the teacher.
+
+The stock pipeline then samples the student's own Euler grid: `sample_sigmas` holds the times and the scheduler is one
+that leaves them as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import Qwen3VLForConditionalGeneration
+
+from workbench import lora
+from workbench.errors import UserError
+from workbench.pipeline import INDEX_FILE, resolve
+
+Adapters = Mapping[str, tuple[Tensor, Tensor]]
+"""Layer name, as in the stock transformer, -> (A (r, in), B (out, r)), alpha / r already in B: W' = W + B A."""
+
+PreTrained: TypeAlias = QwenImage21Transformer2DModel | Qwen3VLForConditionalGeneration
+
+_REPLACED = ("transformer", "scheduler", INDEX_FILE, "README.md")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What the model card says beside the sampling grid. metrics: row -> column -> value, as given."""
+
+    title: str = "Distilled student"
+    recipe_hash: str = "unknown"
+    data: str = "unknown"
+    licence: str = "unknown"
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def export(
+    teacher_folder: str,
+    student_state: Mapping[str, Tensor],
+    times: Tensor | Sequence[float],
+    out: Path,
+    *,
+    metadata: Metadata,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write the pipeline folder `out`: the teacher's, with the student's transformer and its grid.
+
+    student_state: whole, unsharded, with the names of the stock transformer. times: (K + 1,) from 1 down to 0. `out`
+    appears whole or not at all; a pipeline folder in its place is replaced, anything else is left alone.
+
+    Raises:
+        UserError: `out` exists and is no pipeline folder. ValueError: a grid or a state that does not fit.
+    """
+    teacher, sigmas = resolve(teacher_folder), sample_sigmas(times)
+    with replaced_folder(out) as folder:
+        _copy_except(teacher, folder, _REPLACED)
+        _transformer(teacher, student_state, dtype).save_pretrained(folder / "transformer")
+        # Qwen's pipeline divides timesteps by 1000 whatever the scheduler says.
+        FlowMatchEulerDiscreteScheduler(
+            num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False
+        ).save_pretrained(folder / "scheduler")
+        index = json.loads((teacher / INDEX_FILE).read_text())
+        index |= {"sample_sigmas": sigmas, "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / "README.md").write_text(model_card(metadata, sigmas))
+
+
+def export_components(source_folder: str, trained: Mapping[str, PreTrained], out: Path) -> None:
+    """Write the pipeline folder `out`: the source's, with the components of `trained` in bfloat16.
+
+    Raises:
+        UserError: `out` exists and is no pipeline folder.
+    """
+    source = resolve(source_folder)
+    with replaced_folder(out) as folder:
+        _copy_except(source, folder, tuple(trained))
+        for name, component in trained.items():
+            component.to("cpu", torch.bfloat16).save_pretrained(folder / name)
+
+
+def sample_sigmas(times: Tensor | Sequence[float]) -> list[float]:
+    """The pipeline's `sample_sigmas`, the terminal 0 left out.
+
+    Raises:
+        ValueError: the times do not fall from 1 to 0.
+    """
+    values = [float(time) for time in times]
+    falls = all(a > b for a, b in zip(values, values[1:], strict=False))
+    if len(values) < 2 or values[0] != 1 or values[-1] != 0 or not falls:
+        raise ValueError(f"a grid falls strictly from 1 to 0, got {values}")
+    return values[:-1]
+
+
+def role_adapters(transformer: nn.Module, role: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Adapters of one role inside a stock transformer whose linear layers are `lora.RoleLinear`."""
+    adapters = {}
+    for name, layer in lora.role_linears(transformer):
+        if role in layer.scaling:
+            down, up = layer.lora_A[role].weight, layer.lora_B[role].weight
+            assert isinstance(down, Tensor) and isinstance(up, Tensor)
+            adapters[name] = down, layer.scaling[role] * up
+    return adapters
+
+
+def export_lora(
+    adapters: Adapters,
+    times: Tensor | Sequence[float],
+    out: Path,
+    *,
+    metadata: Metadata,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write the safetensors file `out` for `pipeline.load_lora_weights`. Its grid must be given at sampling time.
+
+    The file carries no alpha: it is in B, and a missing alpha means W + B A to diffusers. The grid is in the header.
+
+    Raises:
+        ValueError: no adapters, or a grid that does not fall from 1 to 0.
+    """
+    if not adapters:
+        raise ValueError("there are no adapters to export")
+    state = {}
+    for name, (down, up) in adapters.items():
+        state[f"transformer.{name}.lora_A.weight"] = down.detach().to("cpu", dtype).contiguous()
+        state[f"transformer.{name}.lora_B.weight"] = up.detach().to("cpu", dtype).contiguous()
+    header = {"format": "pt", "sample_sigmas": json.dumps(sample_sigmas(times)), "recipe_hash": metadata.recipe_hash}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    save_file(state, part, metadata=header)
+    os.replace(part, out)
+
+
+def model_card(metadata: Metadata, sigmas: Sequence[float]) -> str:
+    """Markdown beside the weights."""
+    steps = len(sigmas)
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "tags: [text-to-image, image-to-image, distillation]",
+        "---",
+        f"# {metadata.title}",
+        "",
+        f"- Network evaluations an image (NFE): **{steps}**, without guidance (`true_cfg_scale=1`).",
+        f"- Times (`sample_sigmas`): {', '.join(f'{sigma:.6g}' for sigma in sigmas)}, then 0; Euler.",
+        f"- Recipe: `{metadata.recipe_hash}`",
+        f"- Data: {metadata.data}",
+        f"- Licence: {metadata.licence}",
+        "",
+        "```python",
+        "from diffusers import QwenImage21Pipeline",
+        'pipeline = QwenImage21Pipeline.from_pretrained("FOLDER")',
+        'pipeline("PROMPT", output_resolution=128).images[0]',
+        "```",
+    ]
+    if metadata.metrics:
+        columns = list(dict.fromkeys(name for row in metadata.metrics.values() for name in row))
+        lines += ["", f"| model | {' | '.join(columns)} |", f"|---{'|---' * len(columns)}|"]
+        for row, values in metadata.metrics.items():
+            cells = (f"{values[name]:.4g}" if name in values else "" for name in columns)
+            lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def replaced_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `out` once the block ends well and vanishes otherwise.
+
+    Raises:
+        UserError: `out` exists and is neither empty nor a pipeline folder.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / INDEX_FILE).is_file()):
+        raise UserError(f"{out} exists and is no pipeline folder: remove it or name another place")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part, old = (out.with_name(f".{out.name}.{os.getpid()}.{suffix}") for suffix in ("part", "old"))
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        yield part
+        if out.exists():
+            os.replace(out, old)
+        os.replace(part, out)
+    finally:
+        if old.exists() and not out.exists():
+            os.replace(old, out)
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy_except(source: Path, out: Path, left_out: Sequence[str]) -> None:
+    for item in sorted(source.iterdir()):
+        if item.name in left_out:
+            continue
+        if item.is_dir():
+            shutil.copytree(item, out / item.name)
+        else:
+            shutil.copy2(item, out / item.name)
+
+
+def _transformer(teacher: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> QwenImage21Transformer2DModel:
+    """The student's network without a second copy of its weights."""
+    with torch.device("meta"):
+        network = QwenImage21Transformer2DModel.from_config(
+            QwenImage21Transformer2DModel.load_config(teacher / "transformer")
+        )
+    expected = network.state_dict()
+    wrong = sorted(set(expected) ^ set(state)) or sorted(n for n in expected if expected[n].shape != state[n].shape)
+    if wrong:
+        raise ValueError(f"the student's weights do not fit the teacher's transformer: {', '.join(wrong[:5])}")
+    cast = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
+    network.load_state_dict(cast, assign=True)
+    return network

@@ -1,0 +1,111 @@
+"""Finished models at work: one picture, or both benchmarks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import QwenImage21Pipeline
+from PIL import Image
+from rich.console import Console
+
+from workbench import pipeline, sampling
+from workbench.backbone import RoleDenoiser, single_role
+from workbench.config import Recipe, from_mapping
+from workbench.errors import UserError
+from workbench.evaluation.evaluate import evaluate, print_metrics, select_few_step
+from workbench.evaluation.models import (
+    Encodings,
+    ModelUnderTest,
+    Sampling,
+    few_step_candidates,
+    from_sampler,
+    student_sampling,
+    teacher_sampling,
+)
+from workbench.roles import TEACHER
+from workbench.run_folder import RunFolder
+
+DEFAULT_STEPS = 40
+
+
+def evaluate_run(target: str | Path, overrides: list[str]) -> dict[str, Any]:
+    """Score a run (teacher, best few-step teacher, student) or a pipeline folder on both benchmarks, and print it.
+
+    A run's results go into the run folder, a pipeline folder's into `runs/evaluation/NAME`.
+
+    Raises:
+        UserError: no run or pipeline folder, a run without its student, bad overrides.
+    """
+    folder = RunFolder(Path(target))
+    if folder.is_run():
+        recipe = folder.read_recipe(overrides)
+        if not folder.student.is_dir():
+            raise UserError(f"{target} has no student yet: run `workbench distill {folder.recipe}` to its end first")
+        models, selection = _models_of_run(recipe, folder)
+        out = folder.path
+    else:
+        path = pipeline.resolve(str(target))
+        recipe = from_mapping({"model": {"folder": str(target)}}, overrides, origin="evaluate")
+        models, selection = {"model": _model(recipe, str(target), None)}, []
+        out = Path("runs/evaluation") / path.resolve().name
+    metrics = evaluate(models, recipe, out, selection=selection)
+    print_metrics(metrics, Console())
+    return metrics
+
+
+def sample_image(folder: str, prompt: str, image: Path | None, out: Path, seed: int, resolution: int = 128) -> None:
+    """Draw one picture with a pipeline folder (or a run's student) and its own sampling grid, into `out`.
+
+    Raises:
+        UserError: no such folder, or a picture that cannot be read.
+    """
+    run = RunFolder(Path(folder))
+    loaded = _load(str(run.student) if run.is_run() and run.student.is_dir() else folder)
+    source = sampling.fit(Image.open(image), resolution) if image is not None else None
+    request = sampling.Request(prompt, seed=seed, source=source, height=resolution, width=resolution)
+    drawn = _sampler(loaded, 1)([request], _own_sampling(loaded).grid())
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    Image.fromarray(drawn.images[0]).save(partial, format=Image.registered_extensions()[out.suffix.lower()])
+    os.replace(partial, out)
+
+
+def _models_of_run(recipe: Recipe, folder: RunFolder) -> tuple[dict[str, ModelUnderTest], list[dict[str, Any]]]:
+    teacher = _load(recipe.model.folder)
+    sampler, encodings = _sampler(teacher, recipe.evaluation.batch_size), _encodings(teacher, recipe)
+    candidates = [from_sampler(sampler, encodings, how) for how in few_step_candidates(recipe)]
+    few_step, selection = select_few_step(candidates, recipe)
+    models = {
+        "teacher": from_sampler(sampler, encodings, teacher_sampling(recipe)),
+        "teacher_few_step": few_step,
+        "student": _model(recipe, str(folder.student), student_sampling(recipe)),
+    }
+    return models, selection
+
+
+def _model(recipe: Recipe, folder: str, how: Sampling | None) -> ModelUnderTest:
+    loaded = _load(folder)
+    sampler = _sampler(loaded, recipe.evaluation.batch_size)
+    return from_sampler(sampler, _encodings(loaded, recipe), how or _own_sampling(loaded))
+
+
+def _own_sampling(loaded: QwenImage21Pipeline) -> Sampling:
+    """The grid that the folder ships, or the pipeline's default number of steps through its own scheduler's shift."""
+    sigmas = loaded.config.sample_sigmas
+    if sigmas:
+        return Sampling(len(sigmas), times=tuple(float(sigma) for sigma in sigmas))
+    return Sampling(DEFAULT_STEPS, shift=float(loaded.scheduler.config.shift))
+
+
+def _load(folder: str) -> QwenImage21Pipeline:
+    return pipeline.load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _sampler(loaded: QwenImage21Pipeline, batch_size: int) -> sampling.Sampler:
+    return sampling.Sampler(loaded, RoleDenoiser(single_role(loaded.transformer, TEACHER), TEACHER), batch_size)
+
+
+def _encodings(loaded: QwenImage21Pipeline, recipe: Recipe) -> Encodings:
+    return Encodings(loaded, recipe.data.resolution, recipe.evaluation.batch_size)

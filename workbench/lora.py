@@ -1,0 +1,65 @@
+"""Low-rank adapters chosen by an argument of the forward, so that a checkpointed recomputation sees the same one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+class RoleLinear(nn.Module):
+    """A frozen linear layer with one adapter a role: y = W x + (alpha / r) B_role A_role x (arXiv 2106.09685).
+
+    A role without an adapter sees the frozen layer alone.
+    """
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer.requires_grad_(False)
+        self.lora_A = nn.ModuleDict()
+        self.lora_B = nn.ModuleDict()
+        self.scaling: dict[str, float] = {}
+
+    def add_adapter(self, role: str, rank: int, alpha: float, generator: torch.Generator) -> None:
+        """A fresh adapter: A uniform as in a linear layer, B zero, so that the role starts as the frozen layer."""
+        weight = self.base_layer.weight
+        down = nn.Linear(self.base_layer.in_features, rank, bias=False, device=weight.device)
+        up = nn.Linear(rank, self.base_layer.out_features, bias=False, device=weight.device)
+        bound = 1 / math.sqrt(self.base_layer.in_features)
+        with torch.no_grad():
+            down.weight.copy_(torch.empty(down.weight.shape).uniform_(-bound, bound, generator=generator))
+            up.weight.zero_()
+        self.lora_A[role], self.lora_B[role] = down, up
+        self.scaling[role] = alpha / rank
+
+    def forward(self, x: Tensor, role: str | None) -> Tensor:
+        y = self.base_layer(x)
+        if role is None or role not in self.scaling:
+            return y
+        return y + self.scaling[role] * self.lora_B[role](self.lora_A[role](x))
+
+
+def project(linear: nn.Module, x: Tensor, role: str | None) -> Tensor:
+    """`linear(x)` as `role` sees it; plain layers have no roles."""
+    return linear(x, role) if isinstance(linear, RoleLinear) else linear(x)
+
+
+def install(module: nn.Module) -> None:
+    """Replace every linear layer below `module` by a `RoleLinear` around it; those already replaced stay."""
+    for name, child in module.named_children():
+        match child:
+            case RoleLinear():
+                continue
+            case nn.Linear():
+                setattr(module, name, RoleLinear(child))
+            case _:
+                install(child)
+
+
+def role_linears(root: nn.Module) -> Iterator[tuple[str, RoleLinear]]:
+    """(name, layer) of every `RoleLinear` below `root`."""
+    for name, module in root.named_modules():
+        if isinstance(module, RoleLinear):
+            yield name, module

@@ -1,0 +1,107 @@
+"""What is drawn at every milestone of a run, and against what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers import QwenImage21Pipeline
+
+from datamodules.distillation import DistillationData
+from datamodules.pretraining import PretrainingData
+from workbench import grids, roles
+from workbench.backbone import RoleDenoiser
+from workbench.batch import Batch, CaptionBatch, Condition
+from workbench.callbacks import Grid
+from workbench.config import Recipe
+from workbench.grids import Picture
+from workbench.modules.distiller import Distiller, student_times
+from workbench.modules.pretrainer import Pretrainer
+from workbench.modules.root import RootModule
+from workbench.rollout import time_grid
+
+PRETRAINING_STEPS = 20
+"""Sampling steps of a pretraining grid: enough to judge a teacher by."""
+
+
+def _first_of_each_category(categories: np.ndarray) -> list[int]:
+    """Index of the first sample of each category, in the order of the categories."""
+    return [int(np.flatnonzero(categories == value)[0]) for value in np.unique(categories)]
+
+
+def distillation_grid(recipe: Recipe, teacher: QwenImage21Pipeline, data: DistillationData) -> Grid:
+    """Columns source, teacher, teacher at 4 NFE (drawn once) and student (drawn at every milestone)."""
+    chosen = _first_of_each_category(data.dataset.samples.category)
+    labels = tuple(data.categories[data.dataset.samples.category[i]] for i in chosen)
+    fixed: dict[str, Sequence[Picture | None]] = {}
+
+    def draw(module: RootModule) -> np.ndarray:
+        assert isinstance(module, Distiller)
+        teacher.vae.to(module.device)
+        batches = tuple(batch.to(module.device) for batch in data.batches_for(chosen))
+        prompts = grids.FixedPrompts(batches, labels, recipe.seed)
+        channels = teacher.transformer.config.in_channels
+
+        def column(role: str, times: torch.Tensor, cfg_scale: float = 1.0) -> list[Picture]:
+            network = RoleDenoiser(module.denoiser, role)  # type: ignore[arg-type]
+            return grids.draw_column(prompts, teacher, network, channels, times, cfg_scale)
+
+        if not fixed:
+            how = recipe.evaluation
+            sources = {position: batch.condition.references for position, batch in enumerate(batches)}
+            fixed["source"] = grids.latents_column(prompts, teacher, sources)
+            nfe = how.teacher_steps * (2 if how.teacher_cfg_scale > 1 else 1)
+            fixed[f"teacher, {nfe} NFE"] = column(
+                roles.TEACHER, time_grid(how.teacher_steps, how.teacher_shift), how.teacher_cfg_scale
+            )
+            fixed[f"teacher, {recipe.dmd.student_steps} NFE"] = column(roles.TEACHER, student_times(recipe))
+        return grids.compose({**fixed, "student": column(roles.STUDENT, student_times(recipe))}, labels)
+
+    return draw
+
+
+def pretraining_grid(recipe: Recipe, base: QwenImage21Pipeline, data: PretrainingData) -> Grid:
+    """Columns source, real and sample, guided as the evaluation's teacher is."""
+    samples = data.dataset.samples
+    chosen = [i for value in np.unique(samples.category) for i in np.flatnonzero(samples.category == value)[:2]]
+    labels = tuple(data.categories[samples.category[i]] for i in chosen)
+
+    def draw(module: RootModule) -> np.ndarray:
+        assert isinstance(module, Pretrainer)
+        base.vae.to(module.device)
+        batches = [batch.to(module.device) for batch in data.batches_for(chosen)]
+        empty = [batch.to(module.device) for batch in data.batches_for(chosen, dropped=True)]
+        with torch.no_grad():
+            pairs = [
+                (batch, module.condition(batch), module.condition(twin))
+                for batch, twin in zip(batches, empty, strict=True)
+            ]
+        prompts = grids.FixedPrompts(tuple(_as_batch(*pair) for pair in pairs), labels, recipe.seed)
+        network = RoleDenoiser(module.denoiser, roles.TEACHER)
+        how = recipe.evaluation
+        times = time_grid(min(PRETRAINING_STEPS, how.teacher_steps), how.teacher_shift)
+        channels = base.transformer.config.in_channels
+        columns: dict[str, Sequence[Picture | None]] = {
+            "source": grids.latents_column(prompts, base, {i: b.references for i, b in enumerate(batches)}),
+            "real": grids.latents_column(prompts, base, {i: b.target for i, b in enumerate(batches)}),
+            f"{len(times) - 1} steps": grids.draw_column(prompts, base, network, channels, times),
+            "guided": grids.draw_column(prompts, base, network, channels, times, how.teacher_cfg_scale),
+        }
+        return grids.compose(columns, labels)
+
+    return draw
+
+
+def _as_batch(batch: CaptionBatch, condition: Condition, uncond: Condition) -> Batch:
+    return Batch(
+        task=batch.task,
+        condition=condition,
+        uncond=uncond,
+        target=batch.target,
+        rows=batch.rows,
+        weight=batch.weight,
+        num_samples=batch.num_samples,
+        category=torch.zeros_like(batch.rows),
+        sample_ids=batch.sample_ids,
+    )

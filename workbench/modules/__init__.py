@@ -1,0 +1,1 @@
+"""LightningModules: thin shells that call networks, the pure functions and `log`."""

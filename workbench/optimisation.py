@@ -1,0 +1,57 @@
+"""Learning-rate schedule, gradient clipping and the moving average of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+
+def learning_rate_factor(update: int, warmup: int, total: int, final: float) -> float:
+    """Factor on the peak rate at `update`: linear warm-up, then a cosine from 1 to `final` at `total`."""
+    if update < warmup:
+        return (update + 1) / warmup
+    progress = min(1.0, (update - warmup) / max(1, total - warmup))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale gradients in place to a total norm of at most `max_norm`; returns the norm before, () on every rank."""
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+class MovingAverage:
+    """Exponential moving average of named parameters, sharded as they are.
+
+    The effective decay min(decay, (1 + n) / (10 + n)) lets a short run forget its initial weights.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self._update = torch.optim.swa_utils.get_ema_multi_avg_fn
+        self.decay = decay
+        self.parameters = dict(parameters)
+        self.average = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, num_updates: int) -> None:
+        """Take in the parameters after their `num_updates`-th update."""
+        decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
+        current = [self.parameters[name].detach() for name in self.average]
+        self._update(decay)(list(self.average.values()), current, num_updates)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange average and parameters; twice is no change."""
+        for name, parameter in self.parameters.items():
+            current = parameter.detach().clone()
+            parameter.copy_(self.average[name])
+            self.average[name].copy_(current)

@@ -1,0 +1,75 @@
+"""What a run would do, before it does: mixture, guidance, memory, time."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from datamodules.distillation import DistillationData
+from workbench.config import Recipe
+from workbench.modules.distiller import Distiller
+from workbench.roles import STUDENT, teacher_roles
+
+BYTES_PER_TRAINED = 4 * 4
+"""Weight, gradient and two moments in float32; the student's average is a fifth copy."""
+
+
+def show(
+    recipe: Recipe, module: Distiller, data: DistillationData, seconds_per_update: float, console: Console
+) -> None:
+    """Print the plan of a distillation run; `seconds_per_update` was measured on this machine."""
+    updates = recipe.trainer.updates
+    console.print(
+        f"{updates} student updates of {recipe.mixture.batch_size} samples, each after {recipe.dmd.fake_updates} "
+        f"fake-score updates; student times {', '.join(f'{t:.3f}' for t in module.student.times.tolist())}"
+    )
+    console.print(_mixture(data, updates))
+    console.print(_guidance(recipe, module))
+    world = recipe.trainer.devices * recipe.trainer.num_nodes
+    console.print(
+        f"state: {_state_bytes(module) / world / 2**30:.2f} GiB a device ({_trained(module) / 1e6:.1f} M parameters "
+        f"trained, {_frozen(module) / 1e6:.1f} M frozen, {world} device(s)); activations come on top"
+    )
+    console.print(
+        f"time: {seconds_per_update:.2f} s an update here, {seconds_per_update * updates / 60:.1f} min for all "
+        "(training alone)"
+    )
+
+
+def _mixture(data: DistillationData, updates: int) -> Table:
+    table = Table("category", "student samples", "passes over each prompt", title="mixture", title_justify="left")
+    passes = data.passes(updates)
+    for name, count in data.realised(updates).items():
+        table.add_row(name, str(count), f"{passes[name]:.2f}")
+    return table
+
+
+def _guidance(recipe: Recipe, module: Distiller) -> Table:
+    table = Table(title="lambda: teacher by student step, noisiest first", title_justify="left")
+    table.add_column("category")
+    table.add_column("step", justify="right")
+    for role in teacher_roles(recipe.teachers):
+        table.add_column(role, justify="right")
+    shared: dict[str, list[str]] = {}
+    for name, rows in zip(module.categories, module.lambdas.tolist(), strict=True):
+        shared.setdefault(str(rows), []).append(name)
+    for names in shared.values():
+        rows = module.lambdas[module.categories.index(names[0])].tolist()
+        label = "all" if len(names) == len(module.categories) else "\n".join(names)
+        for k, row in enumerate(rows):
+            table.add_row(label if k == 0 else "", str(k), *(f"{weight:.2f}" for weight in row))
+    return table
+
+
+def _trained(module: Distiller) -> int:
+    return sum(parameter.numel() for parameter in module.trained_parameters().values())
+
+
+def _frozen(module: Distiller) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad)
+
+
+def _state_bytes(module: Distiller) -> float:
+    average = sum(parameter.numel() for parameter in module.parameters_of(STUDENT)) * 4
+    frozen = sum(p.numel() * p.element_size() for p in module.parameters() if not p.requires_grad)
+    return _trained(module) * BYTES_PER_TRAINED + average + frozen

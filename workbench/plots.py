@@ -1,0 +1,177 @@
+"""Charts and pictures of the report as text inside an HTML page: SVG in the page's own ink, base64 images."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, UnidentifiedImageError
+
+INK = "#0a0b0c"
+"""Drawn in this colour, shown in the page's `currentColor`, so that charts follow light and dark."""
+PALETTE = {"teacher": "#7c8aa5", "teacher_few_step": "#e0923a", "student": "#3f7de0"}
+OTHER = ("#3f7de0", "#e0923a", "#3ba272", "#b25fd0", "#d0574f", "#7c8aa5")
+MAX_CURVES = 12
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "grid.alpha": 0.18,
+    "grid.color": INK,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+}
+
+
+def inline_image(path: Path, max_width: int) -> str:
+    """A `data:` address of the picture as WebP, shrunk to at most `max_width` pixels; empty if it cannot be read."""
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (OSError, UnidentifiedImageError):
+        return ""
+    if image.width > max_width:
+        image = image.resize((max_width, round(image.height * max_width / image.width)), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    image.save(encoded, format="WEBP", quality=82)
+    return "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
+
+
+def _svg(figure: Figure, salt: str) -> str:
+    """Inline SVG; `salt` keeps the ids of several charts on a page apart."""
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
+        out = io.StringIO()
+        figure.savefig(
+            out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None}
+        )
+    text = out.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    # Sizes of its own would keep the chart from shrinking with the page; the view box stays.
+    return re.sub(
+        r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="([\d.]+)pt"', r'<svg \1\2style="max-width:\3pt"', text, count=1
+    )
+
+
+def score_chart(metrics: Mapping[str, Any], models: Mapping[str, str], benches: Mapping[str, str]) -> str:
+    """Scores of every model in every category, with their intervals, one panel a benchmark."""
+    shown = [bench for bench in benches if any(model.get(bench) for model in metrics["models"].values())]
+    if not shown:
+        return ""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 3.4))
+        widths = [len(next(m[bench] for m in metrics["models"].values() if m.get(bench))) for bench in shown]
+        panels = figure.subplots(1, len(shown), sharey=True, width_ratios=widths, squeeze=False)[0]
+        for panel, bench in zip(panels, shown, strict=True):
+            _score_panel(panel, {n: m[bench] for n, m in metrics["models"].items() if m.get(bench)}, models)
+            panel.set_title(benches[bench])
+        panels[0].set_ylabel("score, 1 to 5")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="upper center", ncols=len(labels), bbox_to_anchor=(0.5, 0.02))
+        figure.tight_layout()
+    return _svg(figure, "scores")
+
+
+def _score_panel(panel: Axes, scores: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> None:
+    categories = [name for name in next(iter(scores.values())) if name != "mean"] + ["mean"]
+    for i, (name, of_model) in enumerate(scores.items()):
+        x = np.arange(len(categories)) + (i - (len(scores) - 1) / 2) * 0.2
+        means = np.array([of_model[c]["mean"] for c in categories], dtype=float)
+        low = np.array([of_model[c]["mean"] if of_model[c]["low"] is None else of_model[c]["low"] for c in categories])
+        high = np.array(
+            [of_model[c]["mean"] if of_model[c]["high"] is None else of_model[c]["high"] for c in categories]
+        )
+        spread = np.maximum(0, [means - low, high - means])
+        color = PALETTE.get(name, OTHER[i % len(OTHER)])
+        panel.errorbar(x, means, yerr=spread, fmt="o", ms=4.5, lw=1.6, color=color, label=titles.get(name, name))
+    panel.axvspan(len(categories) - 1.5, len(categories) - 0.5, color=INK, alpha=0.06, lw=0)
+    panel.set_xticks(range(len(categories)), categories)
+    panel.set_xlim(-0.5, len(categories) - 0.5)
+    panel.grid(axis="y")
+
+
+def training_curves(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every logged scalar against student updates, mixtures aside; small panels of at most MAX_CURVES names."""
+    names: list[str] = []
+    for row in rows:
+        names += [n for n, v in row.items() if n not in names and n != "update" and isinstance(v, int | float)]
+    names = sorted(name for name in names if not name.startswith(("mixture/", "learning_rate/")))[:MAX_CURVES]
+    if not names:
+        return ""
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.2, 1.75 * lines))
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for panel in panels[len(names) :]:
+            panel.axis("off")
+        for panel, name in zip(panels, names, strict=False):
+            points = [(row["update"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+            x, y = zip(*points, strict=True)
+            panel.plot(x, y, color=OTHER[0], lw=1.3, marker="o" if len(x) < 3 else None, ms=3)
+            panel.set_title(name)
+            panel.grid()
+        for panel in panels[max(0, len(names) - columns) : len(names)]:
+            panel.set_xlabel("student updates")
+        figure.tight_layout()
+    return _svg(figure, "curves")
+
+
+def lambda_tables(tables: Mapping[str, Sequence[Sequence[float]]], teachers: Sequence[str]) -> str:
+    """The lambda table of every condition class as a heat map: rows are student steps, columns teachers."""
+    with matplotlib.rc_context(STYLE):
+        columns = min(4, len(tables))
+        lines = -(-len(tables) // columns)
+        figure = Figure(figsize=(2.3 * columns, 2.0 * lines))
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for panel in panels[len(tables) :]:
+            panel.axis("off")
+        for panel, (name, table) in zip(panels, tables.items(), strict=False):
+            values = np.asarray(table, dtype=float)
+            panel.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+            for (k, m), value in np.ndenumerate(values):
+                # On the map's own blues, not on the page: no theme colour here.
+                panel.text(m, k, f"{value:.2g}", ha="center", va="center", color="white" if value > 0.5 else "#111111")
+            panel.set_xticks(range(values.shape[1]), [str(name) for name in teachers][: values.shape[1]])
+            panel.set_yticks(range(values.shape[0]), [f"step {k}" for k in range(values.shape[0])])
+            panel.set_title(name)
+        figure.tight_layout()
+    return _svg(figure, "lambda")
+
+
+def arms_chart(arms: Sequence[Mapping[str, Any]]) -> str:
+    """Every arm of a study: its seeds as dots, its mean with the interval."""
+    if not arms:
+        return ""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.0, 0.8 + 0.42 * len(arms)))
+        panel = figure.subplots()
+        for y, arm in enumerate(reversed(arms)):
+            panel.plot(arm["scores"], [y] * len(arm["scores"]), "o", ms=4, color=OTHER[5], alpha=0.7)
+            if arm["low"] is not None:
+                panel.plot([arm["low"], arm["high"]], [y, y], color=OTHER[0], lw=2)
+            panel.plot([arm["mean"]], [y], "D", ms=6, color=OTHER[0])
+        panel.set_yticks(range(len(arms)), [arm["name"] for arm in reversed(arms)])
+        panel.set_xlabel("score of the student, mean of both benchmarks")
+        panel.set_ylim(-0.6, len(arms) - 0.4)
+        panel.grid(axis="x")
+        figure.tight_layout()
+    return _svg(figure, "arms")

@@ -1,0 +1,233 @@
+"""A run or study folder as one self-contained HTML page: `report(folder)` writes `report.html`.
+
+Whatever is missing is said in words; nothing is fetched from elsewhere, and every text is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from datamodules.files import write_bytes
+from workbench import plots
+from workbench.errors import UserError
+
+BENCH_TITLES = {"t2i_bench": "T2I-Bench", "editing_bench": "Editing-Bench"}
+MODEL_TITLES = {
+    "teacher": "Teacher",
+    "teacher_few_step": "Teacher, best few-step",
+    "student": "Student",
+}
+MAX_MILESTONES = 6
+
+
+def report(folder: Path) -> Path:
+    """Write `report.html` into a run folder, or into a study folder (one that holds `study.json`).
+
+    Raises:
+        UserError: the folder is missing, or holds nothing to report on.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder at {folder}")
+    if (folder / "study.json").is_file():
+        page = _render("study.html.j2", _study(folder))
+    elif any((folder / name).exists() for name in ("recipe.yaml", "metrics.json", "metrics.jsonl", "samples")):
+        page = _render("run.html.j2", _run(folder))
+    else:
+        raise UserError(f"{folder} is neither a run (recipe.yaml, metrics.json) nor a study (study.json)")
+    path = folder / "report.html"
+    write_bytes(path, page.encode())
+    return path
+
+
+def _render(template: str, values: dict[str, Any]) -> str:
+    environment = Environment(
+        loader=PackageLoader("workbench"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "interval": interval, "signed": signed, "words": words}
+    environment.globals |= {"bench_titles": BENCH_TITLES, "model_titles": MODEL_TITLES}
+    return environment.get_template(template).render(**values)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number, or a hyphen where there is none."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """A number with its sign."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:+.{digits}f}"
+
+
+def interval(value: dict[str, Any], digits: int = 2) -> str:
+    """`low to high` of an interval of metrics.json, or words where there is none."""
+    if value.get("low") is None or value.get("high") is None:
+        return "no interval"
+    return f"{value['low']:.{digits}f} to {value['high']:.{digits}f}"
+
+
+def words(name: str) -> str:
+    """A name of the files as words."""
+    return MODEL_TITLES.get(name, BENCH_TITLES.get(name, name.replace("_", " ")))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in `path`, or nothing if the file is missing or broken."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def _curves(folder: Path) -> list[dict[str, Any]]:
+    """Logged lines, those cut short aside."""
+    rows = []
+    for line in _text(folder / "metrics.jsonl").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "update" in row:
+            rows.append(row)
+    return rows
+
+
+def _milestones(folder: Path) -> list[dict[str, str]]:
+    """Sample grids over training, evenly thinned, first and last kept."""
+    paths = sorted((folder / "samples").glob("*.png"))
+    if len(paths) > MAX_MILESTONES:
+        last = len(paths) - 1
+        paths = [paths[round(i * last / (MAX_MILESTONES - 1))] for i in range(MAX_MILESTONES)]
+    return [{"name": re.sub(r"-0*(?=\d)", " ", path.stem), "image": plots.inline_image(path, 900)} for path in paths]
+
+
+def _sheets(folder: Path) -> list[dict[str, Any]]:
+    """Contact sheets of the evaluation with their prompts and scores."""
+    place = folder / "samples" / "evaluation"
+    try:
+        index = json.loads((place / "index.json").read_text())
+    except (OSError, ValueError):
+        return []
+    return [
+        {**sheet, "image": plots.inline_image(place / Path(sheet["file"]).name, 1000)}
+        for sheet in index
+        if (place / Path(sheet["file"]).name).is_file()
+    ]
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    """recipe.yaml as plain values, for the lambda table and the mixture asked for."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(_text(folder / "recipe.yaml"))
+    except yaml.YAMLError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _mixture(curves: list[dict[str, Any]], recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """Share of every category among the samples drawn, averaged over logged lines, and the task's share asked for."""
+    names = sorted({name for row in curves for name in row if name.startswith("mixture/")})
+    asked = (recipe.get("mixture") or {}).get("tasks") or {}
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        values = [float(row.get(name, 0.0)) for row in curves if any(key.startswith("mixture/") for key in row)]
+        rows.append({"name": name.removeprefix("mixture/"), "share": sum(values) / len(values)})
+    tasks = {task: sum(row["share"] for row in rows if row["name"].split("/")[0] == task) for task in asked}
+    return [*({"name": task, "share": tasks[task], "asked": asked[task]} for task in tasks), *rows]
+
+
+def _categories(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Per bench: category names and, for every model, its interval in each."""
+    models = metrics.get("models", {})
+    tables = []
+    for bench in BENCH_TITLES:
+        named = {name: model[bench] for name, model in models.items() if model.get(bench)}
+        if named:
+            columns = [name for name in next(iter(named.values())) if name != "mean"] + ["mean"]
+            ceiling = metrics.get("ceiling", {}).get(bench)
+            tables.append({"bench": bench, "columns": columns, "models": named, "ceiling": ceiling})
+    return tables
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    metrics, recipe, curves = _json(folder / "metrics.json"), _recipe(folder), _curves(folder)
+    tables = (recipe.get("guidance") or {}).get("tables") or {}
+    specialists = list((recipe.get("teachers") or {}).get("specialists") or {})
+    return {
+        "title": folder.resolve().name,
+        "metrics": metrics,
+        "categories": _categories(metrics),
+        "score_chart": plots.score_chart(metrics, MODEL_TITLES, BENCH_TITLES) if metrics.get("models") else "",
+        "curves": plots.training_curves(curves),
+        "num_logged": len(curves),
+        "last_update": curves[-1]["update"] if curves else None,
+        "lambda_chart": plots.lambda_tables(tables, ["base", *specialists]) if tables else "",
+        "mixture": _mixture(curves, recipe),
+        "milestones": _milestones(folder),
+        "sheets": _sheets(folder),
+        "recipe_text": _text(folder / "recipe.yaml"),
+        "environment": _json(folder / "environment.json"),
+        "commands": [
+            f"workbench distill {folder}/recipe.yaml",
+            f"workbench evaluate {folder}",
+            f"workbench report {folder}",
+        ],
+    }
+
+
+def _study(folder: Path) -> dict[str, Any]:
+    study = _json(folder / "study.json")
+    arms = [_arm(arm) for arm in study.get("arms", [])]
+    arms.sort(key=lambda arm: -arm["mean"] if arm["mean"] is not None else math.inf)
+    return {
+        "title": study.get("name", folder.resolve().name),
+        "question": study.get("question", ""),
+        "storage": study.get("storage", ""),
+        "arms": arms,
+        "chart": plots.arms_chart([arm for arm in arms if arm["mean"] is not None]),
+        "trials": [trial for arm in arms for trial in arm["trials"]],
+        "commands": [f"workbench study {study.get('name', folder.name)}", f"workbench report {folder}"],
+    }
+
+
+def _arm(arm: dict[str, Any]) -> dict[str, Any]:
+    """An arm with its mean over seeds and the Student-t interval of that mean."""
+    from scipy import stats
+
+    scores = [float(trial["score"]) for trial in arm.get("trials", []) if trial.get("score") is not None]
+    mean = sum(scores) / len(scores) if scores else None
+    low = high = None
+    if mean is not None and len(scores) > 1:
+        deviation = math.sqrt(sum((score - mean) ** 2 for score in scores) / (len(scores) - 1))
+        half = float(stats.t.ppf(0.975, len(scores) - 1)) * deviation / math.sqrt(len(scores))
+        low, high = mean - half, mean + half
+    trials = [
+        {**trial, "arm": arm["name"], "link": _link(trial.get("run")), "metrics": trial.get("metrics") or {}}
+        for trial in arm.get("trials", [])
+    ]
+    failed = sum(trial.get("state") == "fail" for trial in trials)
+    return {"name": arm["name"], "n": len(scores), "mean": mean, "low": low, "high": high, "failed": failed,
+            "scores": scores, "trials": trials}  # fmt: skip
+
+
+def _link(run: str | None) -> str:
+    """Link to a trial's own report; its run folder is named by its last part, inside the study folder."""
+    return f"{Path(run).name}/report.html" if run else ""

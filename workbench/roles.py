@@ -1,0 +1,100 @@
+"""Which weights play which role: full copies, or adapters over one shared frozen base."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from diffusers import QwenImage21Transformer2DModel
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from workbench import lora, rng
+from workbench.backbone import QwenImage21, SplitTransformer
+from workbench.config import Model, Teachers
+from workbench.errors import UserError
+
+STUDENT = "student"
+FAKE_SCORE = "fake_score"
+TEACHER = "teacher"
+
+
+def teacher_roles(teachers: Teachers) -> tuple[str, ...]:
+    """The base teacher, then the specialists in the order of the lambda table's columns."""
+    return (TEACHER, *(f"{TEACHER}_{name}" for name in teachers.specialists))
+
+
+def build(
+    base: QwenImage21Transformer2DModel,
+    model: Model,
+    *,
+    student: QwenImage21Transformer2DModel | None = None,
+    specialists: Mapping[str, QwenImage21Transformer2DModel] | None = None,
+    seed: int = 0,
+) -> QwenImage21:
+    """Denoiser with the roles student, fake score, teacher and one a specialist.
+
+    student: weights that student and fake score start from, when they are not the base teacher's.
+    Only student and fake score are left trainable; the fake score starts where the student does.
+    """
+    base = base.requires_grad_(False)
+    networks = {TEACHER: SplitTransformer(base, model.gradient_checkpointing)}
+    network_of_role = {TEACHER: TEACHER}
+    match model.roles:
+        case "full":
+            for role in (STUDENT, FAKE_SCORE):
+                weights = copy.deepcopy(student if student is not None else base).requires_grad_(True)
+                networks[role] = SplitTransformer(weights, model.gradient_checkpointing)
+                network_of_role[role] = role
+        case "lora":
+            if student is not None:
+                raise UserError(
+                    "model.roles=lora starts at the base teacher: leave model.student out, or use roles=full"
+                )
+            lora.install(networks[TEACHER].blocks)
+            for role in (STUDENT, FAKE_SCORE):
+                generator = rng.generator(seed, f"lora/{role}", 0)
+                for _, layer in lora.role_linears(networks[TEACHER].blocks):
+                    layer.add_adapter(role, model.lora_rank, model.lora_alpha, generator)
+                network_of_role[role] = TEACHER
+    for name, specialist in (specialists or {}).items():
+        role = f"{TEACHER}_{name}"
+        networks[role] = SplitTransformer(specialist.requires_grad_(False), model.gradient_checkpointing)
+        network_of_role[role] = role
+    return QwenImage21(networks, network_of_role)
+
+
+@torch.no_grad()
+def merged_state(denoiser: QwenImage21, role: str) -> dict[str, Tensor]:
+    """Weights of `role` under diffusers' own names, adapters merged, whole and on the CPU (collective when sharded)."""
+    network = denoiser.network(role)
+    linears = dict(lora.role_linears(network.transformer))
+    state = {}
+    for name, tensor in network.transformer.state_dict().items():
+        owner, _, leaf = name.partition(".base_layer.")
+        if owner in linears and leaf == "weight" and role in linears[owner].scaling:
+            layer = linears[owner]
+            up, down = _whole(layer.lora_B[role].weight), _whole(layer.lora_A[role].weight)
+            state[f"{owner}.weight"] = _whole(tensor) + layer.scaling[role] * (up @ down)
+        elif ".lora_" not in name:
+            state[name.replace(".base_layer.", ".")] = _whole(tensor)
+    return state
+
+
+@torch.no_grad()
+def adapter_state(denoiser: QwenImage21, role: str) -> tuple[dict[str, Tensor], float]:
+    """Adapter weights of `role` as `LAYER.lora_A.weight` / `LAYER.lora_B.weight`, and their shared alpha / rank."""
+    state, scaling = {}, 1.0
+    for name, layer in lora.role_linears(denoiser.network(role).transformer):
+        state[f"{name}.lora_A.weight"] = _whole(layer.lora_A[role].weight)
+        state[f"{name}.lora_B.weight"] = _whole(layer.lora_B[role].weight)
+        scaling = layer.scaling[role]
+    return state, scaling
+
+
+def _whole(tensor: Tensor | nn.Module) -> Tensor:
+    assert isinstance(tensor, Tensor)
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    # A copy even on the CPU: the caller may go on to change the weights.
+    return full.detach().to("cpu", copy=True)

@@ -1,0 +1,88 @@
+"""Rotary positions of Qwen-Image-2.1, as cosines and sines instead of complex numbers, cached by layout.
+
+Text advances one position on all three axes (frame, height, width). A reference freezes the frame axis at the
+position reached, spans a centred height x width grid, and advances the position by its longer side. The target
+does the same from the position that each sample's own, unpadded text reaches.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from workbench.batch import Layout
+
+THETA = 10_000.0
+Rotary = tuple[Tensor, Tensor]
+"""Cosine and sine of the angles, (B or 1, S, head_dim / 2) float32."""
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate neighbouring channel pairs of x (B, S, heads, head_dim) by the angles, in float32."""
+    cos, sin = (part.unsqueeze(2) for part in rotary)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
+
+
+class RotaryTable:
+    """Angles of prefix and target tokens. Grids are cached by layout and device: no host work in a training step."""
+
+    def __init__(self, axes_dims: tuple[int, int, int]) -> None:
+        self.axes_dims = axes_dims
+        self._prefix: dict[tuple[Layout, torch.device], Rotary] = {}
+        self._target: dict[tuple[Layout, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def prefix(self, layout: Layout, device: torch.device) -> Rotary:
+        """Of the joined text and reference tokens, (1, P, head_dim / 2)."""
+        if (layout, device) not in self._prefix:
+            angles = self._angles(_prefix_positions(layout).to(device))
+            self._prefix[layout, device] = (angles.cos()[None], angles.sin()[None])
+        return self._prefix[layout, device]
+
+    def target(self, layout: Layout, lengths: Tensor) -> Rotary:
+        """Of the target tokens of samples with `lengths` (B,) valid text positions, (B, N, head_dim / 2)."""
+        device = lengths.device
+        if (layout, device) not in self._target:
+            grid = _grid(0, layout.height, layout.width).to(device)
+            self._target[layout, device] = (grid, self._angles(grid)[:, self.axes_dims[0] // 2 :])
+        grid, space = self._target[layout, device]
+        skipped = sum(max(item.height, item.width) - item.num_slots for item in layout.references)
+        frame = (lengths + skipped)[:, None] * self._frequencies(self.axes_dims[0], device)
+        frame = frame[:, None].expand(-1, len(grid), -1)
+        angles = torch.cat([frame, space[None].expand(len(lengths), -1, -1)], dim=-1)
+        return angles.cos(), angles.sin()
+
+    def _angles(self, positions: Tensor) -> Tensor:
+        """(S, 3) positions -> (S, head_dim / 2) angles."""
+        return torch.cat(
+            [
+                positions[:, axis, None] * self._frequencies(dim, positions.device)
+                for axis, dim in enumerate(self.axes_dims)
+            ],
+            dim=-1,
+        )
+
+    def _frequencies(self, dim: int, device: torch.device) -> Tensor:
+        exponents = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
+        return 1.0 / torch.pow(THETA, exponents)
+
+
+def _grid(frame: int, height: int, width: int) -> Tensor:
+    rows = torch.arange(height) - (height - height // 2)
+    columns = torch.arange(width) - (width - width // 2)
+    grid = torch.cartesian_prod(rows, columns)
+    return torch.cat([torch.full((len(grid), 1), frame), grid], dim=1)
+
+
+def _prefix_positions(layout: Layout) -> Tensor:
+    """(P, 3) frame, height and width position of each joined prefix token."""
+    parts, read, position = [], 0, 0
+    for reference in layout.references:
+        num_text = reference.slot - read
+        parts.append(torch.arange(position, position + num_text)[:, None].expand(-1, 3))
+        position += num_text
+        parts.append(_grid(position, reference.height, reference.width))
+        position += max(reference.height, reference.width)
+        read = reference.slot + reference.num_slots
+    parts.append(torch.arange(position, position + layout.text_tokens - read)[:, None].expand(-1, 3))
+    return torch.cat(parts)

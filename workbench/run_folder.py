@@ -1,0 +1,137 @@
+"""The run folder: what is in it, and whether a recipe may continue it.
+
+runs/NAME/  recipe.yaml  environment.json  metrics.jsonl  metrics.json  tensorboard/  checkpoints/  samples/
+            student/  report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from workbench.config import Evaluation, Recipe, load, to_yaml
+from workbench.errors import UserError
+
+PACKAGES = (
+    "few-step-workbench",
+    "torch",
+    "diffusers",
+    "transformers",
+    "lightning",
+    "optuna",
+    "omegaconf",
+    "webdataset",
+    "safetensors",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def scalars(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def student(self) -> Path:
+        return self.path / "student"
+
+    @property
+    def teacher(self) -> Path:
+        return self.path / "teacher"
+
+    def is_run(self) -> bool:
+        """Whether a run was begun here."""
+        return self.recipe.is_file()
+
+    def read_recipe(self, overrides: list[str] | None = None) -> Recipe:
+        """The resolved recipe of the run, with overrides on top.
+
+        Raises:
+            UserError: no run here, or overrides that make no recipe.
+        """
+        if not self.is_run():
+            raise UserError(f"{self.path} is no run folder: it has no recipe.yaml")
+        return load(self.recipe, overrides or [])
+
+    def begin(self, recipe: Recipe) -> None:
+        """Claim the folder for `recipe`; a run of the same recipe in it continues.
+
+        Raises:
+            UserError: the folder holds another run, or something else.
+        """
+        if self.is_run():
+            if not _continues(self.read_recipe(), recipe):
+                raise UserError(
+                    f"{self.path} holds a run of another recipe: choose another trainer.folder, or delete that one"
+                )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and no run: choose another trainer.folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.environment, json.dumps(environment(), indent=1) + "\n")
+        write_whole(self.recipe, to_yaml(recipe))
+
+
+def environment() -> dict[str, object]:
+    """Versions and machine, for `environment.json`."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "command": " ".join(["workbench", *sys.argv[1:]]),
+        "cpu_threads": torch.get_num_threads(),
+        "cuda_devices": devices,
+        "packages": versions,
+    }
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `path` so that it is either whole or as it was before."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _continues(before: Recipe, now: Recipe) -> bool:
+    """Whether two recipes train alike: how long, where and how often things are written may differ."""
+    kept = {"updates": 1, "folder": "", "log_every": 1, "checkpoint_every": 1, "sample_every": 1}
+    neutral = {"devices": 1, "num_nodes": 1, "strategy": "auto", "accelerator": "auto", "max_skipped_updates": 0}
+
+    def training(recipe: Recipe) -> Recipe:
+        trainer = replace(recipe.trainer, **kept, **neutral)  # type: ignore[arg-type]
+        data = replace(recipe.data, num_workers=0, raw="", encode_batch_size=1)
+        return replace(recipe, trainer=trainer, evaluation=Evaluation(), data=data)
+
+    return training(before) == training(now)

@@ -1,0 +1,244 @@
+"""From a recipe to a run folder: the only file that sees data and modules both.
+
+recipe -> encoded shards -> datamodule -> roles -> trainer -> run folder -> pipeline folder of the student.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from diffusers import QwenImage21Pipeline
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from rich.console import Console
+
+from datamodules.distillation import DistillationData
+from datamodules.encoded import EncodedDataset
+from datamodules.pretraining import PretrainingData
+from workbench import checkpoint, export, milestones, pipeline, plan, roles
+from workbench.backbone import QwenImage21, single_role
+from workbench.callbacks import Averaging, Checkpointing, Grid, Metrics, SampleGrid
+from workbench.config import Recipe, recipe_hash
+from workbench.errors import UserError
+from workbench.modules.distiller import Distiller, student_times
+from workbench.modules.pretrainer import Pretrainer
+from workbench.modules.root import RootModule
+from workbench.prompts import PromptTokenizer
+from workbench.run_folder import RunFolder
+
+
+def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
+    """Distil into `recipe.trainer.folder`, from its newest checkpoint if it has one; returns the folder.
+
+    dry_run: print the plan, its memory and its time, and write nothing.
+
+    Raises:
+        UserError: anything in the recipe, the data or the folder that the user can mend.
+    """
+    _check_machine(recipe)
+    folder = RunFolder(Path(recipe.trainer.folder))
+    dataset = EncodedDataset(recipe.data.encoded)
+    data = DistillationData(
+        dataset,
+        recipe.mixture,
+        fake_updates=recipe.dmd.fake_updates,
+        num_steps=recipe.trainer.updates,
+        seed=recipe.seed,
+        num_workers=recipe.data.num_workers,
+        guided=recipe.teachers.cfg_scale != 1,
+    )
+    teacher = pipeline.load(recipe.model.folder)
+    _check_encoding(dataset, teacher, recipe)
+    module = Distiller(_roles(recipe, teacher), recipe, data.categories)
+    if dry_run:
+        plan.show(recipe, module, data, _seconds_per_update(recipe, module, data), Console())
+        return folder.path
+    folder.begin(recipe)
+    averaging = Averaging(recipe.optim.ema_decay)
+    grid = milestones.distillation_grid(recipe, teacher, data)
+    samples_per_update = recipe.mixture.batch_size * (1 + recipe.dmd.fake_updates)
+    _fit(recipe, folder, module, data, averaging, grid, samples_per_update)
+    _export_student(recipe, folder, module, averaging)
+    return folder.path
+
+
+def pretrain(recipe: Recipe) -> Path:
+    """Train `recipe.model.folder` by flow matching; returns the pipeline folder that it became.
+
+    Raises:
+        UserError: anything in the recipe, the data or the folder that the user can mend.
+    """
+    _check_machine(recipe)
+    if recipe.trainer.strategy == "fsdp":
+        raise UserError("pretraining runs on one device: set trainer.strategy=auto")
+    folder = RunFolder(Path(recipe.trainer.folder))
+    base = pipeline.load(recipe.model.folder)
+    tokenizer = PromptTokenizer(base)
+    data = PretrainingData(
+        EncodedDataset(recipe.data.encoded),
+        recipe.mixture,
+        tokenize=tokenizer,
+        num_system_tokens=tokenizer.num_system_tokens,
+        prompt_drop=recipe.pretrain.prompt_drop,
+        num_steps=recipe.pretrain.steps,
+        seed=recipe.seed,
+        num_workers=recipe.data.num_workers,
+    )
+    module = Pretrainer(single_role(base.transformer), base.text_encoder, recipe, tokenizer.num_system_tokens)
+    folder.begin(recipe)
+    averaging = Averaging(recipe.pretrain.ema_decay)
+    grid = milestones.pretraining_grid(recipe, base, data)
+    _fit(recipe, folder, module, data, averaging, grid, recipe.mixture.batch_size)
+    averaging.average.swap()
+    trained = {"transformer": base.transformer, "text_encoder": base.text_encoder}
+    export.export_components(recipe.model.folder, trained, folder.teacher)
+    return folder.teacher
+
+
+def export_run(run: Path, out: Path, lora: bool) -> None:
+    """Write the averaged student of `run`'s newest checkpoint to `out`: a pipeline folder, or a LoRA file.
+
+    Raises:
+        UserError: no run, no checkpoint, or `--lora` for a student with full weights.
+    """
+    folder = RunFolder(run)
+    recipe = folder.read_recipe()
+    found = checkpoint.newest(folder.checkpoints)
+    if found is None:
+        raise UserError(f"{run} has no checkpoint yet: let it reach trainer.checkpoint_every updates")
+    if lora and recipe.model.roles != "lora":
+        raise UserError(f"{run} trained full weights (model.roles=full): export without --lora")
+    denoiser = _roles(recipe, pipeline.load(recipe.model.folder))
+    average = {
+        name: parameter
+        for name, parameter in denoiser.named_parameters()
+        if parameter.requires_grad and roles.STUDENT in name.split(".")
+    }
+    checkpoint.load(found[0], {"average": {name: parameter.detach() for name, parameter in average.items()}})
+    times = student_times(recipe)
+    if lora:
+        adapters = export.role_adapters(denoiser.network(roles.STUDENT).transformer, roles.STUDENT)
+        export.export_lora(adapters, times, out, metadata=_metadata(recipe))
+    else:
+        state = roles.merged_state(denoiser, roles.STUDENT)
+        export.export(recipe.model.folder, state, times, out, metadata=_metadata(recipe))
+
+
+def _fit(
+    recipe: Recipe,
+    folder: RunFolder,
+    module: RootModule,
+    data: DistillationData | PretrainingData,
+    averaging: Averaging,
+    grid: Grid,
+    samples_per_update: int,
+) -> None:
+    """Train from the newest checkpoint to the end."""
+    found = checkpoint.newest(folder.checkpoints)
+    done = found[1].num_updates if found is not None else 0
+    if done:
+        Console().print(f"continuing {folder.path} at update {done} of {module.total_updates}")
+    data.start_step = min(done, module.total_updates)
+    options = recipe.trainer
+    callbacks = [
+        averaging,
+        Checkpointing(folder.checkpoints, options.checkpoint_every, averaging),
+        Metrics(folder.scalars, options.log_every, data, samples_per_update),
+        SampleGrid(folder.samples, options.sample_every, averaging, grid),
+        RichProgressBar(),
+    ]
+    logger = TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=done + 1 if done else None)
+    trainer = _trainer(recipe, callbacks=callbacks, logger=logger)
+    trainer.fit(module, datamodule=data)
+
+
+def _trainer(recipe: Recipe, **options: Any) -> L.Trainer:
+    chosen = recipe.trainer
+    world = chosen.devices * chosen.num_nodes
+    strategy: Any = "auto"
+    if chosen.strategy == "fsdp":
+        strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
+    return L.Trainer(
+        accelerator=_accelerator(recipe),
+        devices=chosen.devices,
+        num_nodes=chosen.num_nodes,
+        strategy=strategy,
+        # Sharded modules take their precision from the sharding, see workbench/sharding.py.
+        precision="32-true" if chosen.strategy == "fsdp" else chosen.precision,
+        max_epochs=1,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        **options,
+    )
+
+
+def _accelerator(recipe: Recipe) -> str:
+    if recipe.trainer.accelerator == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    return recipe.trainer.accelerator
+
+
+def _check_machine(recipe: Recipe) -> None:
+    options = recipe.trainer
+    if options.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError(
+            "trainer.accelerator=gpu, but torch sees no GPU here: use cpu or auto, or install torch for CUDA"
+        )
+    if options.devices * options.num_nodes > 1 and options.strategy != "fsdp":
+        raise UserError(f"trainer.devices={options.devices} needs trainer.strategy=fsdp")
+    if _accelerator(recipe) == "gpu" and options.devices > torch.cuda.device_count():
+        raise UserError(f"trainer.devices={options.devices}, but torch sees {torch.cuda.device_count()} GPUs here")
+
+
+def _check_encoding(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recipe: Recipe) -> None:
+    """Embeddings of another text encoder would train without a word and be worth nothing."""
+    expected = teacher.transformer.config.context_in_dim
+    if dataset.embedding_dim != expected:
+        raise UserError(
+            f"{recipe.data.encoded} was encoded with another pipeline (embeddings of width {dataset.embedding_dim}, "
+            f"{recipe.model.folder} reads {expected}): run `workbench encode` with this model.folder"
+        )
+
+
+def _roles(recipe: Recipe, teacher: QwenImage21Pipeline) -> QwenImage21:
+    student = pipeline.load(recipe.model.student).transformer if recipe.model.student else None
+    specialists = {name: pipeline.load(where).transformer for name, where in recipe.teachers.specialists.items()}
+    return roles.build(teacher.transformer, recipe.model, student=student, specialists=specialists, seed=recipe.seed)
+
+
+def _export_student(recipe: Recipe, folder: RunFolder, module: Distiller, averaging: Averaging) -> None:
+    averaging.average.swap()
+    assert isinstance(module.denoiser, QwenImage21)
+    state = roles.merged_state(module.denoiser, roles.STUDENT)
+    averaging.average.swap()
+    if module.trainer.is_global_zero:
+        export.export(recipe.model.folder, state, student_times(recipe), folder.student, metadata=_metadata(recipe))
+
+
+def _metadata(recipe: Recipe) -> export.Metadata:
+    dataset = EncodedDataset(recipe.data.encoded)
+    return export.Metadata(
+        title=f"Distilled from {recipe.model.folder}",
+        recipe_hash=recipe_hash(recipe),
+        data=f"{len(dataset)} samples of {', '.join(dataset.categories)}",
+        licence=dataset.attribution,
+    )
+
+
+def _seconds_per_update(recipe: Recipe, module: Distiller, data: DistillationData) -> float:
+    """Measured on two updates that change nothing that is kept."""
+    brief = replace(recipe, trainer=replace(recipe.trainer, updates=2))
+    data.num_steps = 2
+    module.total_updates = 2
+    trainer = _trainer(brief, logger=False, enable_progress_bar=False)
+    started = time.perf_counter()
+    trainer.fit(module, datamodule=data)
+    return (time.perf_counter() - started) / 2

@@ -1,0 +1,201 @@
+"""Samples a list of requests with any role of a denoiser: the command line, the sample grids, the evaluation.
+
+Requests are batched by layout. The noise of a request depends on its seed and row alone and padding is masked, so an
+image does not depend on what it was batched with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import QwenImage21Pipeline
+from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import calculate_dimensions
+from PIL import Image
+from rich.progress import Progress
+from torch import Tensor
+
+from workbench import pipeline as pipelines
+from workbench import rng
+from workbench.backbone import RoleDenoiser
+from workbench.batch import Reference
+from workbench.guidance import cfg
+from workbench.pipeline import PIXELS_PER_LATENT, EncodedPrompt
+from workbench.rollout import sample
+
+NOISE_STREAM = "sampling"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image to make. Noise is a function of (seed, row): equal ones in two models' requests pair their samples.
+
+    source: RGB or RGBA, sides multiples of 32 (`fit`); its size is then the output's. height, width: pixels, for T2I.
+    """
+
+    prompt: str
+    seed: int = 0
+    row: int = 0
+    source: Image.Image | None = None
+    height: int = 128
+    width: int = 128
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request, encoded once for any number of models. uncond: under the empty prompt, source kept."""
+
+    request: Request
+    prompt: EncodedPrompt
+    uncond: EncodedPrompt
+    reference: Tensor | None
+    height: int
+    width: int
+
+    @property
+    def layout(self) -> tuple[tuple[Reference, ...], int, int]:
+        """What the cases of one batch share; sizes in latent tokens."""
+        return self.prompt.references, self.height, self.width
+
+
+@dataclass(frozen=True)
+class Samples:
+    """images: (H, W, 3) uint8 of each case, in order. nfe: network evaluations an image, guidance counted twice.
+
+    wall_s: prefix, sampling and decoding of all of them; encoding of prompts and sources is not in it.
+    """
+
+    images: list[np.ndarray]
+    latents: list[Tensor]
+    nfe: int
+    wall_s: float
+
+    @property
+    def seconds_per_image(self) -> float:
+        return self.wall_s / max(len(self.images), 1)
+
+
+def fit(image: Image.Image, resolution: int) -> Image.Image:
+    """`image` at about resolution^2 pixels, aspect kept, sides multiples of 32: what the pipeline does to sources."""
+    width, height, _ = calculate_dimensions(resolution * resolution, image.width / image.height)
+    mode = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
+    return mode if mode.size == (width, height) else mode.resize((width, height), Image.Resampling.LANCZOS)
+
+
+class Sampler:
+    """Samples `requests` through `pipeline`'s encoders and autoencoder and one role of a denoiser."""
+
+    def __init__(self, pipeline: QwenImage21Pipeline, denoiser: RoleDenoiser, batch_size: int = 32) -> None:
+        self.pipeline, self.denoiser, self.batch_size = pipeline, denoiser, batch_size
+
+    def __call__(self, requests: Sequence[Request], times: Tensor, cfg_scale: float = 1.0) -> Samples:
+        """Encode and sample; see `encode` and `sample`."""
+        return self.sample(encode(self.pipeline, requests, self.batch_size), times, cfg_scale)
+
+    @torch.no_grad()
+    def sample(self, cases: Sequence[Case], times: Tensor, cfg_scale: float = 1.0) -> Samples:
+        """Euler over `times` (K + 1,), guided at `cfg_scale` (1 is none)."""
+        images: list[np.ndarray | None] = [None] * len(cases)
+        latents: list[Tensor | None] = [None] * len(cases)
+        began = time.perf_counter()
+        with Progress(transient=True) as progress:
+            bar = progress.add_task("sampling", total=len(cases))
+            for rows in _batches(cases, self.batch_size):
+                batch = [cases[row] for row in rows]
+                x0 = self._latents(batch, times, cfg_scale)
+                decoded = pipelines.decode_latents(self.pipeline, x0, batch[0].height, batch[0].width).cpu().numpy()
+                for row, image, latent in zip(rows, decoded, x0.cpu(), strict=True):
+                    images[row], latents[row] = image, latent
+                progress.advance(bar, len(rows))
+        evaluations = (len(times) - 1) * (2 if cfg_scale != 1 else 1)
+        return Samples(
+            [image for image in images if image is not None],
+            [latent for latent in latents if latent is not None],
+            evaluations,
+            time.perf_counter() - began,
+        )
+
+    def _latents(self, cases: Sequence[Case], times: Tensor, cfg_scale: float) -> Tensor:
+        """Final latents (B, N, C) of cases that share a layout."""
+        device = self.pipeline.vae.device
+        channels = self.pipeline.transformer.config.in_channels
+        noise = torch.stack([_noise(case, channels) for case in cases]).to(device)
+        prefix = self.denoiser.prefix(_condition([case.prompt for case in cases], cases))
+        if cfg_scale == 1:
+            return sample(lambda x_t, t: self.denoiser.velocity(prefix, x_t, t), noise, times.to(device))
+        uncond = self.denoiser.prefix(_condition([case.uncond for case in cases], cases))
+
+        def guided(x_t: Tensor, t: Tensor) -> Tensor:
+            v_uncond = self.denoiser.velocity(uncond, x_t, t)
+            return cfg(self.denoiser.velocity(prefix, x_t, t), v_uncond, cfg_scale)
+
+        return sample(guided, noise, times.to(device))
+
+
+@torch.no_grad()
+def encode(pipeline: QwenImage21Pipeline, requests: Sequence[Request], batch_size: int = 32) -> list[Case]:
+    """Prompts, empty prompts and sources of `requests`, in order.
+
+    Raises:
+        ValueError: a size that is no multiple of 32 pixels.
+    """
+    plain = pipelines.encode_prompts(pipeline, [""])[0]
+    cases: list[Case | None] = [None] * len(requests)
+    order = sorted(range(len(requests)), key=lambda row: (_size(requests[row]), requests[row].source is None))
+    groups = _runs(order, [(_size(request), request.source is None) for request in requests], batch_size)
+    for rows in groups:
+        chosen = [requests[row] for row in rows]
+        width, height = (pixels // PIXELS_PER_LATENT for pixels in _size(chosen[0]))
+        sources = [request.source for request in chosen if request.source is not None]
+        images = [[source] for source in sources] or None
+        prompts = pipelines.encode_prompts(pipeline, [request.prompt for request in chosen], images)
+        unconds, references = [plain] * len(rows), None
+        if sources:
+            unconds = pipelines.encode_prompts(pipeline, [""] * len(rows), images)
+            pixels = np.stack([np.asarray(source.convert("RGBA")) for source in sources])
+            references = pipelines.encode_images(pipeline, torch.from_numpy(pixels))
+        for index, row in enumerate(rows):
+            reference = references[index] if references is not None else None
+            cases[row] = Case(chosen[index], prompts[index], unconds[index], reference, height, width)
+    return [case for case in cases if case is not None]
+
+
+def _size(request: Request) -> tuple[int, int]:
+    width, height = request.source.size if request.source is not None else (request.width, request.height)
+    if width % 32 or height % 32 or width <= 0 or height <= 0:
+        raise ValueError(f"images are made in multiples of 32 pixels, not {width} x {height}")
+    return width, height
+
+
+def _batches(cases: Sequence[Case], batch_size: int) -> list[list[int]]:
+    """Rows of at most `batch_size` cases of one layout each, prompts of like length together."""
+    keys = [case.layout for case in cases]
+    order = sorted(range(len(cases)), key=lambda row: (*keys[row], len(cases[row].prompt.embeddings)))
+    return _runs(order, keys, batch_size)
+
+
+def _runs(order: Sequence[int], keys: Sequence[object], batch_size: int) -> list[list[int]]:
+    """`order` cut where the key changes and after every `batch_size` rows."""
+    runs: list[list[int]] = []
+    for row in order:
+        if not runs or len(runs[-1]) == batch_size or keys[runs[-1][0]] != keys[row]:
+            runs.append([])
+        runs[-1].append(row)
+    return runs
+
+
+def _condition(encoded: Sequence[EncodedPrompt], cases: Sequence[Case]) -> pipelines.Condition:
+    references = [case.reference for case in cases if case.reference is not None]
+    return pipelines.conditions(
+        encoded, torch.stack(references) if references else None, cases[0].height, cases[0].width
+    )
+
+
+def _noise(case: Case, channels: int) -> Tensor:
+    """(N, C) of one case, whatever it is batched with."""
+    shape = (case.height * case.width, channels)
+    first = torch.zeros(1, dtype=torch.int64)
+    return rng.normal(shape, first, seed=case.request.seed, stream=NOISE_STREAM, step=case.request.row, num_rows=1)[0]
