@@ -1,4 +1,4 @@
-"""The distiller on the closed-form denoiser, in a real trainer: what moves, what is guarded, what changes nothing."""
+"""The distiller on the closed-form denoiser, through a real trainer: what moves, what is guarded, what is neutral."""
 
 from __future__ import annotations
 

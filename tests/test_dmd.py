@@ -139,8 +139,8 @@ def distil(
 def test_with_the_exact_fake_score_the_student_becomes_the_teacher() -> None:
     student = AffineStudent()
     distil(student, lambda x_t, t: gaussian_x0(x_t, t, student.mean, student.covariance()), lambda step, x: None)
-    torch.testing.assert_close(student.mean.detach(), TEACHER_MEAN, rtol=0, atol=0.01)
-    torch.testing.assert_close(student.covariance().detach(), TEACHER_COVARIANCE, rtol=0, atol=0.01)
+    torch.testing.assert_close(student.mean.detach(), TEACHER_MEAN, rtol=0, atol=1e-8)
+    torch.testing.assert_close(student.covariance().detach(), TEACHER_COVARIANCE, rtol=0, atol=1e-8)
 
 
 def test_with_a_fake_score_trained_alongside_the_student_becomes_the_teacher() -> None:

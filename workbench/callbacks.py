@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -105,6 +106,8 @@ class Metrics(L.Callback):
             **self._throughput(module.num_updates),
             "skipped_steps": float(module.num_skipped),
         }
+        # A step that was not taken leaves numbers that are not finite: JSON has none, and no plot needs them.
+        scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
         if trainer.is_global_zero:
             assert isinstance(trainer.logger, TensorBoardLogger)
             trainer.logger.log_metrics(scalars, step=module.num_updates)

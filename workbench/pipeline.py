@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import QwenImage21Pipeline
 from diffusers.utils import logging as diffusers_logging
@@ -21,9 +22,11 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
+from workbench import text_encoder
 from workbench.batch import Condition, Layout, Reference
 from workbench.errors import UserError
 from workbench.processor import load_processor
+from workbench.prompts import PromptTokenizer
 
 PIPELINE_CLASS = "QwenImage21Pipeline"
 PIXELS_PER_LATENT = 16
@@ -109,16 +112,16 @@ def tokenize(
     return {name: inputs[name].to(device) for name in names if name in inputs}
 
 
-def embed(text_encoder: Qwen3VLForConditionalGeneration, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def embed(encoder: Qwen3VLForConditionalGeneration, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Output of the last decoder layer *before* the final norm, with gradient: (B, L, D), and its (B, L) bool mask.
 
     Positions are those of `inputs`: left padding and the system message included.
     """
-    norm = text_encoder.model.language_model.norm
+    norm = encoder.model.language_model.norm
     # transformers 4 and 5 disagree on which side of the norm their last hidden state lies; without the norm they agree.
     handle = norm.register_forward_hook(lambda module, args, output: args[0])
     try:
-        hidden = text_encoder.model(**inputs, use_cache=False).last_hidden_state
+        hidden = encoder.model(**inputs, use_cache=False).last_hidden_state
     finally:
         handle.remove()
     return hidden, inputs["attention_mask"].bool()
@@ -132,6 +135,51 @@ def encode_prompts(
     inputs = tokenize(pipeline, prompts, images)
     hidden, mask = embed(pipeline.text_encoder, inputs)
     return trim(pipeline, inputs, hidden, mask)
+
+
+def _is_uniform(pipeline: QwenImage21Pipeline, images: Sequence[Sequence[Image.Image]] | None) -> bool:
+    """Whether no sample has an image, or each has one, all of one size that the processor would leave as it is."""
+    if images is None or not any(images):
+        return True
+    sizes = {tuple(image.size for image in group) for group in images}
+    if len(sizes) != 1 or len(images[0]) != 1:
+        return False
+    processor, (width, height) = pipeline.processor.image_processor, images[0][0].size
+    side = processor.patch_size * processor.merge_size
+    pixels = width * height
+    return (
+        width % side == 0
+        and height % side == 0
+        and processor.size["shortest_edge"] <= pixels <= processor.size["longest_edge"]
+        and {*processor.image_mean, *processor.image_std} == {0.5}
+        and processor.temporal_patch_size == text_encoder.TEMPORAL_PATCH
+    )
+
+
+def _encode_uniform(
+    pipeline: QwenImage21Pipeline, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]] | None
+) -> list[EncodedPrompt]:
+    """As the general way, without a loop over samples on the device."""
+    tokenizer = PromptTokenizer(pipeline)
+    device = pipeline.text_encoder.device
+    side = PIXELS_PER_LATENT * 2
+    pixels, slots = None, None
+    references: tuple[Reference, ...] = ()
+    if images is not None and any(images):
+        pixels = torch.from_numpy(np.stack([np.asarray(_on_white(group[0])) for group in images])).to(device)
+        height, width = pixels.shape[1] // side, pixels.shape[2] // side
+        start = tokenizer.first_slot(tokenizer("", height * width))
+        slots = text_encoder.ImageSlots(start, height, width)
+        references = (Reference(start - tokenizer.num_system_tokens, 2 * height, 2 * width),)
+    ids = [tokenizer(prompt, slots.height * slots.width if slots else 0) for prompt in prompts]
+    padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.int64)
+    for row, of_prompt in zip(padded, ids, strict=True):
+        row[: len(of_prompt)] = torch.tensor(of_prompt)
+    hidden = text_encoder.embed(pipeline.text_encoder, padded.to(device), pixels, slots)
+    return [
+        EncodedPrompt(row[tokenizer.num_system_tokens : len(of_prompt)], references)
+        for row, of_prompt in zip(hidden, ids, strict=True)
+    ]
 
 
 def trim(pipeline: QwenImage21Pipeline, inputs: dict[str, Tensor], hidden: Tensor, mask: Tensor) -> list[EncodedPrompt]:

@@ -20,7 +20,7 @@ def generator(seed: int, stream: str, step: int, device: torch.device | str = "c
 
 
 def normal(shape_of_one: tuple[int, ...], rows: Tensor, *, seed: int, stream: str, step: int, num_rows: int) -> Tensor:
-    """Standard normal numbers for `rows` of a global batch of `num_rows`: (len(rows), *shape_of_one), where they are."""
+    """Standard normal numbers for `rows` of a global batch of `num_rows`: (len(rows), *shape_of_one)."""
     source = generator(seed, stream, step, rows.device)
     return torch.randn((num_rows, *shape_of_one), generator=source, device=rows.device)[rows]
 

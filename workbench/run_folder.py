@@ -132,6 +132,7 @@ def _continues(before: Recipe, now: Recipe) -> bool:
     def training(recipe: Recipe) -> Recipe:
         trainer = replace(recipe.trainer, **kept, **neutral)  # type: ignore[arg-type]
         data = replace(recipe.data, num_workers=0, raw="", encode_batch_size=1)
-        return replace(recipe, trainer=trainer, evaluation=Evaluation(), data=data)
+        pretraining = replace(recipe.pretrain, steps=1)
+        return replace(recipe, trainer=trainer, pretrain=pretraining, evaluation=Evaluation(), data=data)
 
     return training(before) == training(now)

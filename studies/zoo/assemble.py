@@ -1,11 +1,16 @@
 """A randomly initialised pipeline folder of the real classes: what training of the tiny model starts from.
 
-Nothing of ours is named in the folder, so stock diffusers and transformers load it.
+    python -m studies.zoo.assemble OUT [VAE_FOLDER]
+
+VAE_FOLDER: a trained autoencoder (`studies.zoo.vae`) to put in the place of a random one. Nothing of ours is named in
+the folder, so stock diffusers and transformers load it.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +22,8 @@ from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGen
 
 from studies.zoo import tokenizer as tokenizers
 
+CORPUS_TEXTS = 30_000
+"""Captions and instructions that the tokenizer is trained on."""
 PATCH_PIXELS = 16
 PATCHES_PER_SLOT_SIDE = 2
 
@@ -53,7 +60,7 @@ class Sizes:
     text_head_dim: int = 64
     vision_width: int = 96
     vision_depth: int = 2
-    vocab_size: int = 600
+    vocab_size: int = 1024
     vae_base: int = 24
     vae_decoder_base: int = 32
     vae_mult: tuple[int, ...] = (1, 2, 4, 4, 4)
@@ -217,3 +224,20 @@ def _save_processor(folder: Path, text_tokenizer: Qwen2Tokenizer) -> None:
 
 def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def main(arguments: list[str]) -> None:
+    """Command line: OUT [VAE_FOLDER]."""
+    if not 1 <= len(arguments) <= 2:
+        raise SystemExit("usage: python -m studies.zoo.assemble OUT [VAE_FOLDER]")
+    from datamodules.openmoji import corpus
+
+    out = Path(arguments[0])
+    assemble(out, corpus(CORPUS_TEXTS, seed=0), seed=0)
+    if len(arguments) == 2:
+        for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+            shutil.copy2(Path(arguments[1]) / name, out / "vae" / name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
