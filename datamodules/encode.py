@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,17 +77,21 @@ def encode(recipe: Recipe) -> EncodeSummary:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" and recipe.trainer.precision == "bf16-mixed" else torch.float32
 
-    def load() -> Encoder:
-        pipeline = pipelines.load(recipe.model.folder, device, dtype)
-        return Encoder(
-            prompts=lambda prompts, images: pipelines.encode_prompts(pipeline, prompts, images),
-            images=lambda images: pipelines.encode_images(pipeline, images.to(device)),
-        )
-
+    load = partial(_pipeline_encoder, recipe.model.folder, device, dtype)
     fingerprint = pipeline_fingerprint(pipelines.resolve(recipe.model.folder))
     summary = encode_shards(recipe.data, load, fingerprint, str(dtype))
     print(summary)
     return summary
+
+
+def _pipeline_encoder(folder: str, device: str, dtype: torch.dtype) -> Encoder:
+    from workbench import pipeline as pipelines
+
+    pipeline = pipelines.load(folder, device, dtype)
+    return Encoder(
+        prompts=lambda prompts, images: pipelines.encode_prompts(pipeline, prompts, images),
+        images=lambda images: pipelines.encode_images(pipeline, images.to(device)),
+    )
 
 
 def pipeline_fingerprint(folder: Path) -> str:
@@ -153,13 +160,15 @@ def _encode_all(
     packed = _packed(data.raw)
     with files.progress() as bar:
         task = bar.add_task(f"encoding into {folder}", total=sum(packed["counts"].values()) if packed else None)
+        if data.encode_workers > 1:
+            _encode_in_processes(data, folder, shards, uncond_length, load, lambda n: bar.advance(task, n))
         for number, shard in enumerate(shards):
             path = folder / f"{number:06d}.tar"
             record = _finished(path)
             if record is None:
                 record = _encode_shard(data, encoder, shard, path, uncond_length, lambda n: bar.advance(task, n))
                 files.require_space(folder, path.stat().st_size * (len(shards) - number - 1), f"the rest of {folder}")
-            else:
+            elif data.encode_workers == 1:
                 bar.advance(task, len(record["samples"]))
             records.append(record)
             if not packed:  # the number of samples is unknown until all are read: go by what the shards held so far
@@ -171,6 +180,41 @@ def _encode_all(
     files.release(folder, INDEX, {**index, "uncond_t2i": constant_entry, **_merged(records, shards)})
     for number in range(len(shards)):
         _record_path(folder / f"{number:06d}.tar").unlink()
+
+
+def _encode_in_processes(
+    data: Data,
+    folder: Path,
+    shards: list[str],
+    uncond_length: int,
+    load: Callable[[], Encoder],
+    advance: Callable[[int], None],
+) -> None:
+    """Encode the shards that are not finished, each in one of `data.encode_workers` processes with its own encoder."""
+    missing = [i for i in range(len(shards)) if _finished(folder / f"{i:06d}.tar") is None]
+    # Spawned, not forked: the parent may already hold a CUDA context.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(data.encode_workers, context, _start_worker, (load,)) as executor:
+        paths = [folder / f"{i:06d}.tar" for i in missing]
+        jobs = [
+            executor.submit(_encode_in_worker, data, shards[i], path, uncond_length)
+            for i, path in zip(missing, paths, strict=True)
+        ]
+        for job in as_completed(jobs):
+            advance(job.result())
+
+
+_worker_encoder: list[Encoder] = []
+"""This process's own encoder, if it is a worker of `_encode_in_processes`."""
+
+
+def _start_worker(load: Callable[[], Encoder]) -> None:
+    torch.set_num_threads(1)
+    _worker_encoder.append(load())
+
+
+def _encode_in_worker(data: Data, url: str, path: Path, uncond_length: int) -> int:
+    return len(_encode_shard(data, _worker_encoder[0], url, path, uncond_length, lambda _: None)["samples"])
 
 
 def _merged(records: list[dict[str, Any]], shards: list[str]) -> dict[str, Any]:

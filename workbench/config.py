@@ -121,6 +121,9 @@ class Data:
 
     source: `openmoji` (the world that ships), or a folder or CSV file of one's own images, for `pack`.
     samples: how many samples of each category of each task `pack` draws from the world.
+    encode_workers: processes that encode shards side by side, each with an encoder of its own.
+    keep_raw: let encoded shards keep captions and source images, which pretraining reads.
+    num_workers: processes that prepare batches ahead of training, and that draw the world.
     raw: folder, http(s) address or `pipe:` command of raw shards. encoded: folder or http(s) address of encoded ones.
     """
 
@@ -133,11 +136,17 @@ class Data:
     raw: str = "data/raw"
     encoded: str = "data/encoded"
     encode_batch_size: int = 32
+    encode_workers: int = 1
     keep_raw: bool = False
     num_workers: int = 1
 
     def __post_init__(self) -> None:
-        _positive("data", samples_per_shard=self.samples_per_shard, encode_batch_size=self.encode_batch_size)
+        _positive(
+            "data",
+            samples_per_shard=self.samples_per_shard,
+            encode_batch_size=self.encode_batch_size,
+            encode_workers=self.encode_workers,
+        )
         _require(self.num_workers >= 0, f"data.num_workers must not be negative, got {self.num_workers}")
         _require(
             self.resolution > 0 and self.resolution % 32 == 0,
