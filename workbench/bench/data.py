@@ -1,0 +1,121 @@
+"""Random networks and random conditions of chosen sizes: speed does not depend on what is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import QwenImage21Transformer2DModel
+
+from workbench.batch import Batch, Condition, Layout, Reference, StepData, Task
+from workbench.errors import UserError
+
+CATEGORIES = ("t2i/any", "edit/any")
+PREFIX_SLOT = 3
+"""Text positions before the reference in the edit template's place."""
+UNCOND_TOKENS = 9
+"""Text positions of the empty prompt, the template around it included."""
+KNOWN_SIZES = {"blocks": 8, "width": 256, "heads": 4, "text": 192, "channels": 64}
+
+
+def random_transformer(sizes: str, device: torch.device) -> QwenImage21Transformer2DModel:
+    """Network of `key=value,...` sizes (see KNOWN_SIZES for keys and defaults) with random weights.
+
+    Raises:
+        UserError: an unknown key, or sizes that do not fit each other.
+    """
+    values = dict(KNOWN_SIZES)
+    for item in filter(None, sizes.split(",")):
+        key, _, value = item.partition("=")
+        if key not in values or not value.isdigit() or int(value) < 1:
+            raise UserError(f"model=random:{sizes}: {item!r} is not one of {', '.join(f'{k}=N' for k in values)}")
+        values[key] = int(value)
+    head_dim = values["width"] // values["heads"]
+    if head_dim * values["heads"] != values["width"] or head_dim % 16:
+        raise UserError(f"model=random:{sizes}: width must be heads times a multiple of 16")
+    frame = head_dim // 4 if head_dim < 128 else head_dim // 8
+    side = (head_dim - frame) // 2
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.device(device):
+        network = QwenImage21Transformer2DModel(
+            in_channels=values["channels"],
+            out_channels=values["channels"],
+            num_layers=values["blocks"],
+            attention_head_dim=head_dim,
+            num_attention_heads=values["heads"],
+            context_in_dim=values["text"],
+            axes_dims_rope=(frame, side, side),
+        )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
+    return network.eval()
+
+
+def folder_transformer(folder: str) -> QwenImage21Transformer2DModel:
+    """Network of a pipeline folder.
+
+    Raises:
+        UserError: no pipeline folder there.
+    """
+    from workbench import pipeline
+
+    return QwenImage21Transformer2DModel.from_pretrained(Path(pipeline.resolve(folder)), subfolder="transformer")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the conditions look like. text_tokens: longest prompt, image slots aside; side: latent tokens of an edge."""
+
+    batch_size: int
+    text_tokens: int
+    side: int
+    context_dim: int
+    channels: int
+    shortest: float = 0.6
+    """Length of the shortest prompt over the longest."""
+
+
+def step_data(
+    shapes: Shapes, tasks: tuple[Task, ...], fake_updates: int, *, step: int, guided: bool, device: torch.device
+) -> StepData:
+    """One step's data: `batch_size` samples of each task for the student and for every fake-score update."""
+
+    def group(stream: int) -> tuple[Batch, ...]:
+        seed = 1000 * step + stream
+        return tuple(random_batch(shapes, task, seed=seed, guided=guided and stream == 0) for task in tasks)
+
+    return StepData(step, group(0), tuple(group(1 + update) for update in range(fake_updates))).to(device)
+
+
+def random_batch(shapes: Shapes, task: Task, *, seed: int, guided: bool) -> Batch:
+    """One task's batch, lengths spread over [shortest text_tokens, text_tokens]."""
+    generator = torch.Generator().manual_seed(2 * seed + (task == "edit"))
+    count = shapes.batch_size
+    references = None
+    if task == "edit":
+        references = torch.randn(count, shapes.side**2, shapes.channels, generator=generator)
+
+    def condition(text_tokens: int, shortest: int) -> Condition:
+        slots = (Reference(PREFIX_SLOT, shapes.side, shapes.side),) if task == "edit" else ()
+        num_slots = sum(slot.num_slots for slot in slots)
+        layout = Layout(text_tokens + num_slots, shapes.side, shapes.side, slots)
+        prompt = torch.randn(count, layout.text_tokens, shapes.context_dim, generator=generator)
+        lengths = torch.randint(shortest, text_tokens + 1, (count,), generator=generator) + num_slots
+        lengths[0] = layout.text_tokens
+        return Condition(prompt, lengths, layout, references)
+
+    shortest = max(PREFIX_SLOT + 1, int(shapes.shortest * shapes.text_tokens))
+    return Batch(
+        task=task,
+        condition=condition(shapes.text_tokens, shortest),
+        uncond=condition(UNCOND_TOKENS, UNCOND_TOKENS) if guided else None,
+        target=None,
+        rows=torch.arange(count),
+        weight=torch.ones(count),
+        num_samples=count,
+        category=torch.full((count,), CATEGORIES.index(f"{task}/any")),
+        sample_ids=tuple(f"{task}{row}" for row in range(count)),
+    )

@@ -1,0 +1,243 @@
+"""The plain arrangement of distribution matching distillation: the slow reference.
+
+Every network evaluation is diffusers' own forward over the whole sequence, eager; nothing is kept between evaluations;
+the teacher's cond and uncond passes are separate. It draws the random numbers that `Distiller` draws, so losses and
+gradients of one step agree (`tests/test_equivalence.py`), and `workbench.bench` measures the engine against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import QwenImage21Transformer2DModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from workbench import dmd, flow, guidance, lora, rng, rollout
+from workbench.backbone import QwenImage21
+from workbench.batch import Batch, Condition, StepData
+from workbench.config import Recipe
+from workbench.optimisation import clip_gradients, learning_rate_factor
+from workbench.roles import FAKE_SCORE, STUDENT, teacher_roles
+
+
+class PlainNetworks:
+    """Stock forwards over the weights of a denoiser's roles.
+
+    per_length: run the samples of each text length by themselves, as stock inference would. Else the padded batch is
+    run at once with a key mask, as trainers do: faster, and off by the place where padding puts the target.
+    """
+
+    def __init__(self, denoiser: QwenImage21, *, gradient_checkpointing: bool, per_length: bool) -> None:
+        self.denoiser = denoiser
+        self.per_length = per_length
+        self._role = ""
+        for network in denoiser.networks.values():
+            stock = network.transformer
+            for _, layer in lora.role_linears(stock):
+                layer.register_forward_pre_hook(self._add_role)
+            if gradient_checkpointing:
+                stock.enable_gradient_checkpointing(self._checkpoint)
+
+    def velocity(self, condition: Condition, x_t: Tensor, t: Tensor, role: str) -> Tensor:
+        """(B, N, C), (B,) -> (B, N, C)."""
+        stock = self.denoiser.network(role).transformer
+        self._role = role
+        lengths = condition.lengths.tolist()
+        if not self.per_length:
+            return _forward(stock, condition.prompt, lengths, condition, x_t, t)
+        pieces, order = [], []
+        for length in sorted(set(lengths)):
+            rows = [row for row, other in enumerate(lengths) if other == length]
+            part = Condition(
+                condition.prompt[rows],
+                condition.lengths[rows],
+                condition.layout,
+                None if condition.references is None else condition.references[rows],
+            )
+            pieces.append(_forward(stock, part.prompt[:, :length], [length] * len(rows), part, x_t[rows], t[rows]))
+            order += rows
+        return torch.cat(pieces)[torch.tensor(order, device=x_t.device).argsort()]
+
+    def _add_role(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, str] | None:
+        """Stock code calls an adapted layer without saying whose adapter it means."""
+        return (inputs[0], self._role) if len(inputs) == 1 else None
+
+    def _checkpoint(self, block: nn.Module, *inputs: object) -> Tensor:
+        """Checkpointing that recomputes under the role of the forward, not of whoever ran last."""
+        role = self._role
+
+        def run(*again: object) -> Tensor:
+            self._role = role
+            return block(*again)
+
+        return checkpoint(run, *inputs, use_reentrant=False)
+
+
+class PlainEngine:
+    """R fake-score updates and one student update a step, over full float32 weights or adapters on one device."""
+
+    def __init__(
+        self, denoiser: QwenImage21, recipe: Recipe, categories: Sequence[str], *, per_length: bool = False
+    ) -> None:
+        self.recipe = recipe
+        self.networks = PlainNetworks(
+            denoiser, gradient_checkpointing=recipe.model.gradient_checkpointing, per_length=per_length
+        )
+        self.teachers = teacher_roles(recipe.teachers)
+        options, optim = recipe.dmd, recipe.optim
+        self.times = (
+            rollout.explicit_grid(options.student_times)
+            if options.student_times
+            else rollout.time_grid(options.student_steps, options.student_shift)
+        ).tolist()
+        self.lambdas = guidance.lambda_table(
+            recipe.guidance.tables, categories, num_steps=len(self.times) - 1, teachers=self.teachers
+        )
+        self.parameters = {role: _own_parameters(denoiser, role) for role in (STUDENT, FAKE_SCORE)}
+        self.optimizers = {
+            role: torch.optim.AdamW(
+                self.parameters[role], lr=lr, betas=(optim.beta1, optim.beta2), weight_decay=optim.weight_decay
+            )
+            for role, lr in ((STUDENT, optim.student_lr), (FAKE_SCORE, optim.fake_lr))
+        }
+        self.losses: list[tuple[str, str, Tensor]] = []
+        """(role, task, loss per sample (B,)) of the latest step, in order."""
+        self.update = 0
+
+    def step(self, data: StepData, update: int) -> None:
+        """The whole training step of `update`."""
+        self.update, self.losses = update, []
+        graded = self._integer("graded_step")
+        for number, batches in enumerate(data.fake):
+            stream = f"fake{number}"
+            step = self._integer(f"{stream}/step")
+            self._optimise(FAKE_SCORE, batches, lambda batch, s=stream, k=step: self._fake_score_loss(batch, s, k))
+        self._optimise(STUDENT, data.student, lambda batch: self._student_loss(batch, graded))
+
+    def _optimise(self, role: str, batches: Sequence[Batch], loss_of: Callable[[Batch], Tensor]) -> None:
+        optim, optimizer = self.recipe.optim, self.optimizers[role]
+        peak, clip = (optim.student_lr, optim.student_clip) if role == STUDENT else (optim.fake_lr, optim.fake_clip)
+        factor = learning_rate_factor(
+            self.update, optim.warmup_updates, self.recipe.trainer.updates, optim.final_lr_fraction
+        )
+        optimizer.param_groups[0]["lr"] = peak * factor
+        optimizer.zero_grad(set_to_none=True)
+        for batch in batches:
+            losses = loss_of(batch)
+            self.losses.append((role, batch.task, losses.detach()))
+            ((losses * batch.weight).sum() / self.recipe.mixture.batch_size).backward()
+        norm = clip_gradients(self.parameters[role], clip)
+        if torch.isfinite(norm):
+            optimizer.step()
+
+    def _fake_score_loss(self, batch: Batch, stream: str, step: int) -> Tensor:
+        with torch.no_grad():
+            x0 = self._student_sample(batch, stream, step)
+        eps, t = self._normal(batch, f"{stream}/eps"), self._renoise_time(batch, stream)
+        predicted = self.networks.velocity(batch.condition, flow.interpolate(x0, eps, t), t, FAKE_SCORE)
+        return dmd.flow_matching_loss(predicted, eps - x0)
+
+    def _student_loss(self, batch: Batch, step: int) -> Tensor:
+        x = self._student_sample(batch, STUDENT, step)
+        t = self._renoise_time(batch, STUDENT)
+        with torch.no_grad():
+            x_t = flow.interpolate(x, self._normal(batch, "student/eps"), t)
+            v_fake = self.networks.velocity(batch.condition, x_t, t, FAKE_SCORE)
+            x0_fake = flow.velocity_to_x0(x_t, v_fake, t)
+            direction = dmd.dmd_direction(x, x0_fake, self._x0_real(batch, x_t, t, step))
+        return dmd.dmd_loss(x, direction)
+
+    def _x0_real(self, batch: Batch, x_t: Tensor, t: Tensor, step: int) -> Tensor:
+        total = torch.zeros_like(x_t)
+        weights = self.lambdas[batch.category.cpu(), step].to(x_t.device)
+        for column, role in enumerate(self.teachers):
+            if not bool(weights[:, column].any()):
+                continue
+            v = self.networks.velocity(batch.condition, x_t, t, role)
+            if self.recipe.teachers.cfg_scale != 1:
+                assert batch.uncond is not None, "guidance needs the empty prompt"
+                v_uncond = self.networks.velocity(batch.uncond, x_t, t, role)
+                v = guidance.cfg(v, v_uncond, self.recipe.teachers.cfg_scale)
+            total = total + flow.expand(weights[:, column], x_t) * flow.velocity_to_x0(x_t, v, t)
+        return total
+
+    def _student_sample(self, batch: Batch, stream: str, step: int) -> Tensor:
+        """x0 predicted at `step`, the steps before without gradient."""
+        x = self._normal(batch, f"{stream}/noise")
+        for k in range(step + 1):
+            t = x.new_full((len(x),), self.times[k])
+            with torch.set_grad_enabled(k == step and torch.is_grad_enabled()):
+                v = self.networks.velocity(batch.condition, x, t, STUDENT)
+            x0 = flow.velocity_to_x0(x, v, t)
+            if k == step:
+                break
+            if self.recipe.dmd.rollout == "euler":
+                x = x + (self.times[k + 1] - self.times[k]) * v
+            else:
+                fresh = self._normal(batch, f"{stream}/fresh{k}")
+                x = flow.interpolate(x0, fresh, x.new_full((len(x),), self.times[k + 1]))
+        return x0
+
+    def _integer(self, stream: str) -> int:
+        return rng.integer(len(self.times) - 1, seed=self.recipe.seed, stream=stream, step=self.update)
+
+    def _normal(self, batch: Batch, stream: str) -> Tensor:
+        layout = batch.condition.layout
+        channels = self.networks.denoiser.num_channels
+        return rng.normal(
+            (layout.num_target_tokens, channels),
+            batch.rows,
+            seed=self.recipe.seed,
+            stream=f"{stream}/{batch.task}/{layout}",
+            step=self.update,
+            num_rows=batch.num_samples,
+        )
+
+    def _renoise_time(self, batch: Batch, stream: str) -> Tensor:
+        name, options = f"{stream}/t/{batch.task}/{batch.condition.layout}", self.recipe.dmd
+        drawn = rng.uniform(
+            batch.rows, seed=self.recipe.seed, stream=name, step=self.update, num_rows=batch.num_samples
+        )
+        return rollout.renoise_time(
+            drawn, shift=options.renoise_shift, low=options.renoise_min, high=options.renoise_max
+        )
+
+
+def _own_parameters(denoiser: QwenImage21, role: str) -> list[nn.Parameter]:
+    return [
+        parameter
+        for name, parameter in denoiser.named_parameters()
+        if parameter.requires_grad and role in name.split(".")
+    ]
+
+
+def _forward(
+    stock: QwenImage21Transformer2DModel,
+    prompt: Tensor,
+    lengths: Sequence[int],
+    condition: Condition,
+    x_t: Tensor,
+    t: Tensor,
+) -> Tensor:
+    """One stock forward; the output of the target tokens."""
+    layout, num_text = condition.layout, prompt.shape[1]
+    images = torch.zeros(len(prompt), num_text + layout.num_target_tokens // 4, dtype=torch.bool, device=x_t.device)
+    images[:, num_text:] = True
+    for reference in layout.references:
+        images[:, reference.slot : reference.slot + reference.num_slots] = True
+    shapes = [(1, item.height, item.width) for item in (*layout.references, layout)]
+    mask = None
+    if min(lengths) < num_text:
+        mask = torch.arange(num_text, device=x_t.device)[None] < torch.tensor(lengths, device=x_t.device)[:, None]
+    output = stock(
+        hidden_states=x_t if condition.references is None else torch.cat([condition.references, x_t], dim=1),
+        encoder_hidden_states=prompt,
+        encoder_hidden_states_mask=mask,
+        timestep=t,
+        img_shapes=[shapes] * len(prompt),
+        img_mask=images,
+        return_dict=False,
+    )[0]
+    return output[:, -layout.num_target_tokens :]
