@@ -30,7 +30,7 @@ KeyValue = tuple[Tensor, Tensor]
 class Prefix:
     """Keys and values of text and references of each block, (B or 1, P, heads, head_dim), and what the target needs.
 
-    key_valid: (B or 1, P) bool, False at padded text. rotary: of the target tokens, (B or 1, N, head_dim / 2) each.
+    key_valid: (B or 1, P) bool, False at padded text. rotary: of the target tokens, (B or 1, N, head_dim / 2, 2).
     """
 
     keys_values: tuple[KeyValue, ...]
@@ -52,6 +52,10 @@ class Denoiser(Protocol):
         """Velocity of the target tokens: (B, N, C), (B,) -> (B, N, C)."""
 
 
+Modulation = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Scale and gate of attention, then of the feed-forward: (B or 1, 1, width) each, all blocks share them."""
+
+
 class SplitBlock(nn.Module):
     """One transformer block over a run of tokens that may also attend to a context computed before."""
 
@@ -60,26 +64,30 @@ class SplitBlock(nn.Module):
         self.block = block
 
     def forward(
-        self, x: Tensor, modulation: Tensor, rotary: Rotary, attend: _Attend, role: str | None
+        self, x: Tensor, modulation: Modulation, rotary: Rotary, attend: _Attend | None, role: str | None
     ) -> tuple[Tensor, KeyValue]:
-        """x (B, S, width), modulation (B or 1, 4 width) -> new x, and the keys and values of these S tokens."""
-        block, attn = self.block, self.block.attn
-        scale_1, gate_1, scale_2, gate_2 = modulation.unsqueeze(1).chunk(4, dim=-1)
+        """x (B, S, width) -> new x, and the keys and values of these S tokens.
 
-        h = block.img_norm1(x) * (1 + scale_1)
+        attend: None where only keys and values are wanted; x then comes back as it went in.
+        """
+        block, attn = self.block, self.block.attn
+        scale_1, gate_1, scale_2, gate_2 = modulation
+
+        h = block.img_norm1(x) * scale_1
         heads = (-1, attn.inner_dim // attn.heads)
-        query = lora.project(attn.to_q, h, role).unflatten(-1, heads)
         key = lora.project(attn.to_k, h, role).unflatten(-1, heads)
         value = lora.project(attn.to_v, h, role).unflatten(-1, heads)
-        query = rotate(attn.norm_q(query).to(value.dtype), rotary)
         key = rotate(attn.norm_k(key).to(value.dtype), rotary)
+        if attend is None:
+            return x, (key, value)
+        query = lora.project(attn.to_q, h, role).unflatten(-1, heads)
+        query = rotate(attn.norm_q(query).to(value.dtype), rotary)
         h = lora.project(attn.to_out[0], attend(query, key, value).flatten(2), role)
-        x = x + gate_1.tanh() * h
+        x = torch.addcmul(x, gate_1, h)
 
-        h, mlp = block.img_norm2(x) * (1 + scale_2), block.img_mlp
+        h, mlp = block.img_norm2(x) * scale_2, block.img_mlp
         h = mlp.activation_fn(lora.project(mlp.gate_layer, h, role)) * lora.project(mlp.proj, h, role)
-        x = x + gate_2.tanh() * lora.project(mlp.out, h, role)
-        return x, (key, value)
+        return torch.addcmul(x, gate_2, lora.project(mlp.out, h, role)), (key, value)
 
 
 @dataclass(frozen=True)
@@ -158,8 +166,10 @@ class SplitTransformer(nn.Module):
         rotary = self.table.prefix(layout, x.device)
         attend = PrefixAttention(segments)
         keys_values = []
-        for block in self.blocks:
-            x, key_value = self._run(block, x, modulation, rotary, attend, role)
+        for i, block in enumerate(self.blocks):
+            # Nobody reads what the last block makes of the prefix: its keys and values are all that is left to do.
+            last = i == len(self.blocks) - 1
+            x, key_value = self._run(block, x, modulation, rotary, None if last else attend, role)
             keys_values.append(key_value)
         return Prefix(tuple(keys_values), _key_valid(condition, segments), self.table.target(layout, condition.lengths))
 
@@ -178,10 +188,11 @@ class SplitTransformer(nn.Module):
         assert isinstance(weight, Tensor)
         return weight.dtype
 
-    def _modulation(self, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _modulation(self, t: Tensor, dtype: torch.dtype) -> tuple[Modulation, Tensor]:
         time = self.embed["time_text_embed"]
         temb = time.timestep_embedder(time.time_proj(t.float()).to(dtype))
-        return self.embed["modulation"](temb), temb
+        scale_1, gate_1, scale_2, gate_2 = self.embed["modulation"](temb).unsqueeze(1).chunk(4, dim=-1)
+        return (1 + scale_1, gate_1.tanh(), 1 + scale_2, gate_2.tanh()), temb
 
     def _run(self, block: SplitBlock, *args: object) -> tuple[Tensor, KeyValue]:
         if self.gradient_checkpointing and torch.is_grad_enabled():

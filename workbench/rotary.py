@@ -1,4 +1,4 @@
-"""Rotary positions of Qwen-Image-2.1, as cosines and sines instead of complex numbers, cached by layout.
+"""Rotary positions of Qwen-Image-2.1, cached by layout.
 
 Text advances one position on all three axes (frame, height, width). A reference freezes the frame axis at the
 position reached, spans a centred height x width grid, and advances the position by its longer side. The target
@@ -13,15 +13,21 @@ from torch import Tensor
 from workbench.batch import Layout
 
 THETA = 10_000.0
-Rotary = tuple[Tensor, Tensor]
-"""Cosine and sine of the angles, (B or 1, S, head_dim / 2) float32."""
+Rotary = Tensor
+"""Cosine and sine of the angles, (B or 1, S, head_dim / 2, 2) float32."""
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Rotate neighbouring channel pairs of x (B, S, heads, head_dim) by the angles, in float32."""
-    cos, sin = (part.unsqueeze(2) for part in rotary)
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
+    pairs, rotary = x.float().unflatten(-1, (-1, 2)), rotary.unsqueeze(2)
+    if torch.compiler.is_compiling():
+        # Inductor fuses real arithmetic and falls back on complex.
+        (even, odd), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    else:
+        # Eager, one complex product stands for four strided ones, two sums and a concatenation.
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary))
+    return turned.flatten(-2).type_as(x)
 
 
 class RotaryTable:
@@ -30,27 +36,28 @@ class RotaryTable:
     def __init__(self, axes_dims: tuple[int, int, int]) -> None:
         self.axes_dims = axes_dims
         self._prefix: dict[tuple[Layout, torch.device], Rotary] = {}
-        self._target: dict[tuple[Layout, torch.device], tuple[Tensor, Tensor]] = {}
+        self._target: dict[tuple[Layout, torch.device], tuple[Rotary, Tensor]] = {}
 
     def prefix(self, layout: Layout, device: torch.device) -> Rotary:
-        """Of the joined text and reference tokens, (1, P, head_dim / 2)."""
+        """Of the joined text and reference tokens, (1, P, head_dim / 2, 2)."""
         if (layout, device) not in self._prefix:
             angles = self._angles(_prefix_positions(layout).to(device))
-            self._prefix[layout, device] = (angles.cos()[None], angles.sin()[None])
+            self._prefix[layout, device] = _cos_sin(angles)[None]
         return self._prefix[layout, device]
 
     def target(self, layout: Layout, lengths: Tensor) -> Rotary:
-        """Of the target tokens of samples with `lengths` (B,) valid text positions, (B, N, head_dim / 2)."""
+        """Of the target tokens of samples with `lengths` (B,) valid text positions, (B, N, head_dim / 2, 2)."""
         device = lengths.device
         if (layout, device) not in self._target:
             grid = _grid(0, layout.height, layout.width).to(device)
-            self._target[layout, device] = (grid, self._angles(grid)[:, self.axes_dims[0] // 2 :])
-        grid, space = self._target[layout, device]
+            space = _cos_sin(self._angles(grid)[:, self.axes_dims[0] // 2 :])[None]
+            self._target[layout, device] = (space, self._frequencies(self.axes_dims[0], device))
+        space, frequencies = self._target[layout, device]
         skipped = sum(max(item.height, item.width) - item.num_slots for item in layout.references)
-        frame = (lengths + skipped)[:, None] * self._frequencies(self.axes_dims[0], device)
-        frame = frame[:, None].expand(-1, len(grid), -1)
-        angles = torch.cat([frame, space[None].expand(len(lengths), -1, -1)], dim=-1)
-        return angles.cos(), angles.sin()
+        # The frame is the same for all tokens of a sample: sines of (B, 1, .) rather than of (B, N, .).
+        frame = _cos_sin((lengths + skipped)[:, None, None] * frequencies)
+        batch_size, num_tokens = len(lengths), space.shape[1]
+        return torch.cat([frame.expand(-1, num_tokens, -1, -1), space.expand(batch_size, -1, -1, -1)], dim=2)
 
     def _angles(self, positions: Tensor) -> Tensor:
         """(S, 3) positions -> (S, head_dim / 2) angles."""
@@ -65,6 +72,10 @@ class RotaryTable:
     def _frequencies(self, dim: int, device: torch.device) -> Tensor:
         exponents = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
         return 1.0 / torch.pow(THETA, exponents)
+
+
+def _cos_sin(angles: Tensor) -> Rotary:
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def _grid(frame: int, height: int, width: int) -> Tensor:
