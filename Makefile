@@ -3,6 +3,7 @@
 #   PYTHON=python3.12      the interpreter that .venv is made with
 #   TORCH_INDEX=URL        where torch comes from; https://download.pytorch.org/whl/cpu asks for the CPU build,
 #                          a tenth of the download where there is no GPU
+#   BENCH='key=value ...'  options of `make bench`, see workbench/bench/__main__.py
 #   RUN=FOLDER             the run or study folder of `make report`
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -10,6 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 TORCH_INDEX ?=
 RECIPE := studies/recipes/demo.yaml
 RUN ?= runs/demo
+BENCH ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +22,7 @@ BASE_STAMP := $(VENV)/.base
 DEV_STAMP := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format tensorboard report study-mixture clean
+.PHONY: help demo test lint types format bench tensorboard report study-mixture clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -64,6 +66,9 @@ types: $(DEV_STAMP) ## mypy
 format: $(DEV_STAMP) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(BASE_STAMP) ## this engine against the plain arrangement of the same algorithm, on this machine
+	$(BIN)/python -m workbench.bench $(BENCH)
 
 tensorboard: $(BASE_STAMP) ## curves, samples and studies of everything under runs/
 	$(BIN)/tensorboard --logdir runs

@@ -30,7 +30,8 @@ KeyValue = tuple[Tensor, Tensor]
 class Prefix:
     """Keys and values of text and references of each block, (B or 1, P, heads, head_dim), and what the target needs.
 
-    key_valid: (B or 1, P) bool, False at padded text. rotary: of the target tokens, (B or 1, N, head_dim / 2, 2).
+    key_valid: (B or 1, 1, 1, P + N) bool over these and the target's own keys, False at padded text.
+    rotary: of the target tokens, (B or 1, N, head_dim / 2, 2).
     """
 
     keys_values: tuple[KeyValue, ...]
@@ -90,6 +91,10 @@ class SplitBlock(nn.Module):
         return torch.addcmul(x, gate_2, lora.project(mlp.out, h, role)), (key, value)
 
 
+Segment = tuple[int, int, Tensor | None]
+"""(start, end, mask) of a run of prefix tokens; mask (end - start, end) bool for text, None for a reference."""
+
+
 @dataclass(frozen=True)
 class PrefixAttention:
     """Block-causal attention inside the prefix: text is causal, each reference sees itself whole and all before it.
@@ -97,14 +102,17 @@ class PrefixAttention:
     Padding comes last and later text never looks ahead, so no mask by length is needed here.
     """
 
-    segments: tuple[tuple[int, int, bool], ...]
+    segments: tuple[Segment, ...]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        outputs = []
-        for start, end, is_text in self.segments:
-            mask = torch.ones(end - start, end, dtype=torch.bool, device=query.device).tril(start) if is_text else None
-            outputs.append(_attention(query[:, start:end], key[:, :end], value[:, :end], mask))
-        return torch.cat(outputs, dim=1)
+        outputs = [
+            # Text that starts the sequence is causal from its corner on: no mask to read, and the kernel skips half.
+            _attention(query[:, start:end], key[:, :end], value[:, :end], None, is_causal=True)
+            if start == 0 and mask is not None
+            else _attention(query[:, start:end], key[:, :end], value[:, :end], mask)
+            for start, end, mask in self.segments
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 @dataclass(frozen=True)
@@ -115,23 +123,18 @@ class TargetAttention:
     key_valid: Tensor
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        batch_size, num_tokens = query.shape[:2]
-        prefix_key, prefix_value = (part.expand(batch_size, -1, -1, -1).to(key.dtype) for part in self.context)
-        valid = F.pad(self.key_valid.expand(batch_size, -1), (0, num_tokens), value=True)
+        prefix_key, prefix_value = (part.expand(len(query), -1, -1, -1).to(key.dtype) for part in self.context)
         return _attention(
-            query,
-            torch.cat([prefix_key, key], dim=1),
-            torch.cat([prefix_value, value], dim=1),
-            valid[:, None, None, :],
+            query, torch.cat([prefix_key, key], dim=1), torch.cat([prefix_value, value], dim=1), self.key_valid
         )
 
 
 _Attend = PrefixAttention | TargetAttention
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal).transpose(1, 2)
 
 
 class SplitTransformer(nn.Module):
@@ -148,6 +151,7 @@ class SplitTransformer(nn.Module):
         self.blocks = nn.ModuleList(SplitBlock(block) for block in transformer.transformer_blocks)
         self.table = RotaryTable(tuple(config.axes_dims_rope))
         self.gradient_checkpointing = gradient_checkpointing
+        self._segments: dict[tuple[Layout, torch.device], tuple[Segment, ...]] = {}
         self._whole = (transformer,)
 
     @property
@@ -161,17 +165,17 @@ class SplitTransformer(nn.Module):
         references = None
         if condition.references is not None:
             references = self.embed["img_in"](condition.references.to(dtype))
-        x, segments = _join(text, references, layout)
+        x = _join(text, references, layout)
         modulation, _ = self._modulation(torch.zeros(1, device=x.device), x.dtype)
         rotary = self.table.prefix(layout, x.device)
-        attend = PrefixAttention(segments)
+        attend = PrefixAttention(self._segments_of(layout, x.device))
         keys_values = []
         for i, block in enumerate(self.blocks):
             # Nobody reads what the last block makes of the prefix: its keys and values are all that is left to do.
             last = i == len(self.blocks) - 1
             x, key_value = self._run(block, x, modulation, rotary, None if last else attend, role)
             keys_values.append(key_value)
-        return Prefix(tuple(keys_values), _key_valid(condition, segments), self.table.target(layout, condition.lengths))
+        return Prefix(tuple(keys_values), _key_valid(condition), self.table.target(layout, condition.lengths))
 
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str | None) -> Tensor:
         x = self.embed["img_in"](x_t.to(self._dtype))
@@ -180,6 +184,19 @@ class SplitTransformer(nn.Module):
             attend = TargetAttention(context, prefix.key_valid)
             x, _ = self._run(block, x, modulation, prefix.rotary, attend, role)
         return self.embed["proj_out"](self.embed["norm_out"](x, temb)).to(x_t.dtype)
+
+    def _segments_of(self, layout: Layout, device: torch.device) -> tuple[Segment, ...]:
+        """Built once a layout and device, so that a captured step builds no masks."""
+        if (layout, device) not in self._segments:
+            self._segments[layout, device] = tuple(
+                (
+                    start,
+                    end,
+                    torch.ones(end - start, end, dtype=torch.bool, device=device).tril(start) if text else None,
+                )
+                for start, end, text in _runs(layout)
+            )
+        return self._segments[layout, device]
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -245,29 +262,34 @@ class RoleDenoiser:
         return self.denoiser.velocity(prefix, x_t, t, self.role)
 
 
-def _join(text: Tensor, references: Tensor | None, layout: Layout) -> tuple[Tensor, tuple[tuple[int, int, bool], ...]]:
-    """Text with each reference's tokens in the place of its slots, and the (start, end, is_text) runs of the result."""
-    parts, segments, read, used, length = [], [], 0, 0, 0
+def _runs(layout: Layout) -> list[tuple[int, int, bool]]:
+    """(start, end, is_text) of the runs of tokens that make up the joined prefix."""
+    runs, read, length = [], 0, 0
+    for reference in layout.references:
+        for count, is_text in ((reference.slot - read, True), (reference.num_tokens, False)):
+            if count:
+                runs.append((length, length + count, is_text))
+                length += count
+        read = reference.slot + reference.num_slots
+    if layout.text_tokens > read:
+        runs.append((length, length + layout.text_tokens - read, True))
+    return runs
 
-    def append(part: Tensor, is_text: bool) -> None:
-        nonlocal length
-        if part.shape[1]:
-            parts.append(part)
-            segments.append((length, length + part.shape[1], is_text))
-            length += part.shape[1]
 
+def _join(text: Tensor, references: Tensor | None, layout: Layout) -> Tensor:
+    """Text with each reference's tokens in the place of its slots."""
+    parts, read, used = [], 0, 0
     for reference in layout.references:
         assert references is not None
-        append(text[:, read : reference.slot], True)
-        append(references[:, used : used + reference.num_tokens], False)
+        parts += [text[:, read : reference.slot], references[:, used : used + reference.num_tokens]]
         read, used = reference.slot + reference.num_slots, used + reference.num_tokens
-    append(text[:, read:], True)
-    return torch.cat(parts, dim=1), tuple(segments)
+    return torch.cat([*parts, text[:, read:]], dim=1) if parts else text
 
 
-def _key_valid(condition: Condition, segments: tuple[tuple[int, int, bool], ...]) -> Tensor:
-    """(B, P) bool over the joined prefix: False from each sample's true length on."""
-    num_slots = sum(reference.num_slots for reference in condition.layout.references)
-    num_tokens = sum(reference.num_tokens for reference in condition.layout.references)
-    positions = torch.arange(segments[-1][1], device=condition.prompt.device)
-    return positions[None] < (condition.lengths - num_slots + num_tokens)[:, None]
+def _key_valid(condition: Condition) -> Tensor:
+    """(B, 1, 1, P + N) bool: False from each sample's true length to the end of the joined prefix."""
+    layout, lengths = condition.layout, condition.lengths
+    extra = sum(reference.num_tokens - reference.num_slots for reference in layout.references)
+    length = layout.text_tokens + extra
+    positions = torch.arange(length + layout.num_target_tokens, device=lengths.device)
+    return ((positions < (lengths + extra)[:, None]) | (positions >= length))[:, None, None]

@@ -8,6 +8,7 @@ gradients of one step agree (`tests/test_equivalence.py`), and `workbench.bench`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from diffusers import QwenImage21Transformer2DModel
@@ -33,7 +34,7 @@ class PlainNetworks:
         self.denoiser = denoiser
         self.per_length = per_length
         self._role = ""
-        for network in denoiser.networks.values():
+        for network in {denoiser.network(role) for role in denoiser.network_of_role}:
             stock = network.transformer
             for _, layer in lora.role_linears(stock):
                 layer.register_forward_pre_hook(self._add_role)
@@ -113,8 +114,8 @@ class PlainEngine:
         for number, batches in enumerate(data.fake):
             stream = f"fake{number}"
             step = self._integer(f"{stream}/step")
-            self._optimise(FAKE_SCORE, batches, lambda batch, s=stream, k=step: self._fake_score_loss(batch, s, k))
-        self._optimise(STUDENT, data.student, lambda batch: self._student_loss(batch, graded))
+            self._optimise(FAKE_SCORE, batches, partial(self._fake_score_loss, stream=stream, step=step))
+        self._optimise(STUDENT, data.student, partial(self._student_loss, step=graded))
 
     def _optimise(self, role: str, batches: Sequence[Batch], loss_of: Callable[[Batch], Tensor]) -> None:
         optim, optimizer = self.recipe.optim, self.optimizers[role]
@@ -227,7 +228,7 @@ def _forward(
     images[:, num_text:] = True
     for reference in layout.references:
         images[:, reference.slot : reference.slot + reference.num_slots] = True
-    shapes = [(1, item.height, item.width) for item in (*layout.references, layout)]
+    shapes = [(1, item.height, item.width) for item in layout.references] + [(1, layout.height, layout.width)]
     mask = None
     if min(lengths) < num_text:
         mask = torch.arange(num_text, device=x_t.device)[None] < torch.tensor(lengths, device=x_t.device)[:, None]

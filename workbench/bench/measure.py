@@ -1,0 +1,231 @@
+"""Timing of the engine and of the plain arrangement, in turns, inside one ordinary fit."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from workbench.backbone import Prefix, QwenImage21
+from workbench.batch import Condition, StepData
+from workbench.bench.data import CATEGORIES
+from workbench.bench.plain import PlainEngine
+from workbench.config import Recipe
+from workbench.modules.distiller import Distiller
+from workbench.roles import FAKE_SCORE, STUDENT
+
+
+@dataclass
+class Timings:
+    """Wall seconds of every measured iteration, and the highest memory in bytes (CUDA; 0 elsewhere)."""
+
+    wall_s: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    @property
+    def median_s(self) -> float:
+        return statistics.median(self.wall_s)
+
+    @property
+    def spread_s(self) -> float:
+        """Half the distance between the quartiles."""
+        if len(self.wall_s) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.wall_s, n=4, method="inclusive")
+        return (high - low) / 2
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device, so that a host clock tells its time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def clocked(timings: Timings, device: torch.device, keep: bool) -> Iterator[None]:
+    """Adds the time and the peak memory of its body to `timings`, if they are to be kept."""
+    synchronise(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.perf_counter()
+    yield
+    synchronise(device)
+    if keep:
+        timings.wall_s.append(time.perf_counter() - started)
+        if device.type == "cuda":
+            timings.peak_bytes = max(timings.peak_bytes, torch.cuda.max_memory_allocated(device))
+
+
+class _InTurns(L.Callback):
+    """Clocks each training step of the engine, then runs and clocks the reference on the same data."""
+
+    def __init__(self, plain: PlainEngine | None, warmup: int, on_iteration: Callable[[], None]) -> None:
+        self.plain, self.warmup, self.on_iteration = plain, warmup, on_iteration
+        self.ours, self.theirs = Timings(), Timings()
+        self._open: Any = None
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: StepData, index: int) -> None:
+        self._open = clocked(self.ours, module.device, index >= self.warmup)
+        self._open.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: StepData, index: int
+    ) -> None:
+        self._open.__exit__(None, None, None)
+        if self.plain is not None:
+            # Each pays for its own gradients alone.
+            module.zero_grad(set_to_none=True)
+            with (
+                clocked(self.theirs, module.device, index >= self.warmup),
+                trainer.precision_plugin.train_step_context(),
+            ):
+                self.plain.step(batch, index)
+            module.zero_grad(set_to_none=True)
+        self.on_iteration()
+
+
+def alternate(
+    module: Distiller,
+    plain: PlainEngine | None,
+    data: Sequence[StepData],
+    *,
+    warmup: int,
+    on_iteration: Callable[[], None] = lambda: None,
+) -> tuple[Timings, Timings]:
+    """Timings of the engine and of `plain` over `data`, one step each in turns; the first `warmup` are not kept."""
+    turns = _InTurns(plain, warmup, on_iteration)
+    _fit(module, data, [turns])
+    return turns.ours, turns.theirs
+
+
+def phases(denoiser: QwenImage21, recipe: Recipe, data: Sequence[StepData], *, warmup: int) -> dict[str, float]:
+    """Mean seconds an iteration of each phase of the engine, run eagerly with a clock around every part."""
+    clock = PhaseClock()
+    timed = _TimedDistiller(_TimedDenoiser(denoiser, clock), recipe, CATEGORIES)
+    timed.clock = clock
+    callback = _Phases(clock, warmup)
+    _fit(timed, data, [callback])
+    kept = len(data) - warmup
+    parts = {name: seconds / kept for name, seconds in clock.seconds.items()}
+    parts["draws, losses, clipping, the rest"] = sum(callback.total.wall_s) / kept - sum(parts.values())
+    return parts
+
+
+class PhaseClock:
+    """Seconds by phase. A phase inside another counts for the outer one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._inside = False
+
+    @contextmanager
+    def __call__(self, phase: str, device: torch.device) -> Iterator[None]:
+        if self._inside:
+            yield
+            return
+        self._inside = True
+        synchronise(device)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            synchronise(device)
+            self.seconds[phase] += time.perf_counter() - started
+            self._inside = False
+
+
+class _TimedDenoiser(QwenImage21):
+    """The same networks with a clock around each evaluation."""
+
+    def __init__(self, denoiser: QwenImage21, clock: PhaseClock) -> None:
+        super().__init__(dict(denoiser.networks.items()), denoiser.network_of_role)  # type: ignore[arg-type]
+        self.clock = clock
+
+    def prefix(self, condition: Condition, role: str) -> Prefix:
+        with self.clock(_phase(role), condition.prompt.device):
+            return super().prefix(condition, role)
+
+    def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
+        with self.clock(_phase(role), x_t.device):
+            return super().velocity(prefix, x_t, t, role)
+
+
+class _TimedDistiller(Distiller):
+    """The engine with a clock around backward and optimiser."""
+
+    clock: PhaseClock
+    _stepping = ""
+
+    def guarded_step(self, name: str, optimizer: Any, *arguments: Any, **options: Any) -> None:
+        self._stepping = name
+        super().guarded_step(name, optimizer, *arguments, **options)
+
+    def manual_backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
+        phase = "student graded: backward" if self._stepping == STUDENT else "fake score: backward"
+        with self.clock(phase, loss.device):
+            super().manual_backward(loss, *arguments, **options)
+
+
+class _Phases(L.Callback):
+    def __init__(self, clock: PhaseClock, warmup: int) -> None:
+        self.clock, self.warmup = clock, warmup
+        self.total = Timings()
+        self._open: Any = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            step = optimizer.step
+
+            def timed(*arguments: Any, step: Any = step, **options: Any) -> Any:
+                with self.clock("optimiser", module.device):
+                    return step(*arguments, **options)
+
+            optimizer.step = timed  # type: ignore[method-assign]
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: StepData, index: int) -> None:
+        if index == self.warmup:
+            self.clock.seconds.clear()
+        self._open = clocked(self.total, module.device, index >= self.warmup)
+        self._open.__enter__()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._open.__exit__(None, None, None)
+
+
+def _phase(role: str) -> str:
+    graded = torch.is_grad_enabled()
+    if role == STUDENT:
+        return "student graded: forward" if graded else "student rollout"
+    if role == FAKE_SCORE:
+        return "fake score: forward" if graded else "fake score for the direction"
+    return "teacher"
+
+
+def _fit(module: Distiller, data: Sequence[StepData], callbacks: list[L.Callback]) -> None:
+    recipe = module.recipe.trainer
+    trainer = L.Trainer(
+        accelerator=recipe.accelerator,
+        devices=1,
+        precision=recipe.precision,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+    )
+    trainer.fit(module, DataLoader(data, batch_size=None, collate_fn=_same))  # type: ignore[arg-type]
+
+
+def _same(item: StepData) -> StepData:
+    return item
