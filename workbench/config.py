@@ -122,7 +122,7 @@ class Data:
     source: `openmoji` (the world that ships), or a folder or CSV file of one's own images, for `pack`.
     samples: how many samples of each category of each task `pack` draws from the world.
     encode_workers: processes that encode shards side by side, each with an encoder of its own.
-    keep_raw: let encoded shards keep captions and source images, which pretraining reads.
+    keep_raw: let encoded shards keep the images too, which pretraining reads.
     num_workers: processes that prepare batches ahead of training, and that draw the world.
     raw: folder, http(s) address or `pipe:` command of raw shards. encoded: folder or http(s) address of encoded ones.
     """

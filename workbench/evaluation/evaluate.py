@@ -175,16 +175,18 @@ def select_few_step(
 
 def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
     """The headline table and the verdicts."""
-    title = f"split {metrics['split']}, seeds {metrics['seeds']}, judge {metrics['judge']}"
+    title = (
+        f"T2I-Bench and Editing-Bench, 1 to 5: split {metrics['split']}, seeds {metrics['seeds']}, {metrics['judge']}"
+    )
     table = Table(title=title, title_justify="left")
-    for column in ("model", "NFE", "images", "s / image", "T2I-Bench", "Editing-Bench", "diversity", "Frechet"):
+    for column in ("model", "NFE", "images", "T2I", "Editing", "diversity", "Frechet"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, model in metrics["models"].items():
         means = [_cell(model[bench]["mean"]) if bench in model else "-" for bench in BENCHES.values()]
         diversity = f"{model['diversity']['mean']:.2f}" if model["diversity"] else "-"
-        frechet = f"{model['frechet']['value']:.1f} (n={model['frechet']['n']})" if model["frechet"] else "-"
-        cost = (str(model["nfe"]), str(model["n"]), f"{model['seconds_per_image']:.3f}")
-        table.add_row(name.replace("_", " "), *cost, *means, diversity, frechet)
+        frechet = f"{model['frechet']['value']:.0f}\nn={model['frechet']['n']}" if model["frechet"] else "-"
+        cost = f"{model['n']}\n{model['seconds_per_image']:.3f} s"
+        table.add_row(name.replace("_", " "), str(model["nfe"]), cost, *means, diversity, frechet)
     console.print(table)
     for row in metrics["comparisons"]:
         interval = f"{row['low']:+.3f} to {row['high']:+.3f}" if row["low"] is not None else "no interval"
@@ -197,4 +199,4 @@ def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
 def _cell(interval: Mapping[str, Any]) -> str:
     if interval["low"] is None:
         return f"{interval['mean']:.2f}"
-    return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+    return f"{interval['mean']:.2f}\n{interval['low']:.2f} to {interval['high']:.2f}"
