@@ -119,7 +119,8 @@ def encode_shards(data: Data, load: Callable[[], Encoder], fingerprint: str, pre
     )
     reused = files.claim(folder, settings, INDEX, "data.encoded", "encode")
     if not reused:
-        _encode_all(data, folder, shards, settings, fingerprint, load)
+        with files.given_up_if_empty(folder):
+            _encode_all(data, folder, shards, settings, fingerprint, load)
     dataset = EncodedDataset(str(folder))
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.tar"))
     return EncodeSummary(folder, len(dataset), len(shards), num_bytes, reused)

@@ -2,8 +2,8 @@
 
 The shards are valid WebDataset tars; `index.json` beside them holds byte offset and size of every member, so a sample
 is one `pread` a member. Members: KEY.prompt.npy (L, D), KEY.uncond.npy (edits), KEY.latent.npy (N, C) if there is a
-target, KEY.source_latent.npy (R, C) for edits, all arrays float16; KEY.txt, KEY.json; with `data.keep_raw` also KEY.source.* and
-the target image. `uncond_t2i.npy` (L, D) is the empty prompt of every T2I sample.
+target, KEY.source_latent.npy (R, C) for edits, all arrays float16; KEY.txt, KEY.json; with `data.keep_raw` also
+KEY.source.* and the target image. `uncond_t2i.npy` (L, D) is the empty prompt of every T2I sample.
 """
 
 from __future__ import annotations
