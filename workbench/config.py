@@ -376,18 +376,15 @@ def from_mapping(values: Any, overrides: Iterable[str] = (), origin: str = "reci
     overrides = list(overrides)
     for item in overrides:
         _require("=" in item, f"{item!r} is not of the form section.key=value")
-    try:
-        from_dots = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
-    except UNREADABLE as error:
-        raise UserError(f"cannot read the overrides {overrides}: {_first_line(error)}") from error
+    layers = [_from_dots(item) for item in overrides]
     _check_keys(Recipe, values, origin)
-    _check_keys(Recipe, from_dots, "override")
+    for layer in layers:
+        _check_keys(Recipe, layer, "override")
     try:
         merged = OmegaConf.structured(Recipe)
         _clear_mappings(merged, Recipe, values)
         merged = OmegaConf.merge(merged, values)
-        for item in overrides:
-            layer = OmegaConf.to_container(OmegaConf.from_dotlist([item]))
+        for item, layer in zip(overrides, layers, strict=True):
             if item.partition("=")[2].lstrip().startswith("{"):
                 _clear_mappings(merged, Recipe, layer)
             merged = OmegaConf.merge(merged, layer)
@@ -397,6 +394,15 @@ def from_mapping(values: Any, overrides: Iterable[str] = (), origin: str = "reci
         raise UserError(f"{origin}: {f'{key}: ' if key else ''}{_first_line(error)}") from error
     assert isinstance(recipe, Recipe)
     return recipe
+
+
+def _from_dots(item: str) -> Any:
+    """Nested values of one `section.key=value`."""
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([item]))
+    except UNREADABLE as error:
+        hint = "; inside braces a space follows each colon: {key: value}" if "{" in item else ""
+        raise UserError(f"cannot read the override {item!r}: {_first_line(error)}{hint}") from error
 
 
 def to_yaml(recipe: Recipe) -> str:

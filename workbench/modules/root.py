@@ -85,4 +85,7 @@ class RootModule(L.LightningModule, ABC):
         """Rates of this update for each parameter group of `optimizer`."""
         factor = learning_rate_factor(self.num_updates, warmup, self.total_updates, final)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(peak * factor)
+            else:
+                group["lr"] = peak * factor
