@@ -72,6 +72,19 @@ def test_run_report_shows_scores_verdicts_mixture_and_lambda(run: Path) -> None:
     assert "3.10 to 3.30" in page and "Teacher better" in page and "50.0 %" in page and "step 1" in page
 
 
+def test_a_schedule_is_drawn_as_the_table_that_it_becomes(run: Path) -> None:
+    """The chart of a switch to 0.7 at step 2 is that of its rows written out."""
+
+    def chart(guidance: str) -> str:
+        (run / "recipe.yaml").write_text(f"teachers: {{specialists: {{portrait: p}}}}\nguidance: {guidance}\n")
+        return report(run).read_text().split("student step</h3>")[1].split("</svg>")[0]
+
+    rows = "[[1, 0], [1, 0], [0.3, 0.7], [0.3, 0.7]]"
+    scheduled = chart("{schedules: {t2i: {kind: switch, at: 2, weights: {portrait: 0.7}}}}")
+    assert scheduled == chart(f"{{tables: {{t2i: {rows}}}}}") and ">0.7<" in scheduled
+    assert "alone at every step" in chart("{schedules: {t2i: {kind: swich}}}")
+
+
 @pytest.mark.parametrize("missing", ["metrics.json", "metrics.jsonl", "recipe.yaml", "environment.json", "samples"])
 def test_run_report_stands_without_any_one_part(run: Path, missing: str) -> None:
     path = run / missing

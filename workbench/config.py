@@ -107,12 +107,50 @@ class Teachers:
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """A named table: the mix goes from `early` to `weights` over the student steps; see `guidance.late_share`.
+
+    weights, early: weight of each specialist by name; what is left of 1 is the base teacher's.
+    at: first step of `weights`, for `switch` alone.
+    """
+
+    kind: Literal["constant", "switch", "ramp", "cosine"] = "constant"
+    weights: dict[str, float] = field(default_factory=dict)
+    early: dict[str, float] = field(default_factory=dict)
+    at: int | None = None
+
+    def problem(self) -> str | None:
+        """What is wrong with it and the mend, but for the name of its class."""
+        for key, mix in (("weights", self.weights), ("early", self.early)):
+            for name, weight in mix.items():
+                if not 0 <= weight <= 1:
+                    return f".{key}.{name} must lie in [0, 1], got {weight}"
+            if sum(mix.values()) > 1 + 1e-6:
+                return f".{key} sums to {sum(mix.values()):g}: at most 1, what is left is the base teacher's"
+        match self.kind:
+            case "constant" if self.early or self.at is not None:
+                return " is constant: leave out early and at, or choose kind switch, ramp or cosine"
+            case "switch" if self.at is None:
+                return " switches: say at which student step with at=1 or more"
+            case "ramp" | "cosine" if self.at is not None:
+                return f".at is read by kind switch alone: leave it out, or choose that instead of {self.kind}"
+        return None
+
+
+@dataclass(frozen=True)
 class Guidance:
     """lambda[k, m](c): for each class (`task/category`, `task` or `default`, the nearest one counts) a table of K rows,
     one a student step, noisiest first, each over the base teacher and the specialists in the order of
-    `teachers.specialists`. Empty: the base teacher alone."""
+    `teachers.specialists`; or a schedule that becomes one. Empty: the base teacher alone."""
 
     tables: dict[str, list[list[float]]] = field(default_factory=dict)
+    schedules: dict[str, Schedule] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, schedule in self.schedules.items():
+            problem = schedule.problem()
+            _require(problem is None, f"guidance.schedules.{name}{problem}")
+            _require(name not in self.tables, f"guidance has a table and a schedule for {name}: leave out one of them")
 
 
 @dataclass(frozen=True)
@@ -426,6 +464,9 @@ def _check_keys(schema: type, values: Any, origin: str, prefix: str = "") -> Non
         section = _section(schema, key)
         if section is not None:
             _check_keys(section, value, origin, f"{prefix}{key}.")
+        elif schema is Guidance and key == "schedules" and isinstance(value, dict):
+            for name, schedule in value.items():
+                _check_keys(Schedule, schedule, origin, f"{prefix}{key}.{name}.")
 
 
 def _section(schema: type, key: str) -> type | None:

@@ -7,12 +7,17 @@ s_real^(k) = sum_m lambda_{k,m}(c) s_m).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from workbench.batch import TASKS
 from workbench.errors import UserError
+
+Kind = Literal["constant", "switch", "ramp", "cosine"]
 
 
 def cfg(v_cond: Tensor, v_uncond: Tensor, scale: float) -> Tensor:
@@ -29,6 +34,30 @@ def mix(predictions: Sequence[Tensor], weights: Tensor) -> Tensor:
     return (weights.to(stacked.dtype)[:, :, None, None] * stacked).sum(dim=1)
 
 
+def late_share(kind: Kind, num_steps: int, at: int | None = None) -> list[float]:
+    """s_k in [0, 1] of each student step k, so that row k is (1 - s_k) early + s_k late.
+
+    constant: s_k = 1. switch: s_k = [k >= at]. ramp: s_k = k / (K - 1). cosine: s_k = (1 - cos(pi k / (K - 1))) / 2.
+    A student of one step is at the late end.
+    """
+    fractions = [k / (num_steps - 1) for k in range(num_steps)] if num_steps > 1 else [1.0]
+    match kind:
+        case "constant":
+            return [1.0] * num_steps
+        case "switch":
+            assert at is not None, "a switch needs its step"
+            return [float(k >= at) for k in range(num_steps)]
+        case "ramp":
+            return fractions
+        case "cosine":
+            return [0.5 * (1 - math.cos(math.pi * fraction)) for fraction in fractions]
+
+
+def blend(early: Sequence[float], late: Sequence[float], shares: Sequence[float]) -> list[list[float]]:
+    """The rows (1 - s_k) early + s_k late: K rows of M + 1 weights."""
+    return [[(1 - s) * a + s * b for a, b in zip(early, late, strict=True)] for s in shares]
+
+
 def lambda_table(
     tables: Mapping[str, Sequence[Sequence[float]]],
     categories: Sequence[str],
@@ -42,9 +71,15 @@ def lambda_table(
     tables at all, the base teacher (the first of `teachers`) guides every step alone.
 
     Raises:
-        UserError: wrong shape, negative weight, a row that does not sum to 1, a category without a table.
+        UserError: wrong shape, negative weight, a row that does not sum to 1, a category without a table, a table
+            for a class that does not exist.
     """
     for name, rows in tables.items():
+        if name not in (*categories, *TASKS, "default"):
+            raise UserError(
+                f"guidance has a class {name!r}, but the data have only {', '.join(categories)}: correct it, or name a "
+                f"task ({', '.join(TASKS)}) or 'default'"
+            )
         _check(name, rows, num_steps, teachers)
     base_alone = [[1.0] + [0.0] * (len(teachers) - 1)] * num_steps
     resolved = [_nearest_table(tables, category) if tables else base_alone for category in categories]
@@ -55,12 +90,16 @@ def _nearest_table(tables: Mapping[str, Sequence[Sequence[float]]], category: st
     for name in (category, category.partition("/")[0], "default"):
         if name in tables:
             return tables[name]
-    raise UserError(f"guidance.tables has no table for {category}: add one under that name or under 'default'")
+    raise UserError(
+        f"guidance.tables has no table for {category} (nor guidance.schedules): add one under that name or 'default'"
+    )
 
 
 def _check(name: str, rows: Sequence[Sequence[float]], num_steps: int, teachers: Sequence[str]) -> None:
     if len(rows) != num_steps:
-        raise UserError(f"guidance.tables.{name} has {len(rows)} rows for {num_steps} student steps")
+        raise UserError(
+            f"guidance.tables.{name} has {len(rows)} rows for {num_steps} student steps: one a step, noisiest first"
+        )
     for k, row in enumerate(rows):
         where = f"guidance.tables.{name}, row {k}"
         if len(row) != len(teachers):
@@ -68,4 +107,4 @@ def _check(name: str, rows: Sequence[Sequence[float]], num_steps: int, teachers:
         if not all(0 <= weight <= 1 for weight in row):
             raise UserError(f"{where}: every weight must lie in [0, 1], got {list(row)}")
         if abs(sum(row) - 1) > 1e-6:
-            raise UserError(f"{where} must sum to 1, got {sum(row):g} from {list(row)}")
+            raise UserError(f"{where} must sum to 1, got {sum(row):g} from {list(row)}; divide each weight by it")

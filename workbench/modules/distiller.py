@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench import dmd, flow, guidance, rng, rollout
+from workbench import dmd, flow, guidance, rng, rollout, schedules
 from workbench.backbone import QwenImage21, RoleDenoiser
 from workbench.batch import Batch, StepData
 from workbench.config import Recipe
@@ -45,9 +45,9 @@ class Distiller(RootModule):
             [RoleDenoiser(denoiser, role) for role in teachers],  # type: ignore[arg-type]
             recipe.teachers.cfg_scale,
         )
-        table = guidance.lambda_table(
-            recipe.guidance.tables, self.categories, num_steps=len(times) - 1, teachers=teachers
-        )
+        num_steps = len(times) - 1
+        tables = schedules.tables(recipe.guidance, num_steps=num_steps, specialists=list(recipe.teachers.specialists))
+        table = guidance.lambda_table(tables, self.categories, num_steps=num_steps, teachers=teachers)
         self.register_buffer("lambdas", table, persistent=False)
         self._active = self._active_teachers(table)
 
