@@ -311,6 +311,15 @@ def test_a_teacher_with_weight_in_any_category_of_the_task_is_run() -> None:
         assert set(network.evaluated) - {STUDENT, FAKE_SCORE} == expected
 
 
+def test_a_teacher_of_a_category_that_is_not_planned_is_not_run() -> None:
+    tables = {"t2i/text": [[0.0, 1.0]] * 2, "default": [[1.0, 0.0]] * 2}
+    for shares, expected in (({"portrait": 1.0}, {TEACHER}), ({"portrait": 0.5, "text": 0.5}, {TEACHER, SPECIALIST})):
+        network = denoiser()
+        recipe = make_recipe(tables=tables, mixture=Mixture(batch_size=BATCH_SIZE, categories={"t2i": shares}))
+        Distiller(network, recipe, CATEGORIES).student_loss(take(batch_of("t2i", range(5), 5), [0, 2, 4]), step=0)
+        assert set(network.evaluated) - {STUDENT, FAKE_SCORE} == expected
+
+
 def test_each_category_is_guided_by_its_own_row() -> None:
     batch = batch_of("t2i", range(5), 5)
     base, specialist = [[1.0, 0.0]] * 2, [[0.0, 1.0]] * 2

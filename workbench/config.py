@@ -94,12 +94,21 @@ class Model:
 
 @dataclass(frozen=True)
 class Teachers:
-    """Specialists beside the base teacher (name -> pipeline folder) and the guidance scale all of them are run at."""
+    """Specialists beside the base teacher, and the guidance scale all of them are run at.
+
+    specialists: name -> pipeline folder, or LoRA file (`.safetensors`) over the base teacher, which then takes up no
+    second copy of the weights. `tiny/NAME.safetensors` is a file that ships.
+    """
 
     specialists: dict[str, str] = field(default_factory=dict)
     cfg_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in self.specialists:
+            _require(
+                name.isidentifier(),
+                f"teachers.specialists.{name}: name a specialist with letters, digits and underscores alone",
+            )
         _require(
             math.isfinite(self.cfg_scale) and self.cfg_scale >= 1,
             f"teachers.cfg_scale must be at least 1 (1 is no guidance), got {self.cfg_scale}",
@@ -207,6 +216,12 @@ class Mixture:
     categories: dict[str, dict[str, float]] = field(default_factory=dict)
     batch_size: int = 32
     micro_batch_size: int = 128
+
+    def has_weight(self, category: str) -> bool:
+        """Whether any sample of this qualified category is planned."""
+        task, _, name = category.partition("/")
+        of_task = self.categories.get(task)
+        return self.tasks.get(task, 0.0) > 0 and (not of_task or of_task.get(name, 0.0) > 0)
 
     def __post_init__(self) -> None:
         _positive("mixture", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)

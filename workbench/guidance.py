@@ -86,6 +86,22 @@ def lambda_table(
     return torch.tensor(resolved, dtype=torch.float32)
 
 
+def active_teachers(table: Tensor, categories: Sequence[str], planned: Sequence[bool]) -> dict[str, list[list[bool]]]:
+    """Per task and student step, which teachers have weight in any planned category: task -> K lists of M + 1.
+
+    Decided from the plan and not from the rows at hand, so that all ranks run the same forwards. A task of which
+    nothing is planned counts all its categories.
+
+    Args:
+        table: of every category, (len(categories), K, M + 1).
+    """
+    active = {}
+    for task in dict.fromkeys(name.partition("/")[0] for name in categories):
+        rows = [i for i, name in enumerate(categories) if name.partition("/")[0] == task]
+        active[task] = (table[[i for i in rows if planned[i]] or rows] > 0).any(dim=0).tolist()
+    return active
+
+
 def _nearest_table(tables: Mapping[str, Sequence[Sequence[float]]], category: str) -> Sequence[Sequence[float]]:
     for name in (category, category.partition("/")[0], "default"):
         if name in tables:

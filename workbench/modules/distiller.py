@@ -28,6 +28,7 @@ class Distiller(RootModule):
 
     num_updates counts student updates.
     categories: qualified names that `Batch.category` indexes.
+    active: task -> student step -> which teachers run.
     """
 
     lambdas: Tensor
@@ -49,7 +50,8 @@ class Distiller(RootModule):
         tables = schedules.tables(recipe.guidance, num_steps=num_steps, specialists=list(recipe.teachers.specialists))
         table = guidance.lambda_table(tables, self.categories, num_steps=num_steps, teachers=teachers)
         self.register_buffer("lambdas", table, persistent=False)
-        self._active = self._active_teachers(table)
+        planned = [recipe.mixture.has_weight(name) for name in self.categories]
+        self.active = guidance.active_teachers(table, self.categories, planned)
 
     def configure_model(self) -> None:
         if self.device_mesh is not None and isinstance(self.denoiser, QwenImage21):
@@ -110,7 +112,7 @@ class Distiller(RootModule):
             x_t = flow.interpolate(x, self._normal(batch, x, "student/eps"), t)
             x0_fake = self.fake_score.x0(batch.condition, x_t, t)
             weights = self.lambdas[batch.category, step]
-            active = self._active[batch.task][step]
+            active = self.active[batch.task][step]
             x0_real = self.teachers.x0(batch.condition, batch.uncond, x_t, t, weights, active)
             direction = dmd.dmd_direction(x, x0_fake, x0_real)
         self.means.add(f"x0_gap/{batch.task}", (x0_fake - x0_real).abs().flatten(1).mean(1), batch.weight)
@@ -174,14 +176,6 @@ class Distiller(RootModule):
         optim = self.recipe.optim
         for role, lr in ((STUDENT, optim.student_lr), (FAKE_SCORE, optim.fake_lr)):
             self.set_learning_rate(self._optimizer(role), [lr], optim.warmup_updates, optim.final_lr_fraction)
-
-    def _active_teachers(self, table: Tensor) -> dict[str, list[list[bool]]]:
-        """Per task and step, which teachers have weight in any category of the task: alike on all ranks."""
-        active = {}
-        for task in {name.partition("/")[0] for name in self.categories}:
-            rows = [i for i, name in enumerate(self.categories) if name.partition("/")[0] == task]
-            active[task] = (table[rows] > 0).any(dim=0).tolist()
-        return active
 
 
 def student_times(recipe: Recipe) -> Tensor:
