@@ -189,6 +189,7 @@ def test_a_run_with_a_specialist_from_a_lora_file(
         recipe,
         teachers=Teachers(specialists={"text": str(tmp_path / "text.safetensors")}, cfg_scale=2.0),
         guidance=Guidance(schedules={"default": Schedule(), "t2i/text": Schedule("switch", {"text": 0.5}, at=2)}),
+        dmd=replace(recipe.dmd, fake_samples="student_rollout"),
     )
     run = distill(in_folder(routed, tmp_path / "routed", updates=1))
     assert (run / "student").is_dir()

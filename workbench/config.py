@@ -238,7 +238,14 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Dmd:
-    """Distribution matching: the student's time grid and rollout, the re-noising time p_t, the fake-score ratio R."""
+    """Distribution matching: the student's time grid and rollout, the re-noising time p_t, the fake-score ratio R.
+
+    renoise_tied: whether p_t of the student's update depends on its step k; see `rollout.renoise_interval`.
+    fake_samples: what the R fake-score updates of one student update learn from. `fresh`: R rollouts of conditions of
+    their own, each up to a step drawn by itself. `rollout`: one rollout of fresh conditions, each update another of its
+    steps. `student_rollout`: likewise the rollout that the student's own update goes on from. The steps are uniform in
+    all of them; reuse makes the samples of one student update dependent, and shows fewer prompts.
+    """
 
     student_steps: int = 4
     student_shift: float = 3.0
@@ -247,7 +254,20 @@ class Dmd:
     renoise_shift: float = 3.0
     renoise_min: float = 0.02
     renoise_max: float = 0.98
+    renoise_tied: Literal["no", "below", "above"] = "no"
     fake_updates: int = 2
+    fake_samples: Literal["fresh", "rollout", "student_rollout"] = "fresh"
+
+    @property
+    def fake_groups(self) -> int:
+        """Groups of conditions that the fake score needs for itself in one student update."""
+        match self.fake_samples:
+            case "fresh":
+                return self.fake_updates
+            case "rollout":
+                return 1
+            case "student_rollout":
+                return 0
 
     def __post_init__(self) -> None:
         _positive(

@@ -47,7 +47,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     data = DistillationData(
         dataset,
         recipe.mixture,
-        fake_updates=recipe.dmd.fake_updates,
+        fake_updates=recipe.dmd.fake_groups,
         num_steps=recipe.trainer.updates,
         seed=recipe.seed,
         num_workers=recipe.data.num_workers,

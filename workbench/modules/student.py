@@ -31,12 +31,30 @@ class StudentModule(L.LightningModule):
     def num_steps(self) -> int:
         return len(self.times) - 1
 
-    def graded_sample(self, condition: Condition, noise: Tensor, step: int, fresh: list[Tensor] | None) -> Tensor:
-        """Clean prediction (B, N, C) of `step`; earlier steps run without gradient on the same, detached prefix."""
+    def graded_sample(
+        self, condition: Condition, noise: Tensor, step: int, fresh: list[Tensor] | None, state: Tensor | None = None
+    ) -> Tensor:
+        """Clean prediction (B, N, C) of `step`; earlier steps run without gradient on the same, detached prefix.
+
+        state: x_{t_k} where it is known already, in place of the earlier steps.
+        """
         prefix = self.network.prefix(condition)
-        frozen = prefix.detach()
-        x_t = rollout.student_state(lambda x, t: self.network.velocity(frozen, x, t), noise, self.times, step, fresh)
-        return rollout.student_sample(lambda x, t: self.network.velocity(prefix, x, t), x_t, self.times, step)
+        if state is None:
+            frozen = prefix.detach()
+            state = rollout.student_state(
+                lambda x, t: self.network.velocity(frozen, x, t), noise, self.times, step, fresh
+            )
+        return rollout.student_sample(lambda x, t: self.network.velocity(prefix, x, t), state, self.times, step)
+
+    @torch.no_grad()
+    def trajectory(
+        self, condition: Condition, noise: Tensor, num_evaluations: int, fresh: list[Tensor] | None
+    ) -> rollout.Trajectory:
+        """States and clean predictions of the first steps, without gradient and over one prefix."""
+        prefix = self.network.prefix(condition)
+        return rollout.student_trajectory(
+            lambda x, t: self.network.velocity(prefix, x, t), noise, self.times, num_evaluations, fresh
+        )
 
     @torch.no_grad()
     def sample(self, condition: Condition, noise: Tensor) -> Tensor:
