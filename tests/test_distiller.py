@@ -237,7 +237,7 @@ def test_a_reused_sample_is_the_students_own_at_its_step(fake_samples: str, roll
     with torch.no_grad():
         for batch, loss in (pair for of_update in losses for pair in of_update):
             step, x0 = loss.keywords["step"], loss.keywords["x0"]  # type: ignore[attr-defined]
-            assert torch.equal(x0, distiller._student_sample(batch, stream, step))
+            assert torch.equal(x0, distiller.student.draw(batch, distiller.draws, stream, step))
         for batch, state in zip(data.student, states, strict=True):
             plain = distiller.student_loss(batch, step=2)
             assert torch.equal(distiller.student_loss(batch, step=2, state=state), plain)

@@ -98,10 +98,12 @@ class Teachers:
 
     specialists: name -> pipeline folder, or LoRA file (`.safetensors`) over the base teacher, which then takes up no
     second copy of the weights. `tiny/NAME.safetensors` is a file that ships.
+    cfg_rescale: how far each token of a guided velocity is brought back to its unguided norm; see `guidance.rescale`.
     """
 
     specialists: dict[str, str] = field(default_factory=dict)
     cfg_scale: float = 1.0
+    cfg_rescale: float = 0.0
 
     def __post_init__(self) -> None:
         for name in self.specialists:
@@ -112,6 +114,11 @@ class Teachers:
         _require(
             math.isfinite(self.cfg_scale) and self.cfg_scale >= 1,
             f"teachers.cfg_scale must be at least 1 (1 is no guidance), got {self.cfg_scale}",
+        )
+        _fraction("teachers", cfg_rescale=self.cfg_rescale)
+        _require(
+            self.cfg_rescale == 0 or self.cfg_scale > 1,
+            "teachers.cfg_rescale does nothing without guidance: raise teachers.cfg_scale above 1, or leave it out",
         )
 
 
@@ -257,6 +264,10 @@ class Dmd:
     renoise_tied: Literal["no", "below", "above"] = "no"
     fake_updates: int = 2
     fake_samples: Literal["fresh", "rollout", "student_rollout"] = "fresh"
+    decoupled: bool = False
+    first_step_weight: float = 0.0
+    first_step_teacher_steps: int = 4
+    data_weight: float = 0.0
 
     @property
     def fake_groups(self) -> int:
@@ -276,7 +287,10 @@ class Dmd:
             student_shift=self.student_shift,
             renoise_shift=self.renoise_shift,
             fake_updates=self.fake_updates,
+            first_step_teacher_steps=self.first_step_teacher_steps,
         )
+        for name, weight in (("first_step_weight", self.first_step_weight), ("data_weight", self.data_weight)):
+            _require(math.isfinite(weight) and weight >= 0, f"dmd.{name} must not be negative, got {weight}")
         _fraction("dmd", renoise_min=self.renoise_min, renoise_max=self.renoise_max)
         _require(
             0 < self.renoise_min < self.renoise_max,
@@ -421,6 +435,12 @@ class Recipe:
     trainer: Trainer = field(default_factory=Trainer)
     evaluation: Evaluation = field(default_factory=Evaluation)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            not self.dmd.decoupled or (self.teachers.cfg_scale > 1 and self.teachers.cfg_rescale == 0),
+            "dmd.decoupled splits guidance off: it needs teachers.cfg_scale above 1 and no teachers.cfg_rescale",
+        )
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -25,6 +25,16 @@ def cfg(v_cond: Tensor, v_uncond: Tensor, scale: float) -> Tensor:
     return v_uncond + scale * (v_cond - v_uncond)
 
 
+def rescale(v: Tensor, v_cond: Tensor, strength: float) -> Tensor:
+    """Guided velocity `v` with each token's norm drawn towards that of `v_cond`: 0 leaves it, 1 gives it that norm.
+
+    Against the over-saturation of large scales; the norm is over the channels of a token, as Qwen-Image's pipeline
+    takes it (the idea is that of Lin et al. 2023, arXiv 2305.08891, section 3.4, with the deviation of the whole).
+    """
+    ratio = v_cond.norm(dim=-1, keepdim=True) / v.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    return v * (1 + strength * (ratio - 1))
+
+
 def mix(predictions: Sequence[Tensor], weights: Tensor) -> Tensor:
     """sum_m lambda_m x_m over M + 1 predictions (B, N, C) with weights (B, M + 1): (B, N, C).
 

@@ -70,7 +70,7 @@ def _routing(recipe: Recipe, module: Distiller) -> Table:
         table.add_column(name, justify="left" if name in ("task", "teachers run") else "right")
     for task, steps in module.active.items():
         if recipe.mixture.tasks.get(task, 0.0) > 0:
-            costs = [evaluations(active, recipe.teachers.cfg_scale) for active in steps]
+            costs = [evaluations(active, recipe.teachers.cfg_scale, recipe.dmd.decoupled) for active in steps]
             run = [
                 n for n, used in zip(teacher_roles(recipe.teachers), zip(*steps, strict=True), strict=True) if any(used)
             ]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench import dmd, flow, guidance, rollout, schedules
+from workbench import guidance, rollout, schedules
 from workbench.backbone import QwenImage21, RoleDenoiser
 from workbench.batch import Batch, StepData
 from workbench.config import Recipe
@@ -18,6 +18,7 @@ from workbench.modules.draws import Draws
 from workbench.modules.fake_score import FakeScoreModule
 from workbench.modules.root import RootModule
 from workbench.modules.student import StudentModule
+from workbench.modules.student_loss import StudentLoss
 from workbench.modules.teachers import TeacherEnsemble
 from workbench.roles import FAKE_SCORE, STUDENT, teacher_roles
 from workbench.sharding import shard
@@ -48,12 +49,15 @@ class Distiller(RootModule):
         self.teachers = TeacherEnsemble(
             [RoleDenoiser(denoiser, role) for role in teachers],  # type: ignore[arg-type]
             recipe.teachers.cfg_scale,
+            recipe.teachers.cfg_rescale,
         )
         num_steps = len(times) - 1
         tables = schedules.tables(recipe.guidance, num_steps=num_steps, specialists=list(recipe.teachers.specialists))
         table = guidance.lambda_table(tables, self.categories, num_steps=num_steps, teachers=teachers)
         self.register_buffer("lambdas", table, persistent=False)
-        self._renoise_intervals = renoise_intervals(recipe)
+        self._student_loss = StudentLoss(
+            recipe.dmd, self.student, self.fake_score, self.teachers, renoise_intervals(recipe)
+        )
         planned = [recipe.mixture.has_weight(name) for name in self.categories]
         self.active = guidance.active_teachers(table, self.categories, planned)
 
@@ -122,7 +126,7 @@ class Distiller(RootModule):
         of_student = options.fake_samples == "student_rollout"
         batches, stream = (data.student, STUDENT) if of_student else (data.fake[0], "fake0")
         evaluations = max([*steps, graded_step - 1 if of_student else 0]) + 1
-        found = [self.trajectory(batch, stream, evaluations) for batch in batches]
+        found = [self.student.trajectory(batch, self.draws, stream, evaluations) for batch in batches]
         losses: list[list[Loss]] = [
             [
                 (batch, partial(self.fake_score_loss, batch, stream=f"fake{r}", step=step, x0=one.clean[step]))
@@ -132,52 +136,28 @@ class Distiller(RootModule):
         ]
         return losses, [one.states[graded_step] for one in found] if of_student else none
 
-    def trajectory(self, batch: Batch, stream: str, num_evaluations: int) -> rollout.Trajectory:
-        """The student's first steps on a batch, without gradient."""
-        noise, fresh = self._noise(batch, stream, num_evaluations)
-        return self.student.trajectory(batch.condition, noise, num_evaluations, fresh)
-
     def fake_score_loss(self, batch: Batch, *, stream: str, step: int, x0: Tensor | None = None) -> Tensor:
         """Loss per sample (B,) of the fake score on samples of the student's `step`: `x0` (B, N, C), or new ones."""
         if x0 is None:
             with torch.no_grad():
-                x0 = self._student_sample(batch, stream, step)
+                x0 = self.student.draw(batch, self.draws, stream, step)
         options = self.recipe.dmd
         uniform = self.draws.uniform(batch, f"{stream}/t")
         t = rollout.renoise_time(
             uniform, shift=options.renoise_shift, low=options.renoise_min, high=options.renoise_max
         )
-        return self.fake_score.loss(batch.condition, x0, self._normal(batch, f"{stream}/eps"), t)
+        eps = self.draws.normal(batch, f"{stream}/eps", x0.shape[-1])
+        return self.fake_score.loss(batch.condition, x0, eps, t)
 
     def student_loss(self, batch: Batch, *, step: int, state: Tensor | None = None) -> Tensor:
-        """DMD loss per sample (B,) of the student's `step`, from its `state` (B, N, C) there where that is known."""
-        x = self._student_sample(batch, STUDENT, step, state)
-        low, high = self._renoise_intervals[step]
-        uniform = self.draws.uniform(batch, "student/t")
-        t = rollout.renoise_time(uniform, shift=self.recipe.dmd.renoise_shift, low=low, high=high)
-        with torch.no_grad():
-            x_t = flow.interpolate(x, self._normal(batch, "student/eps"), t)
-            x0_fake = self.fake_score.x0(batch.condition, x_t, t)
-            weights = self.lambdas[batch.category, step]
-            active = self.active[batch.task][step]
-            x0_real = self.teachers.x0(batch.condition, batch.uncond, x_t, t, weights, active)
-            direction = dmd.dmd_direction(x, x0_fake, x0_real)
-        self.means.add(f"x0_gap/{batch.task}", (x0_fake - x0_real).abs().flatten(1).mean(1), batch.weight)
-        return dmd.dmd_loss(x, direction)
-
-    def _student_sample(self, batch: Batch, stream: str, step: int, state: Tensor | None = None) -> Tensor:
-        noise, fresh = self._noise(batch, stream, step)
-        return self.student.graded_sample(batch.condition, noise, step, fresh, state)
-
-    def _noise(self, batch: Batch, stream: str, num_evaluations: int) -> tuple[Tensor, list[Tensor] | None]:
-        """What a rollout starts from, and what its steps are noised again with."""
-        noise = self._normal(batch, f"{stream}/noise")
-        if self.recipe.dmd.rollout == "euler":
-            return noise, None
-        return noise, [self._normal(batch, f"{stream}/fresh{k}") for k in range(num_evaluations)]
-
-    def _normal(self, batch: Batch, stream: str) -> Tensor:
-        return self.draws.normal(batch, stream, int(self.denoiser.num_channels))  # type: ignore[arg-type]
+        """Loss per sample (B,) of the student's `step`, from its `state` (B, N, C) there where that is known."""
+        weights, active = self.lambdas[batch.category, step], self.active[batch.task][step]
+        terms, seen = self._student_loss(batch, self.draws, step=step, weights=weights, active=active, state=state)
+        self.means.add(f"x0_gap/{batch.task}", (seen.x0_fake - seen.x0_real).abs().flatten(1).mean(1), batch.weight)
+        for name, losses in terms.items():
+            if name != STUDENT:
+                self.means.add(f"loss/{name}/{batch.task}", losses, batch.weight)
+        return torch.stack(list(terms.values())).sum(dim=0) if len(terms) > 1 else terms[STUDENT]
 
     def _update(self, role: str, losses: Sequence[Loss]) -> None:
         """One optimiser step of `role` over the mean loss of the global batch."""
