@@ -188,6 +188,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "categories": _categories(metrics),
         "score_chart": plots.score_chart(metrics, MODEL_TITLES, BENCH_TITLES) if metrics.get("models") else "",
         "curves": plots.training_curves(curves),
+        "by_step": plots.by_step_maps(curves),
         "num_logged": len(curves),
         "last_update": curves[-1]["update"] if curves else None,
         "lambda_chart": plots.lambda_tables(lambdas, ["base", *specialists]) if lambdas else "",

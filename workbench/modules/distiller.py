@@ -14,6 +14,7 @@ from workbench.backbone import QwenImage21, RoleDenoiser
 from workbench.batch import Batch, StepData
 from workbench.config import Recipe
 from workbench.errors import UserError
+from workbench.modules import diagnostics
 from workbench.modules.draws import Draws
 from workbench.modules.fake_score import FakeScoreModule
 from workbench.modules.root import RootModule
@@ -101,7 +102,8 @@ class Distiller(RootModule):
             (batch, partial(self.student_loss, batch, step=graded_step, state=state))
             for batch, state in zip(data.student, states, strict=True)
         ]
-        self._update(STUDENT, losses)
+        norm = self._update(STUDENT, losses)
+        self.means.add(f"by_step/gradient_norm/all/step{graded_step}", norm)
         self.num_updates += 1
 
     @property
@@ -153,18 +155,21 @@ class Distiller(RootModule):
         """Loss per sample (B,) of the student's `step`, from its `state` (B, N, C) there where that is known."""
         weights, active = self.lambdas[batch.category, step], self.active[batch.task][step]
         terms, seen = self._student_loss(batch, self.draws, step=step, weights=weights, active=active, state=state)
-        self.means.add(f"x0_gap/{batch.task}", (seen.x0_fake - seen.x0_real).abs().flatten(1).mean(1), batch.weight)
+        teachers = ("base", *self.recipe.teachers.specialists)
+        diagnostics.record(
+            self.means, batch, seen, step=step, weights=weights, categories=self.categories, teachers=teachers
+        )
         for name, losses in terms.items():
             if name != STUDENT:
                 self.means.add(f"loss/{name}/{batch.task}", losses, batch.weight)
         return torch.stack(list(terms.values())).sum(dim=0) if len(terms) > 1 else terms[STUDENT]
 
-    def _update(self, role: str, losses: Sequence[Loss]) -> None:
-        """One optimiser step of `role` over the mean loss of the global batch."""
+    def _update(self, role: str, losses: Sequence[Loss]) -> Tensor:
+        """One optimiser step of `role` over the mean loss of the global batch; its gradient norm."""
         optim = self.recipe.optim
         clip = optim.student_clip if role == STUDENT else optim.fake_clip
         shares = [(partial(self._share, role, batch, loss), batch.sample_ids) for batch, loss in losses]
-        self.guarded_step(role, self._optimizer(role), self.parameters_of(role), clip, shares)
+        return self.guarded_step(role, self._optimizer(role), self.parameters_of(role), clip, shares)
 
     def _share(self, role: str, batch: Batch, loss: Callable[[], Tensor]) -> Tensor:
         """This batch's share of the mean loss over the global batch."""
