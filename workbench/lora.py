@@ -39,7 +39,8 @@ class RoleLinear(nn.Module):
         weight = self.base_layer.weight
         for halves, value in ((self.lora_A, down), (self.lora_B, up)):
             half = nn.Linear(value.shape[1], value.shape[0], bias=False, device="meta").requires_grad_(False)
-            half.load_state_dict({"weight": value.to(weight.device, weight.dtype)}, assign=True)
+            # Sharding takes contiguous parameters alone.
+            half.load_state_dict({"weight": value.to(weight.device, weight.dtype).contiguous()}, assign=True)
             halves[role] = half
         self.scaling[role] = scaling
 
