@@ -94,25 +94,79 @@ class Model:
 
 @dataclass(frozen=True)
 class Teachers:
-    """Specialists beside the base teacher (name -> pipeline folder) and the guidance scale all of them are run at."""
+    """Specialists beside the base teacher, and the guidance scale all of them are run at.
+
+    specialists: name -> pipeline folder, or LoRA file (`.safetensors`) over the base teacher, which then takes up no
+    second copy of the weights. `tiny/NAME.safetensors` is a file that ships.
+    cfg_rescale: how far each token of a guided velocity is brought back to its unguided norm; see `guidance.rescale`.
+    """
 
     specialists: dict[str, str] = field(default_factory=dict)
     cfg_scale: float = 1.0
+    cfg_rescale: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in self.specialists:
+            _require(
+                name.isidentifier(),
+                f"teachers.specialists.{name}: name a specialist with letters, digits and underscores alone",
+            )
         _require(
             math.isfinite(self.cfg_scale) and self.cfg_scale >= 1,
             f"teachers.cfg_scale must be at least 1 (1 is no guidance), got {self.cfg_scale}",
         )
+        _fraction("teachers", cfg_rescale=self.cfg_rescale)
+        _require(
+            self.cfg_rescale == 0 or self.cfg_scale > 1,
+            "teachers.cfg_rescale does nothing without guidance: raise teachers.cfg_scale above 1, or leave it out",
+        )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A named table: the mix goes from `early` to `weights` over the student steps; see `guidance.late_share`.
+
+    weights, early: weight of each specialist by name; what is left of 1 is the base teacher's.
+    at: first step of `weights`, for `switch` alone.
+    """
+
+    kind: Literal["constant", "switch", "ramp", "cosine"] = "constant"
+    weights: dict[str, float] = field(default_factory=dict)
+    early: dict[str, float] = field(default_factory=dict)
+    at: int | None = None
+
+    def problem(self) -> str | None:
+        """What is wrong with it and the mend, but for the name of its class."""
+        for key, mix in (("weights", self.weights), ("early", self.early)):
+            for name, weight in mix.items():
+                if not 0 <= weight <= 1:
+                    return f".{key}.{name} must lie in [0, 1], got {weight}"
+            if sum(mix.values()) > 1 + 1e-6:
+                return f".{key} sums to {sum(mix.values()):g}: at most 1, what is left is the base teacher's"
+        match self.kind:
+            case "constant" if self.early or self.at is not None:
+                return " is constant: leave out early and at, or choose kind switch, ramp or cosine"
+            case "switch" if self.at is None:
+                return " switches: say at which student step with at=1 or more"
+            case "ramp" | "cosine" if self.at is not None:
+                return f".at is read by kind switch alone: leave it out, or choose that instead of {self.kind}"
+        return None
 
 
 @dataclass(frozen=True)
 class Guidance:
     """lambda[k, m](c): for each class (`task/category`, `task` or `default`, the nearest one counts) a table of K rows,
     one a student step, noisiest first, each over the base teacher and the specialists in the order of
-    `teachers.specialists`. Empty: the base teacher alone."""
+    `teachers.specialists`; or a schedule that becomes one. Empty: the base teacher alone."""
 
     tables: dict[str, list[list[float]]] = field(default_factory=dict)
+    schedules: dict[str, Schedule] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, schedule in self.schedules.items():
+            problem = schedule.problem()
+            _require(problem is None, f"guidance.schedules.{name}{problem}")
+            _require(name not in self.tables, f"guidance has a table and a schedule for {name}: leave out one of them")
 
 
 @dataclass(frozen=True)
@@ -170,6 +224,12 @@ class Mixture:
     batch_size: int = 32
     micro_batch_size: int = 128
 
+    def has_weight(self, category: str) -> bool:
+        """Whether any sample of this qualified category is planned."""
+        task, _, name = category.partition("/")
+        of_task = self.categories.get(task)
+        return self.tasks.get(task, 0.0) > 0 and (not of_task or of_task.get(name, 0.0) > 0)
+
     def __post_init__(self) -> None:
         _positive("mixture", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
         for name in (*self.tasks, *self.categories):
@@ -185,7 +245,14 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Dmd:
-    """Distribution matching: the student's time grid and rollout, the re-noising time p_t, the fake-score ratio R."""
+    """Distribution matching: the student's time grid and rollout, the re-noising time p_t, the fake-score ratio R.
+
+    renoise_tied: whether p_t of the student's update depends on its step k; see `rollout.renoise_interval`.
+    fake_samples: what the R fake-score updates of one student update learn from. `fresh`: R rollouts of conditions of
+    their own, each up to a step drawn by itself. `rollout`: one rollout of fresh conditions, each update another of its
+    steps. `student_rollout`: likewise the rollout that the student's own update goes on from. The steps are uniform in
+    all of them; reuse makes the samples of one student update dependent, and shows fewer prompts.
+    """
 
     student_steps: int = 4
     student_shift: float = 3.0
@@ -194,7 +261,24 @@ class Dmd:
     renoise_shift: float = 3.0
     renoise_min: float = 0.02
     renoise_max: float = 0.98
+    renoise_tied: Literal["no", "below", "above"] = "no"
     fake_updates: int = 2
+    fake_samples: Literal["fresh", "rollout", "student_rollout"] = "fresh"
+    decoupled: bool = False
+    first_step_weight: float = 0.0
+    first_step_teacher_steps: int = 4
+    data_weight: float = 0.0
+
+    @property
+    def fake_groups(self) -> int:
+        """Groups of conditions that the fake score needs for itself in one student update."""
+        match self.fake_samples:
+            case "fresh":
+                return self.fake_updates
+            case "rollout":
+                return 1
+            case "student_rollout":
+                return 0
 
     def __post_init__(self) -> None:
         _positive(
@@ -203,7 +287,10 @@ class Dmd:
             student_shift=self.student_shift,
             renoise_shift=self.renoise_shift,
             fake_updates=self.fake_updates,
+            first_step_teacher_steps=self.first_step_teacher_steps,
         )
+        for name, weight in (("first_step_weight", self.first_step_weight), ("data_weight", self.data_weight)):
+            _require(math.isfinite(weight) and weight >= 0, f"dmd.{name} must not be negative, got {weight}")
         _fraction("dmd", renoise_min=self.renoise_min, renoise_max=self.renoise_max)
         _require(
             0 < self.renoise_min < self.renoise_max,
@@ -349,6 +436,12 @@ class Recipe:
     evaluation: Evaluation = field(default_factory=Evaluation)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _require(
+            not self.dmd.decoupled or (self.teachers.cfg_scale > 1 and self.teachers.cfg_rescale == 0),
+            "dmd.decoupled splits guidance off: it needs teachers.cfg_scale above 1 and no teachers.cfg_rescale",
+        )
+
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Recipe of a YAML file with `section.key=value` overrides on top.
@@ -432,6 +525,9 @@ def _check_keys(schema: type, values: Any, origin: str, prefix: str = "") -> Non
         section = _section(schema, key)
         if section is not None:
             _check_keys(section, value, origin, f"{prefix}{key}.")
+        elif schema is Guidance and key == "schedules" and isinstance(value, dict):
+            for name, schedule in value.items():
+                _check_keys(Schedule, schedule, origin, f"{prefix}{key}.{name}.")
 
 
 def _section(schema: type, key: str) -> type | None:
