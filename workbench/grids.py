@@ -21,7 +21,7 @@ from workbench.pipeline import decode_latents
 
 MARGIN_PX = 4
 HEADER_PX = 16
-LABEL_PX = 136
+LABEL_PX = 156
 LABEL_CHARACTERS = 24
 Picture = np.ndarray
 """uint8 (H, W, 3)."""
