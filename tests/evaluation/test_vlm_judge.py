@@ -17,7 +17,7 @@ from judge_server import KEY, judge_server, true_score
 
 from workbench.config import Vlm, from_mapping
 from workbench.errors import UserError
-from workbench.evaluation import vlm_client
+from workbench.evaluation import vlm_client, vlm_judge
 from workbench.evaluation.benchmark import Case
 from workbench.evaluation.vlm_client import NO_KEY, Client, Endpoint, endpoint
 from workbench.evaluation.vlm_judge import Panel, Unanswered, VlmJudge, choice_question, score_question
@@ -33,6 +33,7 @@ MENDED = ("429", "500", "503", "garbage", "garbage json", "no choices", "prose",
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vlm_client, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(vlm_judge, "MIN_SIDE", 64)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
 

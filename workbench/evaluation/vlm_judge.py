@@ -156,11 +156,13 @@ class Panel:
     def _asked(
         self, missing: Sequence[tuple[VlmJudge, str, Question]]
     ) -> Iterator[tuple[VlmJudge, str, Reply | Unanswered]]:
+        if not missing:
+            return
         with self._pools() as pools, progress() as bars:
             futures: dict[Future[Reply | Unanswered], tuple[VlmJudge, str]] = {}
             for judge, key, question in missing:
                 futures[pools[judge.name].submit(judge.ask, question)] = judge, key
-            bar = bars.add_task("asking the judges", total=len(futures), visible=bool(futures))
+            bar = bars.add_task("asking the judges", total=len(futures))
             for future in as_completed(futures):
                 judge, key = futures[future]
                 reply = future.result()
@@ -206,5 +208,5 @@ def _data_url(image: np.ndarray) -> str:
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
-    picture.save(encoded, format="PNG")
+    picture.save(encoded, format="PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()
