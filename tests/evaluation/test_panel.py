@@ -110,6 +110,25 @@ def test_scores_missing_ones_preferences_and_no_key_end_to_end(
     assert KEY not in written and "[key]" in written
 
 
+def test_an_evaluation_cut_short_asks_only_for_the_rest(
+    judge: LocalJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(cases: Sequence[Case], seeds: Sequence[int]) -> tuple[list[np.ndarray], float]:
+        raise KeyboardInterrupt
+
+    cases, chosen = cases_of(4), recipe(tmp_path)
+    with judge_server(lambda text, before: "good") as (url, log):
+        point_to(url, monkeypatch)
+        models = {"teacher": noisy(80), "student": ModelUnderTest(interrupted, 4, {})}
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(models, chosen, tmp_path, cases=cases, judge=judge, panel=panel(chosen.evaluation.vlm))
+        assert len(log.texts) == 8 * 2 * 2 and not (tmp_path / "metrics.json").exists()
+        models["student"] = noisy(4)
+        metrics = evaluate(models, chosen, tmp_path, cases=cases, judge=judge, panel=panel(chosen.evaluation.vlm))
+        assert len(log.texts) == cost(cases, 2, chosen).calls
+    assert metrics["vlm"]["A"]["from_cache"] == 8 * 2 and metrics["models"]["teacher"]["vlm"]["A"]["n"] == 8 * 2
+
+
 def test_a_category_without_any_answer_leaves_no_benchmark_mean(
     judge: LocalJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

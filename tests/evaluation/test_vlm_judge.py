@@ -121,6 +121,15 @@ def test_a_refused_key_ends_it_at_once_and_is_not_repeated(tmp_path: Path) -> No
         chain = chain.__cause__
 
 
+@pytest.mark.parametrize("trouble", ["400", "prose", "500"])
+def test_a_judge_that_never_answers_is_given_up_early(tmp_path: Path, trouble: str) -> None:
+    cases, settings = cases_of(200), replace(SETTINGS, attempts=2)
+    given_up = pytest.raises(UserError, match=r"judge A \(model-A\) answered none of")
+    with judge_server(lambda text, before: trouble) as (url, log), given_up as caught:
+        panel_at(url, tmp_path, settings).score(cases, images_of(cases))
+    assert len(log.texts) < 60 and KEY not in str(caught.value)
+
+
 def test_an_interrupted_evaluation_resumes_without_asking_again(tmp_path: Path) -> None:
     cases = cases_of(30)
     images = images_of(cases)

@@ -35,6 +35,8 @@ FATAL = (401, 403, 404)
 PASSING = (408, 409, 425, 429)
 """Answers below 500 that may be another a moment later."""
 BACKOFF_S, LONGEST_BACKOFF_S, LONGEST_RETRY_AFTER_S = 1.0, 30.0, 300.0
+MAX_MISSING_AT_FIRST = 16
+"""A judge that has left so many questions unanswered and answered none is given up: it is down, or asked wrongly."""
 MAX_QUOTED = 160
 """Characters of a server's own words in a message."""
 
@@ -101,6 +103,8 @@ class Client:
         self._errors = openai
         self.where, self.settings = where, settings
         self._stopped = threading.Event()
+        # Without a lock: a count that is off by a thread's worth does no harm.
+        self._num_missing, self._has_answered = 0, False
         self._sleep = sleep or self._stopped.wait
         # Retries are ours: the library knows nothing of malformed replies, nor of being interrupted.
         self._client = openai.OpenAI(
@@ -114,8 +118,20 @@ class Client:
     def ask(self, messages: list[Any], parse: Callable[[str], Parsed]) -> Parsed:
         """The parsed answer, asked for up to `attempts` times.
 
-        Raises: Missing with the last reason; Stopped; UserError where the judge refuses whatever it is asked.
+        Raises: Missing with the last reason; Stopped; UserError where the judge refuses or fails whatever it is asked.
         """
+        try:
+            answer = self._ask(messages, parse)
+        except Missing as missing:
+            self._num_missing += 1
+            if self._num_missing >= MAX_MISSING_AT_FIRST and not self._has_answered:
+                who = f"judge {self.where.name} ({self.where.model})"
+                raise UserError(f"{who} answered none of {self._num_missing} questions; the last: {missing}") from None
+            raise
+        self._has_answered = True
+        return answer
+
+    def _ask(self, messages: list[Any], parse: Callable[[str], Parsed]) -> Parsed:
         reason = ""
         for attempt in range(self.settings.attempts):
             if self._stopped.is_set():
