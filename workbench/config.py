@@ -393,8 +393,47 @@ class Trainer:
 
 
 @dataclass(frozen=True)
+class Vlm:
+    """Vision-language judges, asked where `evaluation.judges` names `vlm`.
+
+    judges: names; judge A is the environment's WORKBENCH_JUDGE_A_BASE_URL, _MODEL and _API_KEY.
+    concurrency: questions to one judge at a time. attempts: times one question is asked at most.
+    max_tokens: longest reply, hidden reasoning included. cache: folder of replies, shared by all runs.
+    pairs: cases a category that are compared pairwise among the models, in both orders; 0 for none.
+    """
+
+    judges: list[str] = field(default_factory=lambda: ["A", "B"])
+    concurrency: int = 8
+    timeout_s: float = 120.0
+    attempts: int = 6
+    max_tokens: int = 4096
+    cache: str = "runs/judge-cache"
+    pairs: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(
+            "evaluation.vlm",
+            concurrency=self.concurrency,
+            timeout_s=self.timeout_s,
+            attempts=self.attempts,
+            max_tokens=self.max_tokens,
+        )
+        _require(self.pairs >= 0, f"evaluation.vlm.pairs must not be negative, got {self.pairs}")
+        _require(bool(self.judges), "evaluation.vlm.judges must name at least one judge")
+        _require(len({*self.judges}) == len(self.judges), f"evaluation.vlm.judges names one twice: {self.judges}")
+        for name in self.judges:
+            _require(
+                name.isascii() and name.isalnum() and name == name.upper(),
+                f"evaluation.vlm.judges are capital letters and digits, as in WORKBENCH_JUDGE_A_MODEL, got {name!r}",
+            )
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """What is scored: cases a category of each benchmark, sampling seeds, and how the full teacher samples."""
+    """What is scored: cases a category of each benchmark, sampling seeds, and how the full teacher samples.
+
+    judges: `local`, always, since studies and readings beside the score go by it, and `vlm` beside it.
+    """
 
     split: Literal["search", "report"] = "report"
     t2i_cases: int = 60
@@ -405,6 +444,8 @@ class Evaluation:
     teacher_cfg_scale: float = 1.5
     teacher_shift: float = 2.0
     num_bootstrap: int = 1000
+    judges: list[str] = field(default_factory=lambda: ["local"])
+    vlm: Vlm = field(default_factory=Vlm)
 
     def __post_init__(self) -> None:
         _positive(
@@ -416,6 +457,12 @@ class Evaluation:
             num_bootstrap=self.num_bootstrap,
         )
         _require(bool(self.seeds), "evaluation.seeds must name at least one seed")
+        for name in self.judges:
+            _require(
+                name in ("local", "vlm"),
+                f"evaluation.judges knows local and vlm, not {name!r}{_nearest(name, ('local', 'vlm'))}",
+            )
+        _require("local" in self.judges, "evaluation.judges must name local: features and readings come from it")
         for name, count in (("t2i_cases", self.t2i_cases), ("editing_cases", self.editing_cases)):
             _require(count >= 0, f"evaluation.{name} must not be negative, got {count}")
 

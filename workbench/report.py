@@ -178,14 +178,29 @@ def _tables(recipe: dict[str, Any]) -> dict[str, list[list[float]]]:
         return {}
 
 
+def _beside(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Name, readings and diversity of every model that has such, and of the exact targets."""
+    named = {MODEL_TITLES.get(name, words(name)): model for name, model in metrics.get("models", {}).items()}
+    if metrics.get("ceiling", {}).get("beside"):
+        named["Exact targets"] = metrics["ceiling"]
+    return [
+        {"name": name, "of": model["beside"], "diversity": model.get("diversity") or {}}
+        for name, model in named.items()
+        if model.get("beside")
+    ]
+
+
 def _run(folder: Path) -> dict[str, Any]:
     metrics, recipe, curves = _json(folder / "metrics.json"), _recipe(folder), _curves(folder)
     lambdas = _tables(recipe)
+    beside = _beside(metrics)
     specialists = list((recipe.get("teachers") or {}).get("specialists") or {})
     return {
         "title": folder.resolve().name,
         "metrics": metrics,
         "categories": _categories(metrics),
+        "beside": beside,
+        "defects": sorted({name for row in beside for name in row["of"]["enhance_by_defect"]}),
         "score_chart": plots.score_chart(metrics, MODEL_TITLES, BENCH_TITLES) if metrics.get("models") else "",
         "curves": plots.training_curves(curves),
         "by_step": plots.by_step_maps(curves),
