@@ -35,7 +35,7 @@ _SIDE_MULTIPLE = 2 * PIXELS_PER_TOKEN
 _SPARE_BYTES = 64 << 20
 _WINDOW_BATCHES = 4
 """Samples are read this many batches ahead, so that those of one size find each other."""
-_RAW_MEMBERS = ("txt", *IMAGE_SUFFIXES, *(f"source.{suffix}" for suffix in IMAGE_SUFFIXES))
+_RAW_IMAGES = (*IMAGE_SUFFIXES, *(f"source.{suffix}" for suffix in IMAGE_SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def encode_shards(data: Data, load: Callable[[], Encoder], fingerprint: str, pre
     )
     reused = files.claim(folder, settings, INDEX, "data.encoded", "encode")
     if not reused:
-        _encode_all(data, folder, shards, settings, fingerprint, load)
+        with files.given_up_if_empty(folder):
+            _encode_all(data, folder, shards, settings, fingerprint, load)
     dataset = EncodedDataset(str(folder))
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.tar"))
     return EncodeSummary(folder, len(dataset), len(shards), num_bytes, reused)
@@ -265,8 +266,8 @@ def _encode_shard(
             for raw, (geometry, arrays) in zip(window, _encode_window(data, encoder, url, window), strict=True):
                 where = f"sample {raw.key} of {url}"
                 members = {name: npy_bytes(values, f"{where}, {name}") for name, values in arrays.items()}
-                if data.keep_raw:
-                    members |= {name: raw.members[name] for name in _RAW_MEMBERS if name in raw.members}
+                kept = ("txt", *_RAW_IMAGES) if data.keep_raw else ("txt",)
+                members |= {name: raw.members[name] for name in kept if name in raw.members}
                 lengths = {
                     "length": len(arrays["prompt.npy"]),
                     "uncond_length": len(arrays["uncond.npy"]) if "uncond.npy" in arrays else uncond_length,

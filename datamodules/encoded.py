@@ -2,7 +2,7 @@
 
 The shards are valid WebDataset tars; `index.json` beside them holds byte offset and size of every member, so a sample
 is one `pread` a member. Members: KEY.prompt.npy (L, D), KEY.uncond.npy (edits), KEY.latent.npy (N, C) if there is a
-target, KEY.source_latent.npy (R, C) for edits, KEY.json, all arrays float16; with `data.keep_raw` also KEY.txt,
+target, KEY.source_latent.npy (R, C) for edits, all arrays float16; KEY.txt, KEY.json; with `data.keep_raw` also
 KEY.source.* and the target image. `uncond_t2i.npy` (L, D) is the empty prompt of every T2I sample.
 """
 
@@ -201,7 +201,7 @@ class EncodedDataset:
         return "latent.npy" in self._members[i]
 
     def read_text(self, i: int) -> str:
-        """Caption or instruction of sample `i`. UserError unless encoded with `data.keep_raw`."""
+        """Caption or instruction of sample `i`."""
         return self._read_raw_member(i, ("txt",))[1].decode()
 
     def read_source(self, i: int) -> Image.Image | None:

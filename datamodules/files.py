@@ -128,6 +128,19 @@ def claim(folder: Path, settings: str, finished: str, key: str, command: str) ->
     return False
 
 
+@contextmanager
+def given_up_if_empty(folder: Path) -> Iterator[None]:
+    """When the block fails before the first whole shard, the claim on `folder` goes with it: inputs may be mended."""
+    try:
+        yield
+    except BaseException:
+        if not any(folder.glob("*.tar")):
+            (folder / "unfinished.json").unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
 def release(folder: Path, finished: str, value: dict[str, Any]) -> None:
     """Write the `finished` file, last of all, and drop the marker of `claim` and what killed runs left behind."""
     write_json(folder / finished, value)

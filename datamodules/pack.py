@@ -69,7 +69,8 @@ def pack(recipe: Recipe) -> PackSummary:
     settings = _settings(data, samples)
     reused = files.claim(folder, settings, FINISHED, "data.raw", "pack")
     if not reused:
-        _write(data, folder, samples, settings)
+        with files.given_up_if_empty(folder):
+            _write(data, folder, samples, settings)
     summary = _summary(folder, reused)
     print(summary)
     return summary

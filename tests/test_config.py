@@ -41,6 +41,7 @@ SECTIONS = [item.name for item in fields(Recipe)]
         ("optim.student_lr=.nan", "optim.student_lr must be above 0"),
         ("optim.beta2=1.0", r"optim.beta2 must lie in \[0, 1\)"),
         ("teachers.cfg_scale=0.5", "at least 1"),
+        ("teachers.specialists={a-b: x}", "letters, digits"),
         ("data.resolution=100", "multiple of 32"),
         ("data.samples.t2i.portrait=-1", "data.samples.t2i.portrait must not be negative"),
         ("dmd.renoise_min=0.99", "renoise_min < renoise_max"),

@@ -163,13 +163,18 @@ def assert_same(left: list[list[Tensor]], right: list[list[Tensor]], **tolerance
             torch.testing.assert_close(one, other, **tolerance)
 
 
-@pytest.mark.parametrize("rollout", ["euler", "renoise"])
-def test_the_student_moves_to_the_teacher(rollout: Literal["euler", "renoise"]) -> None:
+@pytest.mark.parametrize(
+    ("rollout", "fake_samples"),
+    [("euler", "fresh"), ("renoise", "fresh"), ("euler", "rollout"), ("renoise", "student_rollout")],
+)
+def test_the_student_moves_to_the_teacher(
+    rollout: Literal["euler", "renoise"], fake_samples: Literal["fresh", "rollout", "student_rollout"]
+) -> None:
     updates = 200
     recipe = make_recipe(
         updates,
         optim=Optim(student_lr=0.03, fake_lr=0.05, warmup_updates=5, final_lr_fraction=0.02),
-        dmd=Dmd(student_steps=2, rollout=rollout),
+        dmd=Dmd(student_steps=2, rollout=rollout, fake_samples=fake_samples),
     )
     network = denoiser()
     start = network.means[STUDENT].detach().clone()
@@ -188,6 +193,75 @@ def test_the_student_moves_to_the_teacher(rollout: Literal["euler", "renoise"]) 
     noise = torch.randn(5, LAYOUT.num_target_tokens, 2, generator=torch.Generator().manual_seed(0))
     drawn = distiller.student.sample(condition, noise)
     torch.testing.assert_close(drawn.mean(dim=(0, 1)), target + condition.prompt[:, 0].mean(0), rtol=0, atol=0.2)
+
+
+REUSING = ("rollout", "student_rollout")
+
+
+def fake_steps(fake_samples: str, num_fake: int, num_updates: int) -> Tensor:
+    """Student step behind each fake-score update: (num_updates, num_fake)."""
+    options = Dmd(student_steps=3, fake_updates=num_fake, fake_samples=fake_samples)  # type: ignore[arg-type]
+    distiller = Distiller(denoiser(), make_recipe(dmd=options), CATEGORIES)
+    data, steps = step_data(0, fake_updates=max(1, options.fake_groups)), []
+    for update in range(num_updates):
+        distiller.num_updates = update
+        losses, _ = distiller._rollouts(data, update % 3)
+        steps.append([of_update[0][1].keywords["step"] for of_update in losses])  # type: ignore[attr-defined]
+    return torch.tensor(steps)
+
+
+@pytest.mark.parametrize("fake_samples", ["fresh", *REUSING])
+def test_the_fake_score_sees_every_step_alike(fake_samples: str) -> None:
+    """Each update's step is uniform by itself; reuse never repeats one within a student update, fresh draws do so at
+    the rate of chance."""
+    num_updates = 600
+    steps = fake_steps(fake_samples, 2, num_updates)
+    expected, spread = num_updates / 3, 4 * math.sqrt(num_updates * (1 / 3) * (2 / 3))
+    for column in steps.T:
+        assert ((torch.bincount(column, minlength=3) - expected).abs() < spread).all()
+    repeats = int((steps[:, 0] == steps[:, 1]).sum())
+    assert abs(repeats - expected) < spread if fake_samples == "fresh" else repeats == 0
+    whole = fake_steps(fake_samples, 3, 50).sort(dim=1).values
+    assert (whole == torch.arange(3)).all() == (fake_samples != "fresh")
+
+
+@pytest.mark.parametrize("rollout", ["euler", "renoise"])
+@pytest.mark.parametrize("fake_samples", REUSING)
+def test_a_reused_sample_is_the_students_own_at_its_step(fake_samples: str, rollout: str) -> None:
+    """So, with steps alike, what the fake score sees has the distribution that fresh samples have."""
+    options = Dmd(student_steps=4, fake_updates=4, fake_samples=fake_samples, rollout=rollout)  # type: ignore[arg-type]
+    distiller = Distiller(denoiser(), make_recipe(dmd=options), CATEGORIES)
+    data = step_data(0, fake_updates=1)
+    losses, states = distiller._rollouts(data, 2)
+    stream = "fake0" if fake_samples == "rollout" else STUDENT
+    with torch.no_grad():
+        for batch, loss in (pair for of_update in losses for pair in of_update):
+            step, x0 = loss.keywords["step"], loss.keywords["x0"]  # type: ignore[attr-defined]
+            assert torch.equal(x0, distiller.student.draw(batch, distiller.draws, stream, step))
+        for batch, state in zip(data.student, states, strict=True):
+            plain = distiller.student_loss(batch, step=2)
+            assert torch.equal(distiller.student_loss(batch, step=2, state=state), plain)
+            assert (state is None) == (fake_samples == "rollout")
+
+
+def test_reuse_pays_for_one_rollout() -> None:
+    """Student evaluations of two batches, R = 4: a rollout of 4, the graded one, and for `rollout` the steps before it;
+    fresh samples take the mean of 2.5 each."""
+    counts = {}
+    for fake_samples in ("fresh", *REUSING):
+        options = Dmd(student_steps=4, fake_updates=4, fake_samples=fake_samples)  # type: ignore[arg-type]
+        network = denoiser()
+        data = [step_data(step, fake_updates=options.fake_groups) for step in range(6)]
+        fit(make_recipe(6, dmd=options), data, network)
+        counts[fake_samples] = network.evaluated.count(STUDENT)
+    assert counts["student_rollout"] == 6 * 2 * (4 + 1)
+    assert counts["student_rollout"] <= counts["rollout"] <= 6 * 2 * (4 + 4) < counts["fresh"]
+
+
+def test_tied_times_that_leave_a_step_nothing_are_named() -> None:
+    with pytest.raises(UserError, match=r"renoise_tied=above leaves student step 0 \(t = 1 to 0\.9\) no re-noising"):
+        Distiller(denoiser(), make_recipe(dmd=Dmd(renoise_tied="above", renoise_max=0.85)), CATEGORIES)
+    Distiller(denoiser(), make_recipe(dmd=Dmd(renoise_tied="below", renoise_max=0.9)), CATEGORIES)
 
 
 def test_the_same_seed_repeats_bit_for_bit_and_another_does_not() -> None:
@@ -308,6 +382,15 @@ def test_a_teacher_with_weight_in_any_category_of_the_task_is_run() -> None:
     for task, expected in (("t2i", {TEACHER, SPECIALIST}), ("edit", {TEACHER})):
         network.evaluated.clear()
         distiller.student_loss(batch_of(task, [0], 5), step=0)  # type: ignore[arg-type]
+        assert set(network.evaluated) - {STUDENT, FAKE_SCORE} == expected
+
+
+def test_a_teacher_of_a_category_that_is_not_planned_is_not_run() -> None:
+    tables = {"t2i/text": [[0.0, 1.0]] * 2, "default": [[1.0, 0.0]] * 2}
+    for shares, expected in (({"portrait": 1.0}, {TEACHER}), ({"portrait": 0.5, "text": 0.5}, {TEACHER, SPECIALIST})):
+        network = denoiser()
+        recipe = make_recipe(tables=tables, mixture=Mixture(batch_size=BATCH_SIZE, categories={"t2i": shares}))
+        Distiller(network, recipe, CATEGORIES).student_loss(take(batch_of("t2i", range(5), 5), [0, 2, 4]), step=0)
         assert set(network.evaluated) - {STUDENT, FAKE_SCORE} == expected
 
 

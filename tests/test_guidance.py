@@ -77,3 +77,14 @@ def test_a_wrong_row_is_named(rows: list[list[float]], message: str) -> None:
 def test_a_category_without_a_table_is_named() -> None:
     with pytest.raises(UserError, match=r"no table for edit/text"):
         resolve({"t2i": [BASE, BASE]}, "t2i/portrait", "edit/text")
+
+
+def test_a_teacher_runs_where_a_planned_category_gives_it_weight() -> None:
+    tables = {"t2i/portrait": [BASE, PORTRAIT], "t2i": [BASE, TEXT], "edit": [BASE, BASE]}
+    categories = ("t2i/portrait", "t2i/text", "edit/text")
+    table = resolve(tables, *categories)
+    alone, both = [[True, False, False]], [False, True, True]
+    active = guidance.active_teachers(table, categories, [True, True, True])
+    assert active == {"t2i": [*alone, both], "edit": alone * 2}
+    assert guidance.active_teachers(table, categories, [False, True, True])["t2i"] == [*alone, [False, False, True]]
+    assert guidance.active_teachers(table, categories, [False, False, True]) == active

@@ -31,3 +31,18 @@ def test_names_are_separate_a_scalar_is_one_sample_and_pop_empties() -> None:
     means.add("loss", torch.ones(3, requires_grad=True))
     assert means.pop() == {"norm": 3.0, "loss": 1.0}
     assert means.pop() == {}
+
+
+def test_grouped_means_are_those_of_each_group_and_a_nan_stays_in_its_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values, weights = torch.rand(12, generator=generator), torch.rand(12, generator=generator)
+    index, names = torch.arange(12) % 3, ["a", "b", "c", "nobody"]
+    grouped, apart = Means(), Means()
+    for rows in (slice(0, 5), slice(5, 12)):
+        grouped.add_by(names, index[rows], values[rows], weights[rows])
+    for group in range(3):
+        apart.add(names[group], values[index == group], weights[index == group])
+    assert grouped.pop() == pytest.approx(apart.pop())
+    grouped.add_by(names, torch.tensor([0, 1, 1]), torch.tensor([float("nan"), 1.0, 3.0]), torch.ones(3))
+    found = grouped.pop()
+    assert found.keys() == {"a", "b"} and found["b"] == 2.0 and found["a"] != found["a"]

@@ -72,6 +72,29 @@ def test_run_report_shows_scores_verdicts_mixture_and_lambda(run: Path) -> None:
     assert "3.10 to 3.30" in page and "Teacher better" in page and "50.0 %" in page and "step 1" in page
 
 
+def test_a_schedule_is_drawn_as_the_table_that_it_becomes(run: Path) -> None:
+    """The chart of a switch to 0.7 at step 2 is that of its rows written out."""
+
+    def chart(guidance: str) -> str:
+        (run / "recipe.yaml").write_text(f"teachers: {{specialists: {{portrait: p}}}}\nguidance: {guidance}\n")
+        return report(run).read_text().split("student step</h3>")[1].split("</svg>")[0]
+
+    rows = "[[1, 0], [1, 0], [0.3, 0.7], [0.3, 0.7]]"
+    scheduled = chart("{schedules: {t2i: {kind: switch, at: 2, weights: {portrait: 0.7}}}}")
+    assert scheduled == chart(f"{{tables: {{t2i: {rows}}}}}") and ">0.7<" in scheduled
+    assert "alone at every step" in chart("{schedules: {t2i: {kind: swich}}}")
+
+
+def test_diagnostics_are_a_map_of_the_later_half_of_the_run_and_no_curves(run: Path) -> None:
+    lines = [{"update": i, "loss": 1.0, "by_step/x0_gap/t2i/text/step1": 0.5 if i > 4 else 99.0} for i in range(8)]
+    lines[6]["by_step/x0_gap/edit/scene/step0"] = 0.125
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = report(run).read_text()
+    section = page.split("by student step</h3>")[1].split("</svg>")[0]
+    assert ">x0_gap<" in section and ">edit/scene<" in section and ">0.12<" in section
+    assert f">{(99 + 3 * 0.5) / 4:.2g}<" in section and "by_step/" not in page
+
+
 @pytest.mark.parametrize("missing", ["metrics.json", "metrics.jsonl", "recipe.yaml", "environment.json", "samples"])
 def test_run_report_stands_without_any_one_part(run: Path, missing: str) -> None:
     path = run / missing

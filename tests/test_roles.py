@@ -11,7 +11,7 @@ import torch
 from diffusers import QwenImage21Transformer2DModel
 from torch import Tensor, nn
 
-from workbench import lora, roles, rollout
+from workbench import adapters, lora, roles, rollout
 from workbench.backbone import QwenImage21, RoleDenoiser, single_role
 from workbench.batch import Condition, Layout, Reference
 from workbench.config import Dmd, Model, Recipe, Teachers
@@ -40,10 +40,24 @@ def random_transformer(seed: int) -> QwenImage21Transformer2DModel:
     return model.eval()
 
 
-def build(kind: Kind, gradient_checkpointing: bool = False) -> QwenImage21:
-    """Roles with weights that differ from each other, as after some training."""
+def specialist_adapter() -> adapters.Adapter:
+    generator = torch.Generator().manual_seed(7)
+    linears = [(n, m) for n, m in random_transformer(0).transformer_blocks.named_modules() if isinstance(m, nn.Linear)]
+    return {
+        f"transformer_blocks.{name}": adapters.AdapterLayer(
+            0.5 * torch.randn(2, linear.in_features, generator=generator),
+            0.5 * torch.randn(linear.out_features, 2, generator=generator),
+            1.5,
+        )
+        for name, linear in linears[::3]
+    }
+
+
+def build(kind: Kind, gradient_checkpointing: bool = False, low_rank: bool = False) -> QwenImage21:
+    """Roles with weights that differ from each other, as after some training; the specialist whole or low-rank."""
     model = Model(roles=kind, lora_rank=3, lora_alpha=2.0, gradient_checkpointing=gradient_checkpointing)
-    denoiser = roles.build(random_transformer(0), model, specialists={"text": random_transformer(1)})
+    specialist = specialist_adapter() if low_rank else random_transformer(1)
+    denoiser = roles.build(random_transformer(0), model, specialists={"text": specialist})
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in denoiser.parameters():
@@ -88,9 +102,12 @@ def student_gradients(
     return {name: parameter.grad for name, parameter in named if parameter.grad is not None}
 
 
+@pytest.mark.parametrize("low_rank", [False, True], ids=["whole", "low-rank"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_merged_weights_in_a_plain_transformer_are_the_role(kind: Kind, condition: Condition, noise: Tensor) -> None:
-    denoiser, t = build(kind), torch.tensor([0.9, 0.3])
+def test_merged_weights_in_a_plain_transformer_are_the_role(
+    kind: Kind, low_rank: bool, condition: Condition, noise: Tensor
+) -> None:
+    denoiser, t = build(kind, low_rank=low_rank), torch.tensor([0.9, 0.3])
     outputs = []
     for role in (STUDENT, FAKE_SCORE, TEACHER, SPECIALIST):
         with torch.no_grad():
@@ -101,12 +118,13 @@ def test_merged_weights_in_a_plain_transformer_are_the_role(kind: Kind, conditio
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
+@pytest.mark.parametrize("low_rank", [False, True], ids=["whole", "low-rank"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_interleaved_roles_leave_the_student_its_own_gradient(
-    kind: Kind, checkpointing: bool, condition: Condition, noise: Tensor
+    kind: Kind, low_rank: bool, checkpointing: bool, condition: Condition, noise: Tensor
 ) -> None:
     """Compared with a student in a network of its own; a low-rank gradient follows from its by the chain rule."""
-    denoiser = build(kind, checkpointing)
+    denoiser = build(kind, checkpointing, low_rank)
     separate = alone(denoiser, STUDENT)
     expected = student_gradients(separate, condition, noise, lambda: None)
 

@@ -133,3 +133,36 @@ def test_renoise_times_fill_the_interval_and_favour_noise_under_shift() -> None:
     t = rollout.renoise_time(uniform, shift=3.0, low=0.02, high=0.98)
     assert (t.min(), t.max()) == (pytest.approx(0.02), pytest.approx(0.98))
     torch.testing.assert_close(t[50], torch.tensor(0.02 + 0.96 * 0.75, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("renoise", [False, True], ids=["euler", "renoise"])
+def test_every_clean_prediction_of_a_trajectory_is_the_sample_of_its_step(renoise: bool) -> None:
+    network, times = Affine(), rollout.time_grid(4, 3.0)
+    fresh = [noise(seed=10 + k) for k in range(4)] if renoise else None
+    trajectory = rollout.student_trajectory(network, noise(), times, 4, fresh)
+    for step in range(4):
+        state = rollout.student_state(network, noise(), times, step, fresh)
+        assert torch.equal(trajectory.states[step], state)
+        assert torch.equal(trajectory.clean[step], rollout.student_sample(network, state, times, step).detach())
+    assert not any(one.requires_grad for one in (*trajectory.states, *trajectory.clean))
+
+
+def test_tied_times_tile_the_noise_levels_from_either_side() -> None:
+    """`below` step k and `above` step k - 1 meet at t_k; the last step above and the first below are the whole."""
+    times = rollout.time_grid(4, 3.0).tolist()
+    below, above = (
+        [rollout.renoise_interval(tied, times, step, 0.02, 0.98) for step in range(4)]  # type: ignore[arg-type]
+        for tied in ("below", "above")
+    )
+    assert below[0] == above[3] == rollout.renoise_interval("no", times, 2, 0.02, 0.98) == (0.02, 0.98)
+    for step in range(1, 4):
+        assert below[step] == (0.02, times[step]) and above[step - 1] == (times[step], 0.98)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6, 9])
+def test_spread_steps_come_all_before_any_comes_again(count: int) -> None:
+    rounds = [[2, 0, 3, 1], [1, 3, 0, 2], [0, 1, 2, 3]]
+    steps = rollout.spread_steps(4, count, rounds.__getitem__)
+    assert len(steps) == count
+    for start in range(0, count, 4):
+        assert len(set(steps[start : start + 4])) == len(steps[start : start + 4])

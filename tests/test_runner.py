@@ -14,7 +14,7 @@ from datamodules.encode import encode
 from datamodules.pack import pack
 from workbench import pipeline, rollout, text_encoder
 from workbench.backbone import RoleDenoiser, single_role
-from workbench.config import Recipe, from_mapping
+from workbench.config import Guidance, Recipe, Schedule, Teachers, from_mapping
 from workbench.errors import UserError
 from workbench.grids import sample_batch
 from workbench.modules.distiller import Distiller
@@ -176,6 +176,28 @@ def test_lora_roles_train_and_export(recipe: Recipe, tmp_path: Path) -> None:
     name = "transformer_blocks.0.attn.to_q"
     weight = fused.get(f"{name}.weight", fused.get(f"{name}.base_layer.weight"))
     torch.testing.assert_close(weight.float(), merged[f"{name}.weight"].float(), atol=2e-3, rtol=2e-2)
+
+
+def test_a_run_with_a_specialist_from_a_lora_file(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A student's adapter, exported, is a specialist of the next run; the plan says what routing it costs."""
+    small = replace(recipe, model=replace(recipe.model, roles="lora", lora_rank=2))
+    earlier = in_folder(small, tmp_path / "earlier", updates=1)
+    export_run(distill(earlier), tmp_path / "text.safetensors", lora=True)
+    routed = replace(
+        recipe,
+        teachers=Teachers(specialists={"text": str(tmp_path / "text.safetensors")}, cfg_scale=2.0),
+        guidance=Guidance(schedules={"default": Schedule(), "t2i/text": Schedule("switch", {"text": 0.5}, at=2)}),
+        dmd=replace(recipe.dmd, fake_samples="student_rollout"),
+    )
+    run = distill(in_folder(routed, tmp_path / "routed", updates=1))
+    assert (run / "student").is_dir()
+    capsys.readouterr()
+    distill(in_folder(routed, tmp_path / "dry", updates=1), dry_run=True)
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["t2i", "2", "2", "4", "4", "3.00", "teacher,", "teacher_text"] in lines
+    assert ["edit", "2", "2", "2", "2", "2.00", "teacher"] in lines
 
 
 def test_pretraining_moves_transformer_and_text_encoder(recipe: Recipe, tmp_path: Path) -> None:

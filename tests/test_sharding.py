@@ -25,8 +25,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from workbench import roles
+from workbench.adapters import AdapterLayer
 from workbench.batch import Batch, Condition, Layout, Reference, StepData, Task
-from workbench.config import Dmd, Mixture, Model, Optim, Recipe, Trainer
+from workbench.config import Dmd, Guidance, Mixture, Model, Optim, Recipe, Schedule, Teachers, Trainer
 from workbench.modules.distiller import Distiller
 from workbench.optimisation import MovingAverage
 from workbench.roles import FAKE_SCORE, STUDENT, TEACHER
@@ -46,11 +47,14 @@ class Case:
     gradient_checkpointing: bool
     rollout: Literal["euler", "renoise"]
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    reusing: bool = False
+    """One rollout for all updates, and a low-rank specialist over the base teacher."""
 
 
 CASES = {
     "full": Case("full", False, "euler"),
     "lora, checkpointed": Case("lora", True, "renoise"),
+    "reusing, routed": Case("full", False, "euler", reusing=True),
     "bfloat16": Case("full", True, "euler", "bf16-mixed"),
 }
 
@@ -59,7 +63,14 @@ def make_recipe(case: Case) -> Recipe:
     return Recipe(
         model=Model(roles=case.kind, lora_rank=3, lora_alpha=3.0, gradient_checkpointing=case.gradient_checkpointing),
         mixture=Mixture(batch_size=sum(NUM_SAMPLES.values())),
-        dmd=Dmd(student_steps=3, rollout=case.rollout, fake_updates=1),
+        teachers=Teachers(specialists={"text": "lora"} if case.reusing else {}),
+        guidance=Guidance(schedules={"default": Schedule("ramp", {"text": 1.0})} if case.reusing else {}),
+        dmd=Dmd(
+            student_steps=3,
+            rollout=case.rollout,
+            fake_updates=2 if case.reusing else 1,
+            fake_samples="student_rollout" if case.reusing else "fresh",
+        ),
         optim=Optim(student_lr=1e-4, fake_lr=1e-4, student_clip=0.5, fake_clip=0.5, warmup_updates=2),
         trainer=Trainer(updates=UPDATES, accelerator="cpu", devices=WORLD, precision=case.precision),
     )
@@ -79,7 +90,10 @@ def make_distiller(case: Case) -> Distiller:
     for parameter in transformer.parameters():
         nn.init.normal_(parameter, std=0.2, generator=generator)
     recipe = make_recipe(case)
-    return Distiller(roles.build(transformer, recipe.model), recipe, CATEGORIES)
+    update = torch.randn(2, 2, 32, generator=generator)
+    adapter = {"transformer_blocks.1.attn.to_q": AdapterLayer(update[0], update[1].T, 0.5)}
+    specialists = {"text": adapter} if case.reusing else {}
+    return Distiller(roles.build(transformer, recipe.model, specialists=specialists), recipe, CATEGORIES)
 
 
 def make_batch(task: Task, seed: int, rank: int, world: int) -> Batch:
@@ -219,7 +233,7 @@ def test_every_trainable_parameter_is_sharded(name: str, two_processes: Path) ->
         assert report(two_processes, name, rank)["unsharded"] == []
 
 
-@pytest.mark.parametrize("name", ["full", "lora, checkpointed"])
+@pytest.mark.parametrize("name", ["full", "lora, checkpointed", "reusing, routed"])
 def test_two_processes_train_as_one(name: str, two_processes: Path) -> None:
     """Same losses, gradient norms, weights and moving average, with 5 + 3 samples in rows of 3 + 2 a process."""
     distiller, witness = train(CASES[name], 0, 1)

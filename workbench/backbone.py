@@ -44,7 +44,9 @@ class Prefix:
 
 
 class Denoiser(Protocol):
-    """A velocity network in two parts; `role` says whose weights."""
+    """A velocity network in two parts over C = num_channels; `role` says whose weights."""
+
+    num_channels: int
 
     def prefix(self, condition: Condition, role: str) -> Prefix:
         """All that depends on neither t nor x_t."""
@@ -252,6 +254,10 @@ class RoleDenoiser:
 
     denoiser: Denoiser
     role: str
+
+    @property
+    def num_channels(self) -> int:
+        return self.denoiser.num_channels
 
     def prefix(self, condition: Condition) -> Prefix:
         """See `Denoiser`."""

@@ -152,6 +152,11 @@ class CaptionStep:
         return replace(self, batches=tuple(batch.to(device, non_blocking) for batch in self.batches))
 
 
+def tensors_of(batch: CaptionBatch) -> dict[str, Tensor]:
+    """The tensor fields of a batch by name, in the order of its fields."""
+    return {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+
+
 Movable = TypeVar("Movable", Condition, Batch, CaptionBatch)
 
 

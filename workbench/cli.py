@@ -84,6 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help=text, description=text, parents=[common])
     command.add_argument("target", metavar="FOLDER_OR_RUN")
     _add_overrides(command)
+    command.add_argument(
+        "--dry-run", action="store_true", help="print the images, judge calls and tokens it would take"
+    )
 
     text = "compare two evaluated runs case by case, with paired intervals"
     command = commands.add_parser("compare", help=text, description=text, parents=[common])
@@ -123,7 +126,7 @@ def _run(arguments: argparse.Namespace) -> None:
         case "evaluate":
             from workbench.inference import evaluate_run
 
-            evaluate_run(Path(arguments.target), arguments.overrides)
+            evaluate_run(Path(arguments.target), arguments.overrides, arguments.dry_run)
         case "compare":
             first, second = _folder(arguments.first, "run"), _folder(arguments.second, "run")
             from workbench.evaluation.compare import compare_runs

@@ -94,25 +94,79 @@ class Model:
 
 @dataclass(frozen=True)
 class Teachers:
-    """Specialists beside the base teacher (name -> pipeline folder) and the guidance scale all of them are run at."""
+    """Specialists beside the base teacher, and the guidance scale all of them are run at.
+
+    specialists: name -> pipeline folder, or LoRA file (`.safetensors`) over the base teacher, which then takes up no
+    second copy of the weights. `tiny/NAME.safetensors` is a file that ships.
+    cfg_rescale: how far each token of a guided velocity is brought back to its unguided norm; see `guidance.rescale`.
+    """
 
     specialists: dict[str, str] = field(default_factory=dict)
     cfg_scale: float = 1.0
+    cfg_rescale: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in self.specialists:
+            _require(
+                name.isidentifier(),
+                f"teachers.specialists.{name}: name a specialist with letters, digits and underscores alone",
+            )
         _require(
             math.isfinite(self.cfg_scale) and self.cfg_scale >= 1,
             f"teachers.cfg_scale must be at least 1 (1 is no guidance), got {self.cfg_scale}",
         )
+        _fraction("teachers", cfg_rescale=self.cfg_rescale)
+        _require(
+            self.cfg_rescale == 0 or self.cfg_scale > 1,
+            "teachers.cfg_rescale does nothing without guidance: raise teachers.cfg_scale above 1, or leave it out",
+        )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A named table: the mix goes from `early` to `weights` over the student steps; see `guidance.late_share`.
+
+    weights, early: weight of each specialist by name; what is left of 1 is the base teacher's.
+    at: first step of `weights`, for `switch` alone.
+    """
+
+    kind: Literal["constant", "switch", "ramp", "cosine"] = "constant"
+    weights: dict[str, float] = field(default_factory=dict)
+    early: dict[str, float] = field(default_factory=dict)
+    at: int | None = None
+
+    def problem(self) -> str | None:
+        """What is wrong with it and the mend, but for the name of its class."""
+        for key, mix in (("weights", self.weights), ("early", self.early)):
+            for name, weight in mix.items():
+                if not 0 <= weight <= 1:
+                    return f".{key}.{name} must lie in [0, 1], got {weight}"
+            if sum(mix.values()) > 1 + 1e-6:
+                return f".{key} sums to {sum(mix.values()):g}: at most 1, what is left is the base teacher's"
+        match self.kind:
+            case "constant" if self.early or self.at is not None:
+                return " is constant: leave out early and at, or choose kind switch, ramp or cosine"
+            case "switch" if self.at is None:
+                return " switches: say at which student step with at=1 or more"
+            case "ramp" | "cosine" if self.at is not None:
+                return f".at is read by kind switch alone: leave it out, or choose that instead of {self.kind}"
+        return None
 
 
 @dataclass(frozen=True)
 class Guidance:
     """lambda[k, m](c): for each class (`task/category`, `task` or `default`, the nearest one counts) a table of K rows,
     one a student step, noisiest first, each over the base teacher and the specialists in the order of
-    `teachers.specialists`. Empty: the base teacher alone."""
+    `teachers.specialists`; or a schedule that becomes one. Empty: the base teacher alone."""
 
     tables: dict[str, list[list[float]]] = field(default_factory=dict)
+    schedules: dict[str, Schedule] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, schedule in self.schedules.items():
+            problem = schedule.problem()
+            _require(problem is None, f"guidance.schedules.{name}{problem}")
+            _require(name not in self.tables, f"guidance has a table and a schedule for {name}: leave out one of them")
 
 
 @dataclass(frozen=True)
@@ -122,7 +176,7 @@ class Data:
     source: `openmoji` (the world that ships), or a folder or CSV file of one's own images, for `pack`.
     samples: how many samples of each category of each task `pack` draws from the world.
     encode_workers: processes that encode shards side by side, each with an encoder of its own.
-    keep_raw: let encoded shards keep captions and source images, which pretraining reads.
+    keep_raw: let encoded shards keep the images too, which pretraining reads.
     num_workers: processes that prepare batches ahead of training, and that draw the world.
     raw: folder, http(s) address or `pipe:` command of raw shards. encoded: folder or http(s) address of encoded ones.
     """
@@ -170,6 +224,12 @@ class Mixture:
     batch_size: int = 32
     micro_batch_size: int = 128
 
+    def has_weight(self, category: str) -> bool:
+        """Whether any sample of this qualified category is planned."""
+        task, _, name = category.partition("/")
+        of_task = self.categories.get(task)
+        return self.tasks.get(task, 0.0) > 0 and (not of_task or of_task.get(name, 0.0) > 0)
+
     def __post_init__(self) -> None:
         _positive("mixture", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
         for name in (*self.tasks, *self.categories):
@@ -185,7 +245,14 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Dmd:
-    """Distribution matching: the student's time grid and rollout, the re-noising time p_t, the fake-score ratio R."""
+    """Distribution matching: the student's time grid and rollout, the re-noising time p_t, the fake-score ratio R.
+
+    renoise_tied: whether p_t of the student's update depends on its step k; see `rollout.renoise_interval`.
+    fake_samples: what the R fake-score updates of one student update learn from. `fresh`: R rollouts of conditions of
+    their own, each up to a step drawn by itself. `rollout`: one rollout of fresh conditions, each update another of its
+    steps. `student_rollout`: likewise the rollout that the student's own update goes on from. The steps are uniform in
+    all of them; reuse makes the samples of one student update dependent, and shows fewer prompts.
+    """
 
     student_steps: int = 4
     student_shift: float = 3.0
@@ -194,7 +261,24 @@ class Dmd:
     renoise_shift: float = 3.0
     renoise_min: float = 0.02
     renoise_max: float = 0.98
+    renoise_tied: Literal["no", "below", "above"] = "no"
     fake_updates: int = 2
+    fake_samples: Literal["fresh", "rollout", "student_rollout"] = "fresh"
+    decoupled: bool = False
+    first_step_weight: float = 0.0
+    first_step_teacher_steps: int = 4
+    data_weight: float = 0.0
+
+    @property
+    def fake_groups(self) -> int:
+        """Groups of conditions that the fake score needs for itself in one student update."""
+        match self.fake_samples:
+            case "fresh":
+                return self.fake_updates
+            case "rollout":
+                return 1
+            case "student_rollout":
+                return 0
 
     def __post_init__(self) -> None:
         _positive(
@@ -203,7 +287,10 @@ class Dmd:
             student_shift=self.student_shift,
             renoise_shift=self.renoise_shift,
             fake_updates=self.fake_updates,
+            first_step_teacher_steps=self.first_step_teacher_steps,
         )
+        for name, weight in (("first_step_weight", self.first_step_weight), ("data_weight", self.data_weight)):
+            _require(math.isfinite(weight) and weight >= 0, f"dmd.{name} must not be negative, got {weight}")
         _fraction("dmd", renoise_min=self.renoise_min, renoise_max=self.renoise_max)
         _require(
             0 < self.renoise_min < self.renoise_max,
@@ -306,8 +393,47 @@ class Trainer:
 
 
 @dataclass(frozen=True)
+class Vlm:
+    """Vision-language judges, asked where `evaluation.judges` names `vlm`.
+
+    judges: names; judge A is the environment's WORKBENCH_JUDGE_A_BASE_URL, _MODEL and _API_KEY.
+    concurrency: questions to one judge at a time. attempts: times one question is asked at most.
+    max_tokens: longest reply, hidden reasoning included. cache: folder of replies, shared by all runs.
+    pairs: cases a category that are compared pairwise among the models, in both orders; 0 for none.
+    """
+
+    judges: list[str] = field(default_factory=lambda: ["A", "B"])
+    concurrency: int = 8
+    timeout_s: float = 120.0
+    attempts: int = 6
+    max_tokens: int = 4096
+    cache: str = "runs/judge-cache"
+    pairs: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(
+            "evaluation.vlm",
+            concurrency=self.concurrency,
+            timeout_s=self.timeout_s,
+            attempts=self.attempts,
+            max_tokens=self.max_tokens,
+        )
+        _require(self.pairs >= 0, f"evaluation.vlm.pairs must not be negative, got {self.pairs}")
+        _require(bool(self.judges), "evaluation.vlm.judges must name at least one judge")
+        _require(len({*self.judges}) == len(self.judges), f"evaluation.vlm.judges names one twice: {self.judges}")
+        for name in self.judges:
+            _require(
+                name.isascii() and name.isalnum() and name == name.upper(),
+                f"evaluation.vlm.judges are capital letters and digits, as in WORKBENCH_JUDGE_A_MODEL, got {name!r}",
+            )
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """What is scored: cases a category of each benchmark, sampling seeds, and how the full teacher samples."""
+    """What is scored: cases a category of each benchmark, sampling seeds, and how the full teacher samples.
+
+    judges: `local`, always, since studies and readings beside the score go by it, and `vlm` beside it.
+    """
 
     split: Literal["search", "report"] = "report"
     t2i_cases: int = 60
@@ -318,6 +444,8 @@ class Evaluation:
     teacher_cfg_scale: float = 1.5
     teacher_shift: float = 2.0
     num_bootstrap: int = 1000
+    judges: list[str] = field(default_factory=lambda: ["local"])
+    vlm: Vlm = field(default_factory=Vlm)
 
     def __post_init__(self) -> None:
         _positive(
@@ -329,6 +457,12 @@ class Evaluation:
             num_bootstrap=self.num_bootstrap,
         )
         _require(bool(self.seeds), "evaluation.seeds must name at least one seed")
+        for name in self.judges:
+            _require(
+                name in ("local", "vlm"),
+                f"evaluation.judges knows local and vlm, not {name!r}{_nearest(name, ('local', 'vlm'))}",
+            )
+        _require("local" in self.judges, "evaluation.judges must name local: features and readings come from it")
         for name, count in (("t2i_cases", self.t2i_cases), ("editing_cases", self.editing_cases)):
             _require(count >= 0, f"evaluation.{name} must not be negative, got {count}")
 
@@ -348,6 +482,12 @@ class Recipe:
     trainer: Trainer = field(default_factory=Trainer)
     evaluation: Evaluation = field(default_factory=Evaluation)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            not self.dmd.decoupled or (self.teachers.cfg_scale > 1 and self.teachers.cfg_rescale == 0),
+            "dmd.decoupled splits guidance off: it needs teachers.cfg_scale above 1 and no teachers.cfg_rescale",
+        )
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -376,18 +516,15 @@ def from_mapping(values: Any, overrides: Iterable[str] = (), origin: str = "reci
     overrides = list(overrides)
     for item in overrides:
         _require("=" in item, f"{item!r} is not of the form section.key=value")
-    try:
-        from_dots = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
-    except UNREADABLE as error:
-        raise UserError(f"cannot read the overrides {overrides}: {_first_line(error)}") from error
+    layers = [_from_dots(item) for item in overrides]
     _check_keys(Recipe, values, origin)
-    _check_keys(Recipe, from_dots, "override")
+    for layer in layers:
+        _check_keys(Recipe, layer, "override")
     try:
         merged = OmegaConf.structured(Recipe)
         _clear_mappings(merged, Recipe, values)
         merged = OmegaConf.merge(merged, values)
-        for item in overrides:
-            layer = OmegaConf.to_container(OmegaConf.from_dotlist([item]))
+        for item, layer in zip(overrides, layers, strict=True):
             if item.partition("=")[2].lstrip().startswith("{"):
                 _clear_mappings(merged, Recipe, layer)
             merged = OmegaConf.merge(merged, layer)
@@ -397,6 +534,15 @@ def from_mapping(values: Any, overrides: Iterable[str] = (), origin: str = "reci
         raise UserError(f"{origin}: {f'{key}: ' if key else ''}{_first_line(error)}") from error
     assert isinstance(recipe, Recipe)
     return recipe
+
+
+def _from_dots(item: str) -> Any:
+    """Nested values of one `section.key=value`."""
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([item]))
+    except UNREADABLE as error:
+        hint = "; inside braces a space follows each colon: {key: value}" if "{" in item else ""
+        raise UserError(f"cannot read the override {item!r}: {_first_line(error)}{hint}") from error
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -426,6 +572,9 @@ def _check_keys(schema: type, values: Any, origin: str, prefix: str = "") -> Non
         section = _section(schema, key)
         if section is not None:
             _check_keys(section, value, origin, f"{prefix}{key}.")
+        elif schema is Guidance and key == "schedules" and isinstance(value, dict):
+            for name, schedule in value.items():
+                _check_keys(Schedule, schedule, origin, f"{prefix}{key}.{name}.")
 
 
 def _section(schema: type, key: str) -> type | None:

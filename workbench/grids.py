@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from workbench.pipeline import decode_latents
 
 MARGIN_PX = 4
 HEADER_PX = 16
-LABEL_PX = 96
+LABEL_PX = 156
+LABEL_CHARACTERS = 24
 Picture = np.ndarray
 """uint8 (H, W, 3)."""
 
@@ -110,7 +112,9 @@ def compose(columns: Mapping[str, Sequence[Picture | None]], labels: Sequence[st
     sheet = Image.new("RGB", (LABEL_PX + step * len(columns), HEADER_PX + step * len(labels)), "white")
     draw = ImageDraw.Draw(sheet)
     for row, label in enumerate(labels):
-        draw.text((MARGIN_PX, HEADER_PX + row * step + size // 2), label, "black", font)
+        lines = [line for part in label.split("\n") for line in textwrap.wrap(part, LABEL_CHARACTERS)]
+        top = HEADER_PX + row * step + size // 2 - 7 * len(lines)
+        draw.multiline_text((MARGIN_PX, top), "\n".join(lines), "black", font)
     for index, (name, column) in enumerate(columns.items()):
         draw.text((LABEL_PX + index * step, 1), name, "black", font)
         for row, picture in enumerate(column):

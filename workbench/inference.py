@@ -15,7 +15,7 @@ from workbench import pipeline, sampling
 from workbench.backbone import RoleDenoiser, single_role
 from workbench.config import Recipe, from_mapping
 from workbench.errors import UserError
-from workbench.evaluation.evaluate import evaluate, print_metrics, select_few_step
+from workbench.evaluation.evaluate import benchmark_cases, evaluate, select_few_step
 from workbench.evaluation.models import (
     Encodings,
     ModelUnderTest,
@@ -25,33 +25,42 @@ from workbench.evaluation.models import (
     student_sampling,
     teacher_sampling,
 )
+from workbench.evaluation.tables import print_metrics
+from workbench.evaluation.vlm_judge import panel
+from workbench.evaluation.vlm_plan import cost
 from workbench.roles import TEACHER
 from workbench.run_folder import RunFolder
 
 DEFAULT_STEPS = 40
 
 
-def evaluate_run(target: str | Path, overrides: list[str]) -> dict[str, Any]:
+def evaluate_run(target: str | Path, overrides: list[str], dry_run: bool = False) -> dict[str, Any]:
     """Score a run (teacher, best few-step teacher, student) or a pipeline folder on both benchmarks, and print it.
 
-    A run's results go into the run folder, a pipeline folder's into `runs/evaluation/NAME`.
+    A run's results go into the run folder, a pipeline folder's into `runs/evaluation/NAME`. dry_run: only print
+    how many images would be drawn, and how many calls and tokens vision-language judges would take.
 
     Raises:
-        UserError: no run or pipeline folder, a run without its student, bad overrides.
+        UserError: no run or pipeline folder, a run without its student, bad overrides, a judge that is not described in
+            the environment or refuses.
     """
     folder = RunFolder(Path(target))
     if folder.is_run():
         recipe = folder.read_recipe(overrides)
         if not folder.student.is_dir():
             raise UserError(f"{target} has no student yet: run `workbench distill {folder.recipe}` to its end first")
-        models, selection = _models_of_run(recipe, folder)
         out = folder.path
     else:
         path = pipeline.resolve(str(target))
         recipe = from_mapping({"model": {"folder": str(target)}}, overrides, origin="evaluate")
-        models, selection = {"model": _model(recipe, str(target), None)}, []
         out = Path("runs/evaluation") / path.resolve().name
-    metrics = evaluate(models, recipe, out, selection=selection)
+    if dry_run:
+        _print_cost(recipe, 3 if folder.is_run() else 1)
+        return {}
+    # A judge that is not there is said before anything is drawn.
+    judges = panel(recipe.evaluation.vlm) if "vlm" in recipe.evaluation.judges else None
+    models, selection = _models_of_run(recipe, folder) if folder.is_run() else _models_of_folder(recipe, str(target))
+    metrics = evaluate(models, recipe, out, panel=judges, selection=selection)
     print_metrics(metrics, Console())
     return metrics
 
@@ -83,6 +92,27 @@ def _models_of_run(recipe: Recipe, folder: RunFolder) -> tuple[dict[str, ModelUn
         "student": _model(recipe, str(folder.student), student_sampling(recipe)),
     }
     return models, selection
+
+
+def _models_of_folder(recipe: Recipe, folder: str) -> tuple[dict[str, ModelUnderTest], list[dict[str, Any]]]:
+    return {"model": _model(recipe, folder, None)}, []
+
+
+def _print_cost(recipe: Recipe, num_models: int) -> None:
+    chosen = recipe.evaluation
+    cases = benchmark_cases(recipe, chosen.split, chosen.t2i_cases, chosen.editing_cases)
+    planned = cost(cases, num_models, recipe)
+    console = Console()
+    console.print(
+        f"{len(cases)} cases of split {chosen.split}, {num_models} model(s), {len(chosen.seeds)} seed(s): "
+        f"{planned.images:,} images"
+    )
+    judges = ", ".join(chosen.vlm.judges) if "vlm" in chosen.judges else "none"
+    console.print(
+        f"vision-language judges: {judges}; at most {planned.calls:,} calls (fewer with {chosen.vlm.cache}, more with "
+        f"retries), about {planned.prompt_tokens:,} tokens in and {planned.reply_tokens:,} out; hidden reasoning and "
+        "each vendor's own count of image tokens come on top"
+    )
 
 
 def _model(recipe: Recipe, folder: str, how: Sampling | None) -> ModelUnderTest:

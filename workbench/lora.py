@@ -34,6 +34,16 @@ class RoleLinear(nn.Module):
         self.lora_A[role], self.lora_B[role] = down, up
         self.scaling[role] = alpha / rank
 
+    def load_adapter(self, role: str, down: Tensor, up: Tensor, scaling: float) -> None:
+        """A frozen adapter from down (r, in) and up (out, r)."""
+        weight = self.base_layer.weight
+        for halves, value in ((self.lora_A, down), (self.lora_B, up)):
+            half = nn.Linear(value.shape[1], value.shape[0], bias=False, device="meta").requires_grad_(False)
+            # Sharding takes contiguous parameters alone.
+            half.load_state_dict({"weight": value.to(weight.device, weight.dtype).contiguous()}, assign=True)
+            halves[role] = half
+        self.scaling[role] = scaling
+
     def forward(self, x: Tensor, role: str | None) -> Tensor:
         y = self.base_layer(x)
         if role is None or role not in self.scaling:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -11,23 +13,36 @@ class Means:
     """Named running means over samples, micro-batches, updates and ranks; padding rows have weight 0."""
 
     def __init__(self) -> None:
-        self._totals: dict[str, Tensor] = {}
+        self._totals: dict[tuple[str, ...], Tensor] = {}
 
     def add(self, name: str, values: Tensor, weights: Tensor | None = None) -> None:
         """Take in `values` (B,) with `weights` (B,), 1 when absent."""
         values = values.detach().float().reshape(-1)
         weights = torch.ones_like(values) if weights is None else weights
-        total = torch.stack([(values * weights).sum(), weights.sum()])
-        self._totals[name] = self._totals[name] + total if name in self._totals else total
+        self._add((name,), torch.stack([(values * weights).sum(), weights.sum()])[None])
+
+    def add_by(self, names: Sequence[str], index: Tensor, values: Tensor, weights: Tensor) -> None:
+        """Take in `values` (B,) with `weights` (B,), each under the name that `index` (B,) points to."""
+        values = values.detach().float()
+        # No scatter: its order of summation is not fixed on a GPU. No product: it would carry a NaN into every name.
+        chosen = index[:, None] == torch.arange(len(names), device=index.device)
+        sums, counts = (torch.where(chosen, one[:, None], 0.0).sum(dim=0) for one in (values * weights, weights))
+        self._add(tuple(names), torch.stack([sums, counts], dim=1))
 
     def pop(self) -> dict[str, float]:
-        """Means over all ranks since the last call; every rank must hold the same names. One device synchronisation."""
+        """Means over all ranks since the last call, of the names that got samples; every rank must have added under the
+        same names. One device synchronisation."""
         if not self._totals:
             return {}
-        names = sorted(self._totals)
-        stacked = torch.stack([self._totals[name] for name in names])
+        keys = sorted(self._totals)
+        stacked = torch.cat([self._totals[key] for key in keys])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(stacked)
         self._totals = {}
+        names = [name for key in keys for name in key]
         sums, counts = stacked.cpu().unbind(1)
         return {name: float(total / count) for name, total, count in zip(names, sums, counts, strict=True) if count > 0}
+
+    def _add(self, key: tuple[str, ...], total: Tensor) -> None:
+        """Totals (len(key), 2) of sums and counts."""
+        self._totals[key] = self._totals[key] + total if key in self._totals else total

@@ -9,6 +9,7 @@ import torch
 from diffusers import QwenImage21Pipeline
 
 from datamodules.distillation import DistillationData
+from datamodules.encoded import EncodedDataset
 from datamodules.pretraining import PretrainingData
 from workbench import grids, roles
 from workbench.backbone import RoleDenoiser
@@ -25,6 +26,11 @@ PRETRAINING_STEPS = 20
 """Sampling steps of a pretraining grid: enough to judge a teacher by."""
 
 
+def _labels(dataset: EncodedDataset, chosen: Sequence[int]) -> tuple[str, ...]:
+    """Category and prompt of each row."""
+    return tuple(f"{dataset.categories[dataset.samples.category[i]]}:\n{dataset.read_text(i)}" for i in chosen)
+
+
 def _first_of_each_category(categories: np.ndarray) -> list[int]:
     """Index of the first sample of each category, in the order of the categories."""
     return [int(np.flatnonzero(categories == value)[0]) for value in np.unique(categories)]
@@ -33,7 +39,7 @@ def _first_of_each_category(categories: np.ndarray) -> list[int]:
 def distillation_grid(recipe: Recipe, teacher: QwenImage21Pipeline, data: DistillationData) -> Grid:
     """Columns source, teacher, teacher at 4 NFE (drawn once) and student (drawn at every milestone)."""
     chosen = _first_of_each_category(data.dataset.samples.category)
-    labels = tuple(data.categories[data.dataset.samples.category[i]] for i in chosen)
+    labels = _labels(data.dataset, chosen)
     fixed: dict[str, Sequence[Picture | None]] = {}
 
     def draw(module: RootModule) -> np.ndarray:
@@ -65,7 +71,7 @@ def pretraining_grid(recipe: Recipe, base: QwenImage21Pipeline, data: Pretrainin
     """Columns source, real and sample, guided as the evaluation's teacher is."""
     samples = data.dataset.samples
     chosen = [i for value in np.unique(samples.category) for i in np.flatnonzero(samples.category == value)[:2]]
-    labels = tuple(data.categories[samples.category[i]] for i in chosen)
+    labels = _labels(data.dataset, chosen)
 
     def draw(module: RootModule) -> np.ndarray:
         assert isinstance(module, Pretrainer)

@@ -8,6 +8,7 @@ from rich.table import Table
 from datamodules.distillation import DistillationData
 from workbench.config import Recipe
 from workbench.modules.distiller import Distiller
+from workbench.modules.teachers import evaluations
 from workbench.roles import STUDENT, teacher_roles
 
 BYTES_PER_TRAINED = 4 * 4
@@ -25,6 +26,7 @@ def show(
     )
     console.print(_mixture(data, updates))
     console.print(_guidance(recipe, module))
+    console.print(_routing(recipe, module))
     world = recipe.trainer.devices * recipe.trainer.num_nodes
     console.print(
         f"state: {_state_bytes(module) / world / 2**30:.2f} GiB a device ({_trained(module) / 1e6:.1f} M parameters "
@@ -58,6 +60,21 @@ def _guidance(recipe: Recipe, module: Distiller) -> Table:
         label = "all" if len(names) == len(module.categories) else "\n".join(names)
         for k, row in enumerate(rows):
             table.add_row(label if k == 0 else "", str(k), *(f"{weight:.2f}" for weight in row))
+    return table
+
+
+def _routing(recipe: Recipe, module: Distiller) -> Table:
+    """What the lambda table costs: each teacher with weight in any planned category of a task runs on all of it."""
+    table = Table(title="teacher evaluations a sample, by graded student step", title_justify="left")
+    for name in ("task", *(f"step {k}" for k in range(module.student.num_steps)), "mean", "teachers run"):
+        table.add_column(name, justify="left" if name in ("task", "teachers run") else "right")
+    for task, steps in module.active.items():
+        if recipe.mixture.tasks.get(task, 0.0) > 0:
+            costs = [evaluations(active, recipe.teachers.cfg_scale, recipe.dmd.decoupled) for active in steps]
+            run = [
+                n for n, used in zip(teacher_roles(recipe.teachers), zip(*steps, strict=True), strict=True) if any(used)
+            ]
+            table.add_row(task, *map(str, costs), f"{sum(costs) / len(costs):.2f}", ", ".join(run))
     return table
 
 

@@ -20,6 +20,8 @@ INK = "#0a0b0c"
 PALETTE = {"teacher": "#7c8aa5", "teacher_few_step": "#e0923a", "student": "#3f7de0"}
 OTHER = ("#3f7de0", "#e0923a", "#3ba272", "#b25fd0", "#d0574f", "#7c8aa5")
 MAX_CURVES = 12
+NOT_CURVES = ("mixture/", "learning_rate/", "by_step/", "teacher_share/")
+"""Families of scalars with too many members for a panel each."""
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -113,7 +115,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> str:
     names: list[str] = []
     for row in rows:
         names += [n for n, v in row.items() if n not in names and n != "update" and isinstance(v, int | float)]
-    names = sorted(name for name in names if not name.startswith(("mixture/", "learning_rate/")))[:MAX_CURVES]
+    names = sorted(name for name in names if not name.startswith(NOT_CURVES))[:MAX_CURVES]
     if not names:
         return ""
     columns = min(3, len(names))
@@ -155,6 +157,49 @@ def lambda_tables(tables: Mapping[str, Sequence[Sequence[float]]], teachers: Seq
             panel.set_title(name)
         figure.tight_layout()
     return _svg(figure, "lambda")
+
+
+def by_step_maps(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Diagnostics by category (down) and student step (across), a map a quantity: means of the later half of `rows`."""
+    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for row in rows[len(rows) // 2 :]:
+        for name, value in row.items():
+            match = re.fullmatch(r"by_step/([^/]+)/(.+)/step(\d+)", name)
+            if match and isinstance(value, int | float):
+                of_category = found.setdefault(match[1], {}).setdefault(match[2], {})
+                of_category.setdefault(int(match[3]), []).append(float(value))
+    if not found:
+        return ""
+    with matplotlib.rc_context(STYLE):
+        columns = min(3, len(found))
+        lines = -(-len(found) // columns)
+        most = max(map(len, found.values()))
+        figure = Figure(figsize=(3.1 * columns, (0.8 + 0.28 * most) * lines))
+        panels = figure.subplots(lines, columns, squeeze=False).ravel()
+        for panel in panels[len(found) :]:
+            panel.axis("off")
+        for panel, (quantity, by_category) in zip(panels, sorted(found.items()), strict=False):
+            _by_step_panel(panel, by_category)
+            panel.set_title(quantity)
+        figure.tight_layout()
+    return _svg(figure, "by-step")
+
+
+def _by_step_panel(panel: Axes, by_category: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
+    names = sorted(by_category)
+    num_steps = 1 + max(step for steps in by_category.values() for step in steps)
+    values = np.full((len(names), num_steps), np.nan)
+    for i, name in enumerate(names):
+        for step, numbers in by_category[name].items():
+            values[i, step] = np.mean(numbers)
+    low, high = np.nanmin(values), np.nanmax(values)
+    panel.imshow(values, cmap="Blues", vmin=low, vmax=high, aspect="auto")
+    for (i, step), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            dark = value > (low + high) / 2 and high > low
+            panel.text(step, i, f"{value:.2g}", ha="center", va="center", color="white" if dark else "#111111")
+    panel.set_xticks(range(num_steps), [f"step {step}" for step in range(num_steps)])
+    panel.set_yticks(range(len(names)), names)
 
 
 def arms_chart(arms: Sequence[Mapping[str, Any]]) -> str:

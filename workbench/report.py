@@ -14,7 +14,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from datamodules.files import write_bytes
-from workbench import plots
+from workbench import plots, schedules
+from workbench.config import from_mapping
 from workbench.errors import UserError
 
 BENCH_TITLES = {"t2i_bench": "T2I-Bench", "editing_bench": "Editing-Bench"}
@@ -167,19 +168,45 @@ def _categories(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     return tables
 
 
+def _tables(recipe: dict[str, Any]) -> dict[str, list[list[float]]]:
+    """Lambda tables of each class, schedules resolved; none where the recipe is no longer a valid one."""
+    try:
+        valid = from_mapping(recipe)
+        specialists = list(valid.teachers.specialists)
+        return schedules.tables(valid.guidance, num_steps=valid.dmd.student_steps, specialists=specialists)
+    except UserError:
+        return {}
+
+
+def _beside(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Name, readings and diversity of every model that has such, and of the exact targets."""
+    named = {MODEL_TITLES.get(name, words(name)): model for name, model in metrics.get("models", {}).items()}
+    if metrics.get("ceiling", {}).get("beside"):
+        named["Exact targets"] = metrics["ceiling"]
+    return [
+        {"name": name, "of": model["beside"], "diversity": model.get("diversity") or {}}
+        for name, model in named.items()
+        if model.get("beside")
+    ]
+
+
 def _run(folder: Path) -> dict[str, Any]:
     metrics, recipe, curves = _json(folder / "metrics.json"), _recipe(folder), _curves(folder)
-    tables = (recipe.get("guidance") or {}).get("tables") or {}
+    lambdas = _tables(recipe)
+    beside = _beside(metrics)
     specialists = list((recipe.get("teachers") or {}).get("specialists") or {})
     return {
         "title": folder.resolve().name,
         "metrics": metrics,
         "categories": _categories(metrics),
+        "beside": beside,
+        "defects": sorted({name for row in beside for name in row["of"]["enhance_by_defect"]}),
         "score_chart": plots.score_chart(metrics, MODEL_TITLES, BENCH_TITLES) if metrics.get("models") else "",
         "curves": plots.training_curves(curves),
+        "by_step": plots.by_step_maps(curves),
         "num_logged": len(curves),
         "last_update": curves[-1]["update"] if curves else None,
-        "lambda_chart": plots.lambda_tables(tables, ["base", *specialists]) if tables else "",
+        "lambda_chart": plots.lambda_tables(lambdas, ["base", *specialists]) if lambdas else "",
         "mixture": _mixture(curves, recipe),
         "milestones": _milestones(folder),
         "sheets": _sheets(folder),

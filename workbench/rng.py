@@ -34,3 +34,9 @@ def uniform(rows: Tensor, *, seed: int, stream: str, step: int, num_rows: int) -
 def integer(high: int, *, seed: int, stream: str, step: int) -> int:
     """One integer in [0, high), the same on every rank."""
     return int(torch.randint(high, (1,), generator=generator(seed, stream, step)))
+
+
+def permutation(size: int, *, seed: int, stream: str, step: int) -> list[int]:
+    """The integers in [0, size) in random order, the same on every rank."""
+    order: list[int] = torch.randperm(size, generator=generator(seed, stream, step)).tolist()
+    return order

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from workbench import lora, rng
+from workbench.adapters import Adapter
 from workbench.backbone import QwenImage21, SplitTransformer
 from workbench.config import Model, Teachers
 from workbench.errors import UserError
@@ -30,13 +31,17 @@ def build(
     model: Model,
     *,
     student: QwenImage21Transformer2DModel | None = None,
-    specialists: Mapping[str, QwenImage21Transformer2DModel] | None = None,
+    specialists: Mapping[str, QwenImage21Transformer2DModel | Adapter] | None = None,
     seed: int = 0,
 ) -> QwenImage21:
     """Denoiser with the roles student, fake score, teacher and one a specialist.
 
+    specialists: each a network of its own, or an adapter over the base teacher's, whose weights it then shares.
     student: weights that student and fake score start from, when they are not the base teacher's.
     Only student and fake score are left trainable; the fake score starts where the student does.
+
+    Raises:
+        UserError: LoRA roles that start elsewhere than at the base teacher, or an adapter that does not fit it.
     """
     base = base.requires_grad_(False)
     networks = {TEACHER: SplitTransformer(base, model.gradient_checkpointing)}
@@ -60,9 +65,28 @@ def build(
                 network_of_role[role] = TEACHER
     for name, specialist in (specialists or {}).items():
         role = f"{TEACHER}_{name}"
-        networks[role] = SplitTransformer(specialist.requires_grad_(False), model.gradient_checkpointing)
-        network_of_role[role] = role
+        match specialist:
+            case QwenImage21Transformer2DModel():
+                networks[role] = SplitTransformer(specialist.requires_grad_(False), model.gradient_checkpointing)
+                network_of_role[role] = role
+            case _:
+                _adapt(networks[TEACHER], role, specialist)
+                network_of_role[role] = TEACHER
     return QwenImage21(networks, network_of_role)
+
+
+def _adapt(network: SplitTransformer, role: str, adapter: Adapter) -> None:
+    """Give `network` a frozen adapter under the name of `role`."""
+    lora.install(network.blocks)
+    linears = dict(lora.role_linears(network.transformer))
+    for name, layer in adapter.items():
+        if name not in linears:
+            raise UserError(f"the LoRA of {role} adapts {name}, which is no linear layer of the base teacher's blocks")
+        base = linears[name].base_layer
+        expected, found = (base.out_features, base.in_features), (len(layer.up), layer.down.shape[1])
+        if expected != found:
+            raise UserError(f"the LoRA of {role} is of another model: {name} is {expected} here and {found} there")
+        linears[name].load_adapter(role, layer.down, layer.up, layer.scaling)
 
 
 @torch.no_grad()
@@ -87,6 +111,8 @@ def adapter_state(denoiser: QwenImage21, role: str) -> tuple[dict[str, Tensor], 
     """Adapter weights of `role` as `LAYER.lora_A.weight` / `LAYER.lora_B.weight`, and their shared alpha / rank."""
     state, scaling = {}, 1.0
     for name, layer in lora.role_linears(denoiser.network(role).transformer):
+        if role not in layer.scaling:
+            continue
         state[f"{name}.lora_A.weight"] = _whole(layer.lora_A[role].weight)
         state[f"{name}.lora_B.weight"] = _whole(layer.lora_B[role].weight)
         scaling = layer.scaling[role]

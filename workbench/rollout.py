@@ -6,6 +6,8 @@ A velocity is a function (x_t (B, N, C), t (B,)) -> (B, N, C). A grid is (K + 1,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,24 +35,41 @@ def sample(velocity: Velocity, noise: Tensor, times: Tensor) -> Tensor:
     return x_t
 
 
-def student_state(
-    velocity: Velocity, noise: Tensor, times: Tensor, step: int, fresh: Sequence[Tensor] | None
-) -> Tensor:
-    """x_{t_k} that the student meets at `step`, after its own steps 0 .. k - 1 and without gradient.
+@dataclass(frozen=True)
+class Trajectory:
+    """States x_{t_0} .. x_{t_n} of the student and its clean predictions at the first n of them, each (B, N, C)."""
+
+    states: tuple[Tensor, ...]
+    clean: tuple[Tensor, ...]
+
+
+@torch.no_grad()
+def student_trajectory(
+    velocity: Velocity, noise: Tensor, times: Tensor, num_evaluations: int, fresh: Sequence[Tensor] | None
+) -> Trajectory:
+    """The student's own steps 0 .. n - 1 for n evaluations, without gradient. Every clean prediction in it is a sample
+    of the student at that step: what `student_sample` gives there.
 
     fresh: None for the deterministic Euler rollout; one noise (B, N, C) a step for the re-noising one, in which the
     clean prediction is noised again to the next time (consistency-model sampling, DMD2 section 4.4).
     """
-    x_t = noise
-    with torch.no_grad():
-        for k in range(step):
-            t = times[k].expand(len(x_t))
-            v = velocity(x_t, t)
-            if fresh is None:
-                x_t = x_t + (times[k + 1] - times[k]) * v
-            else:
-                x_t = flow.interpolate(flow.velocity_to_x0(x_t, v, t), fresh[k], times[k + 1].expand(len(x_t)))
-    return x_t
+    states, clean = [noise], []
+    for k in range(num_evaluations):
+        x_t, t = states[-1], times[k].expand(len(noise))
+        v = velocity(x_t, t)
+        clean.append(flow.velocity_to_x0(x_t, v, t))
+        if fresh is None:
+            states.append(x_t + (times[k + 1] - times[k]) * v)
+        else:
+            states.append(flow.interpolate(clean[-1], fresh[k], times[k + 1].expand(len(noise))))
+    return Trajectory(tuple(states), tuple(clean))
+
+
+def student_state(
+    velocity: Velocity, noise: Tensor, times: Tensor, step: int, fresh: Sequence[Tensor] | None
+) -> Tensor:
+    """x_{t_k} that the student meets at `step`, the end of its `student_trajectory` of that many evaluations."""
+    return student_trajectory(velocity, noise, times, step, fresh).states[step]
 
 
 def student_sample(velocity: Velocity, x_t: Tensor, times: Tensor, step: int) -> Tensor:
@@ -62,3 +81,31 @@ def student_sample(velocity: Velocity, x_t: Tensor, times: Tensor, step: int) ->
 def renoise_time(uniform: Tensor, *, shift: float, low: float, high: float) -> Tensor:
     """t ~ p_t for the score comparison: uniform numbers in [0, 1), time-shifted, then scaled into [low, high]."""
     return low + (high - low) * flow.shift(uniform, shift)
+
+
+Tied = Literal["no", "below", "above"]
+
+
+def renoise_interval(tied: Tied, times: Sequence[float], step: int, low: float, high: float) -> tuple[float, float]:
+    """[low, high] of the re-noising time for a sample of the student's `step`.
+
+    no: the same at all steps. below: t <= t_k, since what is coarser than the state's own noise is settled in it
+    (arXiv 2511.22677 on its guidance term). above: t >= t_{k+1}, since the later steps draw whatever is finer than
+    the noise that is left after this one (the subintervals of Phased DMD, arXiv 2510.27684).
+
+    times: the student's grid, K + 1 of them.
+    """
+    match tied:
+        case "no":
+            return low, high
+        case "below":
+            return low, min(high, times[step])
+        case "above":
+            return max(low, times[step + 1]), high
+
+
+def spread_steps(num_steps: int, count: int, permutations: Callable[[int], Sequence[int]]) -> list[int]:
+    """`count` student steps, each uniform by itself and no two the same before all have come: `permutations(i)` is the
+    order of the i-th round."""
+    rounds = -(-count // num_steps)
+    return [step for i in range(rounds) for step in permutations(i)][:count]

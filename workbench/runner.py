@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from diffusers import QwenImage21Pipeline
+from diffusers import QwenImage21Pipeline, QwenImage21Transformer2DModel
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -21,7 +21,7 @@ from rich.console import Console
 from datamodules.distillation import DistillationData
 from datamodules.encoded import EncodedDataset
 from datamodules.pretraining import PretrainingData
-from workbench import checkpoint, export, milestones, pipeline, plan, roles
+from workbench import adapters, checkpoint, export, milestones, pipeline, plan, roles
 from workbench.backbone import QwenImage21, single_role
 from workbench.callbacks import Averaging, Checkpointing, Grid, Metrics, SampleGrid
 from workbench.config import Recipe, recipe_hash
@@ -47,7 +47,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     data = DistillationData(
         dataset,
         recipe.mixture,
-        fake_updates=recipe.dmd.fake_updates,
+        fake_updates=recipe.dmd.fake_groups,
         num_steps=recipe.trainer.updates,
         seed=recipe.seed,
         num_workers=recipe.data.num_workers,
@@ -210,8 +210,16 @@ def _check_encoding(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recip
 
 def _roles(recipe: Recipe, teacher: QwenImage21Pipeline) -> QwenImage21:
     student = pipeline.load(recipe.model.student).transformer if recipe.model.student else None
-    specialists = {name: pipeline.load(where).transformer for name, where in recipe.teachers.specialists.items()}
+    specialists = {name: _specialist(where) for name, where in recipe.teachers.specialists.items()}
     return roles.build(teacher.transformer, recipe.model, student=student, specialists=specialists, seed=recipe.seed)
+
+
+def _specialist(where: str) -> QwenImage21Transformer2DModel | adapters.Adapter:
+    """A LoRA file, which may be one of a folder that ships, or the transformer of a pipeline folder."""
+    if not where.endswith(".safetensors"):
+        return pipeline.load(where).transformer
+    folder, _, file = where.partition("/")
+    return adapters.read(pipeline.SHIPPED[folder] / file if folder in pipeline.SHIPPED else Path(where))
 
 
 def _export_student(recipe: Recipe, folder: RunFolder, module: Distiller, averaging: Averaging) -> None:

@@ -7,6 +7,7 @@ submodules. Right padding is exact here: attention is causal, so no valid token 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -69,19 +70,16 @@ def _vision(visual: nn.Module, images: Tensor, slots: ImageSlots) -> tuple[Tenso
     config, batch_size = visual.config, len(images)
     x = patches(images, config.patch_size, config.spatial_merge_size)
     num_patches = x.shape[1]
-    grid = torch.tensor([[1, slots.height, slots.width]]) * torch.tensor(
-        [1, config.spatial_merge_size, config.spatial_merge_size]
+    positions, indices, weights = _vision_grid(
+        slots.height,
+        slots.width,
+        config.spatial_merge_size,
+        visual.num_grid_per_side,
+        visual.interpolation_mode,
+        visual.interpolation_align_corners,
+        images.device,
     )
-    indices, weights = get_vision_interpolation_indices_and_weights(
-        grid,
-        num_grid_per_side=visual.num_grid_per_side,
-        mode=visual.interpolation_mode,
-        align_corners=visual.interpolation_align_corners,
-        spatial_merge_size=config.spatial_merge_size,
-        kwargs={},
-    )
-    positions = get_vision_position_ids(grid, config.spatial_merge_size, kwargs={}).to(images.device)
-    embedded = visual.pos_embed(indices.to(images.device)) * weights.to(images.device)[:, :, None]
+    embedded = visual.pos_embed(indices) * weights[:, :, None]
     x = visual.patch_embed(x.flatten(0, 1)).unflatten(0, (batch_size, num_patches)) + embedded.sum(1)
     cos, sin = (part.repeat(batch_size, 1) for part in visual.rotary_pos_emb(x, positions))
     deepstack = []
@@ -92,6 +90,30 @@ def _vision(visual: nn.Module, images: Tensor, slots: ImageSlots) -> tuple[Tenso
             merger = visual.deepstack_merger_list[visual.deepstack_visual_indexes.index(index)]
             deepstack.append(merger(x.flatten(0, 1)).unflatten(0, (batch_size, -1)))
     return visual.merger(x.flatten(0, 1)).unflatten(0, (batch_size, -1)), deepstack
+
+
+@cache
+def _vision_grid(
+    height: int,
+    width: int,
+    merge_size: int,
+    num_grid_per_side: int,
+    mode: str,
+    align_corners: bool,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions of an image's patches, and which learned positions they interpolate: made once, not in every step."""
+    grid = torch.tensor([[1, height * merge_size, width * merge_size]])
+    indices, weights = get_vision_interpolation_indices_and_weights(
+        grid,
+        num_grid_per_side=num_grid_per_side,
+        mode=mode,
+        align_corners=align_corners,
+        spatial_merge_size=merge_size,
+        kwargs={},
+    )
+    positions = get_vision_position_ids(grid, merge_size, kwargs={})
+    return positions.to(device), indices.to(device), weights.to(device)
 
 
 def _vision_attention(attn: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -79,11 +79,13 @@ def test_padded_lengths_hold_the_longest_prompt_of_a_geometry(dataset: EncodedDa
     assert dataset.categories == ("t2i/landscape", "t2i/text", "edit/scene", "edit/own")
 
 
-def test_without_keep_raw_asking_for_text_says_how_to_get_it(tmp_path: Path) -> None:
+def test_without_keep_raw_there_is_text_and_asking_for_an_image_says_how_to_get_it(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw", COUNTS)
     encode_shards(data_for(tmp_path), fake_encoder, "f")
+    dataset = EncodedDataset(str(tmp_path / "encoded"))
+    assert all(dataset.read_text(i) for i in range(len(dataset)))
     with pytest.raises(UserError, match="keep_raw=true"):
-        EncodedDataset(str(tmp_path / "encoded")).read_text(0)
+        dataset.read_target(next(i for i in range(len(dataset)) if dataset.has_target(i)))
 
 
 def test_a_crash_resumes_with_the_unfinished_shard_and_gives_the_same_bytes(tmp_path: Path) -> None:

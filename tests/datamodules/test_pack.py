@@ -182,3 +182,16 @@ def test_impossible_requests_to_the_world(tmp_path: Path) -> None:
     for raw in ("http://h/x", "pipe:cat x"):
         with pytest.raises(UserError, match="folder"):
             pack(Recipe(data=Data(raw=raw)))
+
+
+def test_a_pack_that_fails_at_once_leaves_nothing_and_can_be_mended(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "a.png").write_bytes(b"no image")
+    (own / "a.txt").write_text("a cat")
+    recipe = Recipe(data=Data(source=str(own), raw=str(tmp_path / "raw"), resolution=32))
+    with pytest.raises(UserError, match="does not decode"):
+        pack(recipe)
+    assert not (tmp_path / "raw").exists()
+    (own / "a.png").unlink()
+    assert pack(recipe).num_samples == 1

@@ -165,9 +165,9 @@ class _TimedDistiller(Distiller):
     clock: PhaseClock
     _stepping = ""
 
-    def guarded_step(self, name: str, optimizer: Any, *arguments: Any, **options: Any) -> None:
+    def guarded_step(self, name: str, optimizer: Any, *arguments: Any, **options: Any) -> Tensor:
         self._stepping = name
-        super().guarded_step(name, optimizer, *arguments, **options)
+        return super().guarded_step(name, optimizer, *arguments, **options)
 
     def manual_backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
         phase = "student graded: backward" if self._stepping == STUDENT else "fake score: backward"

@@ -16,6 +16,9 @@ from workbench.errors import UserError
 from workbench.evaluation.benchmark import Case
 from workbench.evaluation.judge import Judgement, LocalJudge, judge_case
 from workbench.evaluation.models import ModelUnderTest
+from workbench.evaluation.readings import Reading, read_case
+from workbench.evaluation.vlm_judge import Panel, Unanswered
+from workbench.evaluation.vlm_reply import Verdict
 
 CHUNK = 512
 """Cases drawn, judged and forgotten at once."""
@@ -23,22 +26,25 @@ CHUNK = 512
 
 @dataclass(frozen=True)
 class Answer:
-    """The judgement of one model's image for one case and seed."""
+    """The local judgement of one model's image for one case and seed, and the readings beside it."""
 
     case: str
     bench: str
     category: str
     seed: int
     judgement: Judgement
+    reading: Reading
 
 
 @dataclass
 class Answers:
-    """All answers of one model. features: (answers, D); images: (case, seed) -> image, of the cases that are kept."""
+    """All answers of one model. features: (answers, D); images: (case, seed) -> image, of the cases that are kept;
+    verdicts: vision-language judge -> what it said of every row."""
 
     rows: list[Answer] = field(default_factory=list)
     features: list[np.ndarray] = field(default_factory=list)
     images: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
+    verdicts: dict[str, list[Verdict | Unanswered]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def by_category(self, bench: str) -> dict[str, np.ndarray]:
@@ -69,14 +75,18 @@ def answer(
     seeds: Sequence[int],
     judge: LocalJudge,
     keep: Iterable[str] = (),
+    panel: Panel | None = None,
 ) -> Answers:
-    """Draw and judge every case under every seed. keep: ids of the cases whose images stay."""
+    """Draw and judge every case under every seed. keep: ids of the cases whose images stay; panel: more judges."""
     answers, kept = Answers(), set(keep)
     for seed in seeds:
         for part in chunks(cases, CHUNK):
             images, seconds = model.draw(part, [case.noise_seed(seed) for case in part])
             answers.seconds += seconds
             judge_into(answers, part, images, seed, judge)
+            if panel is not None:
+                for name, verdicts in panel.score(part, images).items():
+                    answers.verdicts.setdefault(name, []).extend(verdicts)
             answers.images |= {(c.id, seed): i for c, i in zip(part, images, strict=True) if c.id in kept}
     return answers
 
@@ -91,7 +101,8 @@ def judge_into(
     answers.features.extend(features)
     for case, image, attributes, q in zip(cases, images, seen, quality, strict=True):
         judgement = judge_case(case, image, attributes, float(q))
-        answers.rows.append(Answer(case.id, case.bench, case.category, seed, judgement))
+        reading = read_case(case, image, attributes)
+        answers.rows.append(Answer(case.id, case.bench, case.category, seed, judgement, reading))
 
 
 def write_answers(answers: dict[str, Answers], path: Path) -> None:
@@ -102,8 +113,10 @@ def write_answers(answers: dict[str, Answers], path: Path) -> None:
             judged = asdict(row.judgement)
             numbers = {k: _rounded(v) for k, v in judged.items() if k != "heads"}
             heads = {name: _rounded(value) for name, value in judged["heads"].items()}
+            reading = {name: value for name, value in asdict(row.reading).items() if value is not None}
+            reading = {k: v if isinstance(v, str) else _rounded(v) for k, v in reading.items()}
             place = {"model": model, "bench": row.bench, "category": row.category, "case": row.case, "seed": row.seed}
-            lines.append(json.dumps({**place, **numbers, "heads": heads}))
+            lines.append(json.dumps({**place, **numbers, "heads": heads, "reading": reading}))
     write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 

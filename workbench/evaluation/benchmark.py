@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,32 @@ def openmoji_cases(task: Task, split: str, per_category: int, resolution: int = 
                 )
             )
     return cases
+
+
+def openmoji_alike(
+    cases: Sequence[Case], split: str, resolution: int, pool: int, most: int
+) -> dict[str, list[np.ndarray]]:
+    """T2I case -> up to `most` renders, (H, W, 3) uint8, of scenes of the split that share all that its prompt names,
+    looked for among the first `pool` of its category: draws from the distribution that the prompt leaves open."""
+    from datamodules.openmoji import draw, plan
+
+    found: dict[str, list[np.ndarray]] = {}
+    for category in CATEGORIES["t2i"]:
+        wanted = {case.id: _described(case.named, case.scene) for case in cases if case.category == category}
+        places: dict[str, list[int]] = {}
+        for index in range(pool if wanted else 0):
+            planned = plan("t2i", category, split, index)
+            places.setdefault(_described(planned.named, planned.target.heads()), []).append(index)
+        for case, description in wanted.items():
+            chosen = places.get(description, [])[:most]
+            found[case] = [draw("t2i", category, split, at, resolution=resolution).target for at in chosen]
+    return found
+
+
+def _described(named: Sequence[str], scene: Mapping[str, Any]) -> str:
+    """What a prompt names and the values it gives."""
+    values = {name: scene.get(name) for name in sorted(named)}
+    return json.dumps({k: sorted(v) if isinstance(v, list | tuple) else v for k, v in values.items()})
 
 
 def write_jsonl(cases: Sequence[Case], path: Path) -> None:

@@ -5,27 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from datamodules.files import write_bytes
 from workbench.config import Recipe, recipe_hash
-from workbench.evaluation import features
+from workbench.evaluation import diversity, features
 from workbench.evaluation.answers import CHUNK, Answers, answer, chunks, judge_into, write_answers
 from workbench.evaluation.benchmark import BENCHES, Case, openmoji_cases
+from workbench.evaluation.beside import beside_metrics
 from workbench.evaluation.grids import chosen_cases, write_grids
 from workbench.evaluation.judge import LocalJudge
 from workbench.evaluation.models import ModelUnderTest
 from workbench.evaluation.statistics import bench_intervals, paired_differences, verdict
+from workbench.evaluation.vlm_judge import Panel
+from workbench.evaluation.vlm_metrics import judged, panel_metrics, preferences, write_verdicts
 
 SELECTION_CASES = 10
 """Cases a category on which the teacher's best few-step sampling is chosen."""
-DIVERSITY_PROMPTS = 4
-"""T2I cases a category that are answered several times over to see the diversity within a prompt."""
-DIVERSITY_SAMPLES = 4
 CONSOLE = Console()
 COMPARED = (("student", "teacher_few_step"), ("student", "teacher"), ("teacher_few_step", "teacher"))
 
@@ -46,27 +45,33 @@ def evaluate(
     *,
     cases: Sequence[Case] | None = None,
     judge: LocalJudge | None = None,
+    panel: Panel | None = None,
     selection: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Score `models` and write `metrics.json`, `evaluation/cases.jsonl` and `samples/evaluation/*.png` in `out_folder`.
 
-    cases: the recipe's slices of the world when absent. selection: how the few-step teacher was chosen, for the record.
+    cases: the recipe's slices of the world when absent. panel: judges beside the local one; what each said goes into
+    `evaluation/vlm.jsonl`. selection: how the few-step teacher was chosen, for the record.
     """
-    chosen, judge = recipe.evaluation, judge or LocalJudge()
+    chosen, judge, of_world = recipe.evaluation, judge or LocalJudge(), cases is None
     if cases is None:
         cases = benchmark_cases(recipe, chosen.split, chosen.t2i_cases, chosen.editing_cases)
-    keep = [case.id for group in chosen_cases(cases).values() for case in group]
-    targets = Answers()
-    for part in chunks([case for case in cases if case.target is not None], CHUNK):
-        judge_into(targets, part, [case.target for case in part if case.target is not None], 0, judge)
-    answers, metrics_of = {}, {}
-    groups = chosen_cases(cases, DIVERSITY_PROMPTS).items()
+    paired = [case for group in chosen_cases(cases, chosen.vlm.pairs).values() for case in group] if panel else []
+    keep = [case.id for group in chosen_cases(cases).values() for case in group] + [case.id for case in paired]
+    targets, sources = _judged_as_given(cases, "target", judge), _judged_as_given(cases, "source", judge)
+    groups = chosen_cases(cases, diversity.DIVERSITY_PROMPTS).items()
     several = [case for (task, _), group in groups if task == "t2i" for case in group]
+    unit = diversity.unit_of(targets) if several else None
+    answers, metrics_of, spreads = {}, {}, {}
     for name, model in models.items():
         CONSOLE.print(f"{name}: {len(cases)} cases, {len(chosen.seeds)} seed(s), NFE {model.nfe}")
-        answers[name] = answer(model, cases, chosen.seeds, judge, keep)
+        answers[name] = answer(model, cases, chosen.seeds, judge, keep, panel)
         metrics_of[name] = _model_metrics(model, answers[name], targets, recipe)
-        metrics_of[name]["diversity"] = _diversity(model, several, targets, judge, recipe)
+        spreads[name] = {} if unit is None else diversity.model_spread(model, several, unit, judge)
+    real = diversity.world_spread(several, unit, judge, recipe) if of_world and unit is not None else {}
+    for name, spread in spreads.items():
+        found = diversity.diversity_metrics(spread, spreads.get("teacher", {}), real, recipe)
+        metrics_of[name]["diversity"] = found
     metrics = {
         "recipe": recipe_hash(recipe),
         "split": chosen.split,
@@ -74,14 +79,34 @@ def evaluate(
         "judge": judge.name,
         "interval": f"95 % bootstrap over cases and seeds, {chosen.num_bootstrap} resamples",
         "models": metrics_of,
-        "ceiling": _benches(targets, recipe),
+        "ceiling": {
+            **_benches(targets, recipe),
+            "beside": beside_metrics(targets, targets, recipe),
+            "diversity": diversity.diversity_metrics(real, spreads.get("teacher", {}), real, recipe),
+        },
+        "floor": _benches(sources, recipe),
         "comparisons": compare_answers(answers, recipe),
         "few_step_selection": [dict(row) for row in selection],
     }
+    if panel is not None:
+        if paired and len(models) > 1:
+            metrics["preference"] = preferences(panel, answers, paired, chosen.seeds[0], recipe)
+        metrics["vlm"] = panel_metrics(panel, answers, COMPARED, recipe)
+        write_verdicts(answers, out_folder / "evaluation" / "vlm.jsonl")
     write_answers(answers, out_folder / "evaluation" / "cases.jsonl")
     write_grids(cases, answers, chosen.seeds[0], out_folder / "samples" / "evaluation")
     write_bytes(out_folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False).encode())
     return metrics
+
+
+def _judged_as_given(cases: Sequence[Case], which: Literal["target", "source"], judge: LocalJudge) -> Answers:
+    """Every case answered by its own target (the ceiling), or edits by their source as it was drawn (the floor)."""
+    answers = Answers()
+    chosen = [case for case in cases if (case.target if which == "target" else case.source) is not None]
+    for part in chunks(chosen, CHUNK):
+        given = [case.target if which == "target" else case.source for case in part]
+        judge_into(answers, part, [image for image in given if image is not None], 0, judge)
+    return answers
 
 
 def _benches(answers: Answers, recipe: Recipe) -> dict[str, Any]:
@@ -104,28 +129,9 @@ def _model_metrics(model: ModelUnderTest, answers: Answers, targets: Answers, re
         "sampling": model.sampling,
         **_benches(answers, recipe),
         "frechet": None if distance is None else {"value": distance, "n": min(len(drawn), len(real))},
+        "beside": beside_metrics(answers, targets, recipe),
+        "vlm": {name: judged(answers, name, recipe) for name in answers.verdicts},
     }
-
-
-def _diversity(
-    model: ModelUnderTest, cases: Sequence[Case], targets: Answers, judge: LocalJudge, recipe: Recipe
-) -> dict[str, Any] | None:
-    """Mean pairwise feature distance among answers to the same prompt, in units of the mean distance between the
-    targets of different prompts; None without T2I cases and their targets."""
-    real = targets.features_of("t2i_bench")
-    if not cases or len(real) < 2:
-        return None
-    repeats = Answers()
-    for k in range(DIVERSITY_SAMPLES):
-        for part in chunks(cases, CHUNK):
-            images, _ = model.draw(part, [case.noise_seed(f"diversity/{k}") for case in part])
-            judge_into(repeats, part, images, k, judge)
-    # (samples, cases, D): the k-th sample of every case stands together.
-    drawn = np.stack(repeats.features).reshape(DIVERSITY_SAMPLES, len(cases), -1)
-    unit = features.mean_pairwise_distance(real)
-    spread = np.array([[features.mean_pairwise_distance(drawn[:, i]) / unit] for i in range(len(cases))])
-    interval = bench_intervals({"t2i": spread}, recipe.evaluation.num_bootstrap)["mean"]
-    return {**interval.as_dict(), "samples": DIVERSITY_SAMPLES}
 
 
 def compare_answers(answers: Mapping[str, Answers], recipe: Recipe) -> list[dict[str, Any]]:
@@ -171,30 +177,3 @@ def select_few_step(
     scored.sort(key=lambda pair: -pair[0])
     rows = [{**model.sampling, "nfe": model.nfe, "score": score, "n": len(cases)} for score, model in scored]
     return scored[0][1], rows
-
-
-def print_metrics(metrics: Mapping[str, Any], console: Console) -> None:
-    """The headline table and the verdicts."""
-    title = f"split {metrics['split']}, seeds {metrics['seeds']}, judge {metrics['judge']}"
-    table = Table(title=title, title_justify="left")
-    for column in ("model", "NFE", "images", "s / image", "T2I-Bench", "Editing-Bench", "diversity", "Frechet"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for name, model in metrics["models"].items():
-        means = [_cell(model[bench]["mean"]) if bench in model else "-" for bench in BENCHES.values()]
-        diversity = f"{model['diversity']['mean']:.2f}" if model["diversity"] else "-"
-        frechet = f"{model['frechet']['value']:.1f} (n={model['frechet']['n']})" if model["frechet"] else "-"
-        cost = (str(model["nfe"]), str(model["n"]), f"{model['seconds_per_image']:.3f}")
-        table.add_row(name.replace("_", " "), *cost, *means, diversity, frechet)
-    console.print(table)
-    for row in metrics["comparisons"]:
-        interval = f"{row['low']:+.3f} to {row['high']:+.3f}" if row["low"] is not None else "no interval"
-        console.print(
-            f"{row['a']} against {row['b']} on {row['bench']}: {row['difference']:+.3f} ({interval}, n={row['n']}): "
-            f"{row['verdict']}"
-        )
-
-
-def _cell(interval: Mapping[str, Any]) -> str:
-    if interval["low"] is None:
-        return f"{interval['mean']:.2f}"
-    return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +13,11 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from workbench import dmd, flow, rng, text_encoder
 from workbench.backbone import QwenImage21
-from workbench.batch import CaptionBatch, CaptionStep, Condition
+from workbench.batch import CaptionBatch, CaptionStep, Condition, tensors_of
 from workbench.config import Recipe
+from workbench.graphs import GraphedStep
 from workbench.modules.root import RootModule
+from workbench.optimisation import clip_gradients
 from workbench.roles import TEACHER
 
 
@@ -37,11 +42,17 @@ class Pretrainer(RootModule):
         self.text_encoder.model.language_model.embed_tokens.requires_grad_(recipe.pretrain.text_encoder_lr > 0)
         self.text_encoder.model.language_model.norm.requires_grad_(False)
         self.num_system_tokens = num_system_tokens
+        self._graphed: GraphedStep | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        options = self.recipe.pretrain
-        groups = [{"params": list(module.values()), "lr": lr} for module, lr in self._groups()]
-        return torch.optim.AdamW(groups, betas=(0.9, options.beta2), weight_decay=0.0, fused=self.device.type == "cuda")
+        options, on_cuda = self.recipe.pretrain, self.device.type == "cuda"
+        groups = [
+            {"params": list(module.values()), "lr": torch.tensor(lr, device=self.device) if on_cuda else lr}
+            for module, lr in self._groups()
+        ]
+        return torch.optim.AdamW(
+            groups, betas=(0.9, options.beta2), weight_decay=0.0, fused=on_cuda, capturable=on_cuda
+        )
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         return {name: parameter for group, _ in self._groups() for name, parameter in group.items()}
@@ -50,33 +61,83 @@ class Pretrainer(RootModule):
         return self.trained_parameters()
 
     def learning_rates(self) -> dict[str, float]:
-        return {f"learning_rate/{i}": group["lr"] for i, group in enumerate(self.optimizers().param_groups)}  # type: ignore[union-attr]
+        return {
+            f"learning_rate/{name}": float(group["lr"])
+            for name, group in zip(("transformer", "text_encoder"), self._optimizer.param_groups, strict=False)
+        }
 
     def training_step(self, data: CaptionStep, _: int) -> None:
         options = self.recipe.pretrain
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
         self.set_learning_rate(
-            optimizer, [lr for _, lr in self._groups()], options.warmup_steps, options.final_lr_fraction
+            self._optimizer, [lr for _, lr in self._groups()], options.warmup_steps, options.final_lr_fraction
         )
-        losses = [(partial(self._share, batch), batch.sample_ids) for batch in data.batches]
-        self.guarded_step(TEACHER, optimizer, list(self.trained_parameters().values()), options.clip, losses)
+        draws = [self._draw(batch) for batch in data.batches]
+        if self.device.type == "cuda":
+            self._replay(data, draws)
+        else:
+            losses = [
+                (partial(self._share, batch, *draw), batch.sample_ids)
+                for batch, draw in zip(data.batches, draws, strict=True)
+            ]
+            parameters = list(self.trained_parameters().values())
+            self.guarded_step(TEACHER, self._optimizer, parameters, options.clip, losses)
         self.num_updates += 1
 
-    def _share(self, batch: CaptionBatch) -> Tensor:
-        losses = self.loss(batch)
+    @property
+    def _optimizer(self) -> Any:
+        return self.optimizers()
+
+    def _replay(self, data: CaptionStep, draws: list[tuple[Tensor, Tensor]]) -> None:
+        """The step as a CUDA graph; one whose gradient is not finite is skipped on the device, without asking back."""
+        fields = [tensors_of(batch) for batch in data.batches]
+
+        def step(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+            given = iter(inputs)
+            batches = [
+                replace(batch, **{name: next(given) for name in names})  # type: ignore[arg-type]
+                for batch, names in zip(data.batches, fields, strict=True)
+            ]
+            losses = [self.loss(batch, next(given), next(given)) for batch in batches]
+            norm = self._captured_update(batches, losses)
+            return [*(loss.detach() for loss in losses), norm]
+
+        if self._graphed is None:
+            self._graphed = GraphedStep(step)
+        inputs = [tensor for batch in fields for tensor in batch.values()] + [part for draw in draws for part in draw]
+        *losses, norm = self._graphed(inputs)
+        for batch, of_batch in zip(data.batches, losses, strict=True):
+            self.means.add(f"loss/{TEACHER}/{batch.task}", of_batch, batch.weight)
+        self.means.add(f"gradient_norm/{TEACHER}", norm)
+        self.means.add("skipped_share", (~torch.isfinite(norm)).float())
+
+    def _captured_update(self, batches: Sequence[CaptionBatch], losses: Sequence[Tensor]) -> Tensor:
+        """Backward, clipping and the optimiser's step; returns the gradient norm, ()."""
+        parameters = list(self.trained_parameters().values())
+        optimizer = self._optimizer.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        shares = [(loss * batch.weight).sum() for loss, batch in zip(losses, batches, strict=True)]
+        (torch.stack(shares).sum() / self.recipe.mixture.batch_size).backward()
+        norm = clip_gradients(parameters, self.recipe.pretrain.clip)
+        optimizer.found_inf = (~torch.isfinite(norm)).float()
+        optimizer.step()
+        return norm
+
+    def _share(self, batch: CaptionBatch, t: Tensor, eps: Tensor) -> Tensor:
+        losses = self.loss(batch, t, eps)
         self.means.add(f"loss/{TEACHER}/{batch.task}", losses, batch.weight)
         return (losses * batch.weight).sum() / self.recipe.mixture.batch_size
 
-    def loss(self, batch: CaptionBatch) -> Tensor:
-        """Flow-matching loss per sample (B,)."""
+    def _draw(self, batch: CaptionBatch) -> tuple[Tensor, Tensor]:
+        """Times (B,) and noise (B, N, C)."""
         draw = {"seed": self.recipe.seed, "step": self.num_updates, "num_rows": batch.num_samples}
         name = f"{batch.task}/{batch.layout}"
         uniform = rng.uniform(batch.rows, stream=f"pretrain/t/{name}", **draw)
-        t = flow.shift(uniform, self.recipe.pretrain.time_shift)
         eps = rng.normal(tuple(batch.target.shape[1:]), batch.rows, stream=f"pretrain/eps/{name}", **draw)
-        condition = self.condition(batch)
-        prefix = self.denoiser.prefix(condition, TEACHER)
+        return flow.shift(uniform, self.recipe.pretrain.time_shift), eps
+
+    def loss(self, batch: CaptionBatch, t: Tensor, eps: Tensor) -> Tensor:
+        """Flow-matching loss per sample (B,) at times t (B,) and noise eps (B, N, C)."""
+        prefix = self.denoiser.prefix(self.condition(batch), TEACHER)
         predicted = self.denoiser.velocity(prefix, flow.interpolate(batch.target, eps, t), t, TEACHER)
         return dmd.flow_matching_loss(predicted, flow.velocity(batch.target, eps))
 

@@ -52,8 +52,9 @@ class RootModule(L.LightningModule, ABC):
         parameters: Sequence[nn.Parameter],
         clip: float,
         losses: Sequence[tuple[Callable[[], Tensor], tuple[str, ...]]],
-    ) -> None:
-        """One step over the sum of `losses`, each this rank's share, with the samples behind it by name.
+    ) -> Tensor:
+        """One step over the sum of `losses`, each this rank's share, with the samples behind it by name; returns the
+        norm of the gradient before clipping, ().
 
         A step whose gradient is not finite is not taken, the samples are named, and too many end the run.
 
@@ -68,7 +69,7 @@ class RootModule(L.LightningModule, ABC):
         self.means.add(f"gradient_norm/{name}", norm)
         if torch.isfinite(norm):
             optimizer.step()
-            return
+            return norm
         self.num_skipped += 1
         samples = ", ".join([sample for _, samples in losses for sample in samples][:4])
         line = (
@@ -80,9 +81,13 @@ class RootModule(L.LightningModule, ABC):
                 f"{line}; {self.num_skipped} such steps are too many: lower the learning rate, and continue from the "
                 "last checkpoint with the same command"
             )
+        return norm
 
     def set_learning_rate(self, optimizer: Any, peaks: Sequence[float], warmup: int, final: float) -> None:
         """Rates of this update for each parameter group of `optimizer`."""
         factor = learning_rate_factor(self.num_updates, warmup, self.total_updates, final)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(peak * factor)
+            else:
+                group["lr"] = peak * factor

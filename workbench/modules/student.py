@@ -10,13 +10,14 @@ from torch import Tensor
 
 from workbench import rollout
 from workbench.backbone import Prefix, RoleDenoiser
-from workbench.batch import Condition
+from workbench.batch import Batch, Condition
+from workbench.modules.draws import Draws
 
 
 class StudentModule(L.LightningModule):
     """G(eps, c) in K steps. Returns values; the root `Distiller` owns hooks, sharding, optimisers and logging.
 
-    times: (K + 1,) from 1 to 0.
+    times: (K + 1,) from 1 to 0. grid: the same on the host.
     """
 
     times: Tensor
@@ -25,21 +26,70 @@ class StudentModule(L.LightningModule):
         super().__init__()
         self.network = network
         self.mode = mode
+        self.grid: list[float] = times.tolist()
         self.register_buffer("times", times, persistent=False)
 
     @property
     def num_steps(self) -> int:
-        return len(self.times) - 1
+        return len(self.grid) - 1
 
-    def graded_sample(self, condition: Condition, noise: Tensor, step: int, fresh: list[Tensor] | None) -> Tensor:
-        """Clean prediction (B, N, C) of `step`; earlier steps run without gradient on the same, detached prefix."""
-        prefix = self.network.prefix(condition)
-        frozen = prefix.detach()
-        x_t = rollout.student_state(lambda x, t: self.network.velocity(frozen, x, t), noise, self.times, step, fresh)
-        return rollout.student_sample(lambda x, t: self.network.velocity(prefix, x, t), x_t, self.times, step)
+    def draw(
+        self,
+        batch: Batch,
+        draws: Draws,
+        stream: str,
+        step: int,
+        *,
+        state: Tensor | None = None,
+        prefix: Prefix | None = None,
+    ) -> Tensor:
+        """`graded_sample` for a batch, on the noise of `stream`."""
+        noise, fresh = self._noise(batch, draws, stream, step)
+        return self.graded_sample(batch.condition, noise, step, fresh, state=state, prefix=prefix)
+
+    @torch.no_grad()
+    def trajectory(self, batch: Batch, draws: Draws, stream: str, num_evaluations: int) -> rollout.Trajectory:
+        """States and clean predictions of the first steps on a batch, without gradient and over one prefix."""
+        noise, fresh = self._noise(batch, draws, stream, num_evaluations)
+        prefix = self.network.prefix(batch.condition)
+        return rollout.student_trajectory(
+            lambda x, t: self.network.velocity(prefix, x, t), noise, self.times, num_evaluations, fresh
+        )
+
+    def graded_sample(
+        self,
+        condition: Condition,
+        noise: Tensor,
+        step: int,
+        fresh: list[Tensor] | None,
+        *,
+        state: Tensor | None = None,
+        prefix: Prefix | None = None,
+    ) -> Tensor:
+        """Clean prediction (B, N, C) of `step`; earlier steps run without gradient on the same, detached prefix.
+
+        state: x_{t_k} where it is known already, in place of the earlier steps. prefix: likewise, with gradient.
+        """
+        graded = prefix if prefix is not None else self.network.prefix(condition)
+        if state is None:
+            frozen = graded.detach()
+            state = rollout.student_state(
+                lambda x, t: self.network.velocity(frozen, x, t), noise, self.times, step, fresh
+            )
+        return rollout.student_sample(lambda x, t: self.network.velocity(graded, x, t), state, self.times, step)
 
     @torch.no_grad()
     def sample(self, condition: Condition, noise: Tensor) -> Tensor:
         """x0 (B, N, C) after all K steps of the Euler rollout: what the exported student gives."""
         prefix: Prefix = self.network.prefix(condition)
         return rollout.sample(lambda x, t: self.network.velocity(prefix, x, t), noise, self.times)
+
+    def _noise(
+        self, batch: Batch, draws: Draws, stream: str, num_evaluations: int
+    ) -> tuple[Tensor, list[Tensor] | None]:
+        """What a rollout starts from, and what its steps are noised again with."""
+        channels = self.network.num_channels
+        noise = draws.normal(batch, f"{stream}/noise", channels)
+        if self.mode == "euler":
+            return noise, None
+        return noise, [draws.normal(batch, f"{stream}/fresh{k}", channels) for k in range(num_evaluations)]

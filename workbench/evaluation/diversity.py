@@ -1,0 +1,69 @@
+"""Diversity within a prompt: how far apart the answers to one prompt lie, against the teacher's and the world's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from workbench.config import Recipe
+from workbench.evaluation import features
+from workbench.evaluation.answers import CHUNK, Answers, chunks
+from workbench.evaluation.benchmark import Case, openmoji_alike
+from workbench.evaluation.judge import LocalJudge
+from workbench.evaluation.models import ModelUnderTest
+from workbench.evaluation.statistics import bench_intervals
+
+DIVERSITY_PROMPTS = 4
+"""T2I cases a category that are answered several times over."""
+DIVERSITY_SAMPLES = 4
+Spread = dict[str, float]
+"""Case -> spread of the answers to it."""
+REAL_POOL = 2000
+"""Scenes a category of the split among which pictures of the same description are looked for."""
+
+
+def unit_of(targets: Answers) -> float | None:
+    """Mean feature distance between the targets of different prompts; None for fewer than two T2I targets."""
+    real = targets.features_of("t2i_bench")
+    return features.mean_pairwise_distance(real) if len(real) > 1 else None
+
+
+def model_spread(model: ModelUnderTest, cases: Sequence[Case], unit: float, judge: LocalJudge) -> Spread:
+    """Of every case, the mean pairwise feature distance among the model's answers to it, in units of `unit`."""
+    repeats = []
+    for k in range(DIVERSITY_SAMPLES):
+        for part in chunks(cases, CHUNK):
+            images, _ = model.draw(part, [case.noise_seed(f"diversity/{k}") for case in part])
+            repeats.append(judge.see(images)[2])
+    # (samples, cases, D): the k-th sample of every case stands together.
+    drawn = np.concatenate(repeats).reshape(DIVERSITY_SAMPLES, len(cases), -1)
+    return {case.id: features.mean_pairwise_distance(drawn[:, i]) / unit for i, case in enumerate(cases)}
+
+
+def world_spread(cases: Sequence[Case], unit: float, judge: LocalJudge, recipe: Recipe) -> Spread:
+    """The same among renders of the world that a prompt describes equally well, of the cases that have several."""
+    alike = openmoji_alike(cases, recipe.evaluation.split, recipe.data.resolution, REAL_POOL, DIVERSITY_SAMPLES)
+    return {
+        case: features.mean_pairwise_distance(judge.see(images)[2]) / unit
+        for case, images in alike.items()
+        if len(images) > 1
+    }
+
+
+def diversity_metrics(spread: Spread, teacher: Spread, real: Spread, recipe: Recipe) -> dict[str, Any] | None:
+    """Mean spread with its interval, and its ratios to the teacher's and to the world's own over the same prompts."""
+    if not spread:
+        return None
+    table = {"t2i": np.array(list(spread.values()))[:, None]}
+    interval = bench_intervals(table, recipe.evaluation.num_bootstrap)["mean"]
+    ratios = {"to_teacher": _ratio(spread, teacher), "to_real": _ratio(spread, real)}
+    return {**interval.as_dict(), "samples": DIVERSITY_SAMPLES, **ratios}
+
+
+def _ratio(spread: Spread, reference: Spread) -> dict[str, float | int] | None:
+    """Ratio of the means over the prompts that both hold."""
+    shared = spread.keys() & reference.keys()
+    total = sum(reference[case] for case in shared)
+    return {"value": sum(spread[case] for case in shared) / total, "n": len(shared)} if total > 0 else None

@@ -1,0 +1,51 @@
+"""Diagnostics of a student update by step, category and teacher, kept on the device like every logged mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from workbench import diagnostics
+from workbench.batch import Batch
+from workbench.metrics import Means
+from workbench.modules.student_loss import Comparison
+
+
+@torch.no_grad()
+def record(
+    means: Means,
+    batch: Batch,
+    seen: Comparison,
+    *,
+    step: int,
+    weights: Tensor,
+    categories: Sequence[str],
+    teachers: Sequence[str],
+) -> None:
+    """Log under `x0_gap/TASK`, `by_step/QUANTITY/CATEGORY/step K` and `teacher_share/TEACHER/CATEGORY`.
+
+    Quantities: x0_gap |x0_fake - x0_real|; spread and flat_noise of the student's sample against x0_real (see
+    `workbench.diagnostics`); gap_TEACHER |x0_teacher - x0_base| of each specialist that ran beside the base teacher.
+
+    Args:
+        weights: lambda of each sample at this step, (B, M + 1), columns named by `teachers`.
+    """
+    layout = batch.condition.layout
+    found = {
+        "x0_gap": diagnostics.gap(seen.x0_fake, seen.x0_real),
+        "spread": diagnostics.spread_ratio(seen.x, seen.x0_real),
+        "flat_noise": diagnostics.flat_noise(seen.x, seen.x0_real, layout.height, layout.width),
+    }
+    if 0 in seen.x0_of_teachers:
+        base = seen.x0_of_teachers[0]
+        found |= {f"gap_{teachers[m]}": diagnostics.gap(x0, base) for m, x0 in seen.x0_of_teachers.items() if m}
+    means.add(f"x0_gap/{batch.task}", found["x0_gap"], batch.weight)
+    for quantity, values in found.items():
+        names = [f"by_step/{quantity}/{category}/step{step}" for category in categories]
+        means.add_by(names, batch.category, values, batch.weight)
+    if len(teachers) > 1:
+        for m, teacher in enumerate(teachers):
+            names = [f"teacher_share/{teacher}/{category}" for category in categories]
+            means.add_by(names, batch.category, weights[:, m], batch.weight)

@@ -1,0 +1,123 @@
+"""The student's loss: distribution matching at one graded step, and the terms that a recipe may add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workbench import dmd, flow, rollout
+from workbench.batch import Batch
+from workbench.config import Dmd
+from workbench.errors import UserError
+from workbench.modules.draws import Draws
+from workbench.modules.fake_score import FakeScoreModule
+from workbench.modules.student import StudentModule
+from workbench.modules.teachers import TeacherEnsemble, mixed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What one student update saw, all without gradient and (B, N, C): its sample, the predictions of the fake score
+    and of the mixed teachers at x_t, and those of each teacher that ran, by column."""
+
+    x: Tensor
+    x0_fake: Tensor
+    x0_real: Tensor
+    x0_of_teachers: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class StudentLoss:
+    """Loss per sample of the student's graded step. It holds networks that others own.
+
+    intervals: [low, high] of the re-noising time at each student step.
+    """
+
+    options: Dmd
+    student: StudentModule
+    fake_score: FakeScoreModule
+    teachers: TeacherEnsemble
+    intervals: list[tuple[float, float]]
+
+    def __call__(
+        self,
+        batch: Batch,
+        draws: Draws,
+        *,
+        step: int,
+        weights: Tensor,
+        active: Sequence[bool],
+        state: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], Comparison]:
+        """Terms by name, each (B,) and already weighted, whose sum is the loss; `student` is DMD itself.
+
+        weights: lambda of each sample at this step, (B, M + 1). active: which teachers have any.
+        state: x_{t_k} of the student where it is known, (B, N, C).
+        """
+        prefix = self.student.network.prefix(batch.condition)
+        x = self.student.draw(batch, draws, "student", step, state=state, prefix=prefix)
+        direction, seen = self._direction(batch, draws, x.detach(), step, weights, active)
+        terms = {"student": dmd.dmd_loss(x, direction)}
+        if self.options.first_step_weight and step == 0:
+            terms["first_step"] = self.options.first_step_weight * self._first_step(batch, draws, x, weights, active)
+        if self.options.data_weight:
+            terms["data"] = self.options.data_weight * self._data(batch, draws, step, prefix)
+        return terms, seen
+
+    @torch.no_grad()
+    def _direction(
+        self, batch: Batch, draws: Draws, x: Tensor, step: int, weights: Tensor, active: Sequence[bool]
+    ) -> tuple[Tensor, Comparison]:
+        options, teachers = self.options, self.teachers
+        low, high = self.intervals[step]
+        t = rollout.renoise_time(draws.uniform(batch, "student/t"), shift=options.renoise_shift, low=low, high=high)
+        x_t = flow.interpolate(x, self._normal(batch, draws, "eps"), t)
+        x0_fake = self.fake_score.x0(batch.condition, x_t, t)
+        guided = not options.decoupled
+        each = teachers.predictions(batch.condition, batch.uncond, x_t, t, active, guided=guided)
+        seen = Comparison(x, x0_fake, mixed(each, weights), each)
+        direction = dmd.dmd_direction(x, x0_fake, seen.x0_real)
+        if options.decoupled:
+            direction = direction + self._augmentation(batch, draws, x, step, weights, active)
+        return direction, seen
+
+    def _augmentation(
+        self, batch: Batch, draws: Draws, x: Tensor, step: int, weights: Tensor, active: Sequence[bool]
+    ) -> Tensor:
+        """The guidance term at a noise level below the student's own: what is coarser is settled in its state."""
+        options = self.options
+        assert batch.uncond is not None, "guidance needs the empty prompt"
+        low, high = self.augmentation_interval(step)
+        uniform = draws.uniform(batch, "student/augmentation/t")
+        t = rollout.renoise_time(uniform, shift=options.renoise_shift, low=low, high=high)
+        x_t = flow.interpolate(x, self._normal(batch, draws, "augmentation/eps"), t)
+        pair = self.teachers.cond_and_uncond(batch.condition, batch.uncond, x_t, t, weights, active)
+        return dmd.augmentation_direction(x, *pair, self.teachers.cfg_scale)
+
+    def augmentation_interval(self, step: int) -> tuple[float, float]:
+        """[low, high] of the noise level of the guidance term."""
+        options = self.options
+        return rollout.renoise_interval("below", self.student.grid, step, options.renoise_min, options.renoise_max)
+
+    def _first_step(self, batch: Batch, draws: Draws, x: Tensor, weights: Tensor, active: Sequence[bool]) -> Tensor:
+        noise, t_next = self._normal(batch, draws, "noise"), self.student.times[1]
+        share = torch.linspace(0, 1, self.options.first_step_teacher_steps + 1, device=x.device)
+        state = self.teachers.sample(batch.condition, batch.uncond, noise, 1 - share * (1 - t_next), weights, active)
+        return dmd.first_step_loss(x, noise, state, t_next)
+
+    def _data(self, batch: Batch, draws: Draws, step: int, prefix: object) -> Tensor:
+        if batch.target is None:
+            raise UserError(
+                f"dmd.data_weight needs targets, but samples such as {batch.sample_ids[0]} have none: leave it out, or "
+                "encode data with pictures"
+            )
+        eps, t = self._normal(batch, draws, "data/eps"), self.student.times[step].expand(len(batch.rows))
+        x_t = flow.interpolate(batch.target, eps, t)
+        predicted = self.student.network.velocity(prefix, x_t, t)  # type: ignore[arg-type]
+        return dmd.flow_matching_loss(predicted, flow.velocity(batch.target, eps))
+
+    def _normal(self, batch: Batch, draws: Draws, stream: str) -> Tensor:
+        return draws.normal(batch, f"student/{stream}", self.student.network.num_channels)
