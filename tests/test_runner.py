@@ -225,3 +225,15 @@ def test_the_trained_text_encoder_is_the_pipelines_own(recipe: Recipe) -> None:
         images = torch.from_numpy(pixels)[None] if image else None
         hidden = text_encoder.embed(loaded.text_encoder, torch.tensor([ids]), images, slots)
         torch.testing.assert_close(hidden[0, tokenizer.num_system_tokens :], expected.embeddings, atol=1e-5, rtol=1e-5)
+
+
+def test_the_exported_folder_runs_when_no_dtype_is_asked_for(finished: Path) -> None:
+    """diffusers then loads its parts in float32 and transformers what was stored: they must agree."""
+    from diffusers import QwenImage21Pipeline
+
+    from workbench.processor import load_processor
+
+    folder = finished / "student"
+    stock = QwenImage21Pipeline.from_pretrained(folder, processor=load_processor(folder / "processor"))
+    drawn = stock("a red house", output_resolution=64, output_type="latent").images
+    assert torch.isfinite(drawn).all() and stock.scheduler.timesteps.shape == (4,)

@@ -76,7 +76,10 @@ def export(
 
 
 def export_components(source_folder: str, trained: Mapping[str, PreTrained], out: Path) -> None:
-    """Write the pipeline folder `out`: the source's, with the components of `trained` in bfloat16.
+    """Write the pipeline folder `out`: the source's, with the components of `trained`.
+
+    The transformer is stored in bfloat16, the text encoder in float32: asked for no dtype, diffusers loads its own parts
+    in float32 and transformers loads what was stored, and the two must agree for the stock pipeline to run.
 
     Raises:
         UserError: `out` exists and is no pipeline folder.
@@ -85,7 +88,8 @@ def export_components(source_folder: str, trained: Mapping[str, PreTrained], out
     with replaced_folder(out) as folder:
         _copy_except(source, folder, tuple(trained))
         for name, component in trained.items():
-            component.to("cpu", torch.bfloat16).save_pretrained(folder / name)
+            dtype = torch.float32 if isinstance(component, Qwen3VLForConditionalGeneration) else torch.bfloat16
+            component.to("cpu", dtype).save_pretrained(folder / name)
 
 
 def sample_sigmas(times: Tensor | Sequence[float]) -> list[float]:

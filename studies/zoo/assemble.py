@@ -87,9 +87,10 @@ SMALLEST = Sizes(
 
 
 def assemble(out: Path, corpus: Iterable[str], seed: int, sizes: Sizes = TINY) -> None:
-    """Write the pipeline folder `out`, weights in bf16. The tokenizer is trained on the lines of `corpus`.
+    """Write the pipeline folder `out`. The tokenizer is trained on the lines of `corpus`.
 
-    The same arguments give the same files.
+    Weights are stored in bf16, those of the text encoder in float32: asked for no dtype, diffusers loads its parts in
+    float32 and transformers loads what was stored. The same arguments give the same files.
     """
     text_tokenizer = tokenizers.train(corpus, sizes.vocab_size)
     with torch.random.fork_rng(devices=[]):
@@ -100,8 +101,9 @@ def assemble(out: Path, corpus: Iterable[str], seed: int, sizes: Sizes = TINY) -
             "text_encoder": text_encoder(sizes, text_tokenizer),
         }
     for name, module in components.items():
-        for parameter in module.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16)
+        if name != "text_encoder":
+            for parameter in module.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
         module.save_pretrained(out / name)
     FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False).save_pretrained(out / "scheduler")
     _save_processor(out / "processor", text_tokenizer)
