@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel
@@ -78,7 +78,7 @@ def export(
 def export_components(source_folder: str, trained: Mapping[str, PreTrained], out: Path) -> None:
     """Write the pipeline folder `out`: the source's, with the components of `trained`.
 
-    The transformer is stored in bfloat16, the text encoder in float32: asked for no dtype, diffusers loads its own parts
+    The transformer is stored in bfloat16, the text encoder in float32: asked for no dtype, diffusers loads its parts
     in float32 and transformers loads what was stored, and the two must agree for the stock pipeline to run.
 
     Raises:
@@ -173,6 +173,38 @@ def model_card(metadata: Metadata, sigmas: Sequence[float]) -> str:
             cells = (f"{values[name]:.4g}" if name in values else "" for name in columns)
             lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+SCORES_HEADING = "## Scores"
+
+
+def add_scores(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Put the scores of `metrics.json` into the model card of a pipeline folder, in the place of older ones."""
+    card = folder / "README.md"
+    text = card.read_text().partition(f"\n{SCORES_HEADING}\n")[0].rstrip()
+    lines = [
+        "",
+        SCORES_HEADING,
+        "",
+        f"Split {metrics['split']}, seeds {metrics['seeds']}, judge {metrics['judge']}; {metrics['interval']}.",
+        "",
+        "| model | NFE | n | T2I-Bench | Editing-Bench |",
+        "|---|---|---|---|---|",
+    ]
+    for name, model in metrics["models"].items():
+        cells = [_score_cell(model.get(bench, {}).get("mean")) for bench in ("t2i_bench", "editing_bench")]
+        lines.append(f"| {name.replace('_', ' ')} | {model['nfe']} | {model['n']} | {cells[0]} | {cells[1]} |")
+    part = card.with_name(f".{card.name}.{os.getpid()}.part")
+    part.write_text("\n".join([text, *lines]) + "\n")
+    os.replace(part, card)
+
+
+def _score_cell(interval: Mapping[str, Any] | None) -> str:
+    if interval is None or interval["mean"] is None:
+        return "-"
+    if interval["low"] is None:
+        return f"{interval['mean']:.2f}"
+    return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from diffusers import QwenImage21Pipeline
 from PIL import Image
 from rich.console import Console
 
-from workbench import pipeline, sampling
+from workbench import export, pipeline, sampling
 from workbench.backbone import RoleDenoiser, single_role
 from workbench.config import Recipe, from_mapping
 from workbench.errors import UserError
@@ -61,6 +61,8 @@ def evaluate_run(target: str | Path, overrides: list[str], dry_run: bool = False
     judges = panel(recipe.evaluation.vlm) if "vlm" in recipe.evaluation.judges else None
     models, selection = _models_of_run(recipe, folder) if folder.is_run() else _models_of_folder(recipe, str(target))
     metrics = evaluate(models, recipe, out, panel=judges, selection=selection)
+    if folder.is_run():
+        export.add_scores(folder.student, metrics)
     print_metrics(metrics, Console())
     return metrics
 

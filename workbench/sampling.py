@@ -6,6 +6,7 @@ image does not depend on what it was batched with.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ class Sampler:
         images: list[np.ndarray | None] = [None] * len(cases)
         latents: list[Tensor | None] = [None] * len(cases)
         began = time.perf_counter()
-        with Progress(transient=True) as progress:
+        with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
             bar = progress.add_task("sampling", total=len(cases))
             for rows in _batches(cases, self.batch_size):
                 batch = [cases[row] for row in rows]

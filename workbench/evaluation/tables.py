@@ -57,7 +57,7 @@ def _scores(metrics: Values, title: str) -> Table:
 def _beside(metrics: Values) -> Table:
     table = _table(
         "Beside the judge (words: T2I / edits; intervals in metrics.json)", "model", "KID", "preci-\nsion", "recall",
-        "diversity\n/ teacher", "/ real", "words right", "flat\nnoise", "target\ndistance",
+        "spread\n/ tea-\ncher", "/ real", "words\nright", "flat\nnoise", "target\ndist.",
     )  # fmt: skip
     rows = {name: (model["beside"], model["diversity"] or {}) for name, model in metrics["models"].items()}
     rows["exact targets"] = (metrics["ceiling"]["beside"], metrics["ceiling"]["diversity"] or {})
@@ -121,7 +121,7 @@ def _cell(interval: Values | None, digits: int = 2) -> str:
         return "-"
     if interval["low"] is None:
         return f"{interval['mean']:.{digits}f}"
-    return f"{interval['mean']:.{digits}f}\n{interval['low']:.{digits}f} to {interval['high']:.{digits}f}"
+    return f"{interval['mean']:.{digits}f}\n{interval['low']:.{digits}f}..{interval['high']:.{digits}f}"
 
 
 def _mean(interval: Values | None, digits: int = 2) -> str:
@@ -129,4 +129,4 @@ def _mean(interval: Values | None, digits: int = 2) -> str:
 
 
 def _value(found: Values | None, digits: int = 2) -> str:
-    return "-" if found is None else f"{found['value']:.{digits}f} (n={found['n']})"
+    return "-" if found is None else f"{found['value']:.{digits}f}\nn={found['n']}"
