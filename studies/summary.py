@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +131,9 @@ def headline(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def differences(recipe: Recipe, base: Recipe) -> dict[str, str | float]:
-    """What a trial's recipe sets otherwise than the base, dotted: its hyper-parameters."""
-    ours, theirs = _flat(recipe), _flat(base)
+    """What a trial's recipe sets otherwise than the base, dotted: its hyper-parameters. Where it is run is none."""
+    elsewhere = replace(recipe, trainer=replace(recipe.trainer, folder=base.trainer.folder))
+    ours, theirs = _flat(elsewhere), _flat(base)
     return {key: ours.get(key, 0.0) for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)}
 
 

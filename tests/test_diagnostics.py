@@ -46,10 +46,10 @@ def test_a_run_logs_by_step_category_and_teacher() -> None:
     means = distiller.means.pop()
     for step in range(2):
         for quantity in ("x0_gap", "spread", "flat_noise"):
-            assert all(means[f"by_step/{quantity}/{category}/step{step}"] > 0 for category in CATEGORIES)
-        assert means[f"by_step/gradient_norm/all/step{step}"] > 0
-        assert means[f"by_step/gap_text/t2i/text/step{step}"] > 0
-        assert f"by_step/gap_text/edit/text/step{step}" not in means
+            assert all(means[f"per_step/{quantity}/{category}/step{step}"] > 0 for category in CATEGORIES)
+        assert means[f"per_step/gradient_norm/all/step{step}"] > 0
+        assert means[f"per_step/gap_text/t2i/text/step{step}"] > 0
+        assert f"per_step/gap_text/edit/text/step{step}" not in means
     assert means["teacher_share/base/edit/text"] == means["teacher_share/base/t2i/portrait"] == 1
     share = means["teacher_share/text/t2i/text"]
     assert 0.5 < share < 0.75 and share + means["teacher_share/base/t2i/text"] == pytest.approx(1)
@@ -61,5 +61,5 @@ def test_the_gap_of_a_task_is_the_mean_of_its_categories_gaps() -> None:
     distiller.student_loss(batch, step=1)
     means = distiller.means.pop()
     counts = torch.bincount(batch.category, minlength=2).tolist()
-    parts = [means[f"by_step/x0_gap/{name}/step1"] for name in CATEGORIES[:2]]
+    parts = [means[f"per_step/x0_gap/{name}/step1"] for name in CATEGORIES[:2]]
     assert means["x0_gap/t2i"] == pytest.approx(sum(n * part for n, part in zip(counts, parts, strict=True)) / 5)

@@ -86,13 +86,13 @@ def test_a_schedule_is_drawn_as_the_table_that_it_becomes(run: Path) -> None:
 
 
 def test_diagnostics_are_a_map_of_the_later_half_of_the_run_and_no_curves(run: Path) -> None:
-    lines = [{"update": i, "loss": 1.0, "by_step/x0_gap/t2i/text/step1": 0.5 if i > 4 else 99.0} for i in range(8)]
-    lines[6]["by_step/x0_gap/edit/scene/step0"] = 0.125
+    lines = [{"update": i, "loss": 1.0, "per_step/x0_gap/t2i/text/step1": 0.5 if i > 4 else 99.0} for i in range(8)]
+    lines[6]["per_step/x0_gap/edit/scene/step0"] = 0.125
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = report(run).read_text()
     section = page.split("by student step</h3>")[1].split("</svg>")[0]
     assert ">x0_gap<" in section and ">edit/scene<" in section and ">0.12<" in section
-    assert f">{(99 + 3 * 0.5) / 4:.2g}<" in section and "by_step/" not in page
+    assert f">{(99 + 3 * 0.5) / 4:.2g}<" in section and "per_step/" not in page
 
 
 @pytest.mark.parametrize("missing", ["metrics.json", "metrics.jsonl", "recipe.yaml", "environment.json", "samples"])

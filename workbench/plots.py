@@ -20,7 +20,7 @@ INK = "#0a0b0c"
 PALETTE = {"teacher": "#7c8aa5", "teacher_few_step": "#e0923a", "student": "#3f7de0"}
 OTHER = ("#3f7de0", "#e0923a", "#3ba272", "#b25fd0", "#d0574f", "#7c8aa5")
 MAX_CURVES = 12
-NOT_CURVES = ("mixture/", "learning_rate/", "by_step/", "teacher_share/")
+NOT_CURVES = ("mixture/", "learning_rate/", "per_step/", "teacher_share/")
 """Families of scalars with too many members for a panel each."""
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -164,7 +164,7 @@ def by_step_maps(rows: Sequence[Mapping[str, Any]]) -> str:
     found: dict[str, dict[str, dict[int, list[float]]]] = {}
     for row in rows[len(rows) // 2 :]:
         for name, value in row.items():
-            match = re.fullmatch(r"by_step/([^/]+)/(.+)/step(\d+)", name)
+            match = re.fullmatch(r"per_step/([^/]+)/(.+)/step(\d+)", name)
             if match and isinstance(value, int | float):
                 of_category = found.setdefault(match[1], {}).setdefault(match[2], {})
                 of_category.setdefault(int(match[3]), []).append(float(value))

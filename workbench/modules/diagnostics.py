@@ -24,7 +24,7 @@ def record(
     categories: Sequence[str],
     teachers: Sequence[str],
 ) -> None:
-    """Log under `x0_gap/TASK`, `by_step/QUANTITY/CATEGORY/step K` and `teacher_share/TEACHER/CATEGORY`.
+    """Log under `x0_gap/TASK`, `per_step/QUANTITY/CATEGORY/step K` and `teacher_share/TEACHER/CATEGORY`.
 
     Quantities: x0_gap |x0_fake - x0_real|; spread and flat_noise of the student's sample against x0_real (see
     `workbench.diagnostics`); gap_TEACHER |x0_teacher - x0_base| of each specialist that ran beside the base teacher.
@@ -43,7 +43,7 @@ def record(
         found |= {f"gap_{teachers[m]}": diagnostics.gap(x0, base) for m, x0 in seen.x0_of_teachers.items() if m}
     means.add(f"x0_gap/{batch.task}", found["x0_gap"], batch.weight)
     for quantity, values in found.items():
-        names = [f"by_step/{quantity}/{category}/step{step}" for category in categories]
+        names = [f"per_step/{quantity}/{category}/step{step}" for category in categories]
         means.add_by(names, batch.category, values, batch.weight)
     if len(teachers) > 1:
         for m, teacher in enumerate(teachers):

@@ -103,7 +103,7 @@ class Distiller(RootModule):
             for batch, state in zip(data.student, states, strict=True)
         ]
         norm = self._update(STUDENT, losses)
-        self.means.add(f"by_step/gradient_norm/all/step{graded_step}", norm)
+        self.means.add(f"per_step/gradient_norm/all/step{graded_step}", norm)
         self.num_updates += 1
 
     @property
