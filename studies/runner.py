@@ -27,8 +27,9 @@ from studies import summary, task_mixture
 from studies.options import Options, parse
 from studies.seam import Study, vary
 from studies.trial import run_trial, score
-from workbench.config import Recipe, load, recipe_hash
+from workbench.config import Recipe
 from workbench.errors import UserError
+from workbench.recipes import load, recipe_hash
 
 RunTrial = Callable[[Recipe, Path], dict[str, Any]]
 Cell = tuple[str, int]

@@ -8,7 +8,8 @@ from typing import Protocol
 
 import optuna
 
-from workbench.config import Recipe, from_mapping
+from workbench.config import Recipe
+from workbench.recipes import from_mapping
 
 
 class Study(Protocol):

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.files import write_bytes
-from workbench.config import Recipe, to_yaml
+from workbench.config import Recipe
+from workbench.recipes import to_yaml
 
 BENCHES = ("t2i_bench", "editing_bench")
 INTERRUPTED = 130

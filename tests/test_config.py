@@ -11,8 +11,9 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from workbench.config import Recipe, from_mapping, load, recipe_hash, to_yaml
+from workbench.config import Recipe
 from workbench.errors import UserError
+from workbench.recipes import from_mapping, load, recipe_hash, to_yaml
 
 RECIPES = sorted((Path(__file__).parent.parent / "studies" / "recipes").glob("*.yaml"))
 SECTIONS = [item.name for item in fields(Recipe)]

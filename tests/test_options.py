@@ -12,11 +12,12 @@ from torch import Tensor
 
 from workbench import dmd, flow, guidance
 from workbench.batch import Batch
-from workbench.config import Dmd, Recipe, Teachers, from_mapping
+from workbench.config import Dmd, Recipe, Teachers
 from workbench.errors import UserError
 from workbench.gaussian import GaussianDenoiser
 from workbench.modules.distiller import Distiller
 from workbench.modules.student_loss import Comparison
+from workbench.recipes import from_mapping
 from workbench.roles import FAKE_SCORE, STUDENT, TEACHER
 
 pytestmark = pytest.mark.filterwarnings("ignore")

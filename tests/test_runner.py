@@ -14,11 +14,12 @@ from datamodules.encode import encode
 from datamodules.pack import pack
 from workbench import pipeline, rollout, text_encoder
 from workbench.backbone import RoleDenoiser, single_role
-from workbench.config import Guidance, Recipe, Schedule, Teachers, from_mapping
+from workbench.config import Guidance, Recipe, Schedule, Teachers
 from workbench.errors import UserError
 from workbench.grids import sample_batch
 from workbench.modules.distiller import Distiller
 from workbench.prompts import PromptTokenizer
+from workbench.recipes import from_mapping
 from workbench.runner import distill, export_run, pretrain
 
 SAMPLES = {

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench import guidance, schedules
-from workbench.config import Guidance, Recipe, from_mapping, to_yaml
+from workbench.config import Guidance, Recipe
 from workbench.errors import UserError
 from workbench.guidance import Kind
+from workbench.recipes import from_mapping, to_yaml
 
 KINDS: tuple[Kind, ...] = ("constant", "switch", "ramp", "cosine")
 SPECIALISTS = ["portrait", "text"]

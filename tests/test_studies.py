@@ -15,8 +15,9 @@ import pytest
 from scipy import stats
 
 from studies import options, runner, summary, task_mixture, trial
-from workbench.config import Recipe, load, recipe_hash
+from workbench.config import Recipe
 from workbench.errors import UserError
+from workbench.recipes import load, recipe_hash
 
 SMOKE = options.RECIPES / "smoke.yaml"
 

@@ -150,7 +150,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _run_recipe(arguments: argparse.Namespace) -> None:
-    from workbench.config import load
+    from workbench.recipes import load
 
     recipe = load(arguments.recipe, arguments.overrides)
     match arguments.command:

@@ -1,75 +1,17 @@
-"""Recipes: frozen dataclasses that hold the only defaults and validate themselves.
-
-YAML files hold differences from the defaults; `load` merges file and `key=value` overrides through omegaconf
-and returns a `Recipe`, or raises `UserError` naming the key, the value and the mend.
-"""
+"""Recipes: frozen dataclasses that hold the only defaults and check themselves; `workbench/recipes.py` reads them."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
-from omegaconf import DictConfig, OmegaConf, read_write
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from workbench.errors import UserError
+from workbench.checks import fraction, nearest, positive, require, weights_sum_to_one
 
 T2I_CATEGORIES = ("landscape", "portrait", "text")
 EDIT_CATEGORIES = ("scene", "enhance", "object", "text", "identity", "style")
 CATEGORIES = {"t2i": T2I_CATEGORIES, "edit": EDIT_CATEGORIES}
 """Categories of each task of the world that ships; one's own data may use any names."""
-
-
-# omegaconf lets these of Python's own through beside its own: a scalar as the whole document (OSError, AssertionError),
-# a list where a mapping belongs, a number out of range, an alias of itself.
-UNREADABLE = (
-    OmegaConfBaseException,
-    YAMLError,
-    AssertionError,
-    AttributeError,
-    OSError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)' or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise UserError(message)
-
-
-def _positive(section: str, **values: float) -> None:
-    for name, value in values.items():
-        _require(math.isfinite(value) and value > 0, f"{section}.{name} must be above 0, got {value}")
-
-
-def _fraction(section: str, **values: float) -> None:
-    for name, value in values.items():
-        _require(0 <= value <= 1, f"{section}.{name} must lie in [0, 1], got {value}")
-
-
-def _weights(name: str, weights: Mapping[str, float]) -> None:
-    """A mixture: finite, non-negative, summing to 1. An empty mapping means 'as the data come'."""
-    for key, value in weights.items():
-        _require(math.isfinite(value) and value >= 0, f"{name}.{key} must not be negative, got {value}")
-    total = sum(weights.values())
-    _require(
-        not weights or abs(total - 1) < 1e-6,
-        f"{name} must sum to 1, got {total:g} from {dict(weights)}; divide each weight by {total:g}",
-    )
 
 
 @dataclass(frozen=True)
@@ -89,7 +31,7 @@ class Model:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _positive("model", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+        positive("model", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
 
 
 @dataclass(frozen=True)
@@ -107,16 +49,16 @@ class Teachers:
 
     def __post_init__(self) -> None:
         for name in self.specialists:
-            _require(
+            require(
                 name.isidentifier(),
                 f"teachers.specialists.{name}: name a specialist with letters, digits and underscores alone",
             )
-        _require(
+        require(
             math.isfinite(self.cfg_scale) and self.cfg_scale >= 1,
             f"teachers.cfg_scale must be at least 1 (1 is no guidance), got {self.cfg_scale}",
         )
-        _fraction("teachers", cfg_rescale=self.cfg_rescale)
-        _require(
+        fraction("teachers", cfg_rescale=self.cfg_rescale)
+        require(
             self.cfg_rescale == 0 or self.cfg_scale > 1,
             "teachers.cfg_rescale does nothing without guidance: raise teachers.cfg_scale above 1, or leave it out",
         )
@@ -165,8 +107,8 @@ class Guidance:
     def __post_init__(self) -> None:
         for name, schedule in self.schedules.items():
             problem = schedule.problem()
-            _require(problem is None, f"guidance.schedules.{name}{problem}")
-            _require(name not in self.tables, f"guidance has a table and a schedule for {name}: leave out one of them")
+            require(problem is None, f"guidance.schedules.{name}{problem}")
+            require(name not in self.tables, f"guidance has a table and a schedule for {name}: leave out one of them")
 
 
 @dataclass(frozen=True)
@@ -195,20 +137,20 @@ class Data:
     num_workers: int = 1
 
     def __post_init__(self) -> None:
-        _positive(
+        positive(
             "data",
             samples_per_shard=self.samples_per_shard,
             encode_batch_size=self.encode_batch_size,
             encode_workers=self.encode_workers,
         )
-        _require(self.num_workers >= 0, f"data.num_workers must not be negative, got {self.num_workers}")
-        _require(
+        require(self.num_workers >= 0, f"data.num_workers must not be negative, got {self.num_workers}")
+        require(
             self.resolution > 0 and self.resolution % 32 == 0,
             f"data.resolution must be a multiple of 32 pixels, got {self.resolution}",
         )
         for task, counts in self.samples.items():
             for name, count in counts.items():
-                _require(count >= 0, f"data.samples.{task}.{name} must not be negative, got {count}")
+                require(count >= 0, f"data.samples.{task}.{name} must not be negative, got {count}")
 
 
 @dataclass(frozen=True)
@@ -231,16 +173,16 @@ class Mixture:
         return self.tasks.get(task, 0.0) > 0 and (not of_task or of_task.get(name, 0.0) > 0)
 
     def __post_init__(self) -> None:
-        _positive("mixture", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
+        positive("mixture", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
         for name in (*self.tasks, *self.categories):
-            _require(
+            require(
                 name in ("t2i", "edit"),
-                f"mixture knows the tasks t2i and edit, not {name!r}{_nearest(name, ('t2i', 'edit'))}",
+                f"mixture knows the tasks t2i and edit, not {name!r}{nearest(name, ('t2i', 'edit'))}",
             )
-        _require(bool(self.tasks), "mixture.tasks must name at least one task")
-        _weights("mixture.tasks", self.tasks)
+        require(bool(self.tasks), "mixture.tasks must name at least one task")
+        weights_sum_to_one("mixture.tasks", self.tasks)
         for task, weights in self.categories.items():
-            _weights(f"mixture.categories.{task}", weights)
+            weights_sum_to_one(f"mixture.categories.{task}", weights)
 
 
 @dataclass(frozen=True)
@@ -281,7 +223,7 @@ class Dmd:
                 return 0
 
     def __post_init__(self) -> None:
-        _positive(
+        positive(
             "dmd",
             student_steps=self.student_steps,
             student_shift=self.student_shift,
@@ -290,19 +232,19 @@ class Dmd:
             first_step_teacher_steps=self.first_step_teacher_steps,
         )
         for name, weight in (("first_step_weight", self.first_step_weight), ("data_weight", self.data_weight)):
-            _require(math.isfinite(weight) and weight >= 0, f"dmd.{name} must not be negative, got {weight}")
-        _fraction("dmd", renoise_min=self.renoise_min, renoise_max=self.renoise_max)
-        _require(
+            require(math.isfinite(weight) and weight >= 0, f"dmd.{name} must not be negative, got {weight}")
+        fraction("dmd", renoise_min=self.renoise_min, renoise_max=self.renoise_max)
+        require(
             0 < self.renoise_min < self.renoise_max,
             f"dmd needs 0 < renoise_min < renoise_max, got {self.renoise_min} and {self.renoise_max}",
         )
         if self.student_times:
             times = self.student_times
-            _require(
+            require(
                 len(times) == self.student_steps,
                 f"dmd.student_times has {len(times)} entries for student_steps={self.student_steps}",
             )
-            _require(
+            require(
                 times[0] == 1 and times[-1] > 0 and all(a > b for a, b in zip(times, times[1:], strict=False)),
                 f"dmd.student_times must start at 1 and fall strictly, staying above 0, got {list(times)}",
             )
@@ -324,18 +266,18 @@ class Optim:
     ema_decay: float = 0.98
 
     def __post_init__(self) -> None:
-        _positive(
+        positive(
             "optim",
             student_lr=self.student_lr,
             fake_lr=self.fake_lr,
             student_clip=self.student_clip,
             fake_clip=self.fake_clip,
         )
-        _require(self.warmup_updates >= 0, f"optim.warmup_updates must not be negative, got {self.warmup_updates}")
-        _require(self.weight_decay >= 0, f"optim.weight_decay must not be negative, got {self.weight_decay}")
+        require(self.warmup_updates >= 0, f"optim.warmup_updates must not be negative, got {self.warmup_updates}")
+        require(self.weight_decay >= 0, f"optim.weight_decay must not be negative, got {self.weight_decay}")
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2), ("ema_decay", self.ema_decay)):
-            _require(0 <= beta < 1, f"optim.{name} must lie in [0, 1), got {beta}")
-        _fraction("optim", final_lr_fraction=self.final_lr_fraction)
+            require(0 <= beta < 1, f"optim.{name} must lie in [0, 1), got {beta}")
+        fraction("optim", final_lr_fraction=self.final_lr_fraction)
 
 
 @dataclass(frozen=True)
@@ -355,12 +297,10 @@ class Pretrain:
     final_lr_fraction: float = 0.02
 
     def __post_init__(self) -> None:
-        _positive("pretrain", steps=self.steps, lr=self.lr, clip=self.clip, time_shift=self.time_shift)
-        _require(
-            self.text_encoder_lr >= 0, f"pretrain.text_encoder_lr must not be negative, got {self.text_encoder_lr}"
-        )
-        _require(0 <= self.ema_decay < 1, f"pretrain.ema_decay must lie in [0, 1), got {self.ema_decay}")
-        _fraction("pretrain", prompt_drop=self.prompt_drop, beta2=self.beta2, final_lr_fraction=self.final_lr_fraction)
+        positive("pretrain", steps=self.steps, lr=self.lr, clip=self.clip, time_shift=self.time_shift)
+        require(self.text_encoder_lr >= 0, f"pretrain.text_encoder_lr must not be negative, got {self.text_encoder_lr}")
+        require(0 <= self.ema_decay < 1, f"pretrain.ema_decay must lie in [0, 1), got {self.ema_decay}")
+        fraction("pretrain", prompt_drop=self.prompt_drop, beta2=self.beta2, final_lr_fraction=self.final_lr_fraction)
 
 
 @dataclass(frozen=True)
@@ -380,7 +320,7 @@ class Trainer:
     max_skipped_updates: int = 10
 
     def __post_init__(self) -> None:
-        _positive(
+        positive(
             "trainer",
             updates=self.updates,
             devices=self.devices,
@@ -389,7 +329,7 @@ class Trainer:
             checkpoint_every=self.checkpoint_every,
             sample_every=self.sample_every,
         )
-        _require(self.max_skipped_updates >= 0, "trainer.max_skipped_updates must not be negative")
+        require(self.max_skipped_updates >= 0, "trainer.max_skipped_updates must not be negative")
 
 
 @dataclass(frozen=True)
@@ -411,18 +351,18 @@ class Vlm:
     pairs: int = 0
 
     def __post_init__(self) -> None:
-        _positive(
+        positive(
             "evaluation.vlm",
             concurrency=self.concurrency,
             timeout_s=self.timeout_s,
             attempts=self.attempts,
             max_tokens=self.max_tokens,
         )
-        _require(self.pairs >= 0, f"evaluation.vlm.pairs must not be negative, got {self.pairs}")
-        _require(bool(self.judges), "evaluation.vlm.judges must name at least one judge")
-        _require(len({*self.judges}) == len(self.judges), f"evaluation.vlm.judges names one twice: {self.judges}")
+        require(self.pairs >= 0, f"evaluation.vlm.pairs must not be negative, got {self.pairs}")
+        require(bool(self.judges), "evaluation.vlm.judges must name at least one judge")
+        require(len({*self.judges}) == len(self.judges), f"evaluation.vlm.judges names one twice: {self.judges}")
         for name in self.judges:
-            _require(
+            require(
                 name.isascii() and name.isalnum() and name == name.upper(),
                 f"evaluation.vlm.judges are capital letters and digits, as in WORKBENCH_JUDGE_A_MODEL, got {name!r}",
             )
@@ -448,7 +388,7 @@ class Evaluation:
     vlm: Vlm = field(default_factory=Vlm)
 
     def __post_init__(self) -> None:
-        _positive(
+        positive(
             "evaluation",
             batch_size=self.batch_size,
             teacher_steps=self.teacher_steps,
@@ -456,15 +396,15 @@ class Evaluation:
             teacher_shift=self.teacher_shift,
             num_bootstrap=self.num_bootstrap,
         )
-        _require(bool(self.seeds), "evaluation.seeds must name at least one seed")
+        require(bool(self.seeds), "evaluation.seeds must name at least one seed")
         for name in self.judges:
-            _require(
+            require(
                 name in ("local", "vlm"),
-                f"evaluation.judges knows local and vlm, not {name!r}{_nearest(name, ('local', 'vlm'))}",
+                f"evaluation.judges knows local and vlm, not {name!r}{nearest(name, ('local', 'vlm'))}",
             )
-        _require("local" in self.judges, "evaluation.judges must name local: features and readings come from it")
+        require("local" in self.judges, "evaluation.judges must name local: features and readings come from it")
         for name, count in (("t2i_cases", self.t2i_cases), ("editing_cases", self.editing_cases)):
-            _require(count >= 0, f"evaluation.{name} must not be negative, got {count}")
+            require(count >= 0, f"evaluation.{name} must not be negative, got {count}")
 
 
 @dataclass(frozen=True)
@@ -484,111 +424,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             not self.dmd.decoupled or (self.teachers.cfg_scale > 1 and self.teachers.cfg_rescale == 0),
             "dmd.decoupled splits guidance off: it needs teachers.cfg_scale above 1 and no teachers.cfg_rescale",
         )
-
-
-def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Recipe of a YAML file with `section.key=value` overrides on top.
-
-    A mapping (task ratios, lambda tables, samples) given whole, in the file or as `key={...}`, replaces the default
-    mapping; a dotted override of one of its keys changes that key alone.
-
-    Raises:
-        UserError: missing file, broken YAML, unknown key (with the nearest known one), impossible value.
-    """
-    path = Path(path)
-    _require(path.is_file(), f"no recipe at {path}")
-    try:
-        from_file = OmegaConf.load(path)
-    except UNREADABLE as error:
-        raise UserError(f"{path} is not valid YAML: {_first_line(error)}") from error
-    _require(
-        isinstance(from_file, DictConfig), f"{path} must hold a mapping of sections, not {type(from_file).__name__}"
-    )
-    return from_mapping(OmegaConf.to_container(from_file), overrides, origin=str(path))
-
-
-def from_mapping(values: Any, overrides: Iterable[str] = (), origin: str = "recipe") -> Recipe:
-    """As `load`, from nested plain values."""
-    overrides = list(overrides)
-    for item in overrides:
-        _require("=" in item, f"{item!r} is not of the form section.key=value")
-    layers = [_from_dots(item) for item in overrides]
-    _check_keys(Recipe, values, origin)
-    for layer in layers:
-        _check_keys(Recipe, layer, "override")
-    try:
-        merged = OmegaConf.structured(Recipe)
-        _clear_mappings(merged, Recipe, values)
-        merged = OmegaConf.merge(merged, values)
-        for item, layer in zip(overrides, layers, strict=True):
-            if item.partition("=")[2].lstrip().startswith("{"):
-                _clear_mappings(merged, Recipe, layer)
-            merged = OmegaConf.merge(merged, layer)
-        recipe = OmegaConf.to_object(merged)
-    except UNREADABLE as error:
-        key = getattr(error, "full_key", None)
-        raise UserError(f"{origin}: {f'{key}: ' if key else ''}{_first_line(error)}") from error
-    assert isinstance(recipe, Recipe)
-    return recipe
-
-
-def _from_dots(item: str) -> Any:
-    """Nested values of one `section.key=value`."""
-    try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([item]))
-    except UNREADABLE as error:
-        hint = "; inside braces a space follows each colon: {key: value}" if "{" in item else ""
-        raise UserError(f"cannot read the override {item!r}: {_first_line(error)}{hint}") from error
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe, every field spelled out."""
-    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
-
-
-def recipe_hash(recipe: Recipe) -> str:
-    """Twelve hex digits that name the resolved recipe, run folder aside."""
-    nameless = replace(recipe, trainer=replace(recipe.trainer, folder=""))
-    return hashlib.sha256(to_yaml(nameless).encode()).hexdigest()[:12]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _check_keys(schema: type, values: Any, origin: str, prefix: str = "") -> None:
-    """Unknown keys, before omegaconf sees them, so that the message names the whole key and the nearest one."""
-    _require(isinstance(values, dict), f"{origin}: {prefix.rstrip('.') or 'a recipe'} must be a mapping of keys")
-    known = {item.name: item for item in fields(schema)}
-    for key, value in values.items():
-        _require(
-            key in known,
-            f"{origin}: unknown key {prefix}{key}{_nearest(str(key), known)}; known here: {', '.join(known)}",
-        )
-        section = _section(schema, key)
-        if section is not None:
-            _check_keys(section, value, origin, f"{prefix}{key}.")
-        elif schema is Guidance and key == "schedules" and isinstance(value, dict):
-            for name, schedule in value.items():
-                _check_keys(Schedule, schedule, origin, f"{prefix}{key}.{name}.")
-
-
-def _section(schema: type, key: str) -> type | None:
-    """The dataclass behind a field of the recipe, or None for a plain value."""
-    factory: Any = next(item.default_factory for item in fields(schema) if item.name == key)
-    return factory if isinstance(factory, type) and is_dataclass(factory) else None
-
-
-def _clear_mappings(config: Any, schema: type, values: Any) -> None:
-    """Empty every mapping field of `config` that `values` sets, so that merging replaces it."""
-    for key, value in values.items():
-        section = _section(schema, key)
-        if section is not None:
-            _clear_mappings(config[key], section, value)
-        elif isinstance(config[key], DictConfig):
-            with read_write(config):
-                config[key] = {}

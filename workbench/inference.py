@@ -13,7 +13,7 @@ from rich.console import Console
 
 from workbench import export, pipeline, sampling
 from workbench.backbone import RoleDenoiser, single_role
-from workbench.config import Recipe, from_mapping
+from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.evaluation.evaluate import benchmark_cases, evaluate, select_few_step
 from workbench.evaluation.models import (
@@ -28,6 +28,7 @@ from workbench.evaluation.models import (
 from workbench.evaluation.tables import print_metrics
 from workbench.evaluation.vlm_judge import panel
 from workbench.evaluation.vlm_plan import cost
+from workbench.recipes import from_mapping
 from workbench.roles import TEACHER
 from workbench.run_folder import RunFolder
 

@@ -15,8 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from datamodules.files import write_bytes
 from workbench import plots, schedules
-from workbench.config import from_mapping
 from workbench.errors import UserError
+from workbench.recipes import from_mapping
 
 BENCH_TITLES = {"t2i_bench": "T2I-Bench", "editing_bench": "Editing-Bench"}
 MODEL_TITLES = {

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from workbench.config import Evaluation, Recipe, load, to_yaml
+from workbench.config import Evaluation, Recipe
 from workbench.errors import UserError
+from workbench.recipes import load, to_yaml
 
 PACKAGES = (
     "few-step-workbench",

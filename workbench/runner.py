@@ -24,12 +24,13 @@ from datamodules.pretraining import PretrainingData
 from workbench import adapters, checkpoint, export, milestones, pipeline, plan, roles
 from workbench.backbone import QwenImage21, single_role
 from workbench.callbacks import Averaging, Checkpointing, Grid, Metrics, SampleGrid
-from workbench.config import Recipe, recipe_hash
+from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
 from workbench.prompts import PromptTokenizer
+from workbench.recipes import recipe_hash
 from workbench.run_folder import RunFolder
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from workbench.config import from_mapping
 from workbench.evaluation.benchmark import Case, openmoji_alike, openmoji_cases
 from workbench.evaluation.diversity import diversity_metrics
 from workbench.evaluation.features import coverage, kid, standardised
 from workbench.evaluation.readings import read_case, residual_noise, target_distance
+from workbench.recipes import from_mapping
 
 
 def normal(seed: int, n: int, dims: int = 4, mean: float = 0.0) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 
 from workbench import pipeline as pipelines
 from workbench.backbone import RoleDenoiser, single_role
-from workbench.config import Recipe, from_mapping
+from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.evaluation import judge_network
 from workbench.evaluation.benchmark import Case, openmoji_cases, read_jsonl, write_jsonl
@@ -20,6 +20,7 @@ from workbench.evaluation.compare import compare_runs
 from workbench.evaluation.evaluate import evaluate, select_few_step
 from workbench.evaluation.judge import LocalJudge
 from workbench.evaluation.models import Encodings, ModelUnderTest, Sampling, few_step_candidates, from_sampler
+from workbench.recipes import from_mapping
 from workbench.sampling import Sampler
 
 HEADS = {"category": ("landscape", "portrait", "text"), "sky": ("day", "night"), "objects": ("tree", "house", "car")}

@@ -12,7 +12,7 @@ from judge_server import KEY, judge_server, true_score
 from rich.console import Console
 
 from workbench import cli
-from workbench.config import Recipe, from_mapping
+from workbench.config import Recipe
 from workbench.evaluation import judge_network, vlm_client, vlm_judge
 from workbench.evaluation.benchmark import Case
 from workbench.evaluation.evaluate import evaluate
@@ -21,6 +21,7 @@ from workbench.evaluation.models import ModelUnderTest
 from workbench.evaluation.tables import print_metrics
 from workbench.evaluation.vlm_judge import panel, score_question
 from workbench.evaluation.vlm_plan import cost
+from workbench.recipes import from_mapping
 from workbench.report import report
 
 pytest.importorskip("openai")

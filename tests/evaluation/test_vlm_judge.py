@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge_server import KEY, judge_server, true_score
 
-from workbench.config import Vlm, from_mapping
+from workbench.config import Vlm
 from workbench.errors import UserError
 from workbench.evaluation import vlm_client, vlm_judge
 from workbench.evaluation.benchmark import Case
@@ -23,6 +23,7 @@ from workbench.evaluation.vlm_client import NO_KEY, Client, Endpoint, endpoint
 from workbench.evaluation.vlm_judge import Panel, Unanswered, VlmJudge, choice_question, score_question
 from workbench.evaluation.vlm_prompts import EDITS, GENERAL_EDIT, SEVERE_CAP, T2I, rubric_of
 from workbench.evaluation.vlm_reply import Malformed, Verdict, parse_choice, parse_verdict
+from workbench.recipes import from_mapping
 
 pytest.importorskip("openai")
 SETTINGS = Vlm(concurrency=4, timeout_s=1.0, attempts=4)

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from datamodules.files import write_bytes
-from workbench.config import Recipe, recipe_hash
+from workbench.config import Recipe
 from workbench.evaluation import diversity, features
 from workbench.evaluation.answers import CHUNK, Answers, answer, chunks, judge_into, write_answers
 from workbench.evaluation.benchmark import BENCHES, Case, openmoji_cases
@@ -22,6 +22,7 @@ from workbench.evaluation.models import ModelUnderTest
 from workbench.evaluation.statistics import bench_intervals, paired_differences, verdict
 from workbench.evaluation.vlm_judge import Panel
 from workbench.evaluation.vlm_metrics import judged, panel_metrics, preferences, write_verdicts
+from workbench.recipes import recipe_hash
 
 SELECTION_CASES = 10
 """Cases a category on which the teacher's best few-step sampling is chosen."""
