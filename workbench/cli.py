@@ -170,7 +170,8 @@ def _run_recipe(arguments: argparse.Namespace) -> None:
             from workbench.runner import distill
 
             folder = distill(recipe, dry_run=arguments.dry_run)
-            if not arguments.dry_run:
+            # Lightning starts this command once more for every further rank.
+            if not arguments.dry_run and os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"wrote {folder}")
 
 

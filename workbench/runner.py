@@ -16,6 +16,7 @@ from diffusers import QwenImage21Pipeline, QwenImage21Transformer2DModel
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from datamodules.distillation import DistillationData
@@ -144,7 +145,7 @@ def _fit(
     found = checkpoint.newest(folder.checkpoints)
     done = found[1].num_updates if found is not None else 0
     if done:
-        Console().print(f"continuing {folder.path} at update {done} of {module.total_updates}")
+        _say(f"continuing {folder.path} at update {done} of {module.total_updates}")
     data.start_step = min(done, module.total_updates)
     options = recipe.trainer
     callbacks = [
@@ -157,6 +158,11 @@ def _fit(
     logger = TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=done + 1 if done else None)
     trainer = _trainer(recipe, callbacks=callbacks, logger=logger)
     trainer.fit(module, datamodule=data)
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    Console().print(line)
 
 
 def _trainer(recipe: Recipe, **options: Any) -> L.Trainer:
