@@ -88,7 +88,7 @@ zoo: $(BASE_STAMP) ## rebuild the tiny model and the judge from nothing, on one 
 	$(BIN)/python -m studies.zoo.assemble runs/zoo/start runs/zoo/vae
 	$(WORKBENCH) pack studies/recipes/teacher.yaml
 	$(WORKBENCH) encode studies/recipes/teacher.yaml
-	$(WORKBENCH) pretrain studies/recipes/teacher.yaml data.num_workers=0
+	$(WORKBENCH) pretrain studies/recipes/teacher.yaml
 
 clean: ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

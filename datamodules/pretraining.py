@@ -57,7 +57,6 @@ class PretrainingData(LightningDataModule):
         prompt_drop: float,
         num_steps: int,
         seed: int,
-        num_workers: int,
     ) -> None:
         super().__init__()
         for i in range(len(dataset)):
@@ -70,7 +69,6 @@ class PretrainingData(LightningDataModule):
         self.prompt_drop = prompt_drop
         self.num_steps = num_steps
         self.seed = seed
-        self.num_workers = num_workers
         self.start_step = 0
         slots = [sum(item.num_slots for item in geometry.references) for geometry in dataset.geometries]
         self._dropped = [tokenize("", num) for num in slots]
@@ -90,12 +88,8 @@ class PretrainingData(LightningDataModule):
     def train_dataloader(self) -> StepLoader:
         """The remaining steps in order."""
         remaining = self.num_steps - self.start_step
-        loader: DataLoader[CaptionStep] = DataLoader(
-            _Steps(self, self.start_step),
-            batch_size=None,
-            num_workers=self.num_workers,
-            prefetch_factor=4 if self.num_workers else None,
-        )
+        # No worker processes: everything is in memory, and a step is gathered while the device still runs the last one.
+        loader: DataLoader[CaptionStep] = DataLoader(_Steps(self, self.start_step), batch_size=None)
         return StepLoader(loader, remaining)  # type: ignore[arg-type]
 
     def step_data(self, step: int) -> CaptionStep:

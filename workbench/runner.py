@@ -90,7 +90,6 @@ def pretrain(recipe: Recipe) -> Path:
         prompt_drop=recipe.pretrain.prompt_drop,
         num_steps=recipe.pretrain.steps,
         seed=recipe.seed,
-        num_workers=recipe.data.num_workers,
     )
     module = Pretrainer(single_role(base.transformer), base.text_encoder, recipe, tokenizer.num_system_tokens)
     folder.begin(recipe)
