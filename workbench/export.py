@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
+from datamodules import files
 from workbench import lora
 from workbench.errors import UserError
 from workbench.pipeline import INDEX_FILE, resolve
@@ -194,9 +195,7 @@ def add_scores(folder: Path, metrics: Mapping[str, Any]) -> None:
     for name, model in metrics["models"].items():
         cells = [_score_cell(model.get(bench, {}).get("mean")) for bench in ("t2i_bench", "editing_bench")]
         lines.append(f"| {name.replace('_', ' ')} | {model['nfe']} | {model['n']} | {cells[0]} | {cells[1]} |")
-    part = card.with_name(f".{card.name}.{os.getpid()}.part")
-    part.write_text("\n".join([text, *lines]) + "\n")
-    os.replace(part, card)
+    files.write_bytes(card, ("\n".join([text, *lines]) + "\n").encode())
 
 
 def _score_cell(interval: Mapping[str, Any] | None) -> str:

@@ -7,7 +7,6 @@ runs/NAME/  recipe.yaml  environment.json  metrics.jsonl  metrics.json  tensorbo
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from datamodules import files
 from workbench.config import Evaluation, Recipe
 from workbench.errors import UserError
 from workbench.recipes import load, to_yaml
@@ -95,8 +95,8 @@ class RunFolder:
         elif self.path.exists() and any(self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and no run: choose another trainer.folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        write_whole(self.environment, json.dumps(environment(), indent=1) + "\n")
-        write_whole(self.recipe, to_yaml(recipe))
+        files.write_bytes(self.environment, (json.dumps(environment(), indent=1) + "\n").encode())
+        files.write_bytes(self.recipe, to_yaml(recipe).encode())
 
 
 def environment() -> dict[str, object]:
@@ -116,13 +116,6 @@ def environment() -> dict[str, object]:
         "cuda_devices": devices,
         "packages": versions,
     }
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write `path` so that it is either whole or as it was before."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _continues(before: Recipe, now: Recipe) -> bool:

@@ -19,7 +19,7 @@ from workbench.evaluation.beside import beside_metrics
 from workbench.evaluation.grids import chosen_cases, write_grids
 from workbench.evaluation.judge import LocalJudge
 from workbench.evaluation.models import ModelUnderTest
-from workbench.evaluation.statistics import bench_intervals, paired_differences, verdict
+from workbench.evaluation.statistics import bench_intervals, comparison, paired_differences
 from workbench.evaluation.vlm_judge import Panel
 from workbench.evaluation.vlm_metrics import judged, panel_metrics, preferences, write_verdicts
 from workbench.recipes import recipe_hash
@@ -143,10 +143,7 @@ def compare_answers(answers: Mapping[str, Answers], recipe: Recipe) -> list[dict
             first, second = answers[a].by_category(bench), answers[b].by_category(bench)
             if first:
                 found = paired_differences(first, second, recipe.evaluation.num_bootstrap)["mean"]
-                rows.append(
-                    {"a": a, "b": b, "bench": bench, "difference": found.mean, "low": found.low, "high": found.high,
-                     "n": found.n, "verdict": verdict(found, a, b)}
-                )  # fmt: skip
+                rows.append(comparison(a, b, bench, found))
     return rows
 
 

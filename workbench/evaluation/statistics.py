@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -87,3 +88,9 @@ def verdict(difference: Interval, a: str, b: str) -> str:
     if difference.high < 0:
         return f"{b} better"
     return NO_DIFFERENCE
+
+
+def comparison(a: str, b: str, bench: str, difference: Interval) -> dict[str, Any]:
+    """A paired difference `a` - `b` as `metrics.json` holds it."""
+    numbers = {"difference": difference.mean, "low": difference.low, "high": difference.high, "n": difference.n}
+    return {"a": a, "b": b, "bench": bench, **numbers, "verdict": verdict(difference, a, b)}

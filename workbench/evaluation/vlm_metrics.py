@@ -20,7 +20,7 @@ from workbench.config import Recipe
 from workbench.evaluation.answers import Answers
 from workbench.evaluation.benchmark import BENCHES, Case
 from workbench.evaluation.preference import Match, both_orders, strength_intervals
-from workbench.evaluation.statistics import Interval, bench_intervals, paired_differences, verdict
+from workbench.evaluation.statistics import Interval, bench_intervals, comparison, paired_differences
 from workbench.evaluation.vlm_judge import Panel, Unanswered
 from workbench.evaluation.vlm_prompts import WORDING
 from workbench.evaluation.vlm_reply import Verdict
@@ -79,10 +79,7 @@ def judged_comparisons(
             if whole and all(len(of) for of in whole.values()):
                 left, right = ({name: of[:, [side]] for name, of in whole.items()} for side in (0, 1))
                 found = paired_differences(left, right, recipe.evaluation.num_bootstrap)["mean"]
-                rows.append(
-                    {"a": a, "b": b, "bench": bench, "difference": found.mean, "low": found.low, "high": found.high,
-                     "n": found.n, "verdict": verdict(found, a, b)}
-                )  # fmt: skip
+                rows.append(comparison(a, b, bench, found))
     return rows
 
 
