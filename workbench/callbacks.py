@@ -56,7 +56,8 @@ class Checkpointing(L.Callback):
         if found is not None:
             path, progress = found
             checkpoint.load(path, self._state(trainer, module))
-            module.num_updates, module.num_skipped = progress.num_updates, progress.num_skipped
+            module.num_updates = progress.num_updates
+            module.skips.restart(progress.num_skipped)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, RootModule)

@@ -30,6 +30,7 @@ from workbench.errors import UserError
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
+from workbench.optimisation import lightning_precision
 from workbench.prompts import PromptTokenizer
 from workbench.recipes import recipe_hash
 from workbench.run_folder import RunFolder
@@ -167,6 +168,7 @@ def _say(line: str) -> None:
 def _trainer(recipe: Recipe, **options: Any) -> L.Trainer:
     chosen = recipe.trainer
     world = chosen.devices * chosen.num_nodes
+    precision = lightning_precision(chosen.precision)
     strategy: Any = "auto"
     if chosen.strategy == "fsdp":
         strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
@@ -176,7 +178,8 @@ def _trainer(recipe: Recipe, **options: Any) -> L.Trainer:
         num_nodes=chosen.num_nodes,
         strategy=strategy,
         # Sharded modules take their precision from the sharding, see workbench/sharding.py.
-        precision="32-true" if chosen.strategy == "fsdp" else chosen.precision,
+        precision="32-true" if chosen.strategy == "fsdp" else precision,
+        deterministic=True if chosen.deterministic else None,
         max_epochs=1,
         use_distributed_sampler=False,
         enable_checkpointing=False,
@@ -198,6 +201,8 @@ def _check_machine(recipe: Recipe) -> None:
         raise UserError(
             "trainer.accelerator=gpu, but torch sees no GPU here: use cpu or auto, or install torch for CUDA"
         )
+    if options.cuda_graphs == "on" and _accelerator(recipe) != "gpu":
+        raise UserError("trainer.cuda_graphs=on, but torch sees no GPU here: leave it at auto")
     if options.devices * options.num_nodes > 1 and options.strategy != "fsdp":
         raise UserError(f"trainer.devices={options.devices} needs trainer.strategy=fsdp")
     if _accelerator(recipe) == "gpu" and options.devices > torch.cuda.device_count():

@@ -21,6 +21,7 @@ from workbench.bench.data import CATEGORIES
 from workbench.bench.plain import PlainEngine
 from workbench.config import Recipe
 from workbench.modules.distiller import Distiller
+from workbench.optimisation import lightning_precision
 from workbench.roles import FAKE_SCORE, STUDENT
 
 
@@ -150,9 +151,9 @@ class _TimedDenoiser(QwenImage21):
         super().__init__(dict(denoiser.networks.items()), denoiser.network_of_role)  # type: ignore[arg-type]
         self.clock = clock
 
-    def prefix(self, condition: Condition, role: str) -> Prefix:
+    def prefix(self, condition: Condition, role: str, shared: Prefix | None = None) -> Prefix:
         with self.clock(_phase(role), condition.prompt.device):
-            return super().prefix(condition, role)
+            return super().prefix(condition, role, shared)
 
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
         with self.clock(_phase(role), x_t.device):
@@ -165,9 +166,9 @@ class _TimedDistiller(Distiller):
     clock: PhaseClock
     _stepping = ""
 
-    def guarded_step(self, name: str, optimizer: Any, *arguments: Any, **options: Any) -> Tensor:
-        self._stepping = name
-        return super().guarded_step(name, optimizer, *arguments, **options)
+    def _update(self, role: str, *arguments: Any) -> Tensor:
+        self._stepping = role
+        return super()._update(role, *arguments)
 
     def manual_backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
         phase = "student graded: backward" if self._stepping == STUDENT else "fake score: backward"
@@ -215,7 +216,7 @@ def _fit(module: Distiller, data: Sequence[StepData], callbacks: list[L.Callback
     trainer = L.Trainer(
         accelerator=recipe.accelerator,
         devices=1,
-        precision=recipe.precision,
+        precision=lightning_precision(recipe.precision),
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,
