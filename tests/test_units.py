@@ -1,4 +1,4 @@
-"""A training step cut into units: replayed over copied inputs it gives what it gives as it is, and asks the host nothing.
+"""A training step cut into units: replayed over copied inputs gives what it gives as it is, and asks nothing.
 
 The graphs here record on the CPU: a recording runs the captured function again over the copied inputs and nothing else,
 as a CUDA graph would, under a mode that fails at any operator that a capture could not hold.
@@ -197,7 +197,11 @@ def test_replayed_is_the_same_bit_for_bit(name: str) -> None:
 
 def test_graphs_are_few() -> None:
     """One for each student step of either update, whatever the combinations."""
-    fit(make_recipe(dmd=Dmd(student_steps=2, fake_updates=5)), data_of(make_recipe(dmd=Dmd(fake_updates=5))), replayed=True)
+    fit(
+        make_recipe(dmd=Dmd(student_steps=2, fake_updates=5)),
+        data_of(make_recipe(dmd=Dmd(fake_updates=5))),
+        replayed=True,
+    )
     (graphs,) = RecordedOnTheHost.made
     assert len(graphs.steps) == graphs.warm == 2 + 2
 

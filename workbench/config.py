@@ -310,6 +310,7 @@ class Trainer:
     precision: of the arithmetic, weights and moments being float32; `tf32` rounds the factors of matrix products alone.
     cuda_graphs: whether distillation on one GPU replays its steps; `auto`: where the networks are small.
     deterministic: the same bits at every run on a GPU too, for some speed.
+    keep: the student that a run delivers: its last, or the best of its milestones where that is clearly better.
     """
 
     folder: str = "runs/distill"
@@ -325,6 +326,7 @@ class Trainer:
     checkpoint_every: int = 50
     sample_every: int = 50
     max_skipped_updates: int = 10
+    keep: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
         positive(

@@ -129,6 +129,7 @@ def _continues(before: Recipe, now: Recipe) -> bool:
         "max_skipped_updates": 0,
         "cuda_graphs": "auto",
         "deterministic": False,
+        "keep": "last",
     }
 
     def training(recipe: Recipe) -> Recipe:

@@ -24,7 +24,6 @@ from workbench.modules.distiller import Distiller
 from workbench.optimisation import lightning_precision
 from workbench.roles import FAKE_SCORE, STUDENT
 
-
 PLAIN_WARMUP = 1
 
 

@@ -134,9 +134,7 @@ class Distiller(RootModule):
         num_steps = self.student.num_steps
         if self.recipe.dmd.fake_samples == "fresh":
             return [self.draws.integer(num_steps, f"fake{r}/step") for r in range(count)]
-        return rollout.spread_steps(
-            num_steps, count, lambda i: self.draws.permutation(num_steps, f"fake/steps{i}")
-        )
+        return rollout.spread_steps(num_steps, count, lambda i: self.draws.permutation(num_steps, f"fake/steps{i}"))
 
     def fake_score_units(self, data: StepData, graded_step: int) -> tuple[list[Unit], Known]:
         """The fake-score updates, and the state that each student batch goes on from, where one of the rollouts behind

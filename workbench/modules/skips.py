@@ -13,7 +13,7 @@ from torch import Tensor
 from workbench.errors import UserError
 
 MAX_PENDING = 24
-"""Flags that may wait to be read: a few updates. Reading an old one waits for nothing that the device still has to do."""
+"""Flags that may wait to be read: a few updates. Reading an old one makes nobody wait."""
 NAMED = 4
 
 

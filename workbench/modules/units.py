@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from workbench.batch import Batch, Condition
@@ -85,11 +84,7 @@ class Replayed:
             self._requests[key] = [list(notes.found) for notes in noted]
             return outputs
         requests = self._requests[key]
-        drawn = [
-            answer(source, request)
-            for source, asked in zip(numbers, requests, strict=True)
-            for request in asked
-        ]
+        drawn = [answer(source, request) for source, asked in zip(numbers, requests, strict=True) for request in asked]
 
         def step(given: Sequence[Tensor]) -> Sequence[Tensor]:
             local, tensors = Means(), iter(given)
