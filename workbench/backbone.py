@@ -178,13 +178,16 @@ class SplitTransformer(nn.Module):
         rotary = self.table.prefix(layout, device)[:, start:]
         keys_values = []
         for i, block in enumerate(self.blocks):
-            context = None if shared is None else tuple(part[:, :start] for part in shared.keys_values[i])
+            context = (
+                None if shared is None else (shared.keys_values[i][0][:, :start], shared.keys_values[i][1][:, :start])
+            )
             attend = PrefixAttention(segments) if context is None else TargetAttention(context, mask)
             # Nobody reads what the last block makes of the prefix: its keys and values are all that is left to do.
             last = i == len(self.blocks) - 1
             x, key_value = self._run(block, x, modulation, rotary, None if last else attend, role)
             if context is not None:
-                key_value = tuple(torch.cat(parts, dim=1) for parts in zip(context, key_value, strict=True))
+                (key, value), (own_key, own_value) = context, key_value
+                key_value = torch.cat([key, own_key], dim=1), torch.cat([value, own_value], dim=1)
             keys_values.append(key_value)
         return Prefix(tuple(keys_values), _key_valid(condition), self.table.target(layout, condition.lengths))
 
