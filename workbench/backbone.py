@@ -68,6 +68,7 @@ class SplitBlock(nn.Module):
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = block
+        assert isinstance(block.img_mlp.activation_fn, nn.SiLU), "the feed-forward is written out with SiLU"
 
     def forward(
         self, x: Tensor, modulation: Modulation, rotary: Rotary, attend: _Attend | None, role: str | None
@@ -79,7 +80,7 @@ class SplitBlock(nn.Module):
         block, attn = self.block, self.block.attn
         scale_1, gate_1, scale_2, gate_2 = modulation
 
-        h = block.img_norm1(x) * scale_1
+        h = _times(block.img_norm1(x), scale_1)
         heads = (-1, attn.inner_dim // attn.heads)
         key = lora.project(attn.to_k, h, role).unflatten(-1, heads)
         value = lora.project(attn.to_v, h, role).unflatten(-1, heads)
@@ -91,9 +92,19 @@ class SplitBlock(nn.Module):
         h = lora.project(attn.to_out[0], attend(query, key, value).flatten(2), role)
         x = torch.addcmul(x, gate_1, h)
 
-        h, mlp = block.img_norm2(x) * scale_2, block.img_mlp
-        h = mlp.activation_fn(lora.project(mlp.gate_layer, h, role)) * lora.project(mlp.proj, h, role)
-        return torch.addcmul(x, gate_2, lora.project(mlp.out, h, role)), (key, value)
+        h, mlp = _times(block.img_norm2(x), scale_2), block.img_mlp
+        gate = F.silu(lora.project(mlp.gate_layer, h, role), inplace=not torch.is_grad_enabled())
+        h = _times(gate, lora.project(mlp.proj, h, role))
+        h = lora.project(mlp.out, h, role)
+        # x is this block's own by now.
+        x = torch.addcmul(x, gate_2, h) if torch.is_grad_enabled() else x.addcmul_(gate_2, h)
+        return x, (key, value)
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """x * factor, into x itself, which nobody else holds, where no gradient needs it: fresh memory costs more than the
+    product."""
+    return x * factor if torch.is_grad_enabled() or factor.dtype != x.dtype else x.mul_(factor)
 
 
 Segment = tuple[int, int, Tensor | None]
