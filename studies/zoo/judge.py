@@ -38,7 +38,7 @@ from studies.zoo import judge_data
 from studies.zoo.corruptions import CORRUPTIONS, augment, corrupt
 from studies.zoo.judge_check import check, table
 from studies.zoo.renders import usable_cores
-from studies.zoo.stages import Stage
+from studies.zoo.stages import Stage, world_fingerprint
 from workbench.evaluation.judge_network import JudgeConfig, JudgeNetwork, fit, load, save
 
 CONSOLE = Console()
@@ -50,7 +50,7 @@ class Options:
     """minutes: train for that long, rendering of the first images aside; 0: for `steps`. init: a judge to start from.
 
     pool: images kept at once. first: of them, so many are waited for before training. damaged: share of damaged
-    images; `kinds`: share of a corruption among them, 1 where none is named.
+    images; kinds: share of a corruption among them, 1 where none is named. technical: weight of the rating's loss.
     """
 
     steps: int = 20000
@@ -62,8 +62,9 @@ class Options:
     warmup: int = 200
     weight_decay: float = 0.05
     ema_decay: float = 0.999
-    damaged: float = 0.6
-    kinds: dict[str, float] = field(default_factory=lambda: {"ghost": 2.0, "warp": 3.0})
+    damaged: float = 0.7
+    kinds: dict[str, float] = field(default_factory=lambda: {"ghost": 2.5, "warp": 5.0})
+    technical: float = 20.0
     held_out: int = 200
     workers: int = 0
     resolution: int = 128
@@ -112,16 +113,16 @@ class Pool:
         return self.images[rows].permute(0, 3, 1, 2).float() / 255, self.labels[rows].long()
 
 
-def losses(logits: dict[str, Tensor], labels: Tensor, technical: Tensor) -> Tensor:
+def losses(logits: dict[str, Tensor], labels: Tensor, technical: Tensor, weight_of_rating: float) -> Tensor:
     """Sum over heads of the mean loss over the rows the head applies to.
 
     technical: (B,) quality 1 - s. Badly damaged rows count less, since nobody can read them: weight min(1, 2 quality).
-    The `quality` head counts undamaged rows alone, technical quality (squared error, times 10) those drawn clean.
+    The `quality` head counts undamaged rows alone, technical quality (squared error) those drawn clean.
     """
     weight = (2 * technical).clamp(max=1)
     clean = judge_data.is_clean(labels).float()
     error = (logits["technical"].sigmoid() - technical) ** 2
-    total = 10 * (error * clean).sum() / clean.sum().clamp(min=1)
+    total = weight_of_rating * (error * clean).sum() / clean.sum().clamp(min=1)
     for head in judge_data.SINGLE_LABEL:
         target = labels[:, judge_data.COLUMNS[head]].squeeze(1)
         loss = F.cross_entropy(logits[head], target, ignore_index=-1, reduction="none")
@@ -175,7 +176,7 @@ class Trainer:
         images, technical = damaged_batch(images, self.options, generator)
         with self.autocast:
             _, logits = self.network((images * 2 - 1).contiguous(memory_format=torch.channels_last))
-        loss = losses({name: value.float() for name, value in logits.items()}, labels, technical)
+        loss = losses({name: value.float() for name, value in logits.items()}, labels, technical, self.options.technical)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -287,10 +288,19 @@ def run(out: Path, options: Options) -> dict[str, dict[str, float]]:
     return measured
 
 
+def brief(measured: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The weakest of the held-out figures."""
+    spearman = {f"spearman_{name}": value for name, value in measured["severity_spearman"].items()}
+    return {"worst_accuracy": min(measured["accuracy"].values()), **spearman}
+
+
 def settings(options: Options) -> dict[str, Any]:
     """What decides the result, apart from the machine."""
     machine = ("workers", "save_every_s")
-    return {"vocabulary": HEADS, **{name: value for name, value in asdict(options).items() if name not in machine}}
+    return {
+        "world": world_fingerprint(),
+        **{name: value for name, value in asdict(options).items() if name not in machine},
+    }
 
 
 def main(arguments: list[str]) -> None:
