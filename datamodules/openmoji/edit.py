@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from datamodules.openmoji.scenes import Landscape, Picture, Portrait, Scene, Sign
 
-Accepted = dict[str, tuple[str | tuple[str, ...], ...]]
-"""Head -> every value that fulfils the text, where that is more than one; a value of `objects` is a whole set, sorted."""
+Accepted = Mapping[str, Sequence[str | tuple[str, ...]]]
+"""Head -> every value that fulfils the text, where these are many; a value of `objects` is a whole set, sorted."""
 
 
 @dataclass(frozen=True)

@@ -172,11 +172,12 @@ def degrade(pixels: Array, quality: str, grain: int) -> Array:
 
 
 def _blotched(pixels: Array, spread: float, grain: int) -> Array:
-    """Coloured noise with a grain of 6 to 10 pixels of 128, `spread` grey levels strong, over (H, W, 3) pixels."""
+    """Coloured noise with a grain of 7 to 11 pixels of 128, `spread` grey levels strong, over (H, W, 3) pixels."""
     rng, side = generator("grain", grain), pixels.shape[0]
-    cells = int(rng.integers(13, 22))
-    noise = rng.standard_normal((cells, cells, 3), np.float32)
-    planes = [Image.fromarray(noise[..., c]).resize((side, side), Image.Resampling.BICUBIC) for c in range(3)]
+    cells = int(rng.integers(12, 18))
+    noise = 0.7 * rng.standard_normal((cells, cells, 3)) + 0.7 * rng.standard_normal((cells, cells, 1))
+    planes = [Image.fromarray(noise[..., c].astype(np.float32)) for c in range(3)]
+    planes = [plane.resize((side, side), Image.Resampling.BICUBIC) for plane in planes]
     blotches = np.stack([np.asarray(plane) for plane in planes], axis=-1) * np.float32(1.1 * spread)
     return np.clip(pixels + blotches, 0, 255).astype(np.uint8)
 

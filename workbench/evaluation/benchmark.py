@@ -8,7 +8,8 @@ JSONL form, one object a line; paths are relative to the file, everything from `
 
 scene: attributes of a right answer; source_scene: of the source; named: heads that the prompt determines; kept: those
 an edit must leave alone; accepted: for heads with several right answers all of these, in the place of the scene's one;
-exact: whether an edit's target is its only right answer (true if absent), so that pixels may be compared. Without them only technical quality, and what source and target tell by pixels, is scored.
+exact: whether an edit's target is its only right answer (true if absent), so that pixels may be compared. Without them
+only technical quality, and what source and target tell by pixels, is scored.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Case:
     source_scene: dict[str, Any] = field(default_factory=dict)
     named: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
-    accepted: dict[str, Sequence[Any]] = field(default_factory=dict)
+    accepted: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     exact: bool = True
 
     @property
@@ -138,7 +139,7 @@ def write_jsonl(cases: Sequence[Case], path: Path) -> None:
             "source_scene": case.source_scene,
             "named": list(case.named),
             "kept": list(case.kept),
-            "accepted": case.accepted,
+            "accepted": dict(case.accepted),
             "exact": case.exact,
         }
         lines.append(json.dumps(row))

@@ -109,6 +109,7 @@ def mean_head_score(
 ) -> tuple[float | None, dict[str, float]]:
     """Mean over `heads` that `wanted` and `seen` hold, and each of them; None if there is none.
 
+    In a picture of a wrong category, if that is among the heads, no other head can be right: a portrait has no sky.
     before: attributes of an edit's source; a head then scores its progress beyond the source. accepted: every right
     value of the heads that have more than the one in `wanted`.
     """
@@ -120,6 +121,8 @@ def mean_head_score(
             start = best_score(name, before[name], values) if before and name in before else 0.0
             if 0 < start < 1:
                 scores[name] = max(0.0, (scores[name] - start) / (1 - start))
+    if scores.get("category") == 0:
+        scores = dict.fromkeys(scores, 0.0)
     return (float(np.mean(list(scores.values()))) if scores else None), scores
 
 
