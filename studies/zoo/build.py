@@ -8,8 +8,11 @@ FOLDER/assets, to be copied over `workbench/assets`.
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -61,12 +64,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Step:
-    """One stage as the builder sees it. minutes: of training, planned. run: does it; what it found out."""
+    """One stage as the builder sees it. minutes: of training, planned. run: does it; what it found out.
+
+    run_folder: that goes on by itself from what is in it, so it must be of the same settings.
+    """
 
     name: str
     minutes: float
     stage: Stage
     run: Callable[[], Report]
+    run_folder: Path | None = None
 
 
 def read(arguments: list[str]) -> Plan:
@@ -151,13 +158,24 @@ def build(plan: Plan) -> dict[str, Report]:
                 continue
             CONSOLE.rule(f"{number} of {len(steps)}: {step.name}")
             began = time.monotonic()
-            step.stage.write(0, step.stage.wall_s, done=False)
+            begin(step)
             report = step.run()
             wall_s = step.stage.wall_s + time.monotonic() - began
             step.stage.write(1, wall_s, done=True, report=report)
             log.add_scalar(f"seconds/{step.name}", wall_s, 0)
     CONSOLE.print(_summary(steps))
     return {step.name: step.stage.report for step in steps}
+
+
+def begin(step: Step) -> None:
+    """Claim the stage's place for its settings.
+
+    Raises:
+        UserError: a run of other settings is in its way.
+    """
+    if step.stage.is_other and step.run_folder is not None and step.run_folder.exists():
+        raise UserError(f"{step.run_folder} was trained under other settings, or on another start: delete it")
+    step.stage.write(0, step.stage.wall_s, done=False)
 
 
 def _recipe(plan: Plan, of: RecipeStage, model: Path, run: Path) -> Recipe:
@@ -173,14 +191,13 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _pretraining(name: str, of: RecipeStage, recipe: Recipe, stage: Stage) -> Step:
+    folder = Path(recipe.trainer.folder)
+
     def run() -> Report:
-        folder = Path(recipe.trainer.folder)
-        if stage.is_other and folder.exists():
-            raise UserError(f"{folder} was trained under other settings, or on another start: delete it")
         pretrain(recipe)
         return {"steps": recipe.pretrain.steps, **last_losses(folder / "metrics.jsonl")}
 
-    return Step(name, of.minutes, stage, run)
+    return Step(name, of.minutes, stage, run, folder)
 
 
 def _start(plan: Plan, sizes: Sizes, out: Path, autoencoder: Path) -> Report:
@@ -195,8 +212,6 @@ def _start(plan: Plan, sizes: Sizes, out: Path, autoencoder: Path) -> Report:
 
 def last_losses(scalars: Path) -> Report:
     """Training losses of the last line of a run's `metrics.jsonl`."""
-    import json
-
     last = json.loads(scalars.read_text().splitlines()[-1])
     return {name: value for name, value in last.items() if name.startswith("loss/")}
 
@@ -221,11 +236,18 @@ def _summary(steps: list[Step]) -> Table:
 
 def main(arguments: list[str]) -> int:
     """Command line: [PLAN] name=value ..."""
+    # The libraries' chatter drowns the plan, the bars and the table.
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        build(read(list(arguments)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            build(read(list(arguments)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    finally:
+        logging.disable(before)
     return 0
 
 

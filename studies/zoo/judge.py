@@ -176,7 +176,9 @@ class Trainer:
         images, technical = damaged_batch(images, self.options, generator)
         with self.autocast:
             _, logits = self.network((images * 2 - 1).contiguous(memory_format=torch.channels_last))
-        loss = losses({name: value.float() for name, value in logits.items()}, labels, technical, self.options.technical)
+        loss = losses(
+            {name: value.float() for name, value in logits.items()}, labels, technical, self.options.technical
+        )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)

@@ -40,7 +40,7 @@ def ship(out: Path, teacher: Path, adapters: Mapping[str, Path], judge: Path, re
             for path in (folder / part).glob("*.safetensors"):
                 to_bfloat16(path)
         for name, path in adapters.items():
-            shutil.copy2(path, folder / f"{name}.safetensors")
+            files.write_bytes(folder / f"{name}.safetensors", path.read_bytes())
         files.write_bytes(folder / "README.md", card(reports).encode())
     (out / "judge").mkdir(parents=True, exist_ok=True)
     for name in JUDGE_FILES:
