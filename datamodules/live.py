@@ -120,6 +120,7 @@ class WorldSource:
         self._pool: ProcessPoolExecutor | None = None
         self._ahead: _Coming | None = None
         self._chunk = -1
+        self._widths: dict[Task, int] = {}
         self._held: list[Held] = []
 
     def held(self, geometry: int, step: int) -> Held:
@@ -153,6 +154,9 @@ class WorldSource:
 
     def _encoded(self, drawn: _Drawn, shape: Geometry) -> Held:
         ids, lengths = padded_ids(drawn.texts, shape, self._tokenize)
+        # A shorter chunk takes the width of those before: each new width is compiled and captured again.
+        width = self._widths[shape.task] = max(self._widths.get(shape.task, 0), ids.shape[1])
+        ids = torch.nn.functional.pad(ids, (0, width - ids.shape[1]))
         images = None if drawn.sources is None else torch.from_numpy(np.array(drawn.sources)).to(self._device)
         latents = self._latents(torch.from_numpy(np.array(drawn.targets)).to(self._device))
         references = None if images is None else self._latents(images)

@@ -13,7 +13,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLay
 
 from workbench import dmd, flow, rng, text_encoder
 from workbench.backbone import QwenImage21, SplitBlock
-from workbench.batch import CaptionBatch, CaptionStep, Condition, tensors_of
+from workbench.batch import CaptionBatch, CaptionStep, Condition, Layout, tensors_of
 from workbench.config import Recipe
 from workbench.graphs import GraphedStep
 from workbench.modules.root import RootModule
@@ -43,7 +43,7 @@ class Pretrainer(RootModule):
         self.text_encoder.model.language_model.embed_tokens.requires_grad_(recipe.pretrain.text_encoder_lr > 0)
         self.text_encoder.model.language_model.norm.requires_grad_(False)
         self.num_system_tokens = num_system_tokens
-        self._graphed: GraphedStep | None = None
+        self._graphed: dict[tuple[Layout, ...], GraphedStep] = {}
         self._matrices, self._rest = self._groups()
         if recipe.pretrain.compile:
             compile_blocks(self.denoiser, self.text_encoder)
@@ -116,10 +116,11 @@ class Pretrainer(RootModule):
             norm, gradients = self._captured_update(batches, losses)
             return [*(loss.detach() for loss in losses), norm, *gradients]
 
-        if self._graphed is None:
-            self._graphed = GraphedStep(step)
+        layouts = tuple(batch.layout for batch in data.batches)
+        if layouts not in self._graphed:
+            self._graphed[layouts] = GraphedStep(step)
         inputs = [tensor for batch in fields for tensor in batch.values()] + [part for draw in draws for part in draw]
-        outputs = self._graphed(inputs)
+        outputs = self._graphed[layouts](inputs)
         losses, norm, gradients = outputs[: len(fields)], outputs[len(fields)], outputs[len(fields) + 1 :]
         self._step_matrices(gradients)
         for batch, of_batch in zip(data.batches, losses, strict=True):
