@@ -83,11 +83,11 @@ study-mixture: $(BASE_STAMP) ## the study of task ratios: T2I only, 7:3, 5:5; ag
 	$(WORKBENCH) report runs/studies/task-mixture
 
 zoo: $(BASE_STAMP) ## rebuild the tiny model and the judge from nothing, on one GPU, into runs/zoo; again: continues
-	$(BIN)/python -m studies.zoo.build studies/recipes/zoo.yaml
+	$(BIN)/python -m studies.zoo.build studies/zoo/zoo.yaml
 
 zoo-smoke: $(BASE_STAMP) ## every stage of the zoo for seconds, on CPU, into runs/zoo-smoke
 	rm -rf runs/zoo-smoke
-	$(BIN)/python -m studies.zoo.build studies/recipes/zoo_smoke.yaml
+	$(BIN)/python -m studies.zoo.build studies/zoo/smoke.yaml
 
 clean: ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -33,7 +33,7 @@ from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.runner import pretrain
 
-PLAN = Path("studies/recipes/zoo.yaml")
+PLAN = Path(__file__).parent / "zoo.yaml"
 CONSOLE = Console()
 
 Report = dict[str, Any]

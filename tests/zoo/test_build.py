@@ -22,7 +22,7 @@ from workbench.evaluation import judge_network
 from workbench.processor import load_processor
 from workbench.roles import TEACHER
 
-PLAN = "studies/recipes/zoo_smoke.yaml"
+PLAN = "studies/zoo/smoke.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_halving_keeps_integers_and_header(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["no.yaml"], "no plan at no.yaml"),
-        ([PLAN, "vae.step=3"], "zoo_smoke.yaml: Key 'step' not in 'Options'"),
+        ([PLAN, "vae.step=3"], "smoke.yaml: Key 'step' not in 'Options'"),
         ([PLAN, "specialists={judge: {recipe: studies/recipes/specialist.yaml}}"], "may not be called vae, judge"),
     ],
 )
