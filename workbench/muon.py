@@ -47,11 +47,11 @@ class BatchedMuon(torch.optim.Muon):
             gradients = torch.where(taken > 0, gradients, 0.0)
         weight = torch.as_tensor((1 - group["momentum"]) * taken, device=gradients.device)
         averaged = torch.stack(momenta).lerp_(gradients, weight)
-        torch._foreach_copy_(momenta, averaged.unbind())
+        torch._foreach_copy_(momenta, list(averaged.unbind()))
         update = orthogonalised(
             gradients.lerp(averaged, group["momentum"]), group["ns_coefficients"], group["ns_steps"]
         )
-        torch._foreach_sub_(parameters, (update * (rate * taken)).unbind())  # type: ignore[call-overload]
+        torch._foreach_sub_(parameters, (update * (rate * taken)).unbind())  # type: ignore[arg-type]
 
     def _momentum(self, parameter: nn.Parameter) -> Tensor:
         state = self.state[parameter]
