@@ -48,8 +48,11 @@ class Denoiser(Protocol):
 
     num_channels: int
 
-    def prefix(self, condition: Condition, role: str) -> Prefix:
-        """All that depends on neither t nor x_t."""
+    def prefix(self, condition: Condition, role: str, shared: Prefix | None = None) -> Prefix:
+        """All that depends on neither t nor x_t.
+
+        shared: this role's prefix of another condition that is alike up to the end of the last reference.
+        """
 
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
         """Velocity of the target tokens: (B, N, C), (B,) -> (B, N, C)."""
@@ -119,10 +122,14 @@ class PrefixAttention:
 
 @dataclass(frozen=True)
 class TargetAttention:
-    """Target tokens see all valid prefix tokens and each other."""
+    """Target tokens see all valid prefix tokens and each other. Text after a shared prefix likewise sees what comes
+    before it: then the mask is causal.
+
+    key_valid: bool over context and own keys, as `Prefix` holds it, or (S, P + S).
+    """
 
     context: KeyValue
-    key_valid: Tensor
+    key_valid: Tensor | None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         prefix_key, prefix_value = (part.expand(len(query), -1, -1, -1).to(key.dtype) for part in self.context)
@@ -161,21 +168,26 @@ class SplitTransformer(nn.Module):
         """The diffusers model whose parameters these are (in a tuple, so that they are not registered twice)."""
         return self._whole[0]
 
-    def prefix(self, condition: Condition, role: str | None) -> Prefix:
-        layout, dtype = condition.layout, self._dtype
-        text = self.embed["txt_in"](condition.prompt.to(dtype))
-        references = None
-        if condition.references is not None:
-            references = self.embed["img_in"](condition.references.to(dtype))
-        x = _join(text, references, layout)
-        modulation, _ = self._modulation(torch.zeros(1, device=x.device), x.dtype)
-        rotary = self.table.prefix(layout, x.device)
-        attend = PrefixAttention(self._segments_of(layout, x.device))
+    def prefix(self, condition: Condition, role: str | None, shared: Prefix | None = None) -> Prefix:
+        layout, device = condition.layout, condition.prompt.device
+        segments = self._segments_of(layout, device)
+        # Of a prefix that begins like another one, only the text after the last reference is new.
+        start, end, mask = segments[-1] if shared is not None else (0, 0, None)
+        x = self._embedded(condition) if shared is None else self._text(condition, end - start)
+        modulation, _ = self._modulation(torch.zeros(1, device=device), x.dtype)
+        rotary = self.table.prefix(layout, device)[:, start:]
         keys_values = []
         for i, block in enumerate(self.blocks):
+            context = (
+                None if shared is None else (shared.keys_values[i][0][:, :start], shared.keys_values[i][1][:, :start])
+            )
+            attend = PrefixAttention(segments) if context is None else TargetAttention(context, mask)
             # Nobody reads what the last block makes of the prefix: its keys and values are all that is left to do.
             last = i == len(self.blocks) - 1
             x, key_value = self._run(block, x, modulation, rotary, None if last else attend, role)
+            if context is not None:
+                (key, value), (own_key, own_value) = context, key_value
+                key_value = torch.cat([key, own_key], dim=1), torch.cat([value, own_value], dim=1)
             keys_values.append(key_value)
         return Prefix(tuple(keys_values), _key_valid(condition), self.table.target(layout, condition.lengths))
 
@@ -186,6 +198,18 @@ class SplitTransformer(nn.Module):
             attend = TargetAttention(context, prefix.key_valid)
             x, _ = self._run(block, x, modulation, prefix.rotary, attend, role)
         return self.embed["proj_out"](self.embed["norm_out"](x, temb)).to(x_t.dtype)
+
+    def _text(self, condition: Condition, last: int | None = None) -> Tensor:
+        """Embedded text, (B, L, width), or the last tokens of it."""
+        prompt = condition.prompt if last is None else condition.prompt[:, -last:]
+        return self.embed["txt_in"](prompt.to(self._dtype))
+
+    def _embedded(self, condition: Condition) -> Tensor:
+        """Text and references in one sequence, (B, P, width)."""
+        references = None
+        if condition.references is not None:
+            references = self.embed["img_in"](condition.references.to(self._dtype))
+        return _join(self._text(condition), references, condition.layout)
 
     def _segments_of(self, layout: Layout, device: torch.device) -> tuple[Segment, ...]:
         """Built once a layout and device, so that a captured step builds no masks."""
@@ -215,7 +239,8 @@ class SplitTransformer(nn.Module):
 
     def _run(self, block: SplitBlock, *args: object) -> tuple[Tensor, KeyValue]:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *args, use_reentrant=False)
+            # No block draws random numbers, and saving their state is what a CUDA graph cannot hold.
+            return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
         return block(*args)
 
 
@@ -234,9 +259,9 @@ class QwenImage21(nn.Module):
         assert isinstance(network, SplitTransformer)
         return network
 
-    def prefix(self, condition: Condition, role: str) -> Prefix:
+    def prefix(self, condition: Condition, role: str, shared: Prefix | None = None) -> Prefix:
         """See `Denoiser`."""
-        return self.network(role).prefix(condition, role)
+        return self.network(role).prefix(condition, role, shared)
 
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
         """See `Denoiser`."""
@@ -259,9 +284,9 @@ class RoleDenoiser:
     def num_channels(self) -> int:
         return self.denoiser.num_channels
 
-    def prefix(self, condition: Condition) -> Prefix:
+    def prefix(self, condition: Condition, shared: Prefix | None = None) -> Prefix:
         """See `Denoiser`."""
-        return self.denoiser.prefix(condition, self.role)
+        return self.denoiser.prefix(condition, self.role, shared)
 
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor) -> Tensor:
         """See `Denoiser`."""

@@ -323,7 +323,13 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Trainer:
-    """The run folder and the machine. `strategy=fsdp` is Lightning's ModelParallelStrategy (FSDP2)."""
+    """The run folder and the machine. `strategy=fsdp` is Lightning's ModelParallelStrategy (FSDP2).
+
+    precision: of the arithmetic, weights and moments being float32; `tf32` rounds the factors of matrix products alone.
+    cuda_graphs: whether distillation on one GPU replays its steps; `auto`: where the networks are small.
+    deterministic: the same bits at every run on a GPU too, for some speed.
+    keep: the student that a run delivers: its last, or the best of its milestones where that is clearly better.
+    """
 
     folder: str = "runs/distill"
     updates: int = 200
@@ -331,11 +337,14 @@ class Trainer:
     devices: int = 1
     num_nodes: int = 1
     strategy: Literal["auto", "fsdp"] = "auto"
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "tf32", "bf16-mixed"] = "32-true"
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    deterministic: bool = False
     log_every: int = 5
     checkpoint_every: int = 50
     sample_every: int = 50
     max_skipped_updates: int = 10
+    keep: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
         positive(
@@ -348,6 +357,10 @@ class Trainer:
             sample_every=self.sample_every,
         )
         require(self.max_skipped_updates >= 0, "trainer.max_skipped_updates must not be negative")
+        require(
+            self.cuda_graphs != "on" or (self.strategy == "auto" and self.accelerator != "cpu"),
+            "trainer.cuda_graphs=on needs one GPU: leave it at auto, which means graphs where they can be",
+        )
 
 
 @dataclass(frozen=True)

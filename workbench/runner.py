@@ -26,15 +26,18 @@ from datamodules.live import WorldSource
 from datamodules.pretraining import PretrainingData, ShardSource, Source
 from workbench import adapters, checkpoint, export, milestones, pipeline, plan, roles
 from workbench.backbone import QwenImage21, single_role
-from workbench.callbacks import Averaging, Checkpointing, Grid, Metrics, SampleGrid
+from workbench.callbacks import Averaging, Checkpointing, Grid, Milestones, SampleGrid
 from workbench.config import Data, Recipe
 from workbench.errors import UserError
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
+from workbench.optimisation import lightning_precision
 from workbench.prompts import PromptTokenizer
+from workbench.quality import Watch
 from workbench.recipes import recipe_hash
 from workbench.run_folder import RunFolder
+from workbench.scalars import DataWait, Metrics
 
 
 def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
@@ -67,7 +70,12 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     averaging = Averaging(recipe.optim.ema_decay)
     grid = milestones.distillation_grid(recipe, teacher, data)
     samples_per_update = recipe.mixture.batch_size * (1 + recipe.dmd.fake_updates)
-    _fit(recipe, folder, module, data, averaging, grid, samples_per_update)
+    best = folder.checkpoints if recipe.trainer.keep == "best" else None
+    distance = milestones.distillation_distance(recipe, data)
+    told = Milestones(folder.scalars, best, recipe.trainer.sample_every, averaging, distance)
+    _fit(recipe, folder, module, data, averaging, grid, samples_per_update, told)
+    if best is not None:
+        _return_to_best(best, told.watch, averaging)
     _export_student(recipe, folder, module, averaging)
     return folder.path
 
@@ -177,6 +185,7 @@ def _fit(
     averaging: Averaging,
     grid: Grid,
     samples_per_update: int,
+    *more: L.Callback,
 ) -> None:
     """Train from the newest checkpoint to the end."""
     found = checkpoint.newest(folder.checkpoints)
@@ -185,12 +194,15 @@ def _fit(
         _say(f"continuing {folder.path} at update {done} of {module.total_updates}")
     data.start_step = min(done, module.total_updates)
     options = recipe.trainer
+    wait = DataWait()
     callbacks = [
         averaging,
         Checkpointing(folder.checkpoints, options.checkpoint_every, averaging),
-        Metrics(folder.scalars, options.log_every, data, samples_per_update),
+        Metrics(folder.scalars, options.log_every, data, samples_per_update, wait),
         SampleGrid(folder.samples, options.sample_every, averaging, grid),
+        *more,
         RichProgressBar(),
+        wait,
     ]
     logger = TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=done + 1 if done else None)
     trainer = _trainer(recipe, callbacks=callbacks, logger=logger)
@@ -205,6 +217,7 @@ def _say(line: str) -> None:
 def _trainer(recipe: Recipe, **options: Any) -> L.Trainer:
     chosen = recipe.trainer
     world = chosen.devices * chosen.num_nodes
+    precision = lightning_precision(chosen.precision)
     strategy: Any = "auto"
     if chosen.strategy == "fsdp":
         strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
@@ -214,7 +227,8 @@ def _trainer(recipe: Recipe, **options: Any) -> L.Trainer:
         num_nodes=chosen.num_nodes,
         strategy=strategy,
         # Sharded modules take their precision from the sharding, see workbench/sharding.py.
-        precision="32-true" if chosen.strategy == "fsdp" else chosen.precision,
+        precision="32-true" if chosen.strategy == "fsdp" else precision,
+        deterministic=True if chosen.deterministic else None,
         max_epochs=1,
         use_distributed_sampler=False,
         enable_checkpointing=False,
@@ -236,6 +250,8 @@ def _check_machine(recipe: Recipe) -> None:
         raise UserError(
             "trainer.accelerator=gpu, but torch sees no GPU here: use cpu or auto, or install torch for CUDA"
         )
+    if options.cuda_graphs == "on" and _accelerator(recipe) != "gpu":
+        raise UserError("trainer.cuda_graphs=on, but torch sees no GPU here: leave it at auto")
     if options.devices * options.num_nodes > 1 and options.strategy != "fsdp":
         raise UserError(f"trainer.devices={options.devices} needs trainer.strategy=fsdp")
     if _accelerator(recipe) == "gpu" and options.devices > torch.cuda.device_count():
@@ -273,6 +289,18 @@ def _export_student(recipe: Recipe, folder: RunFolder, module: Distiller, averag
     averaging.average.swap()
     if module.trainer.is_global_zero:
         export.export(recipe.model.folder, state, student_times(recipe), folder.student, metadata=_metadata(recipe))
+
+
+def _return_to_best(folder: Path, watch: Watch, averaging: Averaging) -> None:
+    """Load the averaged weights of the best milestone, where the last one is clearly worse."""
+    best = watch.best_to_keep()
+    if best is None:
+        return
+    if not checkpoint.has_best(folder, best):
+        _say(f"the student of update {best} was better than the last, but its weights are gone: the last one is kept")
+        return
+    checkpoint.load_best(folder, averaging.average.average, best)
+    _say(f"the student of update {best} is delivered: at the end of the run it was clearly worse")
 
 
 def _metadata(recipe: Recipe) -> export.Metadata:

@@ -98,24 +98,35 @@ def random_batch(shapes: Shapes, task: Task, *, seed: int, guided: bool) -> Batc
     if task == "edit":
         references = torch.randn(count, shapes.side**2, shapes.channels, generator=generator)
 
-    def condition(text_tokens: int, shortest: int) -> Condition:
-        slots = (Reference(PREFIX_SLOT, shapes.side, shapes.side),) if task == "edit" else ()
+    slots = (Reference(PREFIX_SLOT, shapes.side, shapes.side),) if task == "edit" else ()
+
+    def condition(text_tokens: int, shortest: int, rows: int, prompts: torch.Generator) -> Condition:
         num_slots = sum(slot.num_slots for slot in slots)
         layout = Layout(text_tokens + num_slots, shapes.side, shapes.side, slots)
-        prompt = torch.randn(count, layout.text_tokens, shapes.context_dim, generator=generator)
-        lengths = torch.randint(shortest, text_tokens + 1, (count,), generator=generator) + num_slots
+        prompt = torch.randn(rows, layout.text_tokens, shapes.context_dim, generator=prompts)
+        lengths = torch.randint(shortest, text_tokens + 1, (rows,), generator=prompts) + num_slots
         lengths[0] = layout.text_tokens
         return Condition(prompt, lengths, layout, references)
 
     shortest = max(PREFIX_SLOT + 1, int(shapes.shortest * shapes.text_tokens))
+    prompt = condition(shapes.text_tokens, shortest, count, generator)
+    is_constant, uncond = guided and not slots, None
+    if guided:
+        # As encoded data have it: one empty prompt for all T2I samples; edits begin alike with and without a prompt.
+        source = torch.Generator().manual_seed(0) if is_constant else generator
+        uncond = condition(UNCOND_TOKENS, UNCOND_TOKENS, 1 if is_constant else count, source)
+        if slots:
+            uncond.prompt[:, :PREFIX_SLOT] = prompt.prompt[:, :PREFIX_SLOT]
     return Batch(
         task=task,
-        condition=condition(shapes.text_tokens, shortest),
-        uncond=condition(UNCOND_TOKENS, UNCOND_TOKENS) if guided else None,
+        condition=prompt,
+        uncond=uncond,
         target=None,
         rows=torch.arange(count),
         weight=torch.ones(count),
         num_samples=count,
         category=torch.full((count,), CATEGORIES.index(f"{task}/any")),
         sample_ids=tuple(f"{task}{row}" for row in range(count)),
+        shares_references=guided and bool(slots),
+        uncond_is_constant=is_constant,
     )
