@@ -21,6 +21,7 @@ from workbench.bench.data import CATEGORIES
 from workbench.bench.plain import PlainEngine
 from workbench.config import Recipe
 from workbench.modules.distiller import Distiller
+from workbench.precision import trainer_precision
 from workbench.roles import FAKE_SCORE, STUDENT
 
 
@@ -215,7 +216,7 @@ def _fit(module: Distiller, data: Sequence[StepData], callbacks: list[L.Callback
     trainer = L.Trainer(
         accelerator=recipe.accelerator,
         devices=1,
-        precision=recipe.precision,
+        precision=trainer_precision(module.recipe),
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,
