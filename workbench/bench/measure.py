@@ -213,6 +213,8 @@ def _phase(role: str) -> str:
 
 def _fit(module: Distiller, data: Sequence[StepData], callbacks: list[L.Callback]) -> None:
     recipe = module.recipe.trainer
+    # A trainer takes its module off the device when it is done; the same weights are measured again.
+    module.cpu = lambda: module  # type: ignore[method-assign]
     trainer = L.Trainer(
         accelerator=recipe.accelerator,
         devices=1,
