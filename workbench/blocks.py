@@ -96,6 +96,10 @@ class SplitBlock(nn.Module):
         """Run the body compiled from now on; for each new shape the first call compiles, which takes seconds."""
         self._body = _compiled_body(backend)
 
+    def uncompile_body(self) -> None:
+        """Run the body as it is written."""
+        self._body = body
+
     def forward(
         self, x: Tensor, modulation: Modulation, rotary: Rotary, attend: Attend | None, role: str | None
     ) -> tuple[Tensor, KeyValue]:

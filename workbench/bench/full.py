@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import logging
+import os
 import sys
 import time
 import warnings
@@ -21,7 +23,6 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.files import write_json
 from workbench import rng, roles
 from workbench.adapters import Adapter, AdapterLayer
 from workbench.backbone import QwenImage21, RoleDenoiser
@@ -164,7 +165,9 @@ class Bench:
         if self.options.json:
             machine = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
             report = {"machine": machine, "torch": torch.__version__, "options": asdict(self.options)}
-            write_json(Path(self.options.json), report | {"results": self.results})
+            part = Path(f"{self.options.json}.part")
+            part.write_text(json.dumps(report | {"results": self.results}, indent=1))
+            os.replace(part, self.options.json)
 
     def _attempt(self, name: str, measurement: Callable[[], dict[str, Any]]) -> None:
         """One measurement; its failure (memory, a compiler) does not take the others along."""
