@@ -107,7 +107,7 @@ def block_memory(
             return tensor
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            y, (key, value) = block(x, modulation, rotary, attend, STUDENT)  # type: ignore[arg-type]
+            _, (key, value) = block(x, modulation, rotary, attend, STUDENT)
         # The next block reads the output, and keys and values stay for the target.
         for tensor in (x, key, value):
             keep(tensor)

@@ -27,7 +27,6 @@ def show(
     console.print(_mixture(data, updates))
     console.print(_guidance(recipe, module))
     console.print(_routing(recipe, module))
-    world = recipe.trainer.devices * recipe.trainer.num_nodes
     console.print(_memory(recipe, module, data))
     console.print(
         f"time: {seconds_per_update:.2f} s an update here, {seconds_per_update * updates / 60:.1f} min for all "
