@@ -21,6 +21,8 @@ class Model:
     folder: diffusers pipeline folder of the base teacher; `tiny` names the one that ships.
     student: folder to start the student (and the fake score) from; the base teacher when absent.
     roles: `full` copies of the weights, or `lora` adapters over one shared frozen base.
+    gradient_checkpointing: recompute the activations of blocks in the backward pass, except in the last
+    `stored_blocks` of each network: some seconds for some memory.
     """
 
     folder: str = "tiny"
@@ -29,9 +31,15 @@ class Model:
     lora_rank: int = 32
     lora_alpha: float = 32.0
     gradient_checkpointing: bool = False
+    stored_blocks: int = 0
 
     def __post_init__(self) -> None:
         positive("model", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+        require(self.stored_blocks >= 0, f"model.stored_blocks must not be negative, got {self.stored_blocks}")
+        require(
+            self.gradient_checkpointing or self.stored_blocks == 0,
+            "model.stored_blocks does nothing without model.gradient_checkpointing=true: all blocks are stored then",
+        )
 
 
 @dataclass(frozen=True)
@@ -325,7 +333,10 @@ class Pretrain:
 class Trainer:
     """The run folder and the machine. `strategy=fsdp` is Lightning's ModelParallelStrategy (FSDP2).
 
-    precision: of the arithmetic, weights and moments being float32; `tf32` rounds the factors of matrix products alone.
+    precision: `bf16-mixed` computes in bfloat16 and keeps what is trained in float32; with LoRA roles, and sharded,
+    what is frozen is held in bfloat16. `tf32` rounds the factors of float32 matrix products alone.
+    compile: compile the transformer's `blocks`, which takes a minute or two at the start; `auto` does on a GPU from
+    10^9 parameters on.
     cuda_graphs: whether distillation on one GPU replays its steps; `auto`: where the networks are small.
     deterministic: the same bits at every run on a GPU too, for some speed.
     keep: the student that a run delivers: its last, or the best of its milestones where that is clearly better.
@@ -338,6 +349,7 @@ class Trainer:
     num_nodes: int = 1
     strategy: Literal["auto", "fsdp"] = "auto"
     precision: Literal["32-true", "tf32", "bf16-mixed"] = "32-true"
+    compile: Literal["auto", "blocks", "none"] = "auto"
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     deterministic: bool = False
     log_every: int = 5

@@ -73,8 +73,18 @@ def resolve(folder: str) -> Path:
     return path
 
 
-def load(folder: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> QwenImage21Pipeline:
+def load(
+    folder: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    transformer_dtype: torch.dtype | None = None,
+    text_encoder: bool = True,
+) -> QwenImage21Pipeline:
     """The pipeline of a folder, in evaluation mode, with or without torchvision installed.
+
+    transformer_dtype: of the transformer where it differs. text_encoder: False leaves it on the disk, for training on
+    encoded data.
 
     Raises:
         UserError: see `resolve`; or the files do not fit the classes.
@@ -84,7 +94,12 @@ def load(folder: str, device: str | torch.device = "cpu", dtype: torch.dtype = t
     try:
         with _no_progress_bars():
             pipeline = QwenImage21Pipeline.from_pretrained(
-                path, processor=processor, dtype=dtype, use_safetensors=True, local_files_only=True
+                path,
+                processor=processor,
+                dtype={"default": dtype, "transformer": transformer_dtype or dtype},
+                use_safetensors=True,
+                local_files_only=True,
+                **({} if text_encoder else {"text_encoder": None}),
             )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot load the pipeline folder {path}: {str(error).strip().splitlines()[0]}") from error
@@ -243,7 +258,7 @@ def conditions(
     prompt = first.new_zeros(len(encoded), padded, first.shape[1])
     for row, item in zip(prompt, encoded, strict=True):
         row[: len(item.embeddings)] = item.embeddings
-    layout = Layout(padded, height, width, encoded[0].references)
+    layout = Layout(padded, height, width, encoded[0].references, padded=min(lengths) < padded)
     return Condition(prompt, torch.tensor(lengths, device=first.device), layout, references)
 
 
