@@ -70,12 +70,12 @@ def build(
                 networks[role] = SplitTransformer(specialist.requires_grad_(False), model.gradient_checkpointing)
                 network_of_role[role] = role
             case _:
-                _adapt(networks[TEACHER], role, specialist)
+                adapt(networks[TEACHER], role, specialist)
                 network_of_role[role] = TEACHER
     return QwenImage21(networks, network_of_role)
 
 
-def _adapt(network: SplitTransformer, role: str, adapter: Adapter) -> None:
+def adapt(network: SplitTransformer, role: str, adapter: Adapter) -> None:
     """Give `network` a frozen adapter under the name of `role`."""
     lora.install(network.blocks)
     linears = dict(lora.role_linears(network.transformer))
