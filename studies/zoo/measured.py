@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from workbench.evaluation.benchmark import BENCHES, FULL_CASES, Case
 from workbench.evaluation.chosen import benchmark_cases
 from workbench.evaluation.evaluate import select_few_step
 from workbench.evaluation.grids import chosen_cases
-from workbench.evaluation.judge import ASSET, LocalJudge, head_score, word_score
+from workbench.evaluation.judge import ASSET, LocalJudge, mean_head_score
 from workbench.evaluation.models import ModelUnderTest, Sampling, few_step_candidates
 from workbench.evaluation.partial import Store
 from workbench.evaluation.statistics import Interval, bench_intervals, paired_differences
@@ -57,7 +57,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of the table. bar: what it should reach; n: cases behind it; digits: of the decimal form, or percent."""
+    """One number of the table. bar: what it should reach; n: cases behind it; form: how it is printed."""
 
     what: str
     value: float
@@ -197,24 +197,18 @@ def _wrong_captions(zoo: Zoo) -> list[Figure]:
     """Targets under the captions of other cases. Chance: what a judge that sees every picture rightly would give."""
     of = [case for case in zoo.cases if case.task == "t2i" and case.named]
     order = np.random.default_rng(0).permutation(len(of))
-    moved = [replace(case, target=of[at].target) for case, at in zip(of, order, strict=True)]
     judged = Answers()
-    judge_into(judged, moved, [case.target for case in moved if case.target is not None], 0, zoo.judge)
+    judge_into(judged, of, [target for at in order if (target := of[at].target) is not None], 0, zoo.judge)
+    shown = [of[at].scene for at in order]
     chance = [
-        float(np.mean([_right(name, of[at].scene.get(name), case.scene[name]) for name in case.named]))
-        for case, at in zip(of, order, strict=True)
+        mean_head_score(case.named, scene, case.scene, accepted=case.accepted)[0] or 0.0
+        for case, scene in zip(of, shown, strict=True)
     ]
     seen = [row.judgement.compliance or 0.0 for row in judged.rows]
     return [
         _figure("judge, compliance under wrong captions", seen, None, ".3f"),
         _figure("judge, the same less chance", [a - b for a, b in zip(seen, chance, strict=True)], None, "+.3f"),
     ]
-
-
-def _right(head: str, seen: object, wanted: object) -> float:
-    if seen is None:
-        return 0.0
-    return word_score(str(seen), str(wanted)) if head == "word" else head_score(seen, wanted)
 
 
 TEACHER_BARS = {"sky": 0.95, "ground": 0.95, "objects": 0.88, "subject": 0.88, "word": 0.75}
@@ -277,7 +271,10 @@ def headroom(zoo: Zoo) -> list[Figure]:
         rows.append(
             Figure("Frechet distance, ratio at equal n", distance[1] / distance[0], 2.5, n=len(real), note=note)
         )
-    ways = ", ".join(f"{row['steps']} steps, shift {row['shift']:g}, CFG {row['cfg_scale']:g}: {row['score']:.2f}" for row in zoo.few[1])  # fmt: skip
+    ways = ", ".join(
+        f"{row['steps']} steps, shift {row['shift']:g}, CFG {row['cfg_scale']:g}: {row['score']:.2f}"
+        for row in zoo.few[1]
+    )
     return [Figure("best few-step teacher, NFE", zoo.few[0].nfe, None, form="d", note=ways), *rows]
 
 

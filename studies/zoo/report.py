@@ -1,6 +1,6 @@
 """`make zoo-report`: every row of the model card's table, measured again from the shipped folder.
 
-    python -m studies.zoo.report [cases=20] [seeds=[0,1,2]] [card=true] [student=FOLDER] [folder=tiny] [out=runs/zoo-report]
+    python -m studies.zoo.report [cases=20] [seeds=[0,1,2]] [card=true] [student=FOLDER] [folder=tiny] [out=FOLDER]
 
 Each row is kept under the hash of the weights, the judge and the options, and every chunk of answers likewise: the same
 command goes on where it was stopped.
@@ -85,8 +85,8 @@ def markdown(found: dict[str, list[Figure]], zoo: Zoo) -> str:
     """The table of the model card."""
     how = zoo.recipe.evaluation
     lines = [
-        f"Measured by `make zoo-report`: {3 * how.t2i_cases} T2I and {6 * how.editing_cases} editing cases of the report "
-        f"split, sampling seeds {zoo.seeds}, 95 % intervals (bootstrap over cases and seeds; Wilson for the judge).",
+        f"Measured by `make zoo-report`: {3 * how.t2i_cases} T2I and {6 * how.editing_cases} editing cases of the "
+        f"report split, sampling seeds {zoo.seeds}, 95 % intervals (bootstrap over cases and seeds; Wilson for the judge).",
         "",
         "| what | measured | 95 % interval | n | bar | reached |",
         "|---|---|---|---|---|---|",

@@ -20,7 +20,9 @@ from workbench.recipes import from_mapping
 
 def same(a: Case, b: Case) -> bool:
     return all(
-        np.array_equal(value, vars(b)[name]) if isinstance(value, np.ndarray) else value == vars(b)[name]
+        np.array_equal(value, vars(b)[name])
+        if isinstance(value, np.ndarray)
+        else json.dumps(value) == json.dumps(vars(b)[name])
         for name, value in vars(a).items()
     )
 

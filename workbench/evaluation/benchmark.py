@@ -41,6 +41,8 @@ class Case:
     source_scene: dict[str, Any] = field(default_factory=dict)
     named: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    accepted: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    exact: bool = True
     seed: int | None = None
 
     @property
@@ -105,6 +107,8 @@ def _case(sample: Sample) -> Case:
         source_scene=sample.source_scene or {},
         named=tuple(sample.named),
         kept=tuple(sample.kept),
+        accepted=dict(sample.accepted),
+        exact=sample.exact,
     )
 
 
@@ -127,18 +131,20 @@ def openmoji_alike(
 
     found: dict[str, list[np.ndarray]] = {}
     for category in CATEGORIES["t2i"]:
-        wanted = {case.id: _described(case.named, case.scene) for case in cases if case.category == category}
+        wanted = {
+            case.id: _described(case.named, case.scene, case.accepted) for case in cases if case.category == category
+        }
         places: dict[str, list[int]] = {}
         for index in range(pool if wanted else 0):
             planned = plan("t2i", category, split, index)
-            places.setdefault(_described(planned.named, planned.target.heads()), []).append(index)
+            places.setdefault(_described(planned.named, planned.target.heads(), planned.accepted), []).append(index)
         for case, description in wanted.items():
             chosen = places.get(description, [])[:most]
             found[case] = [draw("t2i", category, split, at, resolution=resolution).target for at in chosen]
     return found
 
 
-def _described(named: Sequence[str], scene: Mapping[str, Any]) -> str:
-    """What a prompt names and the values it gives."""
-    values = {name: scene.get(name) for name in sorted(named)}
+def _described(named: Sequence[str], scene: Mapping[str, Any], accepted: Mapping[str, Sequence[Any]]) -> str:
+    """What a prompt names and the values it gives or accepts."""
+    values = {name: accepted.get(name, scene.get(name)) for name in sorted(named)}
     return json.dumps({k: sorted(v) if isinstance(v, list | tuple) else v for k, v in values.items()})

@@ -2,7 +2,7 @@
 
     {"id": "my-1", "task": "edit", "category": "object", "instruction": "Add a tree.", "source": "my-1.png", "seed": 7,
      "target": "my-1-after.png", "scene": {"objects": ["tree"]}, "source_scene": {"objects": []},
-     "named": ["objects"], "kept": ["sky"]}
+     "named": ["objects"], "kept": ["sky"], "accepted": {"objects": [["palm"], ["tree"]]}, "exact": false}
 
 Paths are relative to the file. id, task, category and prompt (or instruction) are needed, and source for an edit.
 """
@@ -31,7 +31,7 @@ MANY = 200
 _TEXTS = ("id", "task", "category", "prompt")
 _IMAGES = ("source", "target")
 _NAMES = ("named", "kept")
-_MAPPINGS = ("scene", "source_scene")
+_MAPPINGS = ("scene", "source_scene", "accepted")
 
 
 def write_jsonl(cases: Sequence[Case], path: Path) -> None:
@@ -50,7 +50,9 @@ def write_jsonl(cases: Sequence[Case], path: Path) -> None:
                     row[name] = f"{folder.name}/{case.id}.{name}.png"
                 case None:
                     continue
-                case _ if value or name in _TEXTS or name == "seed":
+                case bool() | int():
+                    row[name] = value
+                case _ if value or name in _TEXTS:
                     row[name] = value
         lines.append(json.dumps(row, ensure_ascii=False))
     write_bytes(path, ("\n".join(lines) + "\n").encode())
@@ -120,6 +122,7 @@ def _parse(line: str, path: Path, where: str) -> Case:
         **{name: _image(row, name, path, where) for name in _IMAGES},
         **{name: row.get(name, {}) for name in _MAPPINGS},
         **{name: tuple(row.get(name, ())) for name in _NAMES},
+        exact=row.get("exact", True),
         seed=row.get("seed"),
     )
 
@@ -143,6 +146,10 @@ def _check(row: dict[str, Any], where: str) -> None:
     for name in _MAPPINGS:
         if not isinstance(row.get(name, {}), dict):
             raise UserError(f"{where}: {name} must be an object of head names and values")
+    if not all(isinstance(values, list) and values for values in row.get("accepted", {}).values()):
+        raise UserError(f"{where}: accepted must map heads to non-empty lists of values")
+    if not isinstance(row.get("exact", True), bool):
+        raise UserError(f"{where}: exact must be true or false, not {row['exact']!r}")
     for name in _NAMES:
         heads = row.get(name, [])
         if not isinstance(heads, list) or not all(isinstance(head, str) for head in heads):
