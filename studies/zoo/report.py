@@ -21,7 +21,7 @@ from rich.table import Table
 
 from datamodules.files import settings_hash, write_bytes
 from studies.zoo import measured
-from studies.zoo.measured import Figure, Options, Zoo
+from studies.zoo.shipped import PARTS, Figure, Options, Zoo
 from workbench.errors import UserError
 from workbench.evaluation.grids import write_grids
 from workbench.evaluation.subject import Subject
@@ -54,19 +54,23 @@ def parse(words: list[str]) -> Options:
         merged = OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist(words))
         options = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(f"the zoo's report: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the zoo's report, {error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(options, Options)
     return options
 
 
+def key_of(zoo: Zoo) -> str:
+    """Hash of all that the figures follow from."""
+    parts = [zoo.path / part for part in PARTS] + list(zoo.specialists.values())
+    marks = [fingerprint(path) for path in (*parts, Path(zoo.options.judge))]
+    counted = ("cases", "choosing", "seeds", "shift")
+    chosen = {name: value for name, value in asdict(zoo.options).items() if name in counted}
+    return settings_hash([FORMAT, marks, list(zoo.specialists), chosen])[:16]
+
+
 def measure(zoo: Zoo) -> dict[str, list[Figure]]:
     """Section -> figures, those measured before taken from their files."""
-    parts = [zoo.path / part for part in measured.PARTS] + list(zoo.specialists.values())
-    marks = [fingerprint(path) for path in (*parts, Path(zoo.options.judge))]
-    chosen = {
-        name: value for name, value in asdict(zoo.options).items() if name in ("cases", "choosing", "seeds", "shift")
-    }
-    key = settings_hash([FORMAT, marks, chosen])[:16]
+    key = key_of(zoo)
     found = {}
     for name, section in SECTIONS.items():
         path = Path(zoo.options.out) / f"{name}-{key}.json"
@@ -86,7 +90,8 @@ def markdown(found: dict[str, list[Figure]], zoo: Zoo) -> str:
     how = zoo.recipe.evaluation
     lines = [
         f"Measured by `make zoo-report`: {3 * how.t2i_cases} T2I and {6 * how.editing_cases} editing cases of the "
-        f"report split, sampling seeds {zoo.seeds}, 95 % intervals (bootstrap over cases and seeds; Wilson for the judge).",
+        f"report split, sampling seeds {zoo.seeds}, 95 % intervals (bootstrap over cases and seeds; Wilson's for the "
+        "judge's heads).",
         "",
         "| what | measured | 95 % interval | n | bar | reached |",
         "|---|---|---|---|---|---|",

@@ -47,9 +47,13 @@ class Answers:
                 table.setdefault(row.category, {}).setdefault(row.case, []).append(row.judgement.score)
         return {category: np.array(list(cases.values())) for category, cases in table.items()}
 
-    def features_of(self, bench: str) -> np.ndarray:
-        """Features (n, D) of the answers to one benchmark."""
-        chosen = [feature for row, feature in zip(self.rows, self.features, strict=True) if row.bench == bench]
+    def features_of(self, bench: str, seed: int | None = None) -> np.ndarray:
+        """Features (n, D) of the answers to one benchmark, under one seed or all."""
+        chosen = [
+            feature
+            for row, feature in zip(self.rows, self.features, strict=True)
+            if row.bench == bench and seed in (None, row.seed)
+        ]
         return np.stack(chosen) if chosen else np.zeros((0, 0), np.float32)
 
 

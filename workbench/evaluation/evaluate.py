@@ -164,18 +164,26 @@ def _benches(answers: Answers, recipe: Recipe) -> dict[str, Any]:
 
 
 def _model_metrics(model: ModelUnderTest, answers: Answers, targets: Answers, recipe: Recipe) -> dict[str, Any]:
-    drawn, real = answers.features_of("t2i_bench"), targets.features_of("t2i_bench")
-    distance = features.frechet(drawn, real) if len(drawn) and len(real) else None
     return {
         "nfe": model.nfe,
         "n": len(answers.rows),
         "seconds_per_image": answers.seconds / max(1, len(answers.rows)),
         "sampling": model.sampling,
         **_benches(answers, recipe),
-        "frechet": None if distance is None else {"value": distance, "n": min(len(drawn), len(real))},
+        "frechet": frechet_to(answers, targets),
         "beside": beside_metrics(answers, targets, recipe),
         "vlm": {name: judged(answers, name, recipe) for name in answers.verdicts},
     }
+
+
+def frechet_to(answers: Answers, targets: Answers) -> dict[str, float | int] | None:
+    """Frechet distance of the T2I answers to their targets, each seed against as many: mean over the seeds, and n."""
+    real = targets.features_of("t2i_bench")
+    seeds = sorted({row.seed for row in answers.rows})
+    drawn = [answers.features_of("t2i_bench", seed) for seed in seeds]
+    found = [features.frechet(of_seed, real) for of_seed in drawn if len(of_seed) and len(real)]
+    known = [value for value in found if value is not None]
+    return {"value": float(np.mean(known)), "n": len(real)} if known else None
 
 
 def compare_answers(
