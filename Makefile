@@ -5,7 +5,7 @@
 #                          a tenth of the download where there is no GPU
 #   BENCH='key=value ...'  options of `make bench`, see workbench/bench/__main__.py
 #   RUN=FOLDER             the run or study folder of `make report`
-#   ZOO='key=value ...'    options of `make zoo-report` and `make benchmarks`, see studies/zoo/shipped.py
+#   ZOO='key=value ...'    options of `make zoo-report` and `make benchmarks`, see studies/zoo/figures.py
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)

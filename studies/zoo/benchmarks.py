@@ -14,7 +14,7 @@ from typing import Any
 
 from datamodules.files import write_bytes
 from studies.zoo.report import parse
-from studies.zoo.shipped import Options, Zoo
+from studies.zoo.figures import Options, Zoo
 from workbench.errors import UserError
 from workbench.evaluation.benchmark import BENCHES
 from workbench.evaluation.evaluate import evaluate

@@ -9,7 +9,7 @@ from datamodules.openmoji import HEADS
 from studies.zoo.judge_check import check
 from studies.zoo.judge_data import render, vocabulary
 from studies.zoo.reconstruction import psnr
-from studies.zoo.shipped import Figure, Zoo, interval_figure, mean_figure, nested_figure, wilson
+from studies.zoo.figures import Figure, Zoo, interval_figure, mean_figure, nested_figure, wilson
 from workbench import pipeline as pipelines
 from workbench.errors import UserError
 from workbench.evaluation.answers import Answers, judge_into

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from datamodules.files import settings_hash, write_bytes
 from studies.zoo import measured
-from studies.zoo.shipped import PARTS, Figure, Options, Zoo
+from studies.zoo.figures import PARTS, Figure, Options, Zoo
 from workbench.errors import UserError
 from workbench.evaluation.grids import write_grids
 from workbench.evaluation.subject import Subject

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from datamodules.openmoji import HEADS, MAX_LETTERS, MULTI_LABEL
-from studies.zoo import measured, report, shipped
+from studies.zoo import figures, measured, report
 from studies.zoo.benchmarks import benchmarks
 from studies.zoo.judge_data import vocabulary
 from workbench import pipeline as pipelines
@@ -24,7 +24,7 @@ from workbench.sampling import Sampler
 
 
 @pytest.fixture(scope="module")
-def options(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> shipped.Options:
+def options(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> figures.Options:
     place = tmp_path_factory.mktemp("zoo")
     folder = place / "model"
     shutil.copytree(tiny_pipeline_folder, folder)
@@ -39,7 +39,7 @@ def options(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
     heads = vocabulary(HEADS)
     config = judge_network.JudgeConfig(heads, tuple(MULTI_LABEL), MAX_LETTERS, widths=(8, 8, 8, 8), num_features=8)
     judge_network.save(judge_network.JudgeNetwork(config), place / "judge", {})
-    return shipped.Options(
+    return figures.Options(
         folder=str(folder),
         judge=str(place / "judge"),
         out=str(place / "out"),
@@ -54,13 +54,13 @@ def options(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipped, "CFG_SCALES", (1.0, 2.0))
-    monkeypatch.setattr(shipped, "TEACHER_STEPS", 2)
+    monkeypatch.setattr(figures, "CFG_SCALES", (1.0, 2.0))
+    monkeypatch.setattr(figures, "TEACHER_STEPS", 2)
     monkeypatch.setattr("workbench.evaluation.subject.DEFAULT_STEPS", 1)
 
 
 def test_every_section_is_measured_written_and_taken_up_again(
-    options: shipped.Options, monkeypatch: pytest.MonkeyPatch
+    options: figures.Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = report.report(options)
     told = {figure.what: figure for rows in found.values() for figure in rows}
@@ -87,7 +87,7 @@ def test_every_section_is_measured_written_and_taken_up_again(
     card = (Path(options.folder) / "README.md").read_text()
     assert card.startswith("# A model\n\nwords before\n") and card.count(report.BEGIN) == 1
 
-    def refuse(zoo: shipped.Zoo) -> list[shipped.Figure]:
+    def refuse(zoo: figures.Zoo) -> list[figures.Figure]:
         raise AssertionError("measured twice")
 
     monkeypatch.setattr(report, "SECTIONS", {**dict.fromkeys(report.SECTIONS, refuse), "sizes": measured.sizes})
@@ -96,34 +96,34 @@ def test_every_section_is_measured_written_and_taken_up_again(
     assert (Path(options.folder) / "README.md").read_text().count(report.BEGIN) == 1
 
 
-def test_other_weights_are_measured_anew(options: shipped.Options, tmp_path: Path) -> None:
+def test_other_weights_are_measured_anew(options: figures.Options, tmp_path: Path) -> None:
     other = tmp_path / "model"
     shutil.copytree(options.folder, other)
-    before = shipped.Zoo(options)
-    after = shipped.Zoo(replace(options, folder=str(other)))
+    before = figures.Zoo(options)
+    after = figures.Zoo(replace(options, folder=str(other)))
     assert report.key_of(before) == report.key_of(after)
     next((other / "transformer").glob("*.safetensors")).write_bytes(b"other")
     assert report.key_of(before) != report.key_of(after)
-    assert report.key_of(before) != report.key_of(shipped.Zoo(replace(options, seeds=[0])))
+    assert report.key_of(before) != report.key_of(figures.Zoo(replace(options, seeds=[0])))
 
 
-def test_bad_words_and_a_foreign_judge_are_user_errors(options: shipped.Options, tmp_path: Path) -> None:
+def test_bad_words_and_a_foreign_judge_are_user_errors(options: figures.Options, tmp_path: Path) -> None:
     for words, message in ((["cass=2"], "cass=2"), (["cases=many"], "cases"), (["cases"], "no option")):
         with pytest.raises(UserError, match=message):
             report.parse(words)
     config = judge_network.JudgeConfig({"sky": ("day",)}, (), widths=(8, 8, 8, 8), num_features=8)
     judge_network.save(judge_network.JudgeNetwork(config), tmp_path, {})
     with pytest.raises(UserError, match="another vocabulary"):
-        measured.judge(shipped.Zoo(replace(options, judge=str(tmp_path))))
+        measured.judge(figures.Zoo(replace(options, judge=str(tmp_path))))
 
 
 def test_the_interval_of_a_share_is_wilsons() -> None:
-    low, high, n = shipped.wilson(0.9, 100)
+    low, high, n = figures.wilson(0.9, 100)
     assert (low, high, n) == (pytest.approx(0.8256, abs=1e-3), pytest.approx(0.9448, abs=1e-3), 100)
 
 
 def test_the_page_of_benchmarks_takes_up_what_the_report_drew(
-    options: shipped.Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: figures.Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the report, only what it did not ask is drawn: repeated answers to one prompt."""
     asked: list[int] = []

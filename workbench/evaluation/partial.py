@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class Store:
                 told = json.loads(bytes(file["rows"]))
                 features = file["features"]
                 images = {name: file[f"image{i}"] for i, name in enumerate(told["images"])}
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
         answers = [
             Answer(**row["place"], judgement=Judgement(**row["judgement"]), reading=Reading(**row["reading"]))
