@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.files import write_bytes
-from studies.zoo.report import parse
 from studies.zoo.figures import Options, Zoo
+from studies.zoo.report import parse
 from workbench.errors import UserError
 from workbench.evaluation.benchmark import BENCHES
 from workbench.evaluation.evaluate import evaluate

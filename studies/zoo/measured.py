@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from datamodules.openmoji import HEADS
+from studies.zoo.figures import Figure, Zoo, interval_figure, mean_figure, nested_figure, wilson
 from studies.zoo.judge_check import check
 from studies.zoo.judge_data import render, vocabulary
 from studies.zoo.reconstruction import psnr
-from studies.zoo.figures import Figure, Zoo, interval_figure, mean_figure, nested_figure, wilson
 from workbench import pipeline as pipelines
 from workbench.errors import UserError
 from workbench.evaluation.answers import Answers, judge_into
@@ -135,9 +135,9 @@ def headroom(zoo: Zoo) -> list[Figure]:
             )
     distances = [frechet_to(answers, zoo.targets) for answers in (full, few)]
     if distances[0] and distances[1]:
-        (a, b), n = (distance["value"] for distance in distances if distance), int(distances[0]["n"])
-        note = f"{b:.1f} against {a:.1f}, n = {n} both, mean over seeds"
-        rows.append(Figure("Frechet distance, ratio at equal n", b / a, 2.5, n=n, note=note))
+        far, near, n = distances[1]["value"], distances[0]["value"], int(distances[0]["n"])
+        note = f"{far:.1f} against {near:.1f}, n = {n} both, mean over seeds"
+        rows.append(Figure("Frechet distance, ratio at equal n", far / near, 2.5, n=n, note=note))
     ways = ", ".join(
         f"{row['steps']} steps, shift {row['shift']:g}, CFG {row['cfg_scale']:g}: {row['score']:.2f}"
         for row in zoo.few[1]

@@ -73,7 +73,7 @@ def openmoji_cases(
     chosen = [category for category in CATEGORIES[task] if not categories or category in categories]
     indices = slice_indices(max(FULL_CASES[task], per_category), per_category, slice_seed)
     cells = [(category, index) for category in chosen for index in indices]
-    columns = [
+    columns: list[list[Any]] = [
         [task] * len(cells),
         [category for category, _ in cells],
         [split] * len(cells),
@@ -83,7 +83,7 @@ def openmoji_cases(
     ]
     workers = min(usable_cores(), len(cells) // PARALLEL_CASES)
     if workers < 2:
-        return [_case(sample) for sample in map(draw, *columns)]
+        return [_case(draw(*row)) for row in zip(*columns, strict=True)]
     # Spawned, not forked: this process may already hold a CUDA context and runs threads.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
         return [_case(sample) for sample in executor.map(draw, *columns, chunksize=32)]

@@ -117,14 +117,13 @@ def _parse(line: str, path: Path, where: str) -> Case:
             raise UserError(f"{where}: has a prompt and an instruction; they are the same, give one")
         row["prompt"] = row.pop("instruction")
     _check(row, where)
-    return Case(
+    given: dict[str, Any] = {
         **{name: row[name] for name in _TEXTS},
         **{name: _image(row, name, path, where) for name in _IMAGES},
         **{name: row.get(name, {}) for name in _MAPPINGS},
         **{name: tuple(row.get(name, ())) for name in _NAMES},
-        exact=row.get("exact", True),
-        seed=row.get("seed"),
-    )
+    }
+    return Case(**given, exact=row.get("exact", True), seed=row.get("seed"))
 
 
 def _check(row: dict[str, Any], where: str) -> None:

@@ -79,7 +79,7 @@ class Store:
             for row in chunk.answers
         ]
         told = json.dumps({"rows": rows, "images": list(chunk.images), "seconds": chunk.seconds})
-        pictures = {f"image{i}": image for i, image in enumerate(chunk.images.values())}
+        pictures: dict[str, Any] = {f"image{i}": image for i, image in enumerate(chunk.images.values())}
         content = io.BytesIO()
         np.savez(content, rows=np.frombuffer(told.encode(), np.uint8), features=chunk.features, **pictures)
         write_bytes(self.folder / f"{key}.npz", content.getvalue())
