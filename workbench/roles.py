@@ -106,19 +106,6 @@ def merged_state(denoiser: QwenImage21, role: str) -> dict[str, Tensor]:
     return state
 
 
-@torch.no_grad()
-def adapter_state(denoiser: QwenImage21, role: str) -> tuple[dict[str, Tensor], float]:
-    """Adapter weights of `role` as `LAYER.lora_A.weight` / `LAYER.lora_B.weight`, and their shared alpha / rank."""
-    state, scaling = {}, 1.0
-    for name, layer in lora.role_linears(denoiser.network(role).transformer):
-        if role not in layer.scaling:
-            continue
-        state[f"{name}.lora_A.weight"] = _whole(layer.lora_A[role].weight)
-        state[f"{name}.lora_B.weight"] = _whole(layer.lora_B[role].weight)
-        scaling = layer.scaling[role]
-    return state, scaling
-
-
 def _whole(tensor: Tensor | nn.Module) -> Tensor:
     assert isinstance(tensor, Tensor)
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -139,3 +139,36 @@ def test_own_images_come_to_the_size_of_the_answers(tmp_path: Path) -> None:
 def test_equal_seeds_of_cases_mean_equal_noise() -> None:
     a, b, c = (Case(name, "t2i", "x", "p", seed=seed) for name, seed in (("a", 7), ("b", 7), ("c", 8)))
     assert a.noise_seed(0) == b.noise_seed(0) != c.noise_seed(0) and a.noise_seed(0) != a.noise_seed(1)
+
+
+def test_any_pipeline_folder_answers_own_cases(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder for 64 pixels, no run anywhere; cases that define nothing, a head that no judge knows, or everything."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("workbench.evaluation.subject.DEFAULT_STEPS", 1)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
+    cases = [
+        Case("bare", "t2i", "rooms", "a kitchen"),
+        Case("seeded", "t2i", "rooms", "a cellar", seed=7),
+        Case("foreign", "t2i", "rooms", "a red room", scene={"mood": "red"}, named=("mood",)),
+        Case("edit", "edit", "pets", "Remove the dog.", pixels[0]),
+        Case("exact", "edit", "pets", "Add a dog.", pixels[0], pixels[1]),
+    ]
+    write_jsonl(cases, tmp_path / "mine.jsonl")
+    keys = ["evaluation.cases=mine.jsonl", "data.resolution=64", "evaluation.num_bootstrap=20"]
+    assert main(["evaluate", str(tiny_pipeline_folder), *keys]) == 0
+    assert "1 cases name what local CNN (judge) does not see, left out: mood" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    out = tmp_path / "runs" / "evaluation" / tiny_pipeline_folder.name
+    rows = {row["case"]: row for row in map(json.loads, (out / "evaluation/cases.jsonl").read_text().splitlines())}
+    for name in ("bare", "seeded", "foreign", "edit"):
+        assert rows[name]["compliance"] is None and rows[name]["kept"] is None and rows[name]["quality"] is not None
+    assert rows["exact"]["compliance"] is not None
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics["models"]["model"]["t2i_bench"]) == {"rooms", "mean"} and metrics["cases"] == "mine.jsonl"
+    assert metrics["models"]["model"]["frechet"] is None and metrics["seconds"]["sampling"]["wall"] > 0
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    assert main(["evaluate", str(tiny_pipeline_folder), *keys]) == 2
+    assert capsys.readouterr().err == "error: mine.jsonl:1: needs a non-empty text 'id'\n"
