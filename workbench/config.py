@@ -285,6 +285,7 @@ class Pretrain:
     """Flow matching of a teacher: `steps` optimiser steps at `lr`, the text encoder trained along at its own rate
     (0 freezes it).
 
+    lora_rank: 0 trains all weights; otherwise an adapter of that rank over the frozen transformer: a specialist.
     optimizer: `muon` for the matrices inside the transformer's blocks (at lr as AdamW would take it) and AdamW for all
     else, or `adamw` alone.
     fresh_every: 0 trains on the shards of data.encoded; otherwise data.samples of the world, drawn anew every so many
@@ -294,6 +295,7 @@ class Pretrain:
 
     steps: int = 2000
     lr: float = 1e-3
+    lora_rank: int = 0
     text_encoder_lr: float = 1e-3
     beta2: float = 0.99
     warmup_steps: int = 100
@@ -310,6 +312,11 @@ class Pretrain:
         require(self.fresh_every >= 0, f"pretrain.fresh_every must not be negative, got {self.fresh_every}")
         positive("pretrain", steps=self.steps, lr=self.lr, clip=self.clip, time_shift=self.time_shift)
         require(self.text_encoder_lr >= 0, f"pretrain.text_encoder_lr must not be negative, got {self.text_encoder_lr}")
+        require(self.lora_rank >= 0, f"pretrain.lora_rank must not be negative, got {self.lora_rank}")
+        require(
+            self.lora_rank == 0 or self.text_encoder_lr == 0,
+            "pretrain.lora_rank trains an adapter of the transformer alone: set pretrain.text_encoder_lr=0",
+        )
         require(0 <= self.ema_decay < 1, f"pretrain.ema_decay must lie in [0, 1), got {self.ema_decay}")
         fraction("pretrain", prompt_drop=self.prompt_drop, beta2=self.beta2, final_lr_fraction=self.final_lr_fraction)
 

@@ -73,7 +73,8 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
 
 
 def pretrain(recipe: Recipe) -> Path:
-    """Train `recipe.model.folder` by flow matching; returns the pipeline folder that it became.
+    """Train `recipe.model.folder` by flow matching; returns the pipeline folder that it became, or the LoRA file of
+    the specialist over it (`pretrain.lora_rank`).
 
     Raises:
         UserError: anything in the recipe, the data or the folder that the user can mend.
@@ -85,12 +86,19 @@ def pretrain(recipe: Recipe) -> Path:
     base = pipeline.load(recipe.model.folder)
     tokenizer = PromptTokenizer(base)
     data, pictured = _pretraining_data(recipe, base, tokenizer)
-    module = Pretrainer(single_role(base.transformer), base.text_encoder, recipe, tokenizer.num_system_tokens)
+    denoiser, rank = single_role(base.transformer), recipe.pretrain.lora_rank
+    if rank:
+        base.transformer.requires_grad_(False)
+        roles.add_adapter(denoiser.network(roles.TEACHER), roles.TEACHER, rank, alpha=rank, seed=recipe.seed)
+    module = Pretrainer(denoiser, base.text_encoder, recipe, tokenizer.num_system_tokens)
     folder.begin(recipe)
     averaging = Averaging(recipe.pretrain.ema_decay)
     grid = milestones.pretraining_grid(recipe, base, pictured)
     _fit(recipe, folder, module, data, averaging, grid, recipe.mixture.batch_size)
     averaging.average.swap()
+    if rank:
+        export.write_lora(export.role_adapters(base.transformer, roles.TEACHER), folder.specialist, header={})
+        return folder.specialist
     trained = {"transformer": base.transformer, "text_encoder": base.text_encoder}
     export.export_components(recipe.model.folder, trained, folder.teacher)
     return folder.teacher

@@ -168,10 +168,11 @@ def _cells(answers: Answers) -> dict[tuple[str, str], np.ndarray]:
 
 
 def sizes(zoo: Zoo) -> list[Figure]:
-    """Megabytes of the folder and of its largest file; the bars are upper ones, so the signs are turned."""
-    files = [path.stat().st_size / 1e6 for path in zoo.path.rglob("*") if path.is_file()]
+    """Megabytes of the folder with its judge and of the largest file; the bars are upper ones, so the signs are turned."""
+    places = (zoo.path, Path(zoo.options.judge))
+    files = [path.stat().st_size / 1e6 for place in places for path in place.rglob("*") if path.is_file()]
     note = "negative, since the bar is an upper one"
     return [
-        Figure("size of the folder, MB", -sum(files), -40, n=len(files), form=".1f", note=note),
+        Figure("size of folder and judge, MB", -sum(files), -40, n=len(files), form=".1f", note=note),
         Figure("size of the largest file, MB", -max(files), -16, form=".1f", note=note),
     ]

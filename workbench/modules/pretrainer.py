@@ -36,7 +36,8 @@ class Pretrainer(RootModule):
     ) -> None:
         super().__init__(total_updates=recipe.pretrain.steps, max_skipped=recipe.trainer.max_skipped_updates)
         self.recipe = recipe
-        self.denoiser = denoiser.requires_grad_(True)
+        # A low-rank adapter comes with its base frozen, see `roles.add_adapter`.
+        self.denoiser = denoiser if recipe.pretrain.lora_rank else denoiser.requires_grad_(True)
         self.text_encoder = encoder.requires_grad_(recipe.pretrain.text_encoder_lr > 0)
         self.text_encoder.lm_head.requires_grad_(False)
         self.text_encoder.model.language_model.embed_tokens.requires_grad_(recipe.pretrain.text_encoder_lr > 0)
