@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -168,7 +170,7 @@ def _cells(answers: Answers) -> dict[tuple[str, str], np.ndarray]:
 
 
 def sizes(zoo: Zoo) -> list[Figure]:
-    """Megabytes of the folder with its judge and of the largest file; the bars are upper ones, so the signs are turned."""
+    """Megabytes of folder and judge and of the largest file; the bars are upper ones, so the signs are turned."""
     places = (zoo.path, Path(zoo.options.judge))
     files = [path.stat().st_size / 1e6 for place in places for path in place.rglob("*") if path.is_file()]
     note = "negative, since the bar is an upper one"
