@@ -415,14 +415,20 @@ class Vlm:
 class Evaluation:
     """What is scored: cases a category of each benchmark, sampling seeds, and how the full teacher samples.
 
+    cases: a JSONL file of one's own cases (docs/cases.md) instead of the world's splits. categories: the ones that are
+    scored, all when empty. slice_seed: which cases of a category a slice takes; 0 takes the first ones.
+    batch_size: 0 chooses by device and model.
     judges: `local`, always, since studies and readings beside the score go by it, and `vlm` beside it.
     """
 
     split: Literal["search", "report"] = "report"
+    cases: str = ""
     t2i_cases: int = 60
     editing_cases: int = 60
+    categories: list[str] = field(default_factory=list)
+    slice_seed: int = 0
     seeds: list[int] = field(default_factory=lambda: [0])
-    batch_size: int = 32
+    batch_size: int = 0
     teacher_steps: int = 40
     teacher_cfg_scale: float = 1.5
     teacher_shift: float = 2.0
@@ -433,7 +439,6 @@ class Evaluation:
     def __post_init__(self) -> None:
         positive(
             "evaluation",
-            batch_size=self.batch_size,
             teacher_steps=self.teacher_steps,
             teacher_cfg_scale=self.teacher_cfg_scale,
             teacher_shift=self.teacher_shift,
@@ -446,7 +451,12 @@ class Evaluation:
                 f"evaluation.judges knows local and vlm, not {name!r}{nearest(name, ('local', 'vlm'))}",
             )
         require("local" in self.judges, "evaluation.judges must name local: features and readings come from it")
-        for name, count in (("t2i_cases", self.t2i_cases), ("editing_cases", self.editing_cases)):
+        for name, count in (
+            ("t2i_cases", self.t2i_cases),
+            ("editing_cases", self.editing_cases),
+            ("batch_size", self.batch_size),
+            ("slice_seed", self.slice_seed),
+        ):
             require(count >= 0, f"evaluation.{name} must not be negative, got {count}")
 
 

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from workbench import text_encoder
 from workbench.batch import Condition, Layout, Reference
 from workbench.errors import UserError
+from workbench.fast_vae import FastVae
 from workbench.processor import load_processor
 from workbench.prompts import PromptTokenizer
 
@@ -147,6 +148,8 @@ def encode_prompts(
     pipeline: QwenImage21Pipeline, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]] | None = None
 ) -> list[EncodedPrompt]:
     """Each prompt with its own images, as `pipeline.encode_prompt` gives it alone; an empty prompt is one space."""
+    if _is_uniform(pipeline, images):
+        return _encode_uniform(pipeline, prompts, images)
     inputs = tokenize(pipeline, prompts, images)
     hidden, mask = embed(pipeline.text_encoder, inputs)
     return trim(pipeline, inputs, hidden, mask)
@@ -228,13 +231,27 @@ def encode_images(pipeline: QwenImage21Pipeline, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode_latents(pipeline: QwenImage21Pipeline, latents: Tensor, height: int, width: int) -> Tensor:
-    """Packed latents (B, N, C) of `height` x `width` latent tokens -> uint8 (B, H, W, 3); alpha is dropped."""
+def decode_latents(
+    pipeline: QwenImage21Pipeline, latents: Tensor, height: int, width: int, fast: FastVae | None = None
+) -> Tensor:
+    """Packed latents (B, N, C) of `height` x `width` latent tokens -> uint8 (B, H, W, 3); alpha is dropped.
+
+    fast: the pipeline's autoencoder with fewer passes over memory, `fast_vae`.
+    """
     vae = pipeline.vae
     grid = latents.to(vae.device, vae.dtype).transpose(1, 2).unflatten(2, (1, height, width))
     mean, std = _statistics(pipeline, grid)
-    pixels = vae.decode(grid * std + mean, return_dict=False)[0][:, :3, 0].float()
+    grid = grid * std + mean
+    if fast is None:
+        pixels = vae.decode(grid, return_dict=False)[0][:, :3, 0].float()
+    else:
+        pixels = fast.decode(grid[:, :, 0].contiguous(memory_format=torch.channels_last))[:, :3].float()
     return ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def fast_vae(pipeline: QwenImage21Pipeline) -> FastVae | None:
+    """The pipeline's autoencoder for images alone, where it is of the kind that can be written that way."""
+    return FastVae(pipeline.vae).eval() if pipeline.vae.config.is_residual else None
 
 
 def conditions(

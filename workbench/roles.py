@@ -77,7 +77,7 @@ def build(
                 networks[role] = split(specialist.requires_grad_(False))
                 network_of_role[role] = role
             case _:
-                _adapt(networks[TEACHER], role, specialist)
+                adapt(networks[TEACHER], role, specialist)
                 network_of_role[role] = TEACHER
     return QwenImage21(networks, network_of_role)
 
@@ -90,7 +90,7 @@ def add_adapter(network: SplitTransformer, role: str, rank: int, alpha: float, s
         layer.add_adapter(role, rank, alpha, generator)
 
 
-def _adapt(network: SplitTransformer, role: str, adapter: Adapter) -> None:
+def adapt(network: SplitTransformer, role: str, adapter: Adapter) -> None:
     """Give `network` a frozen adapter under the name of `role`."""
     lora.install(network.blocks)
     linears = dict(lora.role_linears(network.transformer))
@@ -119,19 +119,6 @@ def merged_state(denoiser: QwenImage21, role: str) -> dict[str, Tensor]:
         elif ".lora_" not in name:
             state[name.replace(".base_layer.", ".")] = _whole(tensor)
     return state
-
-
-@torch.no_grad()
-def adapter_state(denoiser: QwenImage21, role: str) -> tuple[dict[str, Tensor], float]:
-    """Adapter weights of `role` as `LAYER.lora_A.weight` / `LAYER.lora_B.weight`, and their shared alpha / rank."""
-    state, scaling = {}, 1.0
-    for name, layer in lora.role_linears(denoiser.network(role).transformer):
-        if role not in layer.scaling:
-            continue
-        state[f"{name}.lora_A.weight"] = _whole(layer.lora_A[role].weight)
-        state[f"{name}.lora_B.weight"] = _whole(layer.lora_B[role].weight)
-        scaling = layer.scaling[role]
-    return state, scaling
 
 
 def _whole(tensor: Tensor | nn.Module) -> Tensor:

@@ -261,6 +261,8 @@ class Bench:
                 updates=options.repeats,
                 accelerator="gpu" if options.device == "cuda" else "cpu",
                 precision="bf16-mixed" if options.dtype == "bfloat16" else "32-true",
+                # Networks of this size are not bound by launches, and few iterations are measured.
+                cuda_graphs="off",
             ),
         )
         return replace(recipe, seed=typical_seed(len(LAMBDAS), options.fake_updates, options.repeats))
