@@ -123,6 +123,32 @@ def test_one_compiled_body_serves_every_block_and_role(condition: Condition) -> 
     assert counters["stats"]["unique_graphs"] == 6
 
 
+def test_a_prefix_that_shares_references_is_the_same_compiled(condition: Condition) -> None:
+    other = replace(condition, prompt=torch.cat([condition.prompt[:, :5], condition.prompt[:, 5:].flip(1)], dim=1))
+    eager, compiled = build("lora"), build("lora")
+    compiled.compile_blocks("aot_eager")
+    with torch.no_grad():
+        whole = eager.prefix(other, TEACHER)
+        shared = compiled.prefix(other, TEACHER, compiled.prefix(condition, TEACHER))
+    torch.testing.assert_close(shared.keys_values, whole.keys_values)
+
+
+def test_shapes_beyond_the_limit_run_uncompiled(condition: Condition) -> None:
+    """Data of very many layouts are slower, and train on."""
+    torch._dynamo.reset()
+    denoiser = build("lora")
+    denoiser.compile_blocks("aot_eager")
+    counters.clear()
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        prefix = denoiser.prefix(condition, TEACHER)
+    assert counters["stats"]["unique_graphs"] == 1
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        x_t = torch.ones(2, 16, 8, device=DEVICE)
+        found = denoiser.velocity(prefix, x_t, x_t[:, 0, 0], TEACHER)
+    assert counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(found, build("lora").velocity(prefix, x_t, x_t[:, 0, 0], TEACHER))
+
+
 def test_the_benchmarks_warm_up_leaves_nothing_to_compile(condition: Condition) -> None:
     torch._dynamo.reset()
     denoiser = build("lora")
@@ -227,6 +253,18 @@ def test_autocast_is_left_to_full_weights_on_one_device(
     assert (precision.frozen_dtype(recipe), precision.trainer_precision(recipe)) == (held, lightning)
     single = replace(recipe, trainer=Trainer(strategy=strategy, precision="32-true"))
     assert (precision.frozen_dtype(single), precision.trainer_precision(single)) == (None, "32-true")
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_tf32_is_float32_whose_products_are_rounded(kind: Literal["full", "lora"]) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        for name, products in (("tf32", "high"), ("32-true", "highest")):
+            recipe = Recipe(model=Model(roles=kind), trainer=Trainer(precision=name))  # type: ignore[arg-type]
+            assert (precision.frozen_dtype(recipe), precision.trainer_precision(recipe)) == (None, "32-true")
+            assert torch.get_float32_matmul_precision() == products
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_a_typical_seed_draws_what_the_law_expects() -> None:
