@@ -126,7 +126,16 @@ def environment() -> dict[str, object]:
 def _continues(before: Recipe, now: Recipe) -> bool:
     """Whether two recipes train alike: how long, where and how often things are written may differ."""
     kept = {"updates": 1, "folder": "", "log_every": 1, "checkpoint_every": 1, "sample_every": 1}
-    neutral = {"devices": 1, "num_nodes": 1, "strategy": "auto", "accelerator": "auto", "max_skipped_updates": 0}
+    neutral = {
+        "devices": 1,
+        "num_nodes": 1,
+        "strategy": "auto",
+        "accelerator": "auto",
+        "max_skipped_updates": 0,
+        "cuda_graphs": "auto",
+        "deterministic": False,
+        "keep": "last",
+    }
 
     def training(recipe: Recipe) -> Recipe:
         trainer = replace(recipe.trainer, **kept, **neutral)  # type: ignore[arg-type]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
 
+from datamodules import distillation
 from datamodules.distillation import DistillationData, batches_for
 from datamodules.encoded import EncodedDataset
 from workbench.batch import Batch, StepData
@@ -50,11 +53,17 @@ def test_batches_hold_the_encoded_samples_right_padded(dataset: EncodedDataset) 
         assert batch.uncond is not None
         for row, key in enumerate(batch.sample_ids):
             stored = dataset.read(number[key])
-            for condition, prompt in ((batch.condition, stored.prompt), (batch.uncond, stored.uncond)):
-                length = int(condition.lengths[row])
+            # The empty prompt of T2I is a constant and has one row.
+            empty = row if batch.task == "edit" else 0
+            assert batch.uncond_is_constant == (batch.task == "t2i")
+            for condition, prompt, at in (
+                (batch.condition, stored.prompt, row),
+                (batch.uncond, stored.uncond, empty),
+            ):
+                length = int(condition.lengths[at])
                 assert length == len(prompt) and condition.prompt.dtype == torch.float32
-                assert torch.equal(condition.prompt[row, :length], torch.tensor(prompt.astype(np.float32)))
-                assert not condition.prompt[row, length:].any()
+                assert torch.equal(condition.prompt[at, :length], torch.tensor(prompt.astype(np.float32)))
+                assert not condition.prompt[at, length:].any()
                 assert condition.prompt.shape[1] == condition.layout.text_tokens
             assert dataset.categories[int(batch.category[row])] == "/".join(key.split("-")[:2])
             assert (batch.condition.references is not None) == (batch.task == "edit")
@@ -62,6 +71,31 @@ def test_batches_hold_the_encoded_samples_right_padded(dataset: EncodedDataset) 
                 batch.target[row], torch.tensor(stored.latent.astype(np.float32))
             )
     assert all(batch.uncond is None and batch.target is None for group in step.fake for batch in group)
+
+
+def test_edits_begin_alike_with_and_without_a_prompt_or_say_that_they_do_not(dataset: EncodedDataset) -> None:
+    """What precedes the reference in the encoder's own template is constant, bit for bit."""
+    edit, *_ = (batch for batch in make_data(dataset).step_data(0).student if batch.task == "edit")
+    assert edit.shares_references and edit.uncond is not None
+    slot = edit.condition.layout.references[0].slot
+    assert slot and torch.equal(edit.condition.prompt[:, :slot], edit.uncond.prompt[:, :slot])
+    indices = np.flatnonzero(np.isin(dataset.samples.keys, edit.sample_ids))
+    layout, uncond_layout = dataset.layouts(int(dataset.samples.geometry[indices[0]]))
+    samples = [dataset.read(int(i)) for i in indices]
+    assert distillation._begin_alike(layout, uncond_layout, samples)
+    other = samples[0].prompt.copy()
+    other[slot - 1, 0] += 1
+    assert not distillation._begin_alike(layout, uncond_layout, [replace(samples[0], prompt=other), *samples[1:]])
+
+
+def test_the_first_batch_after_resuming_far_in_comes_within_five_seconds(dataset: EncodedDataset) -> None:
+    """At weights whose quotas never come out even within the run, so that no period shortens the way."""
+    data = make_data(dataset, tasks={"t2i": 0.377, "edit": 0.623}, num_workers=1, start_step=10_000)
+    data.num_steps = 10_010
+    started = time.perf_counter()
+    first = next(iter(data.train_dataloader()))
+    assert time.perf_counter() - started < 5
+    assert first.step == 10_000
 
 
 def test_shapes_are_the_same_at_every_step(dataset: EncodedDataset) -> None:
