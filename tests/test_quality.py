@@ -84,7 +84,7 @@ def run(
     recipe, averaging = make_recipe(6), Averaging(0.5)
     module = Distiller(denoiser(), recipe, CATEGORIES)
     told = Milestones(
-        folder / "metrics.jsonl", folder / "checkpoints", 1, averaging, lambda module: distances[module.num_updates]
+        folder / "milestones.jsonl", folder / "checkpoints", 1, averaging, lambda module: distances[module.num_updates]
     )
     callbacks: list[L.Callback] = [averaging, Checkpointing(folder / "checkpoints", 1, averaging)]
     callbacks += [KillAfter(kill)] if kill else []
@@ -110,7 +110,7 @@ def test_a_falling_run_sounds_the_alarm_and_keeps_its_best(tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert "alarm at update 5" in said and "than at update 2 (distance 0.700 against 0.200)" in said
     assert "alarm at update 4" not in said
-    rows = [row for _, row in read_lines(tmp_path / "metrics.jsonl")]
+    rows = [row for _, row in read_lines(tmp_path / "milestones.jsonl")]
     assert [row["milestone/alarm"] for row in rows] == [0, 0, 0, 0, 1, 1]
     assert [row["milestone/distance"] for row in rows] == list(FALLING.values())
     best = told.watch.best_to_keep()
@@ -137,7 +137,7 @@ def test_a_killed_run_misses_no_milestone(tmp_path: Path, at: int) -> None:
     assert told.watch == whole.watch
     kept, expected = (sorted(p.name for p in (f / "checkpoints").iterdir()) for f in (tmp_path, tmp_path / "whole"))
     assert kept == expected
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "milestones.jsonl").read_text().splitlines()]
     assert [line["update"] for line in lines] == list(FALLING)
 
 

@@ -32,10 +32,10 @@ from workbench.modules.distiller import Distiller
 from workbench.modules.skips import Skips
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SIZES = "blocks=2,width=32,heads=2,text=24,channels=8"
+SIZES = "blocks=1,width=32,heads=2,text=24,channels=8"
 SHAPES = Shapes(batch_size=3, text_tokens=9, side=4, context_dim=24, channels=8)
 CPU = torch.device("cpu")
-UPDATES = 10
+UPDATES = 7
 FORBIDDEN = (
     "_local_scalar_dense",
     "nonzero",

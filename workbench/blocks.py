@@ -94,6 +94,7 @@ class SplitBlock(nn.Module):
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = block
+        assert isinstance(self.block.img_mlp.activation_fn, nn.SiLU), "the feed-forward is written out with SiLU"
         self._body: Body = body
 
     def compile_body(self, backend: str) -> None:
@@ -130,11 +131,11 @@ def body(
     rotary: Rotary,
     attend: Attend | None,
 ) -> tuple[Tensor, KeyValue]:
-    """What `SplitBlock` computes; of `block` it reads norms and activation alone."""
+    """What `SplitBlock` computes; of `block` it reads norms alone."""
     attn = block.attn
     scale_1, gate_1, scale_2, gate_2 = modulation
 
-    h = block.img_norm1(x) * scale_1
+    h = _times(block.img_norm1(x), scale_1)
     heads = (-1, attn.inner_dim // attn.heads)
     key = project(projections.key, h).unflatten(-1, heads)
     value = project(projections.value, h).unflatten(-1, heads)
@@ -146,9 +147,18 @@ def body(
     h = project(projections.attention_out, attend(query, key, value).flatten(2))
     x = torch.addcmul(x, gate_1, h)
 
-    h = block.img_norm2(x) * scale_2
-    h = block.img_mlp.activation_fn(project(projections.gate, h)) * project(projections.up, h)
-    return torch.addcmul(x, gate_2, project(projections.down, h)), (key, value)
+    h = _times(block.img_norm2(x), scale_2)
+    gate = F.silu(project(projections.gate, h), inplace=not torch.is_grad_enabled())
+    h = project(projections.down, _times(gate, project(projections.up, h)))
+    # x is this block's own by now.
+    x = torch.addcmul(x, gate_2, h) if torch.is_grad_enabled() else x.addcmul_(gate_2, h)
+    return x, (key, value)
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """x * factor, into x itself, which nobody else holds, where no gradient needs it: fresh memory costs more than the
+    product."""
+    return x * factor if torch.is_grad_enabled() or factor.dtype != x.dtype else x.mul_(factor)
 
 
 @cache

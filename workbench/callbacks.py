@@ -18,7 +18,7 @@ from workbench import checkpoint
 from workbench.modules.root import RootModule
 from workbench.optimisation import MovingAverage
 from workbench.quality import PATIENCE, Watch
-from workbench.scalars import read_lines
+from workbench.scalars import drop_lines_after, read_lines
 
 Grid = Callable[[RootModule], np.ndarray]
 """Draws the fixed prompts with the student's current weights: uint8 (H, W, 3). Every rank calls it."""
@@ -77,24 +77,27 @@ class Milestones(L.Callback):
     """Tells the distance of the averaged student at every milestone, sounds an alarm when it has grown for long, and
     keeps the weights of the best.
 
-    scalars: the file that `Metrics` writes. folder: of the checkpoints, None to keep no best.
+    path: a line a milestone. folder: of the checkpoints, None to keep no best.
     """
 
     def __init__(
         self,
-        scalars: Path,
+        path: Path,
         folder: Path | None,
         every: int,
         averaging: Averaging,
         distance: Callable[[RootModule], float],
     ) -> None:
-        self.scalars, self.folder, self.every = scalars, folder, every
+        self.path, self.folder, self.every = path, folder, every
         self.averaging, self.distance = averaging, distance
         self.watch = Watch()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, RootModule)
-        self.watch = Watch({update: row[DISTANCE] for update, row in read_lines(self.scalars) if DISTANCE in row})
+        known = {update: row[DISTANCE] for update, row in read_lines(self.path) if DISTANCE in row}
+        self.watch = Watch({update: value for update, value in known.items() if update <= module.num_updates})
+        if trainer.is_global_zero:
+            drop_lines_after(self.path, module.num_updates)
         if module.num_updates and module.num_updates not in self.watch.distances:
             # Killed after the checkpoint and before the milestone.
             self._tell(trainer, module)
@@ -119,7 +122,7 @@ class Milestones(L.Callback):
             scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
             assert isinstance(trainer.logger, TensorBoardLogger)
             trainer.logger.log_metrics(scalars, step=update)
-            with self.scalars.open("a") as file:
+            with self.path.open("a") as file:
                 file.write(json.dumps({"update": update, **scalars}) + "\n")
         if collapsed and best is not None:
             trainer.print(

@@ -78,7 +78,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     samples_per_update = recipe.mixture.batch_size * (1 + recipe.dmd.fake_updates)
     best = folder.checkpoints if recipe.trainer.keep == "best" else None
     distance = milestones.distillation_distance(recipe, data)
-    told = Milestones(folder.scalars, best, recipe.trainer.sample_every, averaging, distance)
+    told = Milestones(folder.milestones, best, recipe.trainer.sample_every, averaging, distance)
     _fit(recipe, folder, module, data, averaging, grid, samples_per_update, told)
     if best is not None:
         _return_to_best(best, told.watch, averaging)

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from PIL import Image
 
 from datamodules import distillation
 from datamodules.distillation import DistillationData, batches_for
-from datamodules.encoded import EncodedDataset
+from datamodules.encoded import EncodedDataset, EncodedSample
+from workbench import pipeline
 from workbench.batch import Batch, StepData
 from workbench.config import Mixture
 
@@ -73,19 +75,35 @@ def test_batches_hold_the_encoded_samples_right_padded(dataset: EncodedDataset) 
     assert all(batch.uncond is None and batch.target is None for group in step.fake for batch in group)
 
 
-def test_edits_begin_alike_with_and_without_a_prompt_or_say_that_they_do_not(dataset: EncodedDataset) -> None:
-    """What precedes the reference in the encoder's own template is constant, bit for bit."""
+def test_edits_share_references_only_where_they_begin_alike(dataset: EncodedDataset) -> None:
+    """These data draw every embedding by itself; a twin with the same beginning shares what comes of it."""
     edit, *_ = (batch for batch in make_data(dataset).step_data(0).student if batch.task == "edit")
-    assert edit.shares_references and edit.uncond is not None
-    slot = edit.condition.layout.references[0].slot
-    assert slot and torch.equal(edit.condition.prompt[:, :slot], edit.uncond.prompt[:, :slot])
+    assert not edit.shares_references
     indices = np.flatnonzero(np.isin(dataset.samples.keys, edit.sample_ids))
     layout, uncond_layout = dataset.layouts(int(dataset.samples.geometry[indices[0]]))
-    samples = [dataset.read(int(i)) for i in indices]
-    assert distillation._begin_alike(layout, uncond_layout, samples)
-    other = samples[0].prompt.copy()
-    other[slot - 1, 0] += 1
-    assert not distillation._begin_alike(layout, uncond_layout, [replace(samples[0], prompt=other), *samples[1:]])
+    (slot,) = (reference.slot for reference in layout.references)
+
+    def twin(i: int, off: float) -> EncodedSample:
+        sample = dataset.read(i)
+        assert sample.uncond is not None
+        beginning = sample.prompt[:slot].copy()
+        beginning[-1, 0] += off
+        return replace(sample, uncond=np.concatenate([beginning, sample.uncond[slot:]]))
+
+    alike = [twin(int(i), 0.0) for i in indices]
+    assert slot and distillation._begin_alike(layout, uncond_layout, alike)
+    assert not distillation._begin_alike(layout, uncond_layout, [*alike[1:], twin(int(indices[0]), 0.5)])
+
+
+def test_the_shipped_encoder_begins_alike_with_and_without_a_prompt() -> None:
+    """What precedes the reference in the template is constant: bit for bit, whatever the length of what follows."""
+    shipped, image = pipeline.load("tiny"), Image.effect_mandelbrot((128, 128), (-2, -1, 1, 1), 20).convert("RGB")
+    prompts = ["Make the fox red and put a very large house behind it, please.", "blue"]
+    given, empty = (pipeline.encode_prompts(shipped, texts, [[image]] * 2) for texts in (prompts, ["", ""]))
+    for one, other in zip(given, empty, strict=True):
+        assert one.references == other.references and len(one.embeddings) >= len(other.embeddings)
+        slot = one.references[0].slot
+        assert slot and torch.equal(one.embeddings[:slot].half(), other.embeddings[:slot].half())
 
 
 def test_the_first_batch_after_resuming_far_in_comes_within_five_seconds(dataset: EncodedDataset) -> None:

@@ -77,8 +77,9 @@ class Distiller(RootModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         optim = self.recipe.optim
         options: dict[str, Any] = {"betas": (optim.beta1, optim.beta2), "weight_decay": optim.weight_decay}
-        if self.guards_on_device:
-            options |= {"fused": True, "capturable": True}
+        # Sharded weights keep to the implementation that they are tested with.
+        options["fused"] = self.device_mesh is None
+        options["capturable"] = self.guards_on_device
         return [
             torch.optim.AdamW(self.parameters_of(role), lr=self._rate(lr), **options)
             for role, lr in ((STUDENT, optim.student_lr), (FAKE_SCORE, optim.fake_lr))
