@@ -122,7 +122,7 @@ def random_batch(shapes: Shapes, task: Task, *, seed: int, guided: bool) -> Batc
         prompt = torch.randn(rows, num_tokens, shapes.context_dim, generator=prompts)
         lengths = torch.randint(shortest, text_tokens + 1, (rows,), generator=prompts) + num_slots
         lengths[0] = num_tokens
-        layout = Layout(num_tokens, shapes.side, shapes.side, slots, padded=bool(lengths.min() < num_tokens))
+        layout = Layout(num_tokens, shapes.side, shapes.side, slots, padded=shortest < text_tokens)
         return Condition(prompt, lengths, layout, references)
 
     shortest = max(PREFIX_SLOT + 1, int(shapes.shortest * shapes.text_tokens))
