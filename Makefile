@@ -5,6 +5,7 @@
 #                          a tenth of the download where there is no GPU
 #   BENCH='key=value ...'  options of `make bench`, see workbench/bench/__main__.py
 #   RUN=FOLDER             the run or study folder of `make report`
+#   ZOO='key=value ...'    options of `make zoo-report` and `make benchmarks`, see studies/zoo/figures.py
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -12,6 +13,7 @@ TORCH_INDEX ?=
 RECIPE := studies/recipes/demo.yaml
 RUN ?= runs/demo
 BENCH ?=
+ZOO ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +24,7 @@ BASE_STAMP := $(VENV)/.base
 DEV_STAMP := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format bench tensorboard report study-mixture zoo zoo-smoke clean
+.PHONY: help demo test lint types format bench tensorboard report study-mixture zoo zoo-smoke zoo-report benchmarks clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -88,6 +90,12 @@ zoo: $(BASE_STAMP) ## rebuild the tiny model and the judge from nothing, on one 
 zoo-smoke: $(BASE_STAMP) ## every stage of the zoo for seconds, on CPU, into runs/zoo-smoke
 	rm -rf runs/zoo-smoke
 	$(BIN)/python -m studies.zoo.build studies/zoo/smoke.yaml
+
+zoo-report: $(BASE_STAMP) ## measure the shipped model again, every row of its card; ZOO='cases=20 card=true ...'
+	$(BIN)/python -m studies.zoo.report $(ZOO)
+
+benchmarks: $(BASE_STAMP) ## real, teacher, specialists, few-step teacher (and ZOO='student=FOLDER') into docs/benchmarks.md
+	$(BIN)/python -m studies.zoo.benchmarks $(ZOO)
 
 clean: ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

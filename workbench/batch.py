@@ -6,7 +6,7 @@ N target tokens, R reference tokens, C latent channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -38,12 +38,16 @@ class Reference:
 
 @dataclass(frozen=True, order=True)
 class Layout:
-    """Everything about a sequence that all samples of a batch must share. Sizes in latent tokens."""
+    """Everything about a sequence that all samples of a batch must share. Sizes in latent tokens.
+
+    padded: whether a row of `text_tokens` may hold padding. Not part of the name that its noise is drawn under.
+    """
 
     text_tokens: int
     height: int
     width: int
     references: tuple[Reference, ...] = ()
+    padded: bool = field(default=True, repr=False)
 
     @property
     def num_target_tokens(self) -> int:

@@ -31,7 +31,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     return norm
 
 
-def lightning_precision(precision: Literal["32-true", "tf32", "bf16-mixed"]) -> Any:
+def lightning_precision(precision: Literal["32-true", "tf32", "bf16-mixed"]) -> Literal["32-true", "bf16-mixed"]:
     """Set how float32 matrix products are computed in this process, and say what Lightning calls the rest."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     return "32-true" if precision == "tf32" else precision

@@ -32,12 +32,15 @@ from workbench.errors import UserError
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
-from workbench.optimisation import lightning_precision
+from workbench.precision import frozen_dtype, trainer_precision
 from workbench.prompts import PromptTokenizer
 from workbench.quality import Watch
 from workbench.recipes import recipe_hash
 from workbench.run_folder import RunFolder
 from workbench.scalars import DataWait, Metrics
+
+COMPILED_FROM = 10**9
+"""Parameters of a network whose blocks `trainer.compile=auto` compiles: its products outlast a kernel's launch."""
 
 
 def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
@@ -60,9 +63,12 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         num_workers=recipe.data.num_workers,
         guided=recipe.teachers.cfg_scale != 1,
     )
-    teacher = pipeline.load(recipe.model.folder)
+    teacher = _load_for_training(recipe, recipe.model.folder)
     _check_encoding(dataset, teacher, recipe)
-    module = Distiller(_roles(recipe, teacher), recipe, data.categories)
+    denoiser = _roles(recipe, teacher, frozen_dtype(recipe))
+    if _compiles(recipe, denoiser):
+        denoiser.compile_blocks()
+    module = Distiller(denoiser, recipe, data.categories)
     if dry_run:
         plan.show(recipe, module, data, _seconds_per_update(recipe, module, data), Console())
         return folder.path
@@ -217,7 +223,6 @@ def _say(line: str) -> None:
 def _trainer(recipe: Recipe, **options: Any) -> L.Trainer:
     chosen = recipe.trainer
     world = chosen.devices * chosen.num_nodes
-    precision = lightning_precision(chosen.precision)
     strategy: Any = "auto"
     if chosen.strategy == "fsdp":
         strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
@@ -226,8 +231,7 @@ def _trainer(recipe: Recipe, **options: Any) -> L.Trainer:
         devices=chosen.devices,
         num_nodes=chosen.num_nodes,
         strategy=strategy,
-        # Sharded modules take their precision from the sharding, see workbench/sharding.py.
-        precision="32-true" if chosen.strategy == "fsdp" else precision,
+        precision=trainer_precision(recipe),
         deterministic=True if chosen.deterministic else None,
         max_epochs=1,
         use_distributed_sampler=False,
@@ -268,16 +272,41 @@ def _check_encoding(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recip
         )
 
 
-def _roles(recipe: Recipe, teacher: QwenImage21Pipeline) -> QwenImage21:
-    student = pipeline.load(recipe.model.student).transformer if recipe.model.student else None
-    specialists = {name: _specialist(where) for name, where in recipe.teachers.specialists.items()}
-    return roles.build(teacher.transformer, recipe.model, student=student, specialists=specialists, seed=recipe.seed)
+def _load_for_training(recipe: Recipe, folder: str) -> QwenImage21Pipeline:
+    """Without its text encoder, and never wider in memory than it is held: a base of 7 B parameters is 14 GB then."""
+    shared = recipe.model.roles == "lora"
+    return pipeline.load(folder, transformer_dtype=frozen_dtype(recipe) if shared else None, text_encoder=False)
 
 
-def _specialist(where: str) -> QwenImage21Transformer2DModel | adapters.Adapter:
+def _compiles(recipe: Recipe, denoiser: QwenImage21) -> bool:
+    match recipe.trainer.compile:
+        case "blocks":
+            return True
+        case "none":
+            return False
+        case "auto":
+            size = sum(parameter.numel() for parameter in denoiser.network(roles.TEACHER).parameters())
+            return _accelerator(recipe) == "gpu" and size >= COMPILED_FROM
+
+
+def _roles(recipe: Recipe, teacher: QwenImage21Pipeline, dtype: torch.dtype | None = None) -> QwenImage21:
+    """dtype: what frozen weights are held in."""
+    student = _load_for_training(recipe, recipe.model.student).transformer if recipe.model.student else None
+    specialists = {name: _specialist(recipe, where) for name, where in recipe.teachers.specialists.items()}
+    return roles.build(
+        teacher.transformer,
+        recipe.model,
+        student=student,
+        specialists=specialists,
+        seed=recipe.seed,
+        frozen_dtype=dtype,
+    )
+
+
+def _specialist(recipe: Recipe, where: str) -> QwenImage21Transformer2DModel | adapters.Adapter:
     """A LoRA file, which may be one of a folder that ships, or the transformer of a pipeline folder."""
     if not where.endswith(".safetensors"):
-        return pipeline.load(where).transformer
+        return pipeline.load(where, transformer_dtype=frozen_dtype(recipe), text_encoder=False).transformer
     folder, _, file = where.partition("/")
     return adapters.read(pipeline.SHIPPED[folder] / file if folder in pipeline.SHIPPED else Path(where))
 

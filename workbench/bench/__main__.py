@@ -29,6 +29,7 @@ from workbench.bench.plain import PlainEngine
 from workbench.config import Dmd, Mixture, Model, Recipe, Teachers, Trainer
 from workbench.errors import UserError
 from workbench.modules.distiller import Distiller
+from workbench.precision import frozen_dtype
 
 WARMUP_OF_GRAPHS = 24
 """Iterations after which hardly any of the student's steps has come less than twice: graphs are recorded then."""
@@ -223,7 +224,7 @@ def _denoiser(options: Options, recipe: Recipe, device: torch.device) -> QwenIma
     kind, _, sizes = options.model.partition(":")
     random = kind == "random"
     base = data.random_transformer(sizes, device) if random else data.folder_transformer(options.model)
-    return roles.build(base, recipe.model).to(device)
+    return roles.build(base, recipe.model, frozen_dtype=frozen_dtype(recipe)).to(device)
 
 
 def _device(options: Options) -> torch.device:

@@ -21,7 +21,7 @@ from workbench.bench.data import CATEGORIES
 from workbench.bench.plain import PlainEngine
 from workbench.config import Recipe
 from workbench.modules.distiller import Distiller
-from workbench.optimisation import lightning_precision
+from workbench.precision import trainer_precision
 from workbench.roles import FAKE_SCORE, STUDENT
 
 PLAIN_WARMUP = 1
@@ -217,10 +217,12 @@ def _phase(role: str) -> str:
 
 def _fit(module: Distiller, data: Sequence[StepData], callbacks: list[L.Callback]) -> None:
     recipe = module.recipe.trainer
+    # A trainer takes its module off the device when it is done; the same weights are measured again.
+    module.cpu = lambda: module  # type: ignore[method-assign]
     trainer = L.Trainer(
         accelerator=recipe.accelerator,
         devices=1,
-        precision=lightning_precision(recipe.precision),
+        precision=trainer_precision(module.recipe),
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,

@@ -254,13 +254,14 @@ def _forward(
     mask = None
     if min(lengths) < num_text:
         mask = torch.arange(num_text, device=x_t.device)[None] < torch.tensor(lengths, device=x_t.device)[:, None]
+    latents = x_t if condition.references is None else torch.cat([condition.references, x_t], dim=1)
     output = stock(
-        hidden_states=x_t if condition.references is None else torch.cat([condition.references, x_t], dim=1),
-        encoder_hidden_states=prompt,
+        hidden_states=latents.to(stock.dtype),
+        encoder_hidden_states=prompt.to(stock.dtype),
         encoder_hidden_states_mask=mask,
         timestep=t,
         img_shapes=[shapes] * len(prompt),
         img_mask=images,
         return_dict=False,
     )[0]
-    return output[:, -layout.num_target_tokens :]
+    return output[:, -layout.num_target_tokens :].to(x_t.dtype)
