@@ -30,6 +30,7 @@ from workbench.modules import distiller as distiller_module
 from workbench.modules import units
 from workbench.modules.distiller import Distiller
 from workbench.modules.skips import Skips
+from workbench.optimisation import uncached_casts
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZES = "blocks=1,width=32,heads=2,text=24,channels=8"
@@ -249,3 +250,13 @@ def test_skips_are_told_in_order_and_too_many_end_the_run() -> None:
         skips.note(torch.tensor(False), "fake_score", 3, ["c"])
     skips.restart(0)
     assert skips.count() == 0
+
+
+def test_casts_never_outlive_an_optimiser_step() -> None:
+    """Autocast keeps its copies of weights until its block ends; a step within the block would go unseen."""
+    layer, x = torch.nn.Linear(4, 4), torch.ones(1, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16), uncached_casts(), torch.no_grad():
+        before = layer(x)
+        layer.weight.add_(1)
+        assert not torch.equal(layer(x), before)
+    assert torch.is_autocast_cache_enabled()
