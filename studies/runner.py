@@ -23,10 +23,11 @@ from rich.console import Console
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from studies import summary, task_mixture
+from studies import summary
+from studies.known import study_named
 from studies.options import Options, parse
-from studies.seam import Study, vary
-from studies.trial import run_trial, score
+from studies.seam import Study, objectives, vary
+from studies.trial import run_trial
 from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.recipes import load, recipe_hash
@@ -37,15 +38,6 @@ Cell = tuple[str, int]
 
 HEARTBEAT_S, GRACE_S, MAX_REQUEUES = 15, 60, 2
 LARGEST_SEED = 2**31 - 1
-
-
-def study_named(name: str) -> Study:
-    """The study behind `workbench study NAME`."""
-    match name:
-        case "task-mixture":
-            return task_mixture
-        case _:
-            raise UserError(f"no study {name!r}; there is: task-mixture")
 
 
 def run_study(
@@ -102,7 +94,7 @@ def measure(trial: optuna.trial.BaseTrial, study: Study, base: Recipe, options: 
     recipe = replace(recipe, seed=seed, trainer=replace(recipe.trainer, folder=str(folder)))
     try:
         metrics = execute(recipe, folder)
-        value = score(metrics)
+        value = objectives(metrics, study.OBJECTIVES)[0]
     except KeyboardInterrupt:
         trial.set_user_attr("error", "interrupted")
         raise

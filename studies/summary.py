@@ -17,7 +17,7 @@ from rich.table import Table
 from scipy import stats
 
 from datamodules.files import write_bytes
-from studies.trial import BENCHES
+from studies.seam import BENCHES
 from workbench.config import Recipe
 
 FINISHED = optuna.trial.TrialState.COMPLETE
@@ -124,7 +124,7 @@ def headline(metrics: dict[str, Any]) -> dict[str, float]:
     """The student's scalars of `metrics.json`: NFE, n, seconds per image, Frechet distance and bench means."""
     student = metrics["models"]["student"]
     found = {name: float(student[name]) for name in ("nfe", "n", "seconds_per_image") if name in student}
-    found |= {bench: float(student[bench]["mean"]["mean"]) for bench in BENCHES if student.get(bench)}
+    found |= {bench: float(student[bench]["mean"]["mean"]) for bench in BENCHES.values() if student.get(bench)}
     if student.get("frechet"):
         found["frechet"] = float(student["frechet"]["value"])
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optuna
 
-from studies.seam import vary
+from studies.seam import Sampler, vary
 from workbench.config import Recipe
 
 QUESTION = "Does training on edits cost the student generation, and which ratio of T2I to editing serves both best?"
@@ -14,6 +14,9 @@ ARMS: dict[str, list[str]] = {
     "7:3": ["mixture.tasks={t2i: 0.7, edit: 0.3}"],
     "5:5": ["mixture.tasks={t2i: 0.5, edit: 0.5}"],
 }
+
+OBJECTIVES: tuple[str, ...] = ("score",)
+SAMPLER: Sampler = "tpe"
 
 
 def suggest(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:

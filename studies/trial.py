@@ -6,7 +6,6 @@ The study's process joins no process group and holds no model, so a trial may be
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from collections import deque
@@ -14,16 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.files import write_bytes
+from studies.seam import TrialFailed
 from workbench.config import Recipe
 from workbench.recipes import to_yaml
 
-BENCHES = ("t2i_bench", "editing_bench")
 INTERRUPTED = 130
 SECONDS_TO_STOP = 60.0
-
-
-class TrialFailed(Exception):
-    """A trial that ended without a score; its message is what the study records."""
 
 
 def run_trial(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -41,17 +36,6 @@ def run_trial(recipe: Recipe, folder: Path) -> dict[str, Any]:
         raise TrialFailed(f"evaluation wrote no {path}")
     metrics: dict[str, Any] = json.loads(path.read_text())
     return metrics
-
-
-def score(metrics: dict[str, Any]) -> float:
-    """Mean of the student's benchmark means: what a study maximises. Only the search split may be searched on."""
-    if metrics["split"] != "search":
-        raise TrialFailed(f"the objective needs the search split, metrics.json holds {metrics['split']!r}")
-    student = metrics["models"]["student"]
-    means = [student[bench]["mean"]["mean"] for bench in BENCHES if student.get(bench)]
-    if not means or not all(math.isfinite(value) for value in means):
-        raise TrialFailed(f"no finite score of the student, its benches have the means {means}")
-    return float(sum(means) / len(means))
 
 
 def _workbench(*arguments: str) -> None:

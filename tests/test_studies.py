@@ -14,7 +14,7 @@ import optuna
 import pytest
 from scipy import stats
 
-from studies import options, runner, summary, task_mixture, trial
+from studies import options, runner, seam, summary, task_mixture, trial
 from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.recipes import load, recipe_hash
@@ -39,7 +39,7 @@ class FakeTrials:
         call = len(self.asked)
         self.asked.append((recipe, folder))
         if call in self.fails:
-            raise trial.TrialFailed("workbench distill ended with 1: error: no\nluck")
+            raise seam.TrialFailed("workbench distill ended with 1: error: no\nluck")
         if call in self.stops:
             raise KeyboardInterrupt
         share = recipe.mixture.tasks["t2i"]
@@ -165,6 +165,8 @@ def test_an_arm_that_is_no_recipe_is_found_before_anything_is_written(tmp_path: 
     class Broken:
         QUESTION = "?"
         ARMS = {"fine": ["seed=0"], "odd": ["mixture.tasks={t2i: 2.0}"]}
+        OBJECTIVES = ("score",)
+        SAMPLER: seam.Sampler = "tpe"
 
         def suggest(self, trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:
             return base
@@ -197,11 +199,13 @@ def test_arms_differ_in_the_ratio_alone() -> None:
 
 
 def test_the_score_is_the_mean_of_both_benches_on_the_search_split() -> None:
-    assert trial.score(metrics_of(3.0, 4.0)) == 3.5
-    with pytest.raises(trial.TrialFailed, match="search split"):
-        trial.score(metrics_of(3.0, 4.0, split="report"))
-    with pytest.raises(trial.TrialFailed, match="no finite score"):
-        trial.score(metrics_of(math.nan, 4.0))
+    assert seam.objectives(metrics_of(3.0, 4.0), ["score", "editing", "t2i"]) == [3.5, 4.0, 3.0]
+    with pytest.raises(seam.TrialFailed, match="search split"):
+        seam.objectives(metrics_of(3.0, 4.0, split="report"), ["score"])
+    with pytest.raises(seam.TrialFailed, match="no finite score"):
+        seam.objectives(metrics_of(math.nan, 4.0), ["score"])
+    with pytest.raises(seam.TrialFailed, match="no finite diversity"):
+        seam.objectives(metrics_of(3.0, 4.0), ["score", "diversity"])
 
 
 def test_the_interval_is_students() -> None:
@@ -264,7 +268,7 @@ def test_a_trial_runs_distill_and_then_evaluate_and_reads_the_metrics(
 
 
 def test_a_subprocess_that_fails_says_why() -> None:
-    with pytest.raises(trial.TrialFailed, match="workbench distill ended with 2: error: no recipe at absent.yaml"):
+    with pytest.raises(seam.TrialFailed, match="workbench distill ended with 2: error: no recipe at absent.yaml"):
         trial._workbench("distill", "absent.yaml")
 
 
