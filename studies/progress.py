@@ -39,10 +39,20 @@ class Progress:
         for trial in ended:
             self.told.add(trial.number)
             self.console.print(line_of(trial), markup=False)
+            if trial.state == TrialState.COMPLETE and trial.user_attrs.get("call") == self.queue.call.key:
+                self._log(trial)
         if ended or not (self.opened.plan.options.folder / "study.json").exists():
             self.write()
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
         self.bars.update(self.bar, completed=self._num_done(), pace=self._pace(running))
+
+    def _log(self, trial: FrozenTrial) -> None:
+        """Its row of HParams; here and not in the workers, since the writer takes seconds to be read."""
+        options, objectives = self.opened.plan.options, self.opened.plan.study.OBJECTIVES
+        values = dict(zip(objectives, trial.values, strict=True))
+        hparams = {"arm": summary.arm_of(trial), **trial.user_attrs["hparams"]}
+        metrics = {**values, **trial.user_attrs["metrics"]}
+        summary.log_hparams(options.folder / "tensorboard", trial.user_attrs["run"], hparams, metrics)
 
     def write(self) -> None:
         """`study.json`, whole."""

@@ -17,6 +17,7 @@ from rich.table import Table
 from scipy import stats
 
 from datamodules.files import write_bytes
+from studies.cells import error_of
 from studies.seam import BENCHES
 from workbench.config import Recipe
 
@@ -108,7 +109,7 @@ def write_json(study: optuna.Study, name: str, question: str, storage: str, path
                 "score": trial.value if trial.state == FINISHED else None,
                 "params": trial.params,
                 "metrics": trial.user_attrs.get("metrics", {}),
-                "error": trial.user_attrs.get("error"),
+                "error": error_of(trial),
             }
         )
     content = {

@@ -127,9 +127,6 @@ class Worker:
                 trial.set_user_attr(key, value)
 
         self.patience(keep)
-        shown = dict(zip(study.OBJECTIVES, values, strict=True))
-        named = {"arm": summary.arm_of(self.patience(lambda: self._frozen(trial)))}
-        summary.log_hparams(options.folder / "tensorboard", folder.name, {**named, **hparams}, {**shown, **headline})
         return values
 
     def _frozen(self, trial: optuna.trial.Trial) -> FrozenTrial:
