@@ -72,15 +72,15 @@ def evaluate_run(
         return {}
     # A judge that is not there is said before anything is drawn.
     judges = panel(recipe.evaluation.vlm) if "vlm" in recipe.evaluation.judges else None
-    clock = Stopwatch()
+    clock, loading = Stopwatch(), Stopwatch()
     if folder.is_run():
-        models, selection = _models_of_run(recipe, folder, drawn, clock)
+        models, selection = _models_of_run(recipe, folder, drawn, clock, loading)
     else:
         models, selection = _models_of_folder(recipe, str(target))
     with clock:
         metrics = evaluate(models, recipe, out, panel=judges, selection=selection)
     if timed is not None:
-        timed["evaluate"] = clock.seconds
+        timed["evaluate"] = clock.seconds - loading.seconds
     if folder.is_run():
         export.add_scores(folder.student, metrics)
     print_metrics(metrics, Console())
@@ -117,11 +117,12 @@ class Stopwatch:
 
 
 def _models_of_run(
-    recipe: Recipe, folder: RunFolder, drawn: Path | None, clock: Stopwatch
+    recipe: Recipe, folder: RunFolder, drawn: Path | None, clock: Stopwatch, loading: Stopwatch
 ) -> tuple[dict[str, ModelUnderTest], list[dict[str, Any]]]:
     @cache
     def teacher() -> tuple[sampling.Sampler, Encodings]:
-        loaded = _load(recipe.model.folder)
+        with loading:
+            loaded = _load(recipe.model.folder)
         return _sampler(loaded, recipe.evaluation.batch_size), _encodings(loaded, recipe)
 
     def taught(how: Sampling) -> ModelUnderTest:
