@@ -22,7 +22,7 @@ BASE_STAMP := $(VENV)/.base
 DEV_STAMP := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format bench tensorboard report study-mixture zoo clean
+.PHONY: help demo test lint types format bench tensorboard report study-mixture zoo zoo-smoke clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -82,13 +82,12 @@ study-mixture: $(BASE_STAMP) ## the study of task ratios: T2I only, 7:3, 5:5; ag
 	$(WORKBENCH) study task-mixture recipe=$(RECIPE)
 	$(WORKBENCH) report runs/studies/task-mixture
 
-zoo: $(BASE_STAMP) ## rebuild the tiny model and the judge from nothing, on one GPU, into runs/zoo
-	$(BIN)/python -m studies.zoo.vae runs/zoo/vae minutes=6 batch_size=64
-	$(BIN)/python -m studies.zoo.judge runs/zoo/judge minutes=6
-	$(BIN)/python -m studies.zoo.assemble runs/zoo/start runs/zoo/vae
-	$(WORKBENCH) pack studies/recipes/teacher.yaml
-	$(WORKBENCH) encode studies/recipes/teacher.yaml
-	$(WORKBENCH) pretrain studies/recipes/teacher.yaml
+zoo: $(BASE_STAMP) ## rebuild the tiny model and the judge from nothing, on one GPU, into runs/zoo; again: continues
+	$(BIN)/python -m studies.zoo.build studies/zoo/zoo.yaml
+
+zoo-smoke: $(BASE_STAMP) ## every stage of the zoo for seconds, on CPU, into runs/zoo-smoke
+	rm -rf runs/zoo-smoke
+	$(BIN)/python -m studies.zoo.build studies/zoo/smoke.yaml
 
 clean: ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

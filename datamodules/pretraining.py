@@ -1,19 +1,25 @@
-"""The datamodule of pretraining: encoded shards that kept their captions in, one `CaptionStep` an update out."""
+"""The datamodule of pretraining: images with captions in, one `CaptionStep` an update out.
+
+Where the samples come from is a `Source`: encoded shards that kept their captions, or the world, drawn as it is needed
+(`datamodules/live.py`). Everything is in memory, on the device it will be read on, and a step is gathered there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules import files
 from datamodules.distillation import StepLoader
-from datamodules.encoded import TEXT_TOKENS_MULTIPLE, EncodedDataset
+from datamodules.encoded import TEXT_TOKENS_MULTIPLE, EncodedDataset, Geometry
 from datamodules.mixture import STUDENT, MixturePlan, micro_batches
 from workbench import rng
 from workbench.batch import CaptionBatch, CaptionStep, Layout
@@ -23,63 +29,70 @@ from workbench.errors import UserError
 Tokenize = Callable[[str, int], list[int]]
 """(text, number of image slots) -> token ids of the whole prompt."""
 
-
 READING_THREADS = 8
 
 
 @dataclass(frozen=True)
-class _Held:
-    """float16 latents (N, C), of edits also (R, C), and the source image (H, W, 3) uint8."""
+class Held:
+    """n samples of one geometry, in order.
 
-    latent: np.ndarray
-    source_latent: np.ndarray | None
-    image: np.ndarray | None
+    token_ids: (n + 1, S) int64, right-padded; the last row is the empty prompt. lengths: (n + 1,) valid ones.
+    latents: (n, N, C) float16. references: (n, R, C) float16 and images: (n, H, W, 3) uint8 of edits.
+    """
+
+    token_ids: Tensor
+    lengths: Tensor
+    latents: Tensor
+    references: Tensor | None
+    images: Tensor | None
+
+
+class Source(Protocol):
+    """Samples that a mixture can be planned over.
+
+    category, geometry: (S,) index of each sample into `categories` (qualified names) and `geometries`.
+    """
+
+    categories: tuple[str, ...]
+    geometries: tuple[Geometry, ...]
+    category: np.ndarray
+    geometry: np.ndarray
+
+    def held(self, geometry: int, step: int) -> Held:
+        """The samples of a geometry as update `step` sees them."""
+
+    def key(self, index: int, step: int) -> str:
+        """Name of a sample as update `step` sees it."""
+
+    def text(self, index: int) -> str:
+        """Caption or instruction of a sample as update 0 sees it."""
 
 
 class PretrainingData(LightningDataModule):
     """Step data of a pretraining run, from any step on.
 
     Args:
-        tokenize: prompt to ids. num_system_tokens: how many of them the transformer never sees.
+        num_system_tokens: leading tokens of every prompt that the transformer never sees.
         prompt_drop: share of the samples whose prompt is replaced by the empty one.
-
-    Raises:
-        UserError: a sample that pretraining would draw has no target image or no caption.
     """
 
     def __init__(
-        self,
-        dataset: EncodedDataset,
-        mixture: Mixture,
-        *,
-        tokenize: Tokenize,
-        num_system_tokens: int,
-        prompt_drop: float,
-        num_steps: int,
-        seed: int,
+        self, source: Source, mixture: Mixture, *, num_system_tokens: int, prompt_drop: float, num_steps: int, seed: int
     ) -> None:
         super().__init__()
-        for i in range(len(dataset)):
-            if not dataset.has_target(i):
-                raise UserError(f"sample {dataset.samples.keys[i]} has no target image, and pretraining needs one")
-        samples = dataset.samples
-        self.dataset = dataset
-        self.plan = MixturePlan(samples.category, samples.geometry, dataset.categories, mixture, seed)
+        self.source = source
+        self.plan = MixturePlan(source.category, source.geometry, source.categories, mixture, seed)
         self.num_system_tokens = num_system_tokens
         self.prompt_drop = prompt_drop
         self.num_steps = num_steps
         self.seed = seed
         self.start_step = 0
-        slots = [sum(item.num_slots for item in geometry.references) for geometry in dataset.geometries]
-        self._dropped = [tokenize("", num) for num in slots]
-        self._ids = [tokenize(dataset.read_text(i), slots[samples.geometry[i]]) for i in range(len(dataset))]
-        self._padded = [self._padded_length(geometry) for geometry in range(len(slots))]
-        self._held = self._read_all()
+        self._place = places(source.geometry, len(source.geometries))
 
     @property
     def categories(self) -> tuple[str, ...]:
         """Qualified names of the samples' categories."""
-        return self.dataset.categories
+        return self.source.categories
 
     def realised(self, num_steps: int) -> dict[str, int]:
         """Samples of each category in the first `num_steps` steps."""
@@ -105,66 +118,116 @@ class PretrainingData(LightningDataModule):
                 num_rows=len(rows),
             )
             for part in micro_batches(len(rows), self.plan.micro_batch_size):
-                dropped = (drop[part] < self.prompt_drop).tolist()
-                batches.append(self._collate(group.samples[rows[part]], rows[part], dropped, len(rows)))
+                dropped = drop[part] < self.prompt_drop
+                batches.append(self._collate(group.samples[rows[part]], rows[part], dropped, len(rows), step))
         return CaptionStep(step, tuple(batches))
 
     def batches_for(self, indices: Sequence[int], dropped: bool = False) -> tuple[CaptionBatch, ...]:
-        """Batches of chosen samples, one a geometry; `rows` are positions in `indices`. dropped: empty prompts."""
+        """Batches of chosen samples as update 0 sees them, one a geometry; `rows` are positions in `indices`.
+
+        dropped: with empty prompts.
+        """
         chosen = np.asarray(indices, dtype=np.int64)
-        geometry = self.dataset.samples.geometry[chosen]
+        geometry = self.source.geometry[chosen]
         batches = []
         for value in dict.fromkeys(geometry.tolist()):
             rows = np.flatnonzero(geometry == value)
-            batches.append(self._collate(chosen[rows], rows, [dropped] * len(rows), len(rows)))
+            drop = torch.full((len(rows),), dropped)
+            batches.append(self._collate(chosen[rows], rows, drop, len(rows), step=0))
         return tuple(batches)
 
-    def _collate(self, indices: np.ndarray, rows: np.ndarray, dropped: list[bool], num_samples: int) -> CaptionBatch:
-        dataset = self.dataset
-        geometry = int(dataset.samples.geometry[indices[0]])
-        shape = dataset.geometries[geometry]
-        ids = [
-            self._dropped[geometry] if drop else self._ids[i] for i, drop in zip(indices.tolist(), dropped, strict=True)
-        ]
-        token_ids = torch.zeros(len(ids), self._padded[geometry], dtype=torch.int64)
-        for row, of_sample in zip(token_ids, ids, strict=True):
-            row[: len(of_sample)] = torch.tensor(of_sample)
-        held = [self._held[i] for i in indices.tolist()]
-        images, references = None, None
-        if shape.references:
-            images = torch.from_numpy(np.stack([item.image for item in held if item.image is not None]))
-            sources = [item.source_latent for item in held if item.source_latent is not None]
-            references = torch.from_numpy(np.stack(sources)).float()
+    def _collate(
+        self, indices: np.ndarray, rows: np.ndarray, dropped: Tensor, num_samples: int, step: int
+    ) -> CaptionBatch:
+        geometry = int(self.source.geometry[indices[0]])
+        shape, held = self.source.geometries[geometry], self.source.held(geometry, step)
+        device = held.latents.device
+        at = torch.from_numpy(self._place[indices])
+        prompt = torch.where(dropped, len(held.latents), at).to(device, non_blocking=True)
+        at = at.to(device, non_blocking=True)
+        text_tokens = held.token_ids.shape[1] - self.num_system_tokens
         return CaptionBatch(
             task=shape.task,
-            token_ids=token_ids,
-            images=images,
-            lengths=torch.tensor([len(of_sample) - self.num_system_tokens for of_sample in ids]),
-            layout=Layout(self._padded[geometry] - self.num_system_tokens, shape.height, shape.width, shape.references),
-            references=references,
-            target=torch.from_numpy(np.stack([item.latent for item in held])).float(),
-            rows=torch.from_numpy(rows),
-            weight=torch.ones(len(rows)),
+            token_ids=held.token_ids[prompt],
+            images=None if held.images is None else held.images[at],
+            lengths=held.lengths[prompt] - self.num_system_tokens,
+            layout=Layout(text_tokens, shape.height, shape.width, shape.references),
+            references=None if held.references is None else held.references[at].float(),
+            target=held.latents[at].float(),
+            rows=torch.from_numpy(rows).to(device, non_blocking=True),
+            weight=torch.ones(len(rows), device=device),
             num_samples=num_samples,
-            sample_ids=tuple(dataset.samples.keys[i] for i in indices.tolist()),
+            sample_ids=tuple(self.source.key(i, step) for i in indices.tolist()),
         )
 
-    def _read_all(self) -> list[_Held]:
-        """Every sample, decoded once and kept in memory: some 70 KB an edit of 128 x 128, 8 KB otherwise."""
+
+class ShardSource:
+    """Encoded shards that kept their images in (`data.keep_raw`), decoded once: some 70 KB an edit of 128 x 128.
+
+    Raises:
+        UserError: a sample has no target image or no caption.
+    """
+
+    def __init__(self, dataset: EncodedDataset, tokenize: Tokenize) -> None:
+        for i in range(len(dataset)):
+            if not dataset.has_target(i):
+                raise UserError(f"sample {dataset.samples.keys[i]} has no target image, and pretraining needs one")
+        self._dataset = dataset
+        self.categories, self.geometries = dataset.categories, tuple(dataset.geometries)
+        self.category, self.geometry = dataset.samples.category, dataset.samples.geometry
+        texts = [dataset.read_text(i) for i in range(len(dataset))]
+        arrays = self._read_all()
+        self._held = []
+        for geometry, shape in enumerate(self.geometries):
+            mine = np.flatnonzero(self.geometry == geometry).tolist()
+            ids = padded_ids([texts[i] for i in mine], shape, tokenize)
+            latents, references, images = (_stack([arrays[i][part] for i in mine]) for part in range(3))
+            assert latents is not None
+            self._held.append(Held(*ids, latents, references, images))
+
+    def held(self, geometry: int, step: int) -> Held:
+        """See `Source`."""
+        return self._held[geometry]
+
+    def key(self, index: int, step: int) -> str:
+        """See `Source`."""
+        return self._dataset.samples.keys[index]
+
+    def text(self, index: int) -> str:
+        """See `Source`."""
+        return self._dataset.read_text(index)
+
+    def _read_all(self) -> list[tuple[np.ndarray | None, ...]]:
         with ThreadPoolExecutor(READING_THREADS) as executor, files.progress() as bar:
-            reads = executor.map(self._read, range(len(self.dataset)))
-            return list(bar.track(reads, total=len(self.dataset), description="reading the encoded shards"))
+            reads = executor.map(self._read, range(len(self._dataset)))
+            return list(bar.track(reads, total=len(self._dataset), description="reading the encoded shards"))
 
-    def _read(self, i: int) -> _Held:
-        sample, source = self.dataset.read(i, uncond=False), self.dataset.read_source(i)
-        assert sample.latent is not None
-        return _Held(sample.latent, sample.source_latent, None if source is None else np.asarray(source))
+    def _read(self, i: int) -> tuple[np.ndarray | None, ...]:
+        sample, source = self._dataset.read(i, uncond=False), self._dataset.read_source(i)
+        return sample.latent, sample.source_latent, None if source is None else np.asarray(source)
 
-    def _padded_length(self, geometry: int) -> int:
-        mine = np.flatnonzero(self.dataset.samples.geometry == geometry)
-        longest = max((len(self._ids[i]) for i in mine.tolist()), default=0)
-        longest = max(longest, len(self._dropped[geometry])) - self.num_system_tokens
-        return self.num_system_tokens - (-longest // TEXT_TOKENS_MULTIPLE) * TEXT_TOKENS_MULTIPLE
+
+def places(geometry: np.ndarray, num_geometries: int) -> np.ndarray:
+    """(S,) position of each sample among those of its geometry."""
+    place = np.zeros(len(geometry), dtype=np.int64)
+    for value in range(num_geometries):
+        mine = geometry == value
+        place[mine] = np.arange(mine.sum())
+    return place
+
+
+def padded_ids(texts: Sequence[str], shape: Geometry, tokenize: Tokenize) -> tuple[Tensor, Tensor]:
+    """Token ids of prompts and of the empty one after them, (n + 1, S) right-padded, and valid lengths (n + 1,)."""
+    slots = sum(reference.num_slots for reference in shape.references)
+    ids = [torch.tensor(tokenize(text, slots)) for text in (*texts, "")]
+    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    extra = -padded.shape[1] % TEXT_TOKENS_MULTIPLE
+    return torch.nn.functional.pad(padded, (0, extra)), torch.tensor([len(row) for row in ids])
+
+
+def _stack(arrays: Sequence[np.ndarray | None]) -> Tensor | None:
+    there = [array for array in arrays if array is not None]
+    return torch.from_numpy(np.stack(there)) if there else None
 
 
 class _Steps(Dataset[CaptionStep]):

@@ -39,8 +39,12 @@ class Progress:
 
 
 def prime(optimizer: torch.optim.Optimizer) -> None:
-    """Create AdamW's state as its first step would, so that it can be saved and loaded at any time."""
+    """Create the state of AdamW or Muon as its first step would, so that it can be saved and loaded at any time."""
     for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.Muon):
+            for parameter in group["params"]:
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            continue
         on_device = group.get("fused") or group.get("capturable")
         for parameter in group["params"]:
             if not optimizer.state[parameter]:

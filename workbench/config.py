@@ -283,10 +283,19 @@ class Optim:
 @dataclass(frozen=True)
 class Pretrain:
     """Flow matching of a teacher: `steps` optimiser steps at `lr`, the text encoder trained along at its own rate
-    (0 freezes it)."""
+    (0 freezes it).
+
+    lora_rank: 0 trains all weights; otherwise an adapter of that rank over the frozen transformer: a specialist.
+    optimizer: `muon` for the matrices inside the transformer's blocks (at lr as AdamW would take it) and AdamW for all
+    else, or `adamw` alone.
+    fresh_every: 0 trains on the shards of data.encoded; otherwise data.samples of the world, drawn anew every so many
+    steps, in data.num_workers processes.
+    compile: blocks through torch.compile, worth its minute of compiling in a long run on a GPU.
+    """
 
     steps: int = 2000
     lr: float = 1e-3
+    lora_rank: int = 0
     text_encoder_lr: float = 1e-3
     beta2: float = 0.99
     warmup_steps: int = 100
@@ -295,10 +304,19 @@ class Pretrain:
     prompt_drop: float = 0.1
     time_shift: float = 2.0
     final_lr_fraction: float = 0.02
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    fresh_every: int = 0
+    compile: bool = False
 
     def __post_init__(self) -> None:
+        require(self.fresh_every >= 0, f"pretrain.fresh_every must not be negative, got {self.fresh_every}")
         positive("pretrain", steps=self.steps, lr=self.lr, clip=self.clip, time_shift=self.time_shift)
         require(self.text_encoder_lr >= 0, f"pretrain.text_encoder_lr must not be negative, got {self.text_encoder_lr}")
+        require(self.lora_rank >= 0, f"pretrain.lora_rank must not be negative, got {self.lora_rank}")
+        require(
+            self.lora_rank == 0 or self.text_encoder_lr == 0,
+            "pretrain.lora_rank trains an adapter of the transformer alone: set pretrain.text_encoder_lr=0",
+        )
         require(0 <= self.ema_decay < 1, f"pretrain.ema_decay must lie in [0, 1), got {self.ema_decay}")
         fraction("pretrain", prompt_drop=self.prompt_drop, beta2=self.beta2, final_lr_fraction=self.final_lr_fraction)
 

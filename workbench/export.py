@@ -132,16 +132,27 @@ def export_lora(
     Raises:
         ValueError: no adapters, or a grid that does not fall from 1 to 0.
     """
+    header = {"sample_sigmas": json.dumps(sample_sigmas(times)), "recipe_hash": metadata.recipe_hash}
+    write_lora(adapters, out, header=header, dtype=dtype)
+
+
+def write_lora(
+    adapters: Adapters, out: Path, *, header: Mapping[str, str], dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """Write the safetensors file `out` for `pipeline.load_lora_weights` and `teachers.specialists`.
+
+    Raises:
+        ValueError: no adapters.
+    """
     if not adapters:
         raise ValueError("there are no adapters to export")
     state = {}
     for name, (down, up) in adapters.items():
         state[f"transformer.{name}.lora_A.weight"] = down.detach().to("cpu", dtype).contiguous()
         state[f"transformer.{name}.lora_B.weight"] = up.detach().to("cpu", dtype).contiguous()
-    header = {"format": "pt", "sample_sigmas": json.dumps(sample_sigmas(times)), "recipe_hash": metadata.recipe_hash}
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    save_file(state, part, metadata=header)
+    save_file(state, part, metadata={"format": "pt", **header})
     os.replace(part, out)
 
 

@@ -9,7 +9,6 @@ import torch
 from diffusers import QwenImage21Pipeline
 
 from datamodules.distillation import DistillationData
-from datamodules.encoded import EncodedDataset
 from datamodules.pretraining import PretrainingData
 from workbench import grids, roles, sampling
 from workbench.backbone import RoleDenoiser
@@ -31,8 +30,9 @@ PRETRAINING_STEPS = 20
 """Sampling steps of a pretraining grid: enough to judge a teacher by."""
 
 
-def _labels(dataset: EncodedDataset, chosen: Sequence[int]) -> tuple[str, ...]:
+def _labels(data: DistillationData, chosen: Sequence[int]) -> tuple[str, ...]:
     """Category and prompt of each row."""
+    dataset = data.dataset
     return tuple(f"{dataset.categories[dataset.samples.category[i]]}:\n{dataset.read_text(i)}" for i in chosen)
 
 
@@ -44,7 +44,7 @@ def _first_of_each_category(categories: np.ndarray) -> list[int]:
 def distillation_grid(recipe: Recipe, teacher: QwenImage21Pipeline, data: DistillationData) -> Grid:
     """Columns source, teacher, teacher at 4 NFE (drawn once) and student (drawn at every milestone)."""
     chosen = _first_of_each_category(data.dataset.samples.category)
-    labels = _labels(data.dataset, chosen)
+    labels = _labels(data, chosen)
     fixed: dict[str, Sequence[Picture | None]] = {}
 
     def draw(module: RootModule) -> np.ndarray:
@@ -96,9 +96,9 @@ def distillation_scores(recipe: Recipe, teacher: QwenImage21Pipeline) -> Score:
 
 def pretraining_grid(recipe: Recipe, base: QwenImage21Pipeline, data: PretrainingData) -> Grid:
     """Columns source, real and sample, guided as the evaluation's teacher is."""
-    samples = data.dataset.samples
-    chosen = [i for value in np.unique(samples.category) for i in np.flatnonzero(samples.category == value)[:2]]
-    labels = _labels(data.dataset, chosen)
+    source = data.source
+    chosen = [int(i) for value in np.unique(source.category) for i in np.flatnonzero(source.category == value)[:2]]
+    labels = tuple(f"{source.categories[source.category[i]]}:\n{source.text(i)}" for i in chosen)
 
     def draw(module: RootModule) -> np.ndarray:
         assert isinstance(module, Pretrainer)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,26 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
         norm = norm.full_tensor()
     clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
+
+
+class Together:
+    """Optimizers of disjoint parameters that step as one."""
+
+    def __init__(self, optimizers: Sequence[Any]) -> None:
+        self.optimizers = tuple(optimizers)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups of all of them, in order."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=set_to_none)
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
 
 
 class MovingAverage:

@@ -57,11 +57,8 @@ def build(
                 raise UserError(
                     "model.roles=lora starts at the base teacher: leave model.student out, or use roles=full"
                 )
-            lora.install(networks[TEACHER].blocks)
             for role in (STUDENT, FAKE_SCORE):
-                generator = rng.generator(seed, f"lora/{role}", 0)
-                for _, layer in lora.role_linears(networks[TEACHER].blocks):
-                    layer.add_adapter(role, model.lora_rank, model.lora_alpha, generator)
+                add_adapter(networks[TEACHER], role, model.lora_rank, model.lora_alpha, seed)
                 network_of_role[role] = TEACHER
     for name, specialist in (specialists or {}).items():
         role = f"{TEACHER}_{name}"
@@ -73,6 +70,14 @@ def build(
                 _adapt(networks[TEACHER], role, specialist)
                 network_of_role[role] = TEACHER
     return QwenImage21(networks, network_of_role)
+
+
+def add_adapter(network: SplitTransformer, role: str, rank: int, alpha: float, seed: int) -> None:
+    """Give the blocks of `network` a fresh trainable adapter for `role`; the layers that it adapts are frozen."""
+    lora.install(network.blocks)
+    generator = rng.generator(seed, f"lora/{role}", 0)
+    for _, layer in lora.role_linears(network.blocks):
+        layer.add_adapter(role, rank, alpha, generator)
 
 
 def _adapt(network: SplitTransformer, role: str, adapter: Adapter) -> None:

@@ -71,6 +71,11 @@ class RunFolder:
     def teacher(self) -> Path:
         return self.path / "teacher"
 
+    @property
+    def specialist(self) -> Path:
+        """Adapter of a specialist, by the name of the run."""
+        return self.path / f"{self.path.name}.safetensors"
+
     def is_run(self) -> bool:
         """Whether a run was begun here."""
         return self.recipe.is_file()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from rich.console import Console
 
 from datamodules.distillation import DistillationData
 from datamodules.encoded import EncodedDataset
-from datamodules.pretraining import PretrainingData
+from datamodules.live import WorldSource, geometries_of
+from datamodules.pretraining import PretrainingData, ShardSource, Source
 from workbench import adapters, checkpoint, export, milestones, pipeline, plan, roles
 from workbench.backbone import QwenImage21, single_role
 from workbench.callbacks import Averaging, Checkpointing, Grid, Metrics, MilestoneScores, SampleGrid, Score
-from workbench.config import Recipe
+from workbench.config import Data, Recipe
 from workbench.errors import UserError
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
@@ -72,7 +74,8 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
 
 
 def pretrain(recipe: Recipe) -> Path:
-    """Train `recipe.model.folder` by flow matching; returns the pipeline folder that it became.
+    """Train `recipe.model.folder` by flow matching; returns the pipeline folder that it became, or the LoRA file of
+    the specialist over it (`pretrain.lora_rank`).
 
     Raises:
         UserError: anything in the recipe, the data or the folder that the user can mend.
@@ -83,24 +86,60 @@ def pretrain(recipe: Recipe) -> Path:
     folder = RunFolder(Path(recipe.trainer.folder))
     base = pipeline.load(recipe.model.folder)
     tokenizer = PromptTokenizer(base)
-    data = PretrainingData(
-        EncodedDataset(recipe.data.encoded),
-        recipe.mixture,
-        tokenize=tokenizer,
-        num_system_tokens=tokenizer.num_system_tokens,
-        prompt_drop=recipe.pretrain.prompt_drop,
-        num_steps=recipe.pretrain.steps,
-        seed=recipe.seed,
-    )
-    module = Pretrainer(single_role(base.transformer), base.text_encoder, recipe, tokenizer.num_system_tokens)
+    data, pictured = _pretraining_data(recipe, base, tokenizer)
+    denoiser, rank = single_role(base.transformer), recipe.pretrain.lora_rank
+    if rank:
+        base.transformer.requires_grad_(False)
+        roles.add_adapter(denoiser.network(roles.TEACHER), roles.TEACHER, rank, alpha=rank, seed=recipe.seed)
+    module = Pretrainer(denoiser, base.text_encoder, recipe, tokenizer.num_system_tokens)
     folder.begin(recipe)
     averaging = Averaging(recipe.pretrain.ema_decay)
-    grid = milestones.pretraining_grid(recipe, base, data)
+    grid = milestones.pretraining_grid(recipe, base, pictured)
     _fit(recipe, folder, module, data, averaging, grid, recipe.mixture.batch_size)
     averaging.average.swap()
+    if rank:
+        export.write_lora(export.role_adapters(base.transformer, roles.TEACHER), folder.specialist, header={})
+        return folder.specialist
     trained = {"transformer": base.transformer, "text_encoder": base.text_encoder}
     export.export_components(recipe.model.folder, trained, folder.teacher)
     return folder.teacher
+
+
+def _pretraining_data(
+    recipe: Recipe, base: QwenImage21Pipeline, tokenizer: PromptTokenizer
+) -> tuple[PretrainingData, PretrainingData]:
+    """What the run trains on, and what its pictures are of: the same shards, or two samples a category of the world."""
+    options = recipe.pretrain
+
+    def over(source: Source) -> PretrainingData:
+        return PretrainingData(
+            source,
+            recipe.mixture,
+            num_system_tokens=tokenizer.num_system_tokens,
+            prompt_drop=options.prompt_drop,
+            num_steps=options.steps,
+            seed=recipe.seed,
+        )
+
+    if not options.fresh_every:
+        data = over(ShardSource(EncodedDataset(recipe.data.encoded), tokenizer))
+        return data, data
+    device = torch.device("cuda" if _accelerator(recipe) == "gpu" else "cpu")
+    base.vae.to(device)
+
+    def world(drawn: Data) -> Source:
+        return WorldSource(
+            drawn,
+            geometries_of(drawn.resolution, tokenizer),
+            tokenize=tokenizer,
+            encode=partial(pipeline.encode_images, base),
+            every=options.fresh_every,
+            num_steps=options.steps,
+            device=device,
+        )
+
+    few = {task: {name: min(count, 2) for name, count in of.items()} for task, of in recipe.data.samples.items()}
+    return over(world(recipe.data)), over(world(replace(recipe.data, samples=few, num_workers=0)))
 
 
 def export_run(run: Path, out: Path, lora: bool) -> None:

@@ -21,8 +21,7 @@ from datamodules.openmoji.splits import common_words, objects_for, scenes_of, sp
 from datamodules.openmoji.vocabulary import (
     GROUNDS,
     LEGIBLE,
-    MAX_LETTERS,
-    MIN_LETTERS,
+    LENGTHS,
     OBJECTS,
     SIGNS,
     SKIES,
@@ -34,6 +33,9 @@ T = TypeVar("T")
 
 COMMON_SHARE = {"train": 0.3, "search": 0.1, "report": 0.1, "calibration": 0.1}
 """How many of the words are common ones; the held-out splits own but a few of these."""
+
+NUM_OBJECTS = (0.46, 0.46, 0.08)
+"""Shares of landscapes with one, two and three objects."""
 
 _ONSETS = "B C D F G H J K L M N P QU R S T V W X Y Z BR CH CL CR DR FL FR GL GR PL PR SH SL ST TH TR"
 _VOWELS = "A E I O U A E I O U EA OO AI OU IE"
@@ -50,7 +52,7 @@ def random_word(split: str, rng: np.random.Generator) -> str:
     if rng.random() < COMMON_SHARE[split] and common_words(split):
         return pick(common_words(split), rng)
     while True:
-        length = int(rng.integers(MIN_LETTERS, MAX_LETTERS + 1))
+        length = int(rng.choice(list(LENGTHS), p=list(LENGTHS.values())))
         word = "" if rng.random() < 0.75 else pick(_VOWELS.split(), rng)
         while len(word) < length:
             word += pick(_ONSETS.split(), rng) + pick(_VOWELS.split(), rng)
@@ -85,7 +87,7 @@ def random_landscape(split: str, rng: np.random.Generator, min_objects: int = 1,
         name = pick(tuple(OBJECTS), rng)
         sky, ground = pick(scenes_of("object", name, split), rng)
         anchor = (name,)
-    count = int(rng.integers(min_objects, max_objects + 1))
+    count = min(max(int(rng.choice(3, p=NUM_OBJECTS)) + 1, min_objects), max_objects)
     look = random_look(rng)
     names = random_names(sky, ground, split, anchor, count, rng)
     return Landscape(sky, ground, look, place_objects(names, look.horizon, rng))

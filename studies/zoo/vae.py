@@ -4,7 +4,7 @@
 
 FOLDER is a pipeline folder (its `vae` is written) or a folder to be made. It then holds the averaged weights, loadable
 by `AutoencoderKLQwenImage21.from_pretrained`, the raw weights `training.safetensors` to resume from, both bf16, and
-`report.json`.
+`report.json`. Interrupted, the same command goes on from the last report.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from studies.zoo.assemble import FOLDED, TINY, Sizes, autoencoder
 from studies.zoo.fast_vae import FastVae, norm_silu
 from studies.zoo.reconstruction import kl_divergence, psnr, reconstruction_loss, to_model
 from studies.zoo.renders import render, sources, usable_cores
+from studies.zoo.stages import Stage, world_fingerprint
 from workbench.errors import UserError
 
 TRAINING_FILE = "training.safetensors"
@@ -152,8 +154,13 @@ def _spent(options: Options, step: int, elapsed_s: float) -> float:
 
 def train(folder: Path, options: Options, sizes: Sizes = TINY) -> dict[str, float]:
     """Train, report and save until the budget ends; the last report."""
+    stage = Stage(folder, settings(options, sizes))
+    if stage.done:
+        return stage.report
     name = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     device = torch.device(name)
+    if stage.steps:
+        options = replace(options, resume=str(folder))
     trainer = Trainer(_start(options, sizes), options, device)
     if options.resume is not None:
         _load_average(trainer, Path(options.resume))
@@ -162,23 +169,44 @@ def train(folder: Path, options: Options, sizes: Sizes = TINY) -> dict[str, floa
         pool = render(Path(scratch), "train", options.pool, "train", options.resolution, workers, options.seed)
         held_out = np.array(render(Path(scratch), "search", options.held_out, "search", options.resolution, workers))
         images = torch.from_numpy(np.array(pool)).to(device)
-    console, began, reported, step, loss = Console(), time.monotonic(), time.monotonic(), 0, torch.tensor(0.0)
+    return _loop(trainer, images, held_out, stage)
+
+
+def _loop(trainer: Trainer, images: Tensor, held_out: np.ndarray, stage: Stage) -> dict[str, float]:
+    """Steps from where the stage stands until the budget ends; the last report."""
+    options, console, loss = trainer.options, Console(), torch.tensor(0.0)
+    start, step = stage.steps, stage.steps
+    began, reported = time.monotonic() - stage.wall_s, time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+
+    def report(done: bool) -> dict[str, float]:
+        wall_s = time.monotonic() - began
+        found = save(trainer, stage.folder, held_out, {"step": step, "wall_s": wall_s, "loss": loss.item()})
+        stage.write(step, wall_s, done, found)
+        for name in ("loss", "psnr_db", "psnr_text_db"):
+            log.add_scalar(name, found[name], step)
+        console.print(json.dumps(found))
+        return found
+
+    with stage.log() as log, Progress(*columns, console=console) as progress:
         bar = progress.add_task("training the autoencoder", total=1000)
         while (fraction := _spent(options, step, time.monotonic() - began)) < 1:
-            rows = torch.randint(len(images), (options.batch_size,), generator=trainer.generator, device=device)
-            loss = trainer.step(images[rows], learning_rate(options, step, fraction), step)
+            rows = torch.randint(len(images), (options.batch_size,), generator=trainer.generator, device=images.device)
+            # Moments start anew after an interruption, and so does the warm-up.
+            loss = trainer.step(images[rows], learning_rate(options, step - start, fraction), step)
             step += 1
             progress.update(bar, completed=int(1000 * fraction))
             if time.monotonic() - reported > options.report_every_s:
-                wall_s = time.monotonic() - began
-                report = save(trainer, folder, held_out, {"step": step, "wall_s": wall_s, "loss": loss.item()})
-                console.print(json.dumps(report))
+                report(done=False)
                 reported = time.monotonic()
-    report = save(trainer, folder, held_out, {"step": step, "wall_s": time.monotonic() - began, "loss": loss.item()})
-    console.print(json.dumps(report))
-    return report
+        return report(done=True)
+
+
+def settings(options: Options, sizes: Sizes) -> dict[str, Any]:
+    """What decides the result, apart from the machine."""
+    machine = ("workers", "report_every_s", "device", "compile")
+    chosen = {name: value for name, value in asdict(options).items() if name not in machine}
+    return {"world": world_fingerprint(), "sizes": asdict(sizes), **chosen}
 
 
 def save(trainer: Trainer, folder: Path, held_out: np.ndarray, report: dict[str, float]) -> dict[str, float]:

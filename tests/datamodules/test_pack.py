@@ -167,7 +167,10 @@ def test_the_world_packs_to_the_same_bytes_by_any_number_of_workers(tmp_path: Pa
     samples = read_all(tmp_path / "0")
     assert len(samples) == 7
     for sample in samples.values():
-        assert sample.target is not None and set(sample.meta) == {"scene", "source_scene", "named", "kept"}
+        assert sample.target is not None and set(sample.meta) == {
+            *("scene", "source_scene", "named", "kept"),
+            *("accepted", "exact"),
+        }
 
 
 def test_impossible_requests_to_the_world(tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_readings_stand_only_where_a_case_defines_them() -> None:
     dark = Case("c", "edit", "enhance", "p", image, image, {}, {"quality": "dark"}, ("quality",))
     reading = read_case(dark, image, {})
     assert reading.defect == "dark" and reading.target_distance == 0
+    many = Case("d", "edit", "scene", "p", image, image, exact=False)
+    assert read_case(many, image, {}).target_distance is None
 
 
 def test_renders_alike_share_what_the_prompt_names_and_differ_otherwise() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.evaluation.benchmark import Case
+from workbench.errors import UserError
+from workbench.evaluation.benchmark import Case, read_jsonl, write_jsonl
 from workbench.evaluation.judge import (
     SEVERE,
     SEVERE_CAP,
@@ -106,3 +110,43 @@ def test_an_edit_that_does_nothing_complies_with_nothing() -> None:
     assert judge_case(nameless, target, SCENE, 1.0).score == 5
     halfway = pixel_progress((source // 2 + target // 2), source, target)
     assert halfway == pytest.approx(0.5, abs=0.02)
+
+
+def test_any_accepted_value_fulfils_an_open_edit_and_pixels_do_not_count() -> None:
+    source, target = picture(1), picture(2)
+    accepted = {"sky": ("night", "rain"), "objects": (("car", "pine"), ("car", "palm"))}
+    scene, before = {"sky": "night", "objects": ["car", "pine"]}, {"sky": "day", "objects": ["car", "tree"]}
+    case = Case(
+        *("f", "edit", "x", "p", source, target, scene, before),
+        named=("sky", "objects"),
+        accepted=accepted,
+        exact=False,
+    )
+    for sky in ("night", "rain"):
+        for kind in ("pine", "palm"):
+            assert judge_case(case, picture(3), {"sky": sky, "objects": [kind, "car"]}, 1.0).score == 5
+    assert judge_case(case, source, before, 1.0).compliance == 0
+    assert judge_case(case, picture(3), {"sky": "dawn", "objects": ["car"]}, 1.0).compliance == pytest.approx(0.125)
+    both = judge_case(case, picture(3), {"sky": "rain", "objects": ["palm", "pine"]}, 1.0)
+    assert both.compliance == pytest.approx(0.5) and both.kept is None
+
+
+def test_a_case_keeps_what_it_accepts_through_jsonl_and_older_files_stay_valid(tmp_path: Path) -> None:
+    case = Case(
+        *("g", "edit", "x", "p", picture(1), picture(2), SCENE, {"sky": "night"}),
+        named=("sky",),
+        accepted={"sky": ["day", "rain"]},
+        exact=False,
+    )
+    write_jsonl([case], tmp_path / "cases.jsonl")
+    (read,) = read_jsonl(tmp_path / "cases.jsonl")
+    assert read.accepted == case.accepted and read.exact is False
+    row = json.loads((tmp_path / "cases.jsonl").read_text())
+    older = {name: value for name, value in row.items() if name not in ("accepted", "exact")}
+    (tmp_path / "older.jsonl").write_text(json.dumps(older))
+    (read,) = read_jsonl(tmp_path / "older.jsonl")
+    assert not read.accepted and read.exact
+    for wrong in ({"accepted": {"sky": "day"}}, {"accepted": ["day"]}, {"exact": "no"}):
+        (tmp_path / "wrong.jsonl").write_text(json.dumps(row | wrong))
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            read_jsonl(tmp_path / "wrong.jsonl")

@@ -4,10 +4,12 @@ JSONL form, one object a line; paths are relative to the file, everything from `
 
     {"id": "my-1", "task": "edit", "category": "object", "prompt": "Add a tree.", "source": "my-1.png",
      "target": "my-1-after.png", "scene": {"objects": ["tree"]}, "source_scene": {"objects": []},
-     "named": ["objects"], "kept": ["sky"]}
+     "named": ["objects"], "kept": ["sky"], "accepted": {"objects": [["palm"], ["tree"]]}, "exact": false}
 
 scene: attributes of a right answer; source_scene: of the source; named: heads that the prompt determines; kept: those
-an edit must leave alone. Without them only technical quality, and what source and target tell by pixels, is scored.
+an edit must leave alone; accepted: for heads with several right answers all of these, in the place of the scene's one;
+exact: whether an edit's target is its only right answer (true if absent), so that pixels may be compared. Without them
+only technical quality, and what source and target tell by pixels, is scored.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ BENCHES: dict[Task, str] = {"t2i": "t2i_bench", "edit": "editing_bench"}
 FULL_CASES: dict[Task, int] = {"t2i": 600, "edit": 250}
 """Cases a category of the full benchmarks: 3 x 600 and 6 x 250."""
 
-_OPTIONAL = ("source", "target", "scene", "source_scene", "named", "kept")
+_OPTIONAL = ("source", "target", "scene", "source_scene", "named", "kept", "accepted", "exact")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,8 @@ class Case:
     source_scene: dict[str, Any] = field(default_factory=dict)
     named: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    accepted: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    exact: bool = True
 
     @property
     def bench(self) -> str:
@@ -83,6 +87,8 @@ def openmoji_cases(task: Task, split: str, per_category: int, resolution: int = 
                     source_scene=sample.source_scene or {},
                     named=tuple(sample.named),
                     kept=tuple(sample.kept),
+                    accepted=dict(sample.accepted),
+                    exact=sample.exact,
                 )
             )
     return cases
@@ -97,20 +103,22 @@ def openmoji_alike(
 
     found: dict[str, list[np.ndarray]] = {}
     for category in CATEGORIES["t2i"]:
-        wanted = {case.id: _described(case.named, case.scene) for case in cases if case.category == category}
+        wanted = {
+            case.id: _described(case.named, case.scene, case.accepted) for case in cases if case.category == category
+        }
         places: dict[str, list[int]] = {}
         for index in range(pool if wanted else 0):
             planned = plan("t2i", category, split, index)
-            places.setdefault(_described(planned.named, planned.target.heads()), []).append(index)
+            places.setdefault(_described(planned.named, planned.target.heads(), planned.accepted), []).append(index)
         for case, description in wanted.items():
             chosen = places.get(description, [])[:most]
             found[case] = [draw("t2i", category, split, at, resolution=resolution).target for at in chosen]
     return found
 
 
-def _described(named: Sequence[str], scene: Mapping[str, Any]) -> str:
-    """What a prompt names and the values it gives."""
-    values = {name: scene.get(name) for name in sorted(named)}
+def _described(named: Sequence[str], scene: Mapping[str, Any], accepted: Mapping[str, Sequence[Any]]) -> str:
+    """What a prompt names and the values it gives or accepts."""
+    values = {name: accepted.get(name, scene.get(name)) for name in sorted(named)}
     return json.dumps({k: sorted(v) if isinstance(v, list | tuple) else v for k, v in values.items()})
 
 
@@ -131,6 +139,8 @@ def write_jsonl(cases: Sequence[Case], path: Path) -> None:
             "source_scene": case.source_scene,
             "named": list(case.named),
             "kept": list(case.kept),
+            "accepted": dict(case.accepted),
+            "exact": case.exact,
         }
         lines.append(json.dumps(row))
     write_bytes(path, ("\n".join(lines) + "\n").encode())
@@ -171,6 +181,11 @@ def _parse(line: str, path: Path, number: int) -> Case:
         raise UserError(f"{where}: task must be t2i or edit, not {row['task']!r}")
     if row["task"] == "edit" and "source" not in row:
         raise UserError(f"{where}: an edit needs a source image")
+    accepted = row.get("accepted", {})
+    if not isinstance(accepted, dict) or not all(isinstance(v, list) and v for v in accepted.values()):
+        raise UserError(f"{where}: accepted must map heads to non-empty lists of values")
+    if not isinstance(row.get("exact", True), bool):
+        raise UserError(f"{where}: exact must be true or false, not {row['exact']!r}")
     return Case(
         id=row["id"],
         task=row["task"],
@@ -182,6 +197,8 @@ def _parse(line: str, path: Path, number: int) -> Case:
         source_scene=dict(row.get("source_scene", {})),
         named=tuple(row.get("named", ())),
         kept=tuple(row.get("kept", ())),
+        accepted=accepted,
+        exact=row.get("exact", True),
     )
 
 

@@ -3,13 +3,15 @@
 A score lies between 1 and 5. Three axes in [0, 1] make it:
 
 - compliance: mean over the heads that the text names of how right each is (`head_score`): 1 or 0 for a class, the
-  Jaccard index of the object sets, 1 - edit distance / length for a word. For edits it is the progress beyond leaving
+  Jaccard index of the object sets, 1 - edit distance / length for a word. Where a prompt accepts several values ("an
+  animal", "another sky"), the one nearest to what is seen counts. For edits it is the progress beyond leaving
   the source as it is, (right - right of source) / (1 - right of source), so that doing nothing complies with nothing;
   an edit that names no head (larger, turned around) is measured by its pixels (`pixel_progress`).
 - technical quality: the judge's rating, 1 for a clean image, falling with blur, noise, ghosting, smear, blocks,
   residual noise and broken geometry.
 - kept (edits): mean of the mean head score over the heads that must stay, and of the pixel agreement with the source
-  where source and exact target agree (`pixel_agreement`).
+  where source and exact target agree (`pixel_agreement`). An open edit, of which the target is one right answer of
+  many (`Case.exact` is false), has no pixels to be compared: its kept heads alone count.
 
     score = 1 + 4 (compliance * quality)^(1/2)            text to image
     score = 1 + 4 (compliance * quality * kept)^(1/3)     edits
@@ -92,21 +94,35 @@ def word_score(seen: str, wanted: str) -> float:
     return 1 - edit_distance(seen, wanted) / longest if longest else 1.0
 
 
+def best_score(name: str, seen: Any, accepted: Sequence[Any]) -> float:
+    """How right head `name` is by the accepted value that is nearest to it."""
+    right = word_score if name == "word" else head_score
+    return max(right(seen, value) for value in accepted)
+
+
 def mean_head_score(
-    heads: Sequence[str], seen: Mapping[str, Any], wanted: Mapping[str, Any], before: Mapping[str, Any] | None = None
+    heads: Sequence[str],
+    seen: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    before: Mapping[str, Any] | None = None,
+    accepted: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[float | None, dict[str, float]]:
     """Mean over `heads` that `wanted` and `seen` hold, and each of them; None if there is none.
 
-    before: attributes of an edit's source; a head then scores its progress beyond the source.
+    In a picture of a wrong category, if that is among the heads, no other head can be right: a portrait has no sky.
+    before: attributes of an edit's source; a head then scores its progress beyond the source. accepted: every right
+    value of the heads that have more than the one in `wanted`.
     """
     scores = {}
     for name in heads:
         if name in wanted and name in seen:
-            right = word_score if name == "word" else head_score
-            scores[name] = right(seen[name], wanted[name])
-            start = right(before[name], wanted[name]) if before and name in before else 0.0
+            values = (accepted or {}).get(name, (wanted[name],))
+            scores[name] = best_score(name, seen[name], values)
+            start = best_score(name, before[name], values) if before and name in before else 0.0
             if 0 < start < 1:
                 scores[name] = max(0.0, (scores[name] - start) / (1 - start))
+    if scores.get("category") == 0:
+        scores = dict.fromkeys(scores, 0.0)
     return (float(np.mean(list(scores.values()))) if scores else None), scores
 
 
@@ -147,12 +163,12 @@ def score_of(compliance: float | None, quality: float | None, kept: float | None
 
 def judge_case(case: Case, image: np.ndarray, seen: Mapping[str, Any], quality: float) -> Judgement:
     """The judgement of an image (H, W, 3) uint8 in which a judge saw the attributes `seen` and this quality."""
-    compliance, named = mean_head_score(case.named, seen, case.scene, case.source_scene)
+    compliance, named = mean_head_score(case.named, seen, case.scene, case.source_scene, case.accepted)
     kept_heads, kept = mean_head_score(case.kept, seen, case.scene)
     pixels = None
     source, target = case.source, case.target
     # Images of other sizes than the case's have no pixel-wise counterpart.
-    if source is not None and target is not None and image.shape == source.shape == target.shape:
+    if case.exact and source is not None and target is not None and image.shape == source.shape == target.shape:
         pixels = pixel_agreement(image, source, target)
         if not case.named:
             compliance = pixel_progress(image, source, target)

@@ -30,6 +30,7 @@ class JudgeConfig:
     """The vocabulary and the widths: all that is needed to rebuild a judge.
 
     heads: single-label heads and multi-label ones, each with its class names; the word head is not among them.
+    rating_width: of what the technical rating sees beside the shared features; 0: nothing.
     """
 
     heads: dict[str, tuple[str, ...]]
@@ -38,6 +39,7 @@ class JudgeConfig:
     resolution: int = 128
     widths: tuple[int, int, int, int] = (32, 64, 96, 144)
     num_features: int = 64
+    rating_width: int = 32
 
     @property
     def single_label(self) -> tuple[str, ...]:
@@ -90,6 +92,35 @@ class Reader(nn.Module):
         return self.classify(weights @ both.flatten(2).mT + self.position)
 
 
+class Rating(nn.Module):
+    """Technical quality from fine local evidence, beyond the shared features: stages 1 to 3 -> logit (B,).
+
+    A faint second contour or a wavering outline shows in a few cells alone, and only by how cells compare: so the
+    spread of the evidence counts beside its mean, and `queries` each look for the cells that tell most.
+    """
+
+    def __init__(self, widths: tuple[int, int, int, int], width: int, queries: int = 4) -> None:
+        super().__init__()
+        w1, w2, w3, _ = widths
+        self.from_finest = nn.Conv2d(w1, width, 3, stride=2, padding=1)
+        self.from_fine, self.from_coarse = nn.Conv2d(w2, width, 1), nn.Conv2d(w3, width, 1)
+        self.cells = Residual(width)
+        self.where = nn.Conv2d(width, queries, 1)
+        self.rate = nn.Sequential(nn.Linear((2 + queries) * width, 3 * width), nn.SiLU(), nn.Linear(3 * width, 1))
+        last = self.rate[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, stage1: Tensor, stage2: Tensor, stage3: Tensor) -> Tensor:
+        coarse = F.interpolate(self.from_coarse(stage3), scale_factor=2.0, mode="nearest")
+        cells = F.silu(self.cells(self.from_finest(F.silu(stage1)) + self.from_fine(stage2) + coarse)).float()
+        weights = self.where(cells).flatten(2).softmax(dim=2)  # (B, queries, cells)
+        found = (weights @ cells.flatten(2).mT).flatten(1)
+        spread = cells.var((2, 3), unbiased=False).add(1e-6).sqrt()
+        return self.rate(torch.cat([cells.mean((2, 3)), spread, found], dim=1)).squeeze(1)
+
+
 class JudgeNetwork(nn.Module):
     """(B, 3, S, S) in [-1, 1] -> features (B, 64) and logits: heads (B, K_h), `word` (B, P, 27), `technical` (B,)."""
 
@@ -115,6 +146,7 @@ class JudgeNetwork(nn.Module):
         for bias in (p for name, p in self.multi.named_parameters() if name.endswith("bias")):
             nn.init.constant_(bias, -3.0)  # few objects of many are there
         self.technical = nn.Linear(config.num_features, 1)
+        self.rating = Rating(config.widths, config.rating_width) if config.rating_width else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         stage1 = self.stage1(images)
@@ -132,6 +164,8 @@ class JudgeNetwork(nn.Module):
             logits[name] = head(active) + cells.logsumexp(dim=2) - torch.tensor(float(cells.shape[2])).log()
         logits["word"] = self.reader(stage2, stage3)
         logits["technical"] = self.technical(active).squeeze(1)
+        if self.rating is not None:
+            logits["technical"] = logits["technical"] + self.rating(stage1, stage2, stage3)
         return features, logits
 
 
@@ -168,9 +202,33 @@ def load(folder: Path) -> JudgeNetwork:
             resolution=raw["resolution"],
             widths=tuple(raw["widths"]),
             num_features=raw["num_features"],
+            rating_width=raw["rating_width"],
         )
         network = JudgeNetwork(config)
         network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"no usable judge in {folder}: {str(error).splitlines()[0]}; `make zoo` trains one") from error
     return network.eval().requires_grad_(False)
+
+
+def fit(network: JudgeNetwork, donor: JudgeNetwork) -> int:
+    """Copy from `donor` every tensor whose shape fits, and of heads whose classes changed the rows of the classes that
+    both name; the number of weights copied."""
+    given, copied = donor.state_dict(), 0
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name not in given:
+                continue
+            group, _, rest = name.partition(".")
+            if group in ("single", "multi", "multi_local"):
+                new, old = (judge.config.heads[rest.partition(".")[0]] for judge in (network, donor))
+                pairs = [(new.index(value), old.index(value)) for value in new if value in old]
+                if not pairs or tensor.shape[1:] != given[name].shape[1:]:
+                    continue
+                rows, theirs = zip(*pairs, strict=True)
+                tensor[list(rows)] = given[name][list(theirs)].to(tensor)
+                copied += tensor[list(rows)].numel()
+            elif tensor.shape == given[name].shape:
+                tensor.copy_(given[name])
+                copied += tensor.numel()
+    return copied

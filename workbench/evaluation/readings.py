@@ -3,9 +3,8 @@
 - word: 1 if the word that was asked for is read letter by letter, else 0.
 - residual noise: standard deviation of what is left on flat areas when the picture's own 5 x 5 mean is taken off, in
   grey levels of 255; from the median, so that the few edges in a flat area do not count.
-- target distance (edits): mean absolute difference to the exact target, in [0, 1].
-- defect (enhance): what the source suffers from. The shipped autoencoder itself wipes out noise and blocks, so the
-  repair of each defect is told apart.
+- target distance (edits with one right answer): mean absolute difference to the exact target, in [0, 1].
+- defect (enhance): what the source suffers from, so that the repair of each is told apart.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def read_case(case: Case, image: np.ndarray, seen: Mapping[str, Any]) -> Reading
         noise=residual_noise(image),
         word=float(seen.get("word") == case.scene["word"]) if asked else None,
         target_distance=target_distance(image, case.target)
-        if case.task == "edit" and case.target is not None
+        if case.task == "edit" and case.exact and case.target is not None
         else None,
         defect=case.source_scene.get("quality") if "quality" in case.named else None,
     )

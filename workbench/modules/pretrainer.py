@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer
 
 from workbench import dmd, flow, rng, text_encoder
-from workbench.backbone import QwenImage21
-from workbench.batch import CaptionBatch, CaptionStep, Condition, tensors_of
+from workbench.backbone import QwenImage21, SplitBlock
+from workbench.batch import CaptionBatch, CaptionStep, Condition, Layout, tensors_of
 from workbench.config import Recipe
 from workbench.graphs import GraphedStep
 from workbench.modules.root import RootModule
-from workbench.optimisation import clip_gradients
+from workbench.optimisation import Together, clip_gradients
 from workbench.roles import TEACHER
 
 
@@ -36,41 +36,54 @@ class Pretrainer(RootModule):
     ) -> None:
         super().__init__(total_updates=recipe.pretrain.steps, max_skipped=recipe.trainer.max_skipped_updates)
         self.recipe = recipe
-        self.denoiser = denoiser.requires_grad_(True)
+        # A low-rank adapter comes with its base frozen, see `roles.add_adapter`.
+        self.denoiser = denoiser if recipe.pretrain.lora_rank else denoiser.requires_grad_(True)
         self.text_encoder = encoder.requires_grad_(recipe.pretrain.text_encoder_lr > 0)
         self.text_encoder.lm_head.requires_grad_(False)
         self.text_encoder.model.language_model.embed_tokens.requires_grad_(recipe.pretrain.text_encoder_lr > 0)
         self.text_encoder.model.language_model.norm.requires_grad_(False)
         self.num_system_tokens = num_system_tokens
-        self._graphed: GraphedStep | None = None
+        self._graphed: dict[tuple[Layout, ...], GraphedStep] = {}
+        self._matrices, self._rest = self._groups()
+        if recipe.pretrain.compile:
+            compile_blocks(self.denoiser, self.text_encoder)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         options, on_cuda = self.recipe.pretrain, self.device.type == "cuda"
-        groups = [
-            {"params": list(module.values()), "lr": torch.tensor(lr, device=self.device) if on_cuda else lr}
-            for module, lr in self._groups()
+        matrices, rest = self._matrices, self._rest
+        optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [
+                    {"params": list(group.parameters.values()), "lr": torch.tensor(group.lr, device=self.device)}
+                    if on_cuda
+                    else {"params": list(group.parameters.values()), "lr": group.lr}
+                    for group in rest
+                ],
+                betas=(0.9, options.beta2),
+                weight_decay=0.0,
+                fused=on_cuda,
+                capturable=on_cuda,
+            )
         ]
-        return torch.optim.AdamW(
-            groups, betas=(0.9, options.beta2), weight_decay=0.0, fused=on_cuda, capturable=on_cuda
-        )
+        if matrices:
+            groups = [{"params": list(group.parameters.values()), "lr": group.lr} for group in matrices]
+            optimizers.append(torch.optim.Muon(groups, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
+        return optimizers
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        return {name: parameter for group, _ in self._groups() for name, parameter in group.items()}
+        return {name: parameter for group in self._in_order() for name, parameter in group.parameters.items()}
 
     def averaged_parameters(self) -> dict[str, nn.Parameter]:
         return self.trained_parameters()
 
     def learning_rates(self) -> dict[str, float]:
-        return {
-            f"learning_rate/{name}": float(group["lr"])
-            for name, group in zip(("transformer", "text_encoder"), self._optimizer.param_groups, strict=False)
-        }
+        groups = zip(self._in_order(), self._optimizer.param_groups, strict=True)
+        return {f"learning_rate/{group.name}": float(held["lr"]) for group, held in groups}
 
     def training_step(self, data: CaptionStep, _: int) -> None:
         options = self.recipe.pretrain
-        self.set_learning_rate(
-            self._optimizer, [lr for _, lr in self._groups()], options.warmup_steps, options.final_lr_fraction
-        )
+        peaks = [group.lr for group in self._in_order()]
+        self.set_learning_rate(self._optimizer, peaks, options.warmup_steps, options.final_lr_fraction)
         draws = [self._draw(batch) for batch in data.batches]
         if self.device.type == "cuda":
             self._replay(data, draws)
@@ -84,8 +97,10 @@ class Pretrainer(RootModule):
         self.num_updates += 1
 
     @property
-    def _optimizer(self) -> Any:
-        return self.optimizers()
+    def _optimizer(self) -> Together:
+        """All optimizers as one, in the order of `_in_order`."""
+        optimizers = self.optimizers()
+        return Together(optimizers if isinstance(optimizers, list) else [optimizers])
 
     def _replay(self, data: CaptionStep, draws: list[tuple[Tensor, Tensor]]) -> None:
         """The step as a CUDA graph; one whose gradient is not finite is skipped on the device, without asking back."""
@@ -98,29 +113,45 @@ class Pretrainer(RootModule):
                 for batch, names in zip(data.batches, fields, strict=True)
             ]
             losses = [self.loss(batch, next(given), next(given)) for batch in batches]
-            norm = self._captured_update(batches, losses)
-            return [*(loss.detach() for loss in losses), norm]
+            norm, gradients = self._captured_update(batches, losses)
+            return [*(loss.detach() for loss in losses), norm, *gradients]
 
-        if self._graphed is None:
-            self._graphed = GraphedStep(step)
+        layouts = tuple(batch.layout for batch in data.batches)
+        if layouts not in self._graphed:
+            self._graphed[layouts] = GraphedStep(step)
         inputs = [tensor for batch in fields for tensor in batch.values()] + [part for draw in draws for part in draw]
-        *losses, norm = self._graphed(inputs)
+        outputs = self._graphed[layouts](inputs)
+        losses, norm, gradients = outputs[: len(fields)], outputs[len(fields)], outputs[len(fields) + 1 :]
+        self._step_matrices(gradients)
         for batch, of_batch in zip(data.batches, losses, strict=True):
             self.means.add(f"loss/{TEACHER}/{batch.task}", of_batch, batch.weight)
         self.means.add(f"gradient_norm/{TEACHER}", norm)
         self.means.add("skipped_share", (~torch.isfinite(norm)).float())
 
-    def _captured_update(self, batches: Sequence[CaptionBatch], losses: Sequence[Tensor]) -> Tensor:
-        """Backward, clipping and the optimiser's step; returns the gradient norm, ()."""
+    def _captured_update(
+        self, batches: Sequence[CaptionBatch], losses: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Backward, clipping and AdamW's step; returns the gradient norm, (), and the gradients left to Muon, zero
+        where the norm is not finite."""
         parameters = list(self.trained_parameters().values())
-        optimizer = self._optimizer.optimizer
-        optimizer.zero_grad(set_to_none=True)
+        adamw = self._optimizer.optimizers[0].optimizer
+        self._optimizer.zero_grad()
         shares = [(loss * batch.weight).sum() for loss, batch in zip(losses, batches, strict=True)]
         (torch.stack(shares).sum() / self.recipe.mixture.batch_size).backward()
         norm = clip_gradients(parameters, self.recipe.pretrain.clip)
-        optimizer.found_inf = (~torch.isfinite(norm)).float()
-        optimizer.step()
-        return norm
+        finite = torch.isfinite(norm)
+        adamw.found_inf = (~finite).float()
+        adamw.step()
+        matrices = [parameter.grad for group in self._matrices for parameter in group.parameters.values()]
+        return norm, [torch.where(finite, grad, 0.0) for grad in matrices if grad is not None]
+
+    def _step_matrices(self, gradients: Sequence[Tensor]) -> None:
+        """Muon's step, outside the graph: its rate is a number of the host. The device is still busy replaying."""
+        matrices = [parameter for group in self._matrices for parameter in group.parameters.values()]
+        for parameter, gradient in zip(matrices, gradients, strict=True):
+            parameter.grad = gradient
+        for optimizer in self._optimizer.optimizers[1:]:
+            optimizer.step()
 
     def _share(self, batch: CaptionBatch, t: Tensor, eps: Tensor) -> Tensor:
         losses = self.loss(batch, t, eps)
@@ -151,15 +182,46 @@ class Pretrainer(RootModule):
         hidden = text_encoder.embed(self.text_encoder, batch.token_ids, batch.images, slots)
         return Condition(hidden[:, self.num_system_tokens :], batch.lengths, batch.layout, batch.references)
 
-    def _groups(self) -> list[tuple[dict[str, nn.Parameter], float]]:
-        """Trainable parameters by learning rate, tied ones once."""
+    def _in_order(self) -> list[_Group]:
+        """Groups as the optimizers hold them: AdamW's, then Muon's."""
+        return self._rest + self._matrices
+
+    def _groups(self) -> tuple[list[_Group], list[_Group]]:
+        """Muon's and AdamW's trainable parameters by learning rate, tied ones once."""
         options = self.recipe.pretrain
         modules = (
-            ("denoiser", self.denoiser, options.lr),
-            ("text_encoder", self.text_encoder, options.text_encoder_lr),
+            ("transformer", "denoiser", self.denoiser, options.lr),
+            ("text_encoder", "text_encoder", self.text_encoder, options.text_encoder_lr),
         )
-        return [
-            ({f"{name}.{key}": p for key, p in module.named_parameters() if p.requires_grad}, lr)
-            for name, module, lr in modules
-            if lr > 0
-        ]
+        matrices, rest = [], []
+        for name, prefix, module, lr in modules:
+            if lr <= 0:
+                continue
+            trained = {f"{prefix}.{key}": p for key, p in module.named_parameters() if p.requires_grad}
+            chosen = {key: p for key, p in trained.items() if options.optimizer == "muon" and is_hidden_matrix(key, p)}
+            rest.append(_Group(name, {key: p for key, p in trained.items() if key not in chosen}, lr))
+            if chosen:
+                matrices.append(_Group(f"{name}/matrices", chosen, lr))
+        return matrices, rest
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Parameters by name that share a learning rate."""
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+    lr: float
+
+
+def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon is meant for it: a weight matrix inside a block, no embedding, input or output layer."""
+    return parameter.ndim == 2 and not {"blocks", "layers"}.isdisjoint(name.split("."))
+
+
+def compile_blocks(*modules: nn.Module) -> None:
+    """Every transformer block through torch.compile, in place. Blocks of a kind share what is compiled."""
+    for module in modules:
+        for child in module.modules():
+            if isinstance(child, SplitBlock | Qwen3VLTextDecoderLayer):
+                child.compile(dynamic=False)

@@ -1,0 +1,112 @@
+"""The folder that ships: the tiny pipeline with its specialists and its model card, and the judge beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from datamodules import files
+from workbench.errors import UserError
+from workbench.export import replaced_folder
+
+MAX_BYTES = 40_000_000
+MAX_BYTES_A_FILE = 16_000_000
+HALF = ("transformer", "vae")
+"""Parts stored in bfloat16. The text encoder is stored in float32, so that the stock pipeline runs when no dtype is
+asked for: diffusers loads its parts in float32 then, and transformers loads what was stored."""
+JUDGE_FILES = ("config.json", "model.safetensors")
+
+Reports = Mapping[str, Mapping[str, Any]]
+
+
+def ship(out: Path, teacher: Path, adapters: Mapping[str, Path], judge: Path, reports: Reports) -> dict[str, int]:
+    """Write `out`/tiny and `out`/judge; the bytes of each.
+
+    teacher: pipeline folder. adapters: LoRA file of each specialist. judge: folder of `studies.zoo.judge`.
+    reports: what each stage of the build found out, for the model card.
+
+    Raises:
+        UserError: more than `MAX_BYTES` in all, or than `MAX_BYTES_A_FILE` in one file.
+    """
+    with replaced_folder(out / "tiny") as folder:
+        shutil.copytree(teacher, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md"))
+        for part in HALF:
+            for path in (folder / part).glob("*.safetensors"):
+                to_bfloat16(path)
+        for name, path in adapters.items():
+            files.write_bytes(folder / f"{name}.safetensors", path.read_bytes())
+        files.write_bytes(folder / "README.md", card(reports).encode())
+    (out / "judge").mkdir(parents=True, exist_ok=True)
+    for name in JUDGE_FILES:
+        files.write_bytes(out / "judge" / name, (judge / name).read_bytes())
+    check_sizes(out)
+    return {f"bytes_{name}": _bytes(out / name) for name in ("tiny", "judge")}
+
+
+def check_sizes(folder: Path) -> None:
+    """Raises UserError if what lies in `folder` is too large to ship."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.stat().st_size > MAX_BYTES_A_FILE:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes: at most {MAX_BYTES_A_FILE:,} a file may ship")
+    if _bytes(folder) > MAX_BYTES:
+        raise UserError(f"{folder} has {_bytes(folder):,} bytes: at most {MAX_BYTES:,} in all may ship")
+
+
+def to_bfloat16(path: Path) -> None:
+    """Rewrite a safetensors file with its floating-point tensors in bfloat16; left alone if they are already."""
+    state = load_file(path)
+    if all(tensor.dtype == torch.bfloat16 or not tensor.is_floating_point() for tensor in state.values()):
+        return
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    half = {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in state.items()}
+    part = path.with_name(f".{path.name}.part")
+    save_file(half, part, metadata=header)
+    part.replace(path)
+
+
+def card(reports: Reports) -> str:
+    """Model card; `studies.zoo` fills in how it was made, `make zoo-report` what it scores."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "license: cc-by-sa-4.0",
+        "tags: [text-to-image, image-to-image, flow-matching]",
+        "---",
+        "# A tiny Qwen-Image-2.1: base teacher and specialists",
+        "",
+        "Real classes of diffusers and transformers (`QwenImage21Pipeline`), images of 128 x 128. It exists to try",
+        "distillation recipes on a laptop, not to make pictures for their own sake.",
+        "",
+        f"## How it was made (`make zoo`, {device})",
+        "",
+        "| stage | seconds | found |",
+        "|---|---|---|",
+    ]
+    for name, report in reports.items():
+        found = [f"{key} {value:.4g}" for key, value in report.items() if _is_number(value) and key != "wall_s"]
+        lines.append(f"| {name} | {report['wall_s']:.0f} | {', '.join(found)} |")
+    lines += [
+        "",
+        "## Data and licence",
+        "",
+        "Scenes of the OpenMoji world (`datamodules/openmoji`), drawn as training went on; combinations of the",
+        "benchmarks' splits are never drawn for training. Drawings: [OpenMoji](https://openmoji.org) 17, CC BY-SA 4.0,",
+        "the licence of these weights.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
