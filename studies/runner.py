@@ -51,13 +51,14 @@ def run_study(
         UserError: unknown name or option, invalid recipe in any arm (before anything is written), a storage that
             does not open or that holds a study of another recipe, or not one trial with a score.
     """
-    study = study or study_named(name)
+    study, words = study or study_named(name), list(words)
     options = parse(name, words)
     base = vary(load(options.recipe, options.overrides), ["evaluation.split=search"])
     for arm, overrides in study.ARMS.items():
         _named(arm, base, overrides)
     console = Console()
     memory = _open(options, base, study)
+    summary.describe(memory, base, [name, *words])
 
     def objective(trial: optuna.trial.BaseTrial) -> float:
         return measure(trial, study, base, options, execute)
@@ -75,7 +76,7 @@ def run_study(
     if not memory.get_trials(states=(TrialState.COMPLETE,)):
         errors = [trial.user_attrs.get("error", "no error recorded") for trial in memory.get_trials()]
         raise UserError(f"no trial of the study ended with a score; the last said: {errors[-1]}")
-    summary.print_table(memory, study.QUESTION, console)
+    summary.print_table(options.folder, console)
     if alive := memory.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         console.print(
             f"{len(alive)} trial(s) still run elsewhere, or died under {GRACE_S} s ago: the same command continues"
@@ -198,12 +199,13 @@ def _record(
         console.print(f"trial {trial.number} ({what}) failed: {trial.user_attrs.get('error')}", markup=False)
     else:
         console.print(f"trial {trial.number} ({what}): {trial.value:.3f}", markup=False)
+        folder = options.folder / trial.user_attrs["run"]
         hparams = {"arm": summary.arm_of(trial), **trial.user_attrs["hparams"]}
-        metrics = {"score": trial.value, **trial.user_attrs["metrics"]}
-        summary.log_hparams(options.folder / "tensorboard", trial.user_attrs["run"], hparams, metrics)
+        recipe, _ = _recipe_of(optuna.trial.FixedTrial(trial.params), study, base, options)
+        summary.log_trial(folder / "tensorboard", recipe, hparams, trial.user_attrs["metrics"])
     _write_json(memory, study, options)
 
 
 def _write_json(memory: optuna.Study, study: Study, options: Options) -> None:
     storage = make_url(options.storage).render_as_string(hide_password=True)
-    summary.write_json(memory, options.folder.name, study.QUESTION, storage, options.folder / "study.json")
+    summary.write_json(memory, study, options.folder.name, storage, options.folder / "study.json")
