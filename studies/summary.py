@@ -18,21 +18,27 @@ from rich.table import Table
 from sqlalchemy.engine import make_url
 
 from datamodules.files import write_bytes
+from studies.cells import SEARCH, error_of
 from studies.seam import Study, TrialFailed, objective_values
 from workbench import plots, schedules
 from workbench.config import CATEGORIES, Recipe
 from workbench.evaluation import arms
 from workbench.evaluation.statistics import Interval
 
-SEARCH_ARM = "search"
+SEARCH_ARM = SEARCH
 MIN_FOR_IMPORTANCE = 8
 """With fewer drawn trials the best of them are too few to tell which parameters they share."""
 BEST_TRIALS = 5
 
 
 def arm_of(trial: FrozenTrial) -> str:
-    """Name of the arm, or `search` for a drawn recipe."""
-    return str(trial.params.get("arm", SEARCH_ARM))
+    """Name of the arm, or `search` for a drawn recipe; one that only waits is known by its cell, `ARM@SEED`."""
+    return str(trial.params.get("arm") or _cell(trial)[0])
+
+
+def _cell(trial: FrozenTrial) -> tuple[str, str]:
+    arm, _, seed = str(trial.user_attrs.get("cell", f"{SEARCH_ARM}@{trial.number}")).rpartition("@")
+    return arm, seed
 
 
 def describe(memory: optuna.Study, base: Recipe, command: Sequence[str]) -> None:
@@ -50,7 +56,7 @@ def _without_password(word: str) -> str:
 def write_json(memory: optuna.Study, study: Study, name: str, storage: str, path: Path) -> None:
     """`study.json`: every trial by arm, failed and running ones too; of a search its front and what matters."""
     trials = memory.get_trials(deepcopy=False)
-    replicated = any("arm" in trial.params for trial in trials)
+    replicated = any(arm_of(trial) != SEARCH_ARM for trial in trials)
     by_arm: dict[str, list[dict[str, Any]]] = {arm: [] for arm in study.ARMS if replicated}
     for trial in trials:
         by_arm.setdefault(arm_of(trial), []).append(_row(trial, study))
@@ -79,10 +85,12 @@ def _row(trial: FrozenTrial, study: Study) -> dict[str, Any]:
     reported = {str(update): value for update, value in trial.intermediate_values.items() if math.isfinite(value)}
     return {
         "number": trial.number,
+        "cell": "@".join(_cell(trial)),
         "run": trial.user_attrs.get("run"),
         "seed": trial.params.get("seed"),
         "state": trial.state.name.lower(),
         "values": values if done else {},
+        "score": values.get("score") if done else None,
         "hparams": trial.user_attrs.get("hparams", {}),
         "params": {name: value for name, value in trial.params.items() if name not in ("arm", "seed")},
         "metrics": metrics,
@@ -90,7 +98,7 @@ def _row(trial: FrozenTrial, study: Study) -> dict[str, Any]:
         "cost": trial.user_attrs.get("cost", {}),
         "started": trial.datetime_start.timestamp() if trial.datetime_start else None,
         "finished": trial.datetime_complete.timestamp() if trial.datetime_complete else None,
-        "error": trial.user_attrs.get("error"),
+        "error": error_of(trial),
     }
 
 

@@ -14,7 +14,7 @@ import optuna
 import pytest
 from scipy import stats
 
-from studies import options, runner, seam, summary, task_mixture, trial
+from studies import options, runner, seam, summary, task_mixture, trial, workers
 from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.recipes import load, recipe_hash
@@ -104,7 +104,7 @@ def test_an_interrupt_stops_the_study_and_the_same_command_continues_the_trial(w
         runner.run_study("task-mixture", [*words, "seeds=0"], execute=first)
     second = FakeTrials()
     runner.run_study("task-mixture", [*words, "seeds=0"], execute=second)
-    assert [folder.name for _, folder in second.asked] == ["trial-0001", "trial-0003"]
+    assert [folder.name for _, folder in second.asked] == ["trial-0001", "trial-0002"]
 
 
 def test_trials_bounds_one_call(words: list[str]) -> None:
@@ -179,9 +179,9 @@ def test_an_arm_that_is_no_recipe_is_found_before_anything_is_written(tmp_path: 
 def test_the_objective_needs_no_study(tmp_path: Path) -> None:
     base, fake = load(SMOKE), FakeTrials()
     fixed = optuna.trial.FixedTrial({"arm": "5:5", "seed": 7}, number=12)
-    value = runner.measure(fixed, task_mixture, base, options.parse("x", [f"folder={tmp_path}"]), fake)
-    assert value == pytest.approx((3.57 + 3.5) / 2)
-    assert fake.asked[0][1] == tmp_path / "trial-0012"
+    recipe, seed = workers.recipe_of(fixed, task_mixture, base, options.parse("x", [f"folder={tmp_path}"]))
+    assert seed == 7
+    assert seam.objectives(fake(replace(recipe, seed=seed), tmp_path), ["score"]) == pytest.approx([(3.57 + 3.5) / 2])
 
 
 def test_suggest_keeps_everything_but_the_ratio() -> None:
@@ -194,7 +194,7 @@ def test_suggest_keeps_everything_but_the_ratio() -> None:
 def test_arms_differ_in_the_ratio_alone() -> None:
     base = load(SMOKE)
     for overrides in task_mixture.ARMS.values():
-        arm = runner.vary(base, overrides)
+        arm = seam.vary(base, overrides)
         assert recipe_hash(replace(arm, mixture=replace(arm.mixture, tasks=base.mixture.tasks))) == recipe_hash(base)
 
 
@@ -225,7 +225,7 @@ def test_a_difference_within_the_noise_is_called_that() -> None:
 
 def test_hyperparameters_are_what_differs() -> None:
     base = load(SMOKE)
-    changed = runner.vary(base, ["mixture.tasks={t2i: 1.0}", "optim.student_lr=0.5"])
+    changed = seam.vary(base, ["mixture.tasks={t2i: 1.0}", "optim.student_lr=0.5"])
     assert summary.differences(changed, base) == {
         "mixture.tasks.t2i": 1.0,
         "mixture.tasks.edit": 0.0,

@@ -22,6 +22,9 @@ from workbench.optimisation import MovingAverage
 Grid = Callable[[RootModule], np.ndarray]
 """Draws the fixed prompts with the student's current weights: uint8 (H, W, 3). Every rank calls it."""
 
+Score = Callable[[RootModule], dict[str, float]]
+"""Scores of the student's current weights by name. Every rank calls it."""
+
 
 class Averaging(L.Callback):
     """Moving average of the student, taken after every update."""
@@ -161,6 +164,35 @@ class SampleGrid(L.Callback):
             os.replace(temporary, path)
             assert isinstance(trainer.logger, TensorBoardLogger)
             trainer.logger.experiment.add_image("samples", picture, module.num_updates, dataformats="HWC")
+
+
+class MilestoneScores(L.Callback):
+    """The averaged student's benchmark scores at every milestone, into TensorBoard and `milestones.jsonl`."""
+
+    def __init__(self, path: Path, every: int, averaging: Averaging, score: Score) -> None:
+        self.path = path
+        self.every = every
+        self.averaging = averaging
+        self.score = score
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, RootModule)
+        if trainer.is_global_zero:
+            drop_lines_after(self.path, module.num_updates)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, RootModule)
+        if module.num_updates % self.every and module.num_updates != module.total_updates:
+            return
+        self.averaging.average.swap()
+        scores = self.score(module)
+        self.averaging.average.swap()
+        if trainer.is_global_zero:
+            assert isinstance(trainer.logger, TensorBoardLogger)
+            named = {f"milestone/{name}": value for name, value in scores.items()}
+            trainer.logger.log_metrics(named, step=module.num_updates)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"update": module.num_updates, **scores}) + "\n")
 
 
 def drop_lines_after(path: Path, update: int) -> None:

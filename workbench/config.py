@@ -372,6 +372,7 @@ class Vlm:
 class Evaluation:
     """What is scored: cases a category of each benchmark, sampling seeds, and how the full teacher samples.
 
+    milestone_cases: search cases a category that the local judge scores at every trainer.sample_every; 0 for none.
     judges: `local`, always, since studies and readings beside the score go by it, and `vlm` beside it.
     """
 
@@ -384,6 +385,7 @@ class Evaluation:
     teacher_cfg_scale: float = 1.5
     teacher_shift: float = 2.0
     num_bootstrap: int = 1000
+    milestone_cases: int = 0
     judges: list[str] = field(default_factory=lambda: ["local"])
     vlm: Vlm = field(default_factory=Vlm)
 
@@ -403,7 +405,11 @@ class Evaluation:
                 f"evaluation.judges knows local and vlm, not {name!r}{nearest(name, ('local', 'vlm'))}",
             )
         require("local" in self.judges, "evaluation.judges must name local: features and readings come from it")
-        for name, count in (("t2i_cases", self.t2i_cases), ("editing_cases", self.editing_cases)):
+        for name, count in (
+            ("t2i_cases", self.t2i_cases),
+            ("editing_cases", self.editing_cases),
+            ("milestone_cases", self.milestone_cases),
+        ):
             require(count >= 0, f"evaluation.{name} must not be negative, got {count}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from workbench.evaluation.models import (
     student_sampling,
     teacher_sampling,
 )
+from workbench.evaluation.remembered import identity_of, remembered
 from workbench.evaluation.tables import print_metrics
 from workbench.evaluation.vlm_judge import panel
 from workbench.evaluation.vlm_plan import cost
@@ -35,11 +37,20 @@ from workbench.run_folder import RunFolder
 DEFAULT_STEPS = 40
 
 
-def evaluate_run(target: str | Path, overrides: list[str], dry_run: bool = False) -> dict[str, Any]:
+def evaluate_run(
+    target: str | Path,
+    overrides: list[str],
+    dry_run: bool = False,
+    *,
+    drawn: Path | None = None,
+    timed: dict[str, float] | None = None,
+) -> dict[str, Any]:
     """Score a run (teacher, best few-step teacher, student) or a pipeline folder on both benchmarks, and print it.
 
     A run's results go into the run folder, a pipeline folder's into `runs/evaluation/NAME`. dry_run: only print
-    how many images would be drawn, and how many calls and tokens vision-language judges would take.
+    how many images would be drawn, and how many calls and tokens vision-language judges would take. drawn: folder of
+    what a run's teacher drew, which is drawn there once for all runs that share it. timed: is given the seconds of
+    `evaluate`, that of the choice among few-step teachers included, loading aside.
 
     Raises:
         UserError: no run or pipeline folder, a run without its student, bad overrides, a judge that is not described in
@@ -60,8 +71,15 @@ def evaluate_run(target: str | Path, overrides: list[str], dry_run: bool = False
         return {}
     # A judge that is not there is said before anything is drawn.
     judges = panel(recipe.evaluation.vlm) if "vlm" in recipe.evaluation.judges else None
-    models, selection = _models_of_run(recipe, folder) if folder.is_run() else _models_of_folder(recipe, str(target))
-    metrics = evaluate(models, recipe, out, panel=judges, selection=selection)
+    clock = Stopwatch()
+    if folder.is_run():
+        models, selection = _models_of_run(recipe, folder, drawn, clock)
+    else:
+        models, selection = _models_of_folder(recipe, str(target))
+    with clock:
+        metrics = evaluate(models, recipe, out, panel=judges, selection=selection)
+    if timed is not None:
+        timed["evaluate"] = clock.seconds
     if folder.is_run():
         export.add_scores(folder.student, metrics)
     print_metrics(metrics, Console())
@@ -84,13 +102,37 @@ def sample_image(folder: str, prompt: str, image: Path | None, out: Path, seed: 
     os.replace(partial, out)
 
 
-def _models_of_run(recipe: Recipe, folder: RunFolder) -> tuple[dict[str, ModelUnderTest], list[dict[str, Any]]]:
+class Stopwatch:
+    """Seconds spent inside its blocks."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+
+def _models_of_run(
+    recipe: Recipe, folder: RunFolder, drawn: Path | None, clock: Stopwatch
+) -> tuple[dict[str, ModelUnderTest], list[dict[str, Any]]]:
     teacher = _load(recipe.model.folder)
     sampler, encodings = _sampler(teacher, recipe.evaluation.batch_size), _encodings(teacher, recipe)
-    candidates = [from_sampler(sampler, encodings, how) for how in few_step_candidates(recipe)]
-    few_step, selection = select_few_step(candidates, recipe)
+    identity = identity_of(pipeline.resolve(recipe.model.folder)) if drawn is not None else ""
+
+    def taught(how: Sampling) -> ModelUnderTest:
+        model = from_sampler(sampler, encodings, how)
+        if drawn is None:
+            return model
+        return remembered(model, f"{identity} at {recipe.data.resolution} on {teacher.device.type}", drawn)
+
+    candidates = [taught(how) for how in few_step_candidates(recipe)]
+    with clock:
+        few_step, selection = select_few_step(candidates, recipe)
     models = {
-        "teacher": from_sampler(sampler, encodings, teacher_sampling(recipe)),
+        "teacher": taught(teacher_sampling(recipe)),
         "teacher_few_step": few_step,
         "student": _model(recipe, str(folder.student), student_sampling(recipe)),
     }

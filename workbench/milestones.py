@@ -11,11 +11,16 @@ from diffusers import QwenImage21Pipeline
 from datamodules.distillation import DistillationData
 from datamodules.encoded import EncodedDataset
 from datamodules.pretraining import PretrainingData
-from workbench import grids, roles
+from workbench import grids, roles, sampling
 from workbench.backbone import RoleDenoiser
 from workbench.batch import Batch, CaptionBatch, Condition
-from workbench.callbacks import Grid
+from workbench.callbacks import Grid, Score
 from workbench.config import Recipe
+from workbench.evaluation.answers import answer
+from workbench.evaluation.benchmark import BENCHES
+from workbench.evaluation.evaluate import benchmark_cases
+from workbench.evaluation.judge import LocalJudge
+from workbench.evaluation.models import Encodings, from_sampler, student_sampling
 from workbench.grids import Picture
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
@@ -65,6 +70,28 @@ def distillation_grid(recipe: Recipe, teacher: QwenImage21Pipeline, data: Distil
         return grids.compose({**fixed, "student": column(roles.STUDENT, student_times(recipe))}, labels)
 
     return draw
+
+
+def distillation_scores(recipe: Recipe, teacher: QwenImage21Pipeline) -> Score:
+    """Means of the student on a slice of the search split, as `evaluate` scores them: `t2i`, `editing`, and `score`,
+    the mean of both."""
+    chosen = recipe.evaluation
+    cases = benchmark_cases(recipe, "search", chosen.milestone_cases, chosen.milestone_cases)
+    encodings = Encodings(teacher, recipe.data.resolution, chosen.batch_size)
+    judge = LocalJudge()
+
+    def score(module: RootModule) -> dict[str, float]:
+        assert isinstance(module, Distiller)
+        teacher.vae.to(module.device)
+        teacher.text_encoder.to(module.device)
+        network = RoleDenoiser(module.denoiser, roles.STUDENT)  # type: ignore[arg-type]
+        sampler = sampling.Sampler(teacher, network, chosen.batch_size)
+        drawn = answer(from_sampler(sampler, encodings, student_sampling(recipe)), cases, chosen.seeds[:1], judge)
+        tables = {"t2i": drawn.by_category(BENCHES["t2i"]), "editing": drawn.by_category(BENCHES["edit"])}
+        means = {name: float(np.mean([v.mean() for v in table.values()])) for name, table in tables.items() if table}
+        return {**means, "score": float(np.mean(list(means.values())))}
+
+    return score
 
 
 def pretraining_grid(recipe: Recipe, base: QwenImage21Pipeline, data: PretrainingData) -> Grid:

@@ -1,7 +1,7 @@
 """The run folder: what is in it, and whether a recipe may continue it.
 
-runs/NAME/  recipe.yaml  environment.json  metrics.jsonl  metrics.json  tensorboard/  checkpoints/  samples/
-            student/  report.html
+runs/NAME/  recipe.yaml  environment.json  metrics.jsonl  milestones.jsonl  metrics.json  tensorboard/  checkpoints/
+            samples/  student/  report.html
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ class RunFolder:
     @property
     def scalars(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def milestones(self) -> Path:
+        return self.path / "milestones.jsonl"
 
     @property
     def checkpoints(self) -> Path:

@@ -24,7 +24,7 @@ from datamodules.encoded import EncodedDataset
 from datamodules.pretraining import PretrainingData
 from workbench import adapters, checkpoint, export, milestones, pipeline, plan, roles
 from workbench.backbone import QwenImage21, single_role
-from workbench.callbacks import Averaging, Checkpointing, Grid, Metrics, SampleGrid
+from workbench.callbacks import Averaging, Checkpointing, Grid, Metrics, MilestoneScores, SampleGrid, Score
 from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.modules.distiller import Distiller, student_times
@@ -64,8 +64,9 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     folder.begin(recipe)
     averaging = Averaging(recipe.optim.ema_decay)
     grid = milestones.distillation_grid(recipe, teacher, data)
+    scores = milestones.distillation_scores(recipe, teacher) if recipe.evaluation.milestone_cases else None
     samples_per_update = recipe.mixture.batch_size * (1 + recipe.dmd.fake_updates)
-    _fit(recipe, folder, module, data, averaging, grid, samples_per_update)
+    _fit(recipe, folder, module, data, averaging, grid, samples_per_update, scores)
     _export_student(recipe, folder, module, averaging)
     return folder.path
 
@@ -139,6 +140,7 @@ def _fit(
     averaging: Averaging,
     grid: Grid,
     samples_per_update: int,
+    scores: Score | None = None,
 ) -> None:
     """Train from the newest checkpoint to the end."""
     found = checkpoint.newest(folder.checkpoints)
@@ -147,13 +149,15 @@ def _fit(
         _say(f"continuing {folder.path} at update {done} of {module.total_updates}")
     data.start_step = min(done, module.total_updates)
     options = recipe.trainer
-    callbacks = [
+    callbacks: list[L.Callback] = [
         averaging,
         Checkpointing(folder.checkpoints, options.checkpoint_every, averaging),
         Metrics(folder.scalars, options.log_every, data, samples_per_update),
         SampleGrid(folder.samples, options.sample_every, averaging, grid),
         RichProgressBar(),
     ]
+    if scores is not None:
+        callbacks.append(MilestoneScores(folder.milestones, options.sample_every, averaging, scores))
     logger = TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=done + 1 if done else None)
     trainer = _trainer(recipe, callbacks=callbacks, logger=logger)
     trainer.fit(module, datamodule=data)

@@ -70,8 +70,11 @@ def read_arms(folder: Path, study: Values) -> list[Arm]:
     """The arms of a study in its own order, a trial that was tried again under a new number counted once."""
     arms = []
     for arm in study.get("arms", []):
-        newest = {trial.get("run") or trial["number"]: trial for trial in arm.get("trials", [])}
+        # Attempts at one cell share a run folder; the one that ended well counts, or the last.
+        attempts = sorted(arm.get("trials", []), key=lambda trial: (trial.get("state") == "complete", trial["number"]))
+        newest = {trial.get("cell") or trial["number"]: trial for trial in attempts}
         finished = [trial for trial in newest.values() if trial.get("state") == "complete" and trial.get("values")]
+        finished.sort(key=lambda trial: trial["number"])
         cases = [_cases(run_folder(folder, trial)) for trial in finished]
         arms.append(Arm(arm["name"], list(newest.values()), finished, cases))
     return arms
