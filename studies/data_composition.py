@@ -43,8 +43,8 @@ ARMS: dict[str, list[str]] = {
     "text-25": text_share(0.25),
     "text-50": text_share(0.5),
 }
-SEEDS = (0, 1, 2)
-OBJECTIVES = ("t2i",)
+SEEDS: tuple[int, ...] = (0, 1, 2)
+OBJECTIVES: tuple[str, ...] = ("t2i",)
 SAMPLER: Sampler = "tpe"
 
 

@@ -10,8 +10,8 @@ from workbench.config import Recipe
 QUESTION = "How far apart do runs of one recipe end when only the seed differs, and what difference can n seeds show?"
 
 ARMS: dict[str, list[str]] = {"recipe": []}
-SEEDS = (0, 1, 2, 3, 4, 5, 6, 7)
-OBJECTIVES = ("score",)
+SEEDS: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+OBJECTIVES: tuple[str, ...] = ("score",)
 SAMPLER: Sampler = "tpe"
 
 

@@ -1,5 +1,5 @@
 """The whole recipe at once: composition, lambda, task ratio, and the four hyper-parameters that published recipes
-disagree on most (learning rate of the fake score, updates of it per student update, beta1, shift of the re-noising time).
+disagree on most: learning rate of the fake score, its updates per student update, beta1, shift of the re-noising time.
 
 Three objectives pull apart: generation, editing, and diversity, which a score alone lets collapse.
 """
@@ -17,8 +17,8 @@ from workbench.config import T2I_CATEGORIES, Recipe
 QUESTION = "Which recipes are best at generation, editing and diversity together, and which of their parts matter?"
 
 ARMS: dict[str, list[str]] = {}
-SEEDS = (0,)
-OBJECTIVES = ("t2i", "editing", "diversity")
+SEEDS: tuple[int, ...] = (0,)
+OBJECTIVES: tuple[str, ...] = ("t2i", "editing", "diversity")
 # On few trials model-based search finds more of a front than a genetic algorithm does in as many.
 SAMPLER: Sampler = "tpe"
 

@@ -7,7 +7,9 @@ import optuna
 from studies.seam import Sampler, vary
 from workbench.config import Recipe
 
-QUESTION = "Does training on edits cost the student generation or help it, and which ratio of T2I to editing serves both?"
+QUESTION = (
+    "Does training on edits cost the student generation or help it, and which ratio of T2I to editing serves both?"
+)
 
 
 def ratio(t2i: float) -> str:
@@ -25,8 +27,8 @@ ARMS: dict[str, list[str]] = {
     "1:9": [ratio(0.1)],
     "edit-only": [ratio(0.0)],
 }
-SEEDS = (0, 1, 2)
-OBJECTIVES = ("score",)
+SEEDS: tuple[int, ...] = (0, 1, 2)
+OBJECTIVES: tuple[str, ...] = ("score",)
 SAMPLER: Sampler = "tpe"
 
 

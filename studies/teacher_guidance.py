@@ -1,7 +1,7 @@
 """Which teacher should guide which step? The paper's study 2, and the tables lambda[k, m](c) that it does not report.
 
-All arms that mix use the specialists half of the time on average over the steps (those of `specialist-alone` always),
-so that they differ in when, not in how much. A category's specialist is the one trained for it; landscapes have none and
+All arms that mix give the specialists half of the weight on average over the steps (`specialist-alone` all of it), so
+that they differ in when, not in how much. A category's specialist is the one trained for it; landscapes have none and
 stay with the base teacher, except in the unrouted arm. The recipe names the files under `teachers.specialists`; an arm
 names the specialists `portrait`, `text` and `editing` alone.
 """
@@ -15,7 +15,9 @@ import optuna
 from studies.seam import Sampler, vary
 from workbench.config import Recipe
 
-QUESTION = "Do specialists guide a student better than the base teacher, at which of its steps, and does it stay stable?"
+QUESTION = (
+    "Do specialists guide a student better than the base teacher, at which of its steps, and does it stay stable?"
+)
 
 ROUTES = {"t2i/portrait": "portrait", "t2i/text": "text", "edit": "editing"}
 """Condition class -> its specialist; every other class is the base teacher's."""
@@ -25,14 +27,16 @@ BASE_ALONE = "guidance.tables={}"
 
 def routed(kind: str, *, late: float, early: float = 0.0, at: int | None = None) -> list[str]:
     """Overrides: each class of ROUTES goes from `early` to `late` weight of its own specialist."""
-    classes = {name: _schedule(kind, {specialist: late}, {specialist: early}, at) for name, specialist in ROUTES.items()}
+    classes = {
+        name: _schedule(kind, {specialist: late}, {specialist: early}, at) for name, specialist in ROUTES.items()
+    }
     return _guidance({**classes, "default": "{kind: constant}"})
 
 
 def unrouted(kind: str, *, late: float, early: float = 0.0, at: int | None = None) -> list[str]:
     """Overrides: every class alike goes from `early` to `late` weight of all specialists in equal parts."""
-    parts = [{name: weight / len(SPECIALISTS) for name in SPECIALISTS} for weight in (late, early)]
-    return _guidance({"default": _schedule(kind, *parts, at)})
+    last, first = ({name: weight / len(SPECIALISTS) for name in SPECIALISTS} for weight in (late, early))
+    return _guidance({"default": _schedule(kind, last, first, at)})
 
 
 def _schedule(kind: str, late: Mapping[str, float], early: Mapping[str, float], at: int | None) -> str:
@@ -63,8 +67,8 @@ ARMS: dict[str, list[str]] = {
     "ramp": routed("ramp", late=1.0),
     "step-wise-unrouted": unrouted("switch", at=2, late=1.0),
 }
-SEEDS = (0, 1, 2)
-OBJECTIVES = ("score",)
+SEEDS: tuple[int, ...] = (0, 1, 2)
+OBJECTIVES: tuple[str, ...] = ("score",)
 SAMPLER: Sampler = "tpe"
 
 
@@ -77,7 +81,7 @@ def draw_guidance(trial: optuna.trial.BaseTrial, num_steps: int) -> list[str]:
     """A drawn schedule as overrides, for `num_steps` student steps."""
     kind = trial.suggest_categorical("guidance", ["constant", "switch", "ramp", "cosine"])
     late = trial.suggest_float("late_weight", 0.0, 1.0, step=0.1)
-    # What a schedule does not read is drawn all the same: spaces that depend on draws suit neither importance nor NSGA-II.
+    # What a schedule does not read is drawn all the same: importance and NSGA-II want one space for all trials.
     early = trial.suggest_float("early_weight", 0.0, 1.0, step=0.1)
     at = trial.suggest_int("switch_step", 1, max(1, num_steps - 1))
     if num_steps == 1:

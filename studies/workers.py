@@ -129,7 +129,10 @@ class Worker:
                 trial.set_user_attr(key, value)
 
         self.patience(keep)
-        named = {"arm": summary.arm_of(self.patience(lambda: self._frozen(trial))), "seed": seed}
+        named: dict[str, str | float] = {
+            "arm": summary.arm_of(self.patience(lambda: self._frozen(trial))),
+            "seed": seed,
+        }
         summary.log_trial(folder / "tensorboard", recipe, {**named, **hparams}, headline)
         return values
 

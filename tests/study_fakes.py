@@ -19,7 +19,9 @@ from workbench.evaluation.grids import contact_sheet
 from workbench.recipes import load, to_yaml
 
 SMOKE = Path(__file__).parent.parent / "studies" / "recipes" / "smoke.yaml"
-SPECIALISTS = "teachers.specialists={portrait: portrait.safetensors, text: text.safetensors, editing: editing.safetensors}"
+SPECIALISTS = (
+    "teachers.specialists={portrait: portrait.safetensors, text: text.safetensors, editing: editing.safetensors}"
+)
 
 
 def base_recipe(*overrides: str) -> Recipe:
@@ -105,8 +107,8 @@ def write_sheets(folder: Path, seed: int) -> None:
 
 
 def conduct(
-    study: Study, folder: Path, world: World, *, base: Recipe | None = None, seeds: Sequence[int] = (0, 1), draws: int = 0,
-    storage: str | None = None, unfinished: int = 0,
+    study: Study, folder: Path, world: World, *, base: Recipe | None = None, seeds: Sequence[int] = (0, 1),
+    draws: int = 0, storage: str | None = None, unfinished: int = 0,
 ) -> optuna.Study:  # fmt: skip
     """Every arm under every seed, or `draws` recipes of the space, then `study.json`. unfinished: trials left running."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -119,11 +121,13 @@ def conduct(
     summary.describe(memory, base, [folder.name])
     for seed in () if draws else seeds:
         for arm in study.ARMS:
-            memory.enqueue_trial({"arm": arm, "seed": seed})
+            memory.enqueue_trial({"arm": arm, "seed": seed}, user_attrs={"cell": f"{arm}@{seed}"})
     for _ in range(draws or len(seeds) * len(study.ARMS)):
         _run(memory, study, memory.ask(), base, folder, world, bool(draws))
     for _ in range(unfinished):
-        memory.enqueue_trial({"arm": next(iter(study.ARMS)), "seed": 99})
+        memory.enqueue_trial(
+            {"arm": next(iter(study.ARMS)), "seed": 99}, user_attrs={"cell": f"{next(iter(study.ARMS))}@99"}
+        )
         trial = memory.ask()
         trial.suggest_categorical("arm", tuple(study.ARMS))
         trial.suggest_int("seed", 0, 99)

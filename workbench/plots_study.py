@@ -200,7 +200,9 @@ def slices_chart(trials: Sequence[Mapping[str, Any]], objective: str) -> str:
         for panel in panels[len(names) :]:
             panel.axis("off")
         for panel, name in zip(panels, names, strict=False):
-            points = [(trial["params"][name], trial["values"][objective]) for trial in trials if name in trial["params"]]
+            points = [
+                (trial["params"][name], trial["values"][objective]) for trial in trials if name in trial["params"]
+            ]
             words = any(isinstance(x, str | bool) for x, _ in points)
             panel.plot([str(x) if words else x for x, _ in points], [y for _, y in points], "o", ms=4, color=OTHER[0])
             panel.set_title(name)

@@ -32,7 +32,8 @@ MAX_MILESTONES = 6
 def report(folder: Path, noise_floor: Path | None = None) -> Path:
     """Write `report.html` into a run folder, or into a study folder (one that holds `study.json`).
 
-    noise_floor: study folder whose noise floor a study's differences are held against; `noise-floor` beside it if absent.
+    noise_floor: study folder whose noise floor a study's differences are held against; `noise-floor` beside it when
+        absent.
 
     Raises:
         UserError: the folder is missing, or holds nothing to report on; the noise floor given is not a finished one.

@@ -59,7 +59,9 @@ def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, An
     }
 
 
-def _arms_values(found: Sequence[Arm], study: Any, objective: str, told: list[str], floor: Floor | None) -> dict[str, Any]:
+def _arms_values(
+    found: Sequence[Arm], study: Any, objective: str, told: list[str], floor: Floor | None
+) -> dict[str, Any]:
     """Of a replication: empty sections for a search."""
     rows = study_numbers.arm_rows(found, told, floor)
     is_floor = len(found) == 1
@@ -93,9 +95,7 @@ def _arms_values(found: Sequence[Arm], study: Any, objective: str, told: list[st
     }
 
 
-def _search_values(
-    drawn: Sequence[Any], study: Any, objectives: list[str], floor: Floor | None
-) -> dict[str, Any]:
+def _search_values(drawn: Sequence[Any], study: Any, objectives: list[str], floor: Floor | None) -> dict[str, Any]:
     """Of a search: its front, what matters, and how it went; without drawn trials nothing."""
     scored = [trial for trial in drawn if all(name in trial["values"] for name in objectives)]
     importance, front = study.get("importance") or {}, study.get("front") or []
@@ -179,7 +179,9 @@ def _link(trial: Any) -> str:
 def _counts(trials: Sequence[Any]) -> dict[str, int]:
     """State -> trials, finished ones first."""
     states = [str(trial.get("state")) for trial in trials]
-    return {state: states.count(state) for state in ("complete", "running", "waiting", "pruned", "fail") if state in states}
+    return {
+        state: states.count(state) for state in ("complete", "running", "waiting", "pruned", "fail") if state in states
+    }
 
 
 def _command(study: Any, folder: Path) -> str:

@@ -56,12 +56,16 @@ def category_rows(found: Sequence[Arm]) -> tuple[list[tuple[str, str]], list[Row
     for arm, table in zip(found, tables, strict=True):
         if table:
             runs = {key: table[key].mean(axis=1) for key in columns}
-            cells = {key: (float(of.mean()), float(of.std(ddof=1)) if len(of) > 1 else None) for key, of in runs.items()}
+            cells = {
+                key: (float(of.mean()), float(of.std(ddof=1)) if len(of) > 1 else None) for key, of in runs.items()
+            }
             rows.append({"name": arm.name, "cells": cells})
     return columns, rows
 
 
-def comparisons(found: Sequence[Arm], reference: str | None, objectives: Sequence[str], floor: Floor | None) -> list[Row]:
+def comparisons(
+    found: Sequence[Arm], reference: str | None, objectives: Sequence[str], floor: Floor | None
+) -> list[Row]:
     """Every arm against the reference, objective by objective; none without the reference's own trials."""
     first = next((arm for arm in found if arm.name == reference), None)
     if first is None:
@@ -164,7 +168,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def collapses(found: Sequence[Arm], floor: Floor | None) -> list[Row]:
     """Arms whose score fell from its best milestone to its last by more than runs of one recipe differ: per arm the
-    update and the height of the peak, the end, the fall and whether it is an alarm (None where the noise is unknown)."""
+    update and the height of the peak, the end, the fall and whether it is an alarm (None if the noise is unknown)."""
     rows = []
     noise = arms.spread_for(found, "score", floor)
     for arm in found:

@@ -22,9 +22,9 @@ def noise_verdict(found: Row | None) -> dict[str, Any]:
         return _verdict("not answered yet", ["The noise floor needs two finished seeds at least; eight are planned."])
     three = next(row for row in found["planned"] if row["seeds"] == 3)
     lines = [
-        f"Runs that differ in the seed alone have a {TITLES[found['objective']]} of {found['mean']:.3f} with a standard "
-        f"deviation of {found['sd']:.3f} (95 %: {found['low']:.3f} to {found['high']:.3f}, {found['seeds']} seeds"
-        + (f", {found['cases']} cases)." if found["cases"] else ")."),
+        f"Runs that differ in the seed alone have a {TITLES[found['objective']]} of {found['mean']:.3f} with "
+        f"a standard deviation of {found['sd']:.3f} (95 %: {found['low']:.3f} to {found['high']:.3f}, "
+        f"{found['seeds']} seeds{', ' + str(found['cases']) + ' cases' if found['cases'] else ''}).",
         f"With 3 seeds an arm a difference must be {three['alone']:.3f} to be found in 80 % of studies, "
         f"or {three['pooled']:.3f} where the study pools this noise floor in.",
     ]
@@ -98,7 +98,9 @@ def search_verdict(
     if least:
         said = [f"{value:.3f} in {TITLES[name]}" for name, value in least.items()]
         lines.append(f"By the noise floor, single runs closer than {', '.join(said)} are not told apart.")
-    lines.append("The best of many draws looks better than it is: run it again under several seeds before believing it.")
+    lines.append(
+        "The best of many draws looks better than it is: run it again under several seeds before believing it."
+    )
     enough = TRIALS_PER_PARAMETER * num_parameters
     if len(trials) < enough:
         lines.append(f"Preliminary: about {enough} trials ({TRIALS_PER_PARAMETER} a parameter) would cover the space.")

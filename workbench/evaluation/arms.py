@@ -146,7 +146,7 @@ def budget_of(study: Values) -> dict[str, int]:
 
 
 def spread_for(arms: Sequence[Arm], objective: str, floor: Floor | None) -> Spread | None:
-    """Between seeds, pooled over all arms and the noise floor, since an arm of few seeds knows too little of its own."""
+    """Between seeds, pooled over all arms and the noise floor: an arm of few seeds knows too little of its own."""
     own = replicates.spread_of([arm.values(objective) for arm in arms])
     return replicates.pooled(own, floor.spreads.get(objective) if floor else None)
 

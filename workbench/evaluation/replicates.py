@@ -1,7 +1,7 @@
 """Intervals over seeds and cases, and what a number of seeds can show.
 
-A run's score has two sources of chance: the run (its seed) and the cases it is scored on. Cases are redrawn by bootstrap,
-within each category. Seeds are not: a percentile bootstrap over two or three of them covers far too little (with two, a
+A run's score has two sources of chance: the run (its seed) and the cases it is scored on. Cases are redrawn by
+bootstrap, within each category. Seeds are not: a percentile bootstrap over two or three of them covers far too little (with two, a
 quarter of its draws hold one run twice). Their part is Student's t with the standard error of the mean over seeds,
 which is exact for normal runs; both parts are added, draw by draw.
 
