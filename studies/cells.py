@@ -118,7 +118,7 @@ class Queue:
                     if trial.state == TrialState.WAITING:
                         waiting.append((cell, trial))
             begun = {cell for cell, trials in by_cell.items() if self._is_ours(trials)}
-            for cell, trial in sorted(waiting, key=lambda pair: pair[1].number):
+            for cell, trial in waiting:
                 others = [t for t in by_cell[cell] if t.number != trial.number and t.state in (*OVER, *OPEN)]
                 if any(t.state != TrialState.WAITING or t.number < trial.number for t in others):
                     self._drop(trial, others[0])

@@ -41,14 +41,15 @@ class Ended(Exception):
 
 
 class Isolated:
-    """`execute` behind a fork. It must be a function of an importable module. libraries: read before the first fork."""
+    """`execute` behind a fork. It must be a function of an importable module. libraries: read before the
+    first fork."""
 
     def __init__(self, execute: Execute, libraries: Sequence[str] = ()) -> None:
         self.execute = execute
         # Asked in another way, whether there is a GPU leaves a mark that no fork may inherit.
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(list(libraries))
+        self.context.set_forkserver_preload([*libraries, execute.__module__, __name__])
 
     def __call__(self, recipe: Recipe, folder: Path, is_enough: Callable[[], bool]) -> dict[str, Any]:
         """The trial's metrics. is_enough: asked every second; once it says so, the trial is stopped.

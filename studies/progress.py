@@ -13,6 +13,7 @@ from studies import summary
 from studies.cells import OVER, Call, error_of
 from studies.opening import Opened
 from studies.storage import shown
+from studies.workers import recipe_of
 
 
 class Progress:
@@ -39,10 +40,19 @@ class Progress:
         for trial in ended:
             self.told.add(trial.number)
             self.console.print(line_of(trial), markup=False)
+            if trial.state == TrialState.COMPLETE and trial.user_attrs.get("call") == self.queue.call.key:
+                self._log(trial)
         if ended or not (self.opened.plan.options.folder / "study.json").exists():
             self.write()
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
         self.bars.update(self.bar, completed=self._num_done(), pace=self._pace(running))
+
+    def _log(self, trial: FrozenTrial) -> None:
+        """Its row of HParams; here and not in the workers, since the writer takes seconds to be read."""
+        plan, run = self.opened.plan, trial.user_attrs["run"]
+        recipe, seed = recipe_of(trial, plan.study, plan.base, plan.options)
+        hparams = {"arm": summary.arm_of(trial), "seed": seed, **trial.user_attrs["hparams"]}
+        summary.log_trial(plan.options.folder / run / "tensorboard", recipe, hparams, trial.user_attrs["metrics"])
 
     def write(self) -> None:
         """`study.json`, whole."""

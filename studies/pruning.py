@@ -47,7 +47,8 @@ def read_milestones(folder: Path) -> Milestones:
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
-            found[int(row.pop("update"))] = {name: float(value) for name, value in row.items()}
+            update = int(row.pop("update"))
+            found[update] = {name: float(value) for name, value in row.items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return found

@@ -129,11 +129,6 @@ class Worker:
                 trial.set_user_attr(key, value)
 
         self.patience(keep)
-        named: dict[str, str | float] = {
-            "arm": summary.arm_of(self.patience(lambda: self._frozen(trial))),
-            "seed": seed,
-        }
-        summary.log_trial(folder / "tensorboard", recipe, {**named, **hparams}, headline)
         return values
 
     def _frozen(self, trial: optuna.trial.Trial) -> FrozenTrial:

@@ -11,14 +11,16 @@ from typing import Any
 
 import optuna
 import pytest
+from rich.console import Console
 
-from studies import options, runner, seam, summary, task_mixture, trial, workers
-from studies.storage import shown
+from studies import cells, opening, options, progress, runner, seam, summary, task_mixture, trial, workers
+from studies.storage import connect
 from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.recipes import load, recipe_hash
 
 SMOKE = options.RECIPES / "smoke.yaml"
+SMALL = ["smoke=true"]
 
 
 class Three:
@@ -144,7 +146,9 @@ def test_search_draws_from_the_space_and_counts_trials(words: list[str]) -> None
 def test_another_recipe_may_not_enter_the_same_study(words: list[str]) -> None:
     runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=FakeTrials())
     with pytest.raises(UserError, match="another base recipe"):
-        runner.run_study("task-mixture", [*words, "seeds=0", "optim.student_lr=1e-3"], study=THREE, execute=FakeTrials())
+        runner.run_study(
+            "task-mixture", [*words, "seeds=0", "optim.student_lr=1e-3"], study=THREE, execute=FakeTrials()
+        )
 
 
 @pytest.mark.parametrize(
@@ -243,34 +247,18 @@ def test_hparams_reach_the_trials_own_tensorboard(tmp_path: Path, words: list[st
 
 
 def test_a_password_in_the_storage_is_not_written(tmp_path: Path) -> None:
-    chosen = options.parse("s", [f"folder={tmp_path}", "storage=postgresql://me:secret@host/db"])
-    memory = optuna.create_study()
-    summary.describe(memory, load(SMOKE), ["s", f"storage={chosen.storage}"])
-    summary.write_json(memory, THREE, "s", shown(chosen.storage), tmp_path / "study.json")
-    written = (tmp_path / "study.json").read_text()
-    assert "secret" not in written and "postgresql://me:***@host/db" in written
-
-
-def test_a_trial_runs_distill_and_then_evaluate_and_reads_the_metrics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "trial-0000"
-    recipe, commands = load(SMOKE, [f"trainer.folder={folder}"]), []
-
-    def pretend(*arguments: str) -> None:
-        commands.append(arguments)
-        folder.mkdir(exist_ok=True)
-        (folder / "metrics.json").write_text('{"split": "search"}')
-
-    monkeypatch.setattr(trial, "_workbench", pretend)
-    assert trial.run_trial(recipe, folder) == {"split": "search"}
-    assert commands == [("distill", f"{folder}.yaml"), ("evaluate", str(folder))]
-    assert load(f"{folder}.yaml") == recipe
+    plan = opening.plan_of("s", [*SMALL, f"folder={tmp_path}", "storage=postgresql://me:secret@host/db"], task_mixture)
+    patience = opening.patience_for(plan.options)
+    opened = opening.Opened(plan, connect(f"sqlite:///{tmp_path}/x.db"), optuna.create_study(), 1, patience)
+    summary.describe(opened.memory, plan.base, ["s", f"storage={plan.options.storage}"])
+    progress.Progress(opened, cells.Call("key", 0), Console()).write()
+    assert "me:***@host" in (tmp_path / "study.json").read_text()
+    assert "secret" not in (tmp_path / "study.json").read_text() and "secret" not in patience.name
 
 
 def test_a_subprocess_that_fails_says_why() -> None:
     with pytest.raises(seam.TrialFailed, match="workbench distill ended with 2: error: no recipe at absent.yaml"):
-        trial._workbench("distill", "absent.yaml")
+        trial.workbench("distill", "absent.yaml")
 
 
 def test_an_interrupted_subprocess_interrupts_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,4 +269,4 @@ def test_an_interrupted_subprocess_interrupts_the_study(monkeypatch: pytest.Monk
         lambda command, **settings: started([command[0], "-c", "raise SystemExit(130)"], **settings),
     )
     with pytest.raises(KeyboardInterrupt):
-        trial._workbench("distill", "any.yaml")
+        trial.workbench("distill", "any.yaml")

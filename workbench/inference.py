@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,15 +119,20 @@ class Stopwatch:
 def _models_of_run(
     recipe: Recipe, folder: RunFolder, drawn: Path | None, clock: Stopwatch
 ) -> tuple[dict[str, ModelUnderTest], list[dict[str, Any]]]:
-    teacher = _load(recipe.model.folder)
-    sampler, encodings = _sampler(teacher, recipe.evaluation.batch_size), _encodings(teacher, recipe)
-    identity = identity_of(pipeline.resolve(recipe.model.folder)) if drawn is not None else ""
+    @cache
+    def teacher() -> tuple[sampling.Sampler, Encodings]:
+        loaded = _load(recipe.model.folder)
+        return _sampler(loaded, recipe.evaluation.batch_size), _encodings(loaded, recipe)
 
     def taught(how: Sampling) -> ModelUnderTest:
-        model = from_sampler(sampler, encodings, how)
-        if drawn is None:
-            return model
-        return remembered(model, f"{identity} at {recipe.data.resolution} on {teacher.device.type}", drawn)
+        # Where all that the teacher is asked was drawn before, it is not even loaded.
+        model = ModelUnderTest(lambda *asked: from_sampler(*teacher(), how).draw(*asked), how.nfe, how.as_dict())
+        return model if drawn is None else remembered(model, identity, drawn)
+
+    identity = ""
+    if drawn is not None:
+        files = identity_of(pipeline.resolve(recipe.model.folder))
+        identity = f"{files} at {recipe.data.resolution} on {_device()}"
 
     candidates = [taught(how) for how in few_step_candidates(recipe)]
     with clock:
@@ -175,7 +181,11 @@ def _own_sampling(loaded: QwenImage21Pipeline) -> Sampling:
 
 
 def _load(folder: str) -> QwenImage21Pipeline:
-    return pipeline.load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
+    return pipeline.load(folder, device=_device())
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _sampler(loaded: QwenImage21Pipeline, batch_size: int) -> sampling.Sampler:
