@@ -1,4 +1,4 @@
-"""A small random LoRA file over the tiny transformer: what a smoke run takes for a specialist. `random_adapter.py OUT`"""
+"""A small random LoRA file over the tiny transformer: a smoke run's specialist. `random_adapter.py OUT`"""
 
 from __future__ import annotations
 

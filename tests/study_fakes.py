@@ -110,7 +110,8 @@ def conduct(
     study: Study, folder: Path, world: World, *, base: Recipe | None = None, seeds: Sequence[int] = (0, 1),
     draws: int = 0, storage: str | None = None, unfinished: int = 0,
 ) -> optuna.Study:  # fmt: skip
-    """Every arm under every seed, or `draws` recipes of the space, then `study.json`. unfinished: trials left running."""
+    """Every arm under every seed, or `draws` recipes of the space, then `study.json`. unfinished: trials left
+    running."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     base, folder = base or base_recipe(), folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -189,7 +189,8 @@ def test_runs_stand_side_by_side_on_the_same_cases(tmp_path: Path) -> None:
 def test_passes_are_draws_over_prompts() -> None:
     recipe = base_recipe(
         "trainer.updates=10", "mixture.batch_size=6", "mixture.tasks={t2i: 1.0}",
-        "mixture.categories={t2i: {landscape: 0.5, text: 0.5}}", "data.samples={t2i: {landscape: 5, portrait: 7, text: 10}}",
+        "mixture.categories={t2i: {landscape: 0.5, text: 0.5}}",
+        "data.samples={t2i: {landscape: 5, portrait: 7, text: 10}}",
     )  # fmt: skip
     assert passes_per_prompt(recipe) == {"t2i/landscape": 6.0, "t2i/text": 3.0}
 

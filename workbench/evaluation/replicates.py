@@ -1,9 +1,9 @@
 """Intervals over seeds and cases, and what a number of seeds can show.
 
 A run's score has two sources of chance: the run (its seed) and the cases it is scored on. Cases are redrawn by
-bootstrap, within each category. Seeds are not: a percentile bootstrap over two or three of them covers far too little (with two, a
-quarter of its draws hold one run twice). Their part is Student's t with the standard error of the mean over seeds,
-which is exact for normal runs; both parts are added, draw by draw.
+bootstrap, within each category. Seeds are not: a percentile bootstrap over two or three of them covers far too little
+(with two, half of its draws hold one run twice). Their part is Student's t with the standard error of the mean over
+seeds, which is exact for normal runs; both parts are added, draw by draw.
 
 Runs of all arms are scored on the same cases from the same noise, so differences are paired over cases.
 """
