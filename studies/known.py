@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from studies import task_mixture
+from studies import data_composition, noise_floor, search, task_mixture, teacher_guidance
 from studies.seam import Study
 from workbench.errors import UserError
 
 KNOWN: dict[str, Study] = {
+    "noise-floor": noise_floor,
+    "data-composition": data_composition,
+    "teacher-guidance": teacher_guidance,
     "task-mixture": task_mixture,
+    "search": search,
 }
 
 

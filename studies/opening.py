@@ -69,7 +69,7 @@ def plan_of(name: str, words: Iterable[str], study: Study) -> Plan:
 
     Raises: UserError naming the option, the key or the arm.
     """
-    options = parse(name, words)
+    options = parse(name, words, default_seeds=study.SEEDS, must_search=not study.ARMS)
     base = vary(load(options.recipe, options.overrides), ["evaluation.split=search"])
     for arm, overrides in study.ARMS.items():
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -45,11 +45,14 @@ OWN = (
     "recipe", "folder", "storage", "seeds", "trials", "search", "workers", "devices", "budget", "noise_floor", "smoke",
 )  # fmt: skip
 SEARCH_TRIALS = 20
-SEEDS = "0,1,2"
 
 
-def parse(name: str, words: Iterable[str]) -> Options:
+def parse(
+    name: str, words: Iterable[str], *, default_seeds: Sequence[int] = (0, 1, 2), must_search: bool = False
+) -> Options:
     """Options of study `name`; what carries a section of the recipe is kept as an override.
+
+    default_seeds: where the words name none. must_search: a study without arms can do nothing else.
 
     Raises: UserError naming the word that is neither, or the value that cannot be read.
     """
@@ -70,14 +73,15 @@ def parse(name: str, words: Iterable[str]) -> Options:
             close = difflib.get_close_matches(key, [*OWN, *sections], n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise UserError(f"unknown option {key!r}{hint}; a study takes {', '.join(OWN)} and section.key=value")
-    smoke, search = _flag(own, "smoke"), _flag(own, "search")
+    smoke, search = _flag(own, "smoke"), _flag(own, "search") or must_search
+    seeds = own.get("seeds", ",".join(map(str, default_seeds)))
     folder = Path(own.get("folder", f"runs/studies/{name}"))
     trials = _whole("trials", own["trials"], least=1) if "trials" in own else None
     return Options(
         recipe=Path(own.get("recipe", RECIPES / ("smoke.yaml" if smoke else "demo.yaml"))),
         folder=folder,
         storage=own.get("storage", f"sqlite:///{folder / 'study.db'}"),
-        seeds=tuple(_whole("seeds", seed, least=0) for seed in own.get("seeds", SEEDS).strip("[]").split(",")),
+        seeds=tuple(_whole("seeds", seed, least=0) for seed in seeds.strip("[]").split(",")),
         trials=SEARCH_TRIALS if search and trials is None else trials,
         search=search,
         workers=_whole("workers", own.get("workers", "1"), least=1),

@@ -13,6 +13,7 @@ from studies import summary
 from studies.cells import OVER, Call, error_of
 from studies.opening import Opened
 from studies.storage import shown
+from studies.workers import recipe_of
 
 
 class Progress:
@@ -48,19 +49,18 @@ class Progress:
 
     def _log(self, trial: FrozenTrial) -> None:
         """Its row of HParams; here and not in the workers, since the writer takes seconds to be read."""
-        options, objectives = self.opened.plan.options, self.opened.plan.study.OBJECTIVES
-        values = dict(zip(objectives, trial.values, strict=True))
-        hparams = {"arm": summary.arm_of(trial), **trial.user_attrs["hparams"]}
-        metrics = {**values, **trial.user_attrs["metrics"]}
-        summary.log_hparams(options.folder / "tensorboard", trial.user_attrs["run"], hparams, metrics)
+        plan, run = self.opened.plan, trial.user_attrs["run"]
+        recipe, seed = recipe_of(trial, plan.study, plan.base, plan.options)
+        hparams = {"arm": summary.arm_of(trial), "seed": seed, **trial.user_attrs["hparams"]}
+        summary.log_trial(plan.options.folder / run / "tensorboard", recipe, hparams, trial.user_attrs["metrics"])
 
     def write(self) -> None:
         """`study.json`, whole."""
-        options, question = self.opened.plan.options, self.opened.plan.study.QUESTION
+        options, study = self.opened.plan.options, self.opened.plan.study
         path = options.folder / "study.json"
         memory = self.opened.memory
         self.opened.patience(
-            lambda: summary.write_json(memory, options.folder.name, question, shown(options.storage), path)
+            lambda: summary.write_json(memory, study, options.folder.name, shown(options.storage), path)
         )
 
     def _num_done(self) -> int:

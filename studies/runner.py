@@ -57,6 +57,7 @@ def run_study(
     patience = patience_for(plan.options)
     patience.say = lambda line: console.print(line, markup=False)
     opened = open_study(plan, patience, is_first=True)
+    patience(lambda: summary.describe(opened.memory, plan.base, [name, *words]))
     call = _begin(opened)
     progress = Progress(opened, call, console)
     try:
@@ -94,7 +95,7 @@ def _conclude(plan: Plan, memory: optuna.Study, console: Console) -> None:
         errors = [trial.user_attrs["error"] for trial in memory.get_trials() if "error" in trial.user_attrs]
         said = f"the last said: {errors[-1]}" if errors else "none was begun"
         raise UserError(f"no trial of the study ended with a score; {said}")
-    summary.print_table(memory, plan.study.QUESTION, console)
+    summary.print_table(plan.options.folder, console)
     if alive := memory.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         console.print(
             f"{len(alive)} trial(s) still run elsewhere, or died under {GRACE_S} s ago: the same command continues"

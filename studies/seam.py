@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import optuna
 
 from workbench.config import Recipe
+from workbench.errors import UserError
 from workbench.recipes import from_mapping
 
 BENCHES = {"t2i": "t2i_bench", "editing": "editing_bench"}
@@ -24,7 +25,9 @@ class Study(Protocol):
     """A module with these names.
 
     QUESTION: what the study answers, one sentence.
-    ARMS: for replication over seeds, name -> overrides on the base recipe.
+    ARMS: for replication over seeds, name -> overrides on the base recipe; the first is what the others are compared
+        with. Empty: the study always searches.
+    SEEDS: what every arm runs under unless told otherwise.
     OBJECTIVES: names of `objective_values`, all maximised: ("score",), or several for a Pareto front.
     SAMPLER: of the search; `tpe` is multi-objective where there are several objectives.
     suggest: for search, the base recipe with the trial's draws in it; what it draws from is the study's space.
@@ -32,6 +35,7 @@ class Study(Protocol):
 
     QUESTION: str
     ARMS: dict[str, list[str]]
+    SEEDS: tuple[int, ...]
     OBJECTIVES: tuple[str, ...]
     SAMPLER: Sampler
 
@@ -39,8 +43,26 @@ class Study(Protocol):
 
 
 def vary(base: Recipe, overrides: Iterable[str]) -> Recipe:
-    """`base` with `section.key=value` overrides; `UserError` if the outcome is not a valid recipe."""
-    return from_mapping(asdict(base), overrides, origin="study")
+    """`base` with `section.key=value` overrides; `section.key*=factor` multiplies the base's own number.
+
+    Raises: UserError if the outcome is not a valid recipe.
+    """
+    values = asdict(base)
+    return from_mapping(values, [_absolute(values, item) for item in overrides], origin="study")
+
+
+def _absolute(values: dict[str, Any], override: str) -> str:
+    """`section.key*=factor` as `section.key=value`, whole numbers rounded; anything else as it is."""
+    key, times, factor = override.partition("*=")
+    if not times or "=" in key:
+        return override
+    section, _, name = key.partition(".")
+    before = values.get(section, {}).get(name)
+    try:
+        after = float(before) * float(factor)
+    except (TypeError, ValueError):
+        raise UserError(f"{override}: {key} holds {before!r}, which is no number to multiply") from None
+    return f"{key}={round(after) if isinstance(before, int) else after}"
 
 
 def objective_values(metrics: dict[str, Any]) -> dict[str, float]:

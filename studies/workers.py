@@ -113,6 +113,8 @@ class Worker:
         recipe, seed = self.patience(lambda: recipe_of(trial, study, base, options))
         folder = options.folder / trial.user_attrs["run"]
         recipe = replace(recipe, seed=seed, trainer=replace(recipe.trainer, folder=str(folder)))
+        hparams = summary.differences(recipe, base)
+        self.patience(lambda: trial.set_user_attr("hparams", hparams))
         watch = Watch(self, trial, folder)
         metrics = self.run(recipe, folder, watch.is_enough)
         watch.is_enough()
@@ -120,10 +122,10 @@ class Worker:
         cost = {name: float(value) for name, value in metrics.get("cost", {}).items()}
         wall = time.monotonic() - began
         cost |= {"start": wall - sum(cost.values()), "wall": wall}
-        hparams, headline = summary.differences(recipe, base), summary.headline(metrics)
+        headline = summary.headline(metrics)
 
         def keep() -> None:
-            for key, value in (("metrics", headline), ("hparams", hparams), ("cost", cost)):
+            for key, value in (("metrics", headline), ("cost", cost)):
                 trial.set_user_attr(key, value)
 
         self.patience(keep)

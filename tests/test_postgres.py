@@ -121,7 +121,7 @@ def test_nothing_is_lost_when_a_worker_is_killed_and_the_server_goes_away(
     time.sleep(SECONDS_AWAY)
     assert command.poll() is None
     server.start()
-    output = command.communicate(timeout=200)[0]
+    output = command.communicate(timeout=280)[0]
 
     assert command.returncode == 0, output
     assert "another takes its place" in output
@@ -142,7 +142,7 @@ def test_two_hosts_that_begin_at_once_make_one_study(
     for folder in folders:
         folder.mkdir(parents=True)
     commands = [start(folder, f"storage={server.url}") for folder in folders]
-    outputs = [command.communicate(timeout=200)[0] for command in commands]
+    outputs = [command.communicate(timeout=280)[0] for command in commands]
     assert [command.returncode for command in commands] == [0, 0], outputs
     for folder in folders:
         assert completed(folder) == Counter((arm, seed) for arm in ("a", "b") for seed in range(3))

@@ -65,7 +65,7 @@ def completed(folder: Path) -> Counter[tuple[str, int]]:
     )
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := what():
@@ -99,7 +99,7 @@ def test_three_workers_run_every_cell_once(folder: Path) -> None:
 
 def test_two_commands_at_once_share_the_cells(folder: Path) -> None:
     commands = [start(folder, "workers=2") for _ in range(2)]
-    outputs = [command.communicate(timeout=120)[0] for command in commands]
+    outputs = [command.communicate(timeout=280)[0] for command in commands]
     assert [command.returncode for command in commands] == [0, 0], outputs
     run(folder)
     assert completed(folder) == ALL
@@ -134,7 +134,7 @@ def test_a_worker_killed_by_force_loses_nothing_and_its_trial_goes_on(folder: Pa
     begun = wait_for(lambda: next((pids for pids in writers(folder).values() if len(pids) > 1), None))
     fork_server = parent_of(begun[0])
     os.kill(parent_of(fork_server), signal.SIGKILL)
-    output = command.communicate(timeout=120)[0]
+    output = command.communicate(timeout=280)[0]
     assert command.returncode == 0, output
     assert "another takes its place" in output
     assert completed(folder) == {cell: 1 for cell in ALL if cell[1] < 2}
