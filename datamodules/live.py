@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,12 +22,11 @@ from torch import Tensor
 
 from datamodules import files
 from datamodules.encoded import Geometry
-from datamodules.pretraining import Held, Tokenize, padded_ids, places
+from datamodules.pretraining import Held, padded_ids, places
 from workbench.batch import LATENT_TOKENS_PER_SLOT, TASKS, Reference, Task
 from workbench.config import Data
 from workbench.errors import UserError
 from workbench.pipeline import PIXELS_PER_LATENT
-from workbench.prompts import PromptTokenizer
 
 EncodeImages = Callable[[Tensor], Tensor]
 """Images (B, H, W, 3) uint8 -> latents (B, N, C)."""
@@ -35,11 +35,21 @@ SAMPLES_PER_JOB = 64
 IMAGES_PER_PASS = 512
 
 
-def geometries_of(resolution: int, tokenizer: PromptTokenizer) -> dict[Task, Geometry]:
-    """Geometries of the world's pictures: one reference image in an edit, of the target's size."""
+class Prompts(Protocol):
+    """Prompts as token ids; see `workbench.prompts`."""
+
+    num_system_tokens: int
+
+    def __call__(self, text: str, num_slots: int) -> list[int]: ...
+
+    def first_slot(self, ids: list[int]) -> int: ...
+
+
+def _geometries(resolution: int, prompts: Prompts) -> dict[Task, Geometry]:
+    """Of the world's pictures: one reference image in an edit, of the target's size."""
     side = resolution // PIXELS_PER_LATENT
     slots = side * side // LATENT_TOKENS_PER_SLOT
-    first = tokenizer.first_slot(tokenizer("", slots)) - tokenizer.num_system_tokens
+    first = prompts.first_slot(prompts("", slots)) - prompts.num_system_tokens
     references = (Reference(first, side, side),)
     return {"t2i": Geometry("t2i", side, side), "edit": Geometry("edit", side, side, references, references)}
 
@@ -80,7 +90,6 @@ class WorldSource:
     """Samples of the OpenMoji world by `data.samples`, drawn anew every `every` updates.
 
     Args:
-        geometries: of T2I and of edits at `data.resolution`.
         encode: the pipeline's autoencoder on `device`, where the samples are kept.
         num_steps: updates of the whole run; nothing is drawn for later ones.
 
@@ -91,15 +100,14 @@ class WorldSource:
     def __init__(
         self,
         data: Data,
-        geometries: dict[Task, Geometry],
+        prompts: Prompts,
         *,
-        tokenize: Tokenize,
         encode: EncodeImages,
         every: int,
         num_steps: int,
         device: torch.device,
     ) -> None:
-        self._data, self._tokenize, self._encode = data, tokenize, encode
+        self._data, self._prompts, self._encode = data, prompts, encode
         self._every, self._last_chunk, self._device = every, (num_steps - 1) // every, device
         self._cells = [
             (task, name, data.samples[task][name])
@@ -110,6 +118,7 @@ class WorldSource:
         if not self._cells:
             raise UserError("data.samples asks for no samples; give at least one category a count above 0")
         tasks = [task for task in TASKS if any(cell[0] == task for cell in self._cells)]
+        geometries = _geometries(data.resolution, prompts)
         self.geometries = tuple(geometries[task] for task in tasks)
         self.categories = tuple(f"{task}/{name}" for task, name, _ in self._cells)
         self.category = np.repeat(np.arange(len(self._cells)), [count for *_, count in self._cells])
@@ -153,7 +162,7 @@ class WorldSource:
         return held
 
     def _encoded(self, drawn: _Drawn, shape: Geometry) -> Held:
-        ids, lengths = padded_ids(drawn.texts, shape, self._tokenize)
+        ids, lengths = padded_ids(drawn.texts, shape, self._prompts)
         # A shorter chunk takes the width of those before: each new width is compiled and captured again.
         width = self._widths[shape.task] = max(self._widths.get(shape.task, 0), ids.shape[1])
         ids = torch.nn.functional.pad(ids, (0, width - ids.shape[1]))

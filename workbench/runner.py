@@ -22,7 +22,7 @@ from rich.console import Console
 
 from datamodules.distillation import DistillationData
 from datamodules.encoded import EncodedDataset
-from datamodules.live import WorldSource, geometries_of
+from datamodules.live import WorldSource
 from datamodules.pretraining import PretrainingData, ShardSource, Source
 from workbench import adapters, checkpoint, export, milestones, pipeline, plan, roles
 from workbench.backbone import QwenImage21, single_role
@@ -130,8 +130,7 @@ def _pretraining_data(
     def world(drawn: Data) -> Source:
         return WorldSource(
             drawn,
-            geometries_of(drawn.resolution, tokenizer),
-            tokenize=tokenizer,
+            tokenizer,
             encode=partial(pipeline.encode_images, base),
             every=options.fresh_every,
             num_steps=options.steps,

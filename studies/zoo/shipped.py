@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def ship(out: Path, teacher: Path, adapters: Mapping[str, Path], judge: Path, re
                 to_bfloat16(path)
         for name, path in adapters.items():
             files.write_bytes(folder / f"{name}.safetensors", path.read_bytes())
-        files.write_bytes(folder / "README.md", card(reports).encode())
+        files.write_bytes(folder / "README.md", card(folder, adapters, reports).encode())
     (out / "judge").mkdir(parents=True, exist_ok=True)
     for name in JUDGE_FILES:
         files.write_bytes(out / "judge" / name, (judge / name).read_bytes())
@@ -71,8 +72,15 @@ def to_bfloat16(path: Path) -> None:
     part.replace(path)
 
 
-def card(reports: Reports) -> str:
-    """Model card; `studies.zoo` fills in how it was made, `make zoo-report` what it scores."""
+PARTS = {
+    "transformer": "flow matching over T2I and edits (`studies/recipes/teacher.yaml`)",
+    "text_encoder": "along with the transformer, from nothing",
+    "vae": "L1, L2 and gradient error, KL 1e-5 (`studies/zoo/vae.py`)",
+}
+
+
+def card(folder: Path, adapters: Mapping[str, Path], reports: Reports) -> str:
+    """Model card of the pipeline folder; `make zoo-report` adds what it scores."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     lines = [
         "---",
@@ -85,7 +93,18 @@ def card(reports: Reports) -> str:
         "Real classes of diffusers and transformers (`QwenImage21Pipeline`), images of 128 x 128. It exists to try",
         "distillation recipes on a laptop, not to make pictures for their own sake.",
         "",
-        f"## How it was made (`make zoo`, {device})",
+        "| part | parameters | trained |",
+        "|---|---|---|",
+        *(f"| {name} | {parameters(folder / name) / 1e6:.1f} M | {how} |" for name, how in PARTS.items()),
+        *(
+            f"| {name}.safetensors | {parameters(path) / 1e6:.2f} M | LoRA over the frozen transformer, its own"
+            " category alone (`studies/recipes/specialist.yaml`) |"
+            for name, path in adapters.items()
+        ),
+        "",
+        f"## How it was made: `make zoo`, {device}",
+        "",
+        "Settings and seeds: `studies/zoo/zoo.yaml` and the recipes it names.",
         "",
         "| stage | seconds | found |",
         "|---|---|---|",
@@ -102,6 +121,15 @@ def card(reports: Reports) -> str:
         "the licence of these weights.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def parameters(path: Path) -> int:
+    """Weights in a safetensors file, or in those of a folder."""
+    count = 0
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with safe_open(file, framework="pt") as tensors:
+            count += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count
 
 
 def _is_number(value: Any) -> bool:

@@ -51,7 +51,9 @@ def test_every_stage_leaves_what_ships(plan: building.Plan, built: dict[str, bui
     shipped_one = load_file(assets / "tiny" / "vae" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(autoencoder[name], shipped_one[name]) for name in autoencoder)
     assert judge_network.load(assets / "judge").config.resolution == 64
-    assert "| teacher |" in (assets / "tiny" / "README.md").read_text()
+    card = (assets / "tiny" / "README.md").read_text()
+    number = sum(tensor.numel() for tensor in weights(assets / "tiny").values())
+    assert f"| transformer | {number / 1e6:.1f} M |" in card and "| teacher |" in card
 
 
 def test_what_ships_is_a_stock_pipeline_and_its_specialist_one_of_diffusers(
