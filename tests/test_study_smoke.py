@@ -16,6 +16,7 @@ SMOKE = str(options.RECIPES / "smoke.yaml")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_arms_of_the_guidance_study_from_data_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("portrait", "text", "editing"):
