@@ -4,6 +4,7 @@
 #   TORCH_INDEX=URL        where torch comes from; https://download.pytorch.org/whl/cpu asks for the CPU build,
 #                          a tenth of the download where there is no GPU
 #   BENCH='key=value ...'  options of `make bench`, see workbench/bench/__main__.py
+#   LOGS=FOLDER            what `make tensorboard` opens: runs; one study folder for the HParams of that study
 #   RUN=FOLDER             the run or study folder of `make report`
 #   RECIPE=FILE            base recipe of a study: demo.yaml for CPUs, studies/recipes/gpu.yaml for one GPU
 #   STUDY='key=value ...'  options of a study and overrides of its recipe: workers=4 seeds=0,1 trainer.updates=100
@@ -15,6 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 TORCH_INDEX ?=
 RECIPE := studies/recipes/demo.yaml
 RUN ?= runs/demo
+LOGS ?= runs
 BENCH ?=
 SMOKE ?=
 STUDY ?=
@@ -91,8 +93,8 @@ format: $(DEV_STAMP) ## let ruff mend what it can
 bench: $(BASE_STAMP) ## this engine against the plain arrangement of the same algorithm, on this machine
 	$(BIN)/python -m workbench.bench $(BENCH)
 
-tensorboard: $(BASE_STAMP) ## curves, samples and studies of everything under runs/
-	$(BIN)/tensorboard --logdir runs
+tensorboard: $(BASE_STAMP) ## curves, samples and hyper-parameters of everything under LOGS
+	$(BIN)/tensorboard --logdir $(LOGS)
 
 report: $(BASE_STAMP) ## write RUN/report.html again
 	$(WORKBENCH) report $(RUN)

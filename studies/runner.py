@@ -57,7 +57,7 @@ def run_study(
     patience = patience_for(plan.options)
     patience.say = lambda line: console.print(line, markup=False)
     opened = open_study(plan, patience, is_first=True)
-    patience(lambda: summary.describe(opened.memory, plan.base, [name, *words]))
+    patience(lambda: summary.describe(opened.memory, plan.study, plan.base, [name, *words]))
     call = _begin(opened)
     progress = Progress(opened, call, console)
     try:

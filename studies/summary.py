@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 
 from datamodules.files import write_bytes
 from studies.cells import SEARCH, error_of
-from studies.seam import Study, TrialFailed, objective_values
+from studies.seam import Study, TrialFailed, objective_values, vary
 from workbench import plots, schedules
 from workbench.config import CATEGORIES, Recipe
 from workbench.evaluation import arms
@@ -41,8 +41,12 @@ def _cell(trial: FrozenTrial) -> tuple[str, str]:
     return arm, seed
 
 
-def describe(memory: optuna.Study, base: Recipe, command: Sequence[str]) -> None:
-    """Write into the storage what `study.json` says of the study as a whole, whichever worker writes it."""
+def describe(memory: optuna.Study, study: Study, base: Recipe, command: Sequence[str]) -> None:
+    """Write into the storage what `study.json` says of the study as a whole, whichever worker writes it, and what
+    optuna-dashboard calls its objectives."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        memory.set_metric_names([*study.OBJECTIVES])
     cases = len(CATEGORIES["t2i"]) * base.evaluation.t2i_cases + len(CATEGORIES["edit"]) * base.evaluation.editing_cases
     memory.set_user_attr("budget", {"updates": base.trainer.updates, "cases": cases})
     memory.set_user_attr("command", [_without_password(word) for word in command])
@@ -179,6 +183,22 @@ def differences(recipe: Recipe, base: Recipe) -> dict[str, str | float]:
     elsewhere = replace(recipe, trainer=replace(recipe.trainer, folder=base.trainer.folder))
     ours, theirs = _flat(elsewhere), _flat(base)
     return {key: ours.get(key, 0.0) for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)}
+
+
+def columns(study: Study, base: Recipe) -> dict[str, str | float]:
+    """All that any arm sets, with what stands for a key that a recipe lacks. TensorBoard takes its columns from one
+    trial alone, so every trial of a study must name them all."""
+    recipes = [vary(base, overrides) for overrides in study.ARMS.values()]
+    keys = sorted({key for recipe in recipes for key in differences(recipe, base)})
+    known = [_flat(recipe) for recipe in (base, *recipes)]
+    return {key: "" if any(isinstance(flat.get(key), str) for flat in known) else 0.0 for key in keys}
+
+
+def values_of(recipe: Recipe, columns: Mapping[str, str | float]) -> dict[str, str | float]:
+    """The recipe's value in every column, of one type a column."""
+    flat = _flat(recipe)
+    given = {key: flat.get(key, lacking) for key, lacking in columns.items()}
+    return {key: str(value) if columns[key] == "" else value for key, value in given.items()}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str | float]:

@@ -119,7 +119,7 @@ def conduct(
         directions=["maximize"] * len(study.OBJECTIVES), storage=storage, study_name=folder.name,
         sampler=optuna.samplers.RandomSampler(seed=0),
     )  # fmt: skip
-    summary.describe(memory, base, [folder.name])
+    summary.describe(memory, study, base, [folder.name])
     for seed in () if draws else seeds:
         for arm in study.ARMS:
             memory.enqueue_trial({"arm": arm, "seed": seed}, user_attrs={"cell": f"{arm}@{seed}"})

@@ -250,7 +250,7 @@ def test_a_password_in_the_storage_is_not_written(tmp_path: Path) -> None:
     plan = opening.plan_of("s", [*SMALL, f"folder={tmp_path}", "storage=postgresql://me:secret@host/db"], task_mixture)
     patience = opening.patience_for(plan.options)
     opened = opening.Opened(plan, connect(f"sqlite:///{tmp_path}/x.db"), optuna.create_study(), 1, patience)
-    summary.describe(opened.memory, plan.base, ["s", f"storage={plan.options.storage}"])
+    summary.describe(opened.memory, task_mixture, plan.base, ["s", f"storage={plan.options.storage}"])
     progress.Progress(opened, cells.Call("key", 0), Console()).write()
     assert "me:***@host" in (tmp_path / "study.json").read_text()
     assert "secret" not in (tmp_path / "study.json").read_text() and "secret" not in patience.name

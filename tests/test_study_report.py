@@ -13,7 +13,8 @@ import optuna
 import pytest
 from study_fakes import World, base_recipe, conduct
 
-from studies import noise_floor, search, summary, task_mixture
+from studies import noise_floor, search, summary, task_mixture, teacher_guidance
+from studies.seam import vary
 from workbench import plots, study_numbers
 from workbench.config import Recipe
 from workbench.errors import UserError
@@ -193,6 +194,15 @@ def test_passes_are_draws_over_prompts() -> None:
         "data.samples={t2i: {landscape: 5, portrait: 7, text: 10}}",
     )  # fmt: skip
     assert passes_per_prompt(recipe) == {"t2i/landscape": 6.0, "t2i/text": 3.0}
+
+
+def test_every_trial_of_a_study_has_every_column_of_hyper_parameters() -> None:
+    columns = summary.columns(teacher_guidance, base_recipe())
+    rows = [summary.values_of(vary(base_recipe(), overrides), columns) for overrides in teacher_guidance.ARMS.values()]
+    key = "guidance.schedules.t2i/text.kind"
+    assert [row[key] for row in rows] == ["", "switch", "constant", "constant", "switch", "ramp", ""]
+    assert all(set(row) == set(columns) for row in rows)
+    assert all(len({isinstance(row[key], str) for row in rows}) == 1 for key in columns), "one type a column"
 
 
 def test_lambda_is_a_picture_in_tensorboard(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from workbench.batch import CaptionBatch, CaptionStep, Condition, Layout, tensor
 from workbench.config import Recipe
 from workbench.graphs import GraphedStep
 from workbench.modules.root import RootModule
+from workbench.muon import BatchedMuon
 from workbench.optimisation import Together, clip_gradients
 from workbench.roles import TEACHER
 
@@ -50,25 +52,21 @@ class Pretrainer(RootModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         options, on_cuda = self.recipe.pretrain, self.device.type == "cuda"
-        matrices, rest = self._matrices, self._rest
-        optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                [
-                    {"params": list(group.parameters.values()), "lr": torch.tensor(group.lr, device=self.device)}
-                    if on_cuda
-                    else {"params": list(group.parameters.values()), "lr": group.lr}
-                    for group in rest
-                ],
-                betas=(0.9, options.beta2),
-                weight_decay=0.0,
-                fused=on_cuda,
-                capturable=on_cuda,
-            )
-        ]
-        if matrices:
-            groups = [{"params": list(group.parameters.values()), "lr": group.lr} for group in matrices]
-            optimizers.append(torch.optim.Muon(groups, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"))
-        return optimizers
+
+        def of(groups: Sequence[_Group]) -> list[dict[str, Any]]:
+            """A graph reads its rates from the device."""
+            return [
+                {
+                    "params": list(group.parameters.values()),
+                    "lr": torch.tensor(group.lr, device=self.device) if on_cuda else group.lr,
+                }
+                for group in groups
+            ]
+
+        adamw = torch.optim.AdamW(
+            of(self._rest), betas=(0.9, options.beta2), weight_decay=0.0, fused=on_cuda, capturable=on_cuda
+        )
+        return [adamw, BatchedMuon(of(self._matrices))] if self._matrices else [adamw]
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         return {name: parameter for group in self._in_order() for name, parameter in group.parameters.items()}
@@ -113,45 +111,30 @@ class Pretrainer(RootModule):
                 for batch, names in zip(data.batches, fields, strict=True)
             ]
             losses = [self.loss(batch, next(given), next(given)) for batch in batches]
-            norm, gradients = self._captured_update(batches, losses)
-            return [*(loss.detach() for loss in losses), norm, *gradients]
+            norm = self._captured_update(batches, losses)
+            return [*(loss.detach() for loss in losses), norm]
 
         layouts = tuple(batch.layout for batch in data.batches)
         if layouts not in self._graphed:
             self._graphed[layouts] = GraphedStep(step)
         inputs = [tensor for batch in fields for tensor in batch.values()] + [part for draw in draws for part in draw]
-        outputs = self._graphed[layouts](inputs)
-        losses, norm, gradients = outputs[: len(fields)], outputs[len(fields)], outputs[len(fields) + 1 :]
-        self._step_matrices(gradients)
+        *losses, norm = self._graphed[layouts](inputs)
         for batch, of_batch in zip(data.batches, losses, strict=True):
             self.means.add(f"loss/{TEACHER}/{batch.task}", of_batch, batch.weight)
         self.means.add(f"gradient_norm/{TEACHER}", norm)
         self.means.add("skipped_share", (~torch.isfinite(norm)).float())
 
-    def _captured_update(
-        self, batches: Sequence[CaptionBatch], losses: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Backward, clipping and AdamW's step; returns the gradient norm, (), and the gradients left to Muon, zero
-        where the norm is not finite."""
+    def _captured_update(self, batches: Sequence[CaptionBatch], losses: Sequence[Tensor]) -> Tensor:
+        """Backward, clipping and the optimizers' step; returns the gradient norm, ()."""
         parameters = list(self.trained_parameters().values())
-        adamw = self._optimizer.optimizers[0].optimizer
         self._optimizer.zero_grad()
         shares = [(loss * batch.weight).sum() for loss, batch in zip(losses, batches, strict=True)]
         (torch.stack(shares).sum() / self.recipe.mixture.batch_size).backward()
         norm = clip_gradients(parameters, self.recipe.pretrain.clip)
-        finite = torch.isfinite(norm)
-        adamw.found_inf = (~finite).float()
-        adamw.step()
-        matrices = [parameter.grad for group in self._matrices for parameter in group.parameters.values()]
-        return norm, [torch.where(finite, grad, 0.0) for grad in matrices if grad is not None]
-
-    def _step_matrices(self, gradients: Sequence[Tensor]) -> None:
-        """Muon's step, outside the graph: its rate is a number of the host. The device is still busy replaying."""
-        matrices = [parameter for group in self._matrices for parameter in group.parameters.values()]
-        for parameter, gradient in zip(matrices, gradients, strict=True):
-            parameter.grad = gradient
-        for optimizer in self._optimizer.optimizers[1:]:
-            optimizer.step()
+        for optimizer in self._optimizer.optimizers:
+            optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
+            optimizer.optimizer.step()
+        return norm
 
     def _share(self, batch: CaptionBatch, t: Tensor, eps: Tensor) -> Tensor:
         losses = self.loss(batch, t, eps)
