@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from studies import summary
+from studies import record, summary
 from studies.cells import OVER, Call, error_of
 from studies.opening import Opened
 from studies.storage import shown
@@ -21,7 +21,7 @@ class Progress:
 
     def __init__(self, opened: Opened, call: Call, console: Console) -> None:
         self.opened, self.console, self.queue = opened, console, opened.queue(call)
-        self.columns = summary.columns(opened.plan.study, opened.plan.base)
+        self.columns = record.columns(opened.plan.study, opened.plan.base)
         self.began = time.monotonic()
         self.told = {t.number for t in opened.memory.get_trials(deepcopy=False) if t.state.is_finished()}
         self.done_before = self._num_done()
@@ -52,7 +52,7 @@ class Progress:
         """Its row of HParams; here and not in the workers, since the writer takes seconds to be read."""
         plan, run = self.opened.plan, trial.user_attrs["run"]
         recipe, seed = recipe_of(trial, plan.study, plan.base, plan.options)
-        values = {**trial.user_attrs["hparams"], **summary.values_of(recipe, self.columns)}
+        values = {**trial.user_attrs["hparams"], **record.values_of(recipe, self.columns)}
         hparams = {"arm": summary.arm_of(trial), "seed": seed, **values}
         summary.log_trial(plan.options.folder / run / "tensorboard", recipe, hparams, trial.user_attrs["metrics"])
 

@@ -22,7 +22,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from studies import summary
+from studies import record
 from studies.cells import BUSY, INTERRUPTED, SEARCH, Call, Cell
 from studies.isolated import Isolated, Stopped, one_line
 from studies.known import study_named
@@ -113,7 +113,7 @@ class Worker:
         recipe, seed = self.patience(lambda: recipe_of(trial, study, base, options))
         folder = options.folder / trial.user_attrs["run"]
         recipe = replace(recipe, seed=seed, trainer=replace(recipe.trainer, folder=str(folder)))
-        hparams = summary.differences(recipe, base)
+        hparams = record.differences(recipe, base)
         self.patience(lambda: trial.set_user_attr("hparams", hparams))
         watch = Watch(self, trial, folder)
         metrics = self.run(recipe, folder, watch.is_enough)
@@ -122,7 +122,7 @@ class Worker:
         cost = {name: float(value) for name, value in metrics.get("cost", {}).items()}
         wall = time.monotonic() - began
         cost |= {"start": wall - sum(cost.values()), "wall": wall}
-        headline = summary.headline(metrics)
+        headline = record.headline(metrics)
 
         def keep() -> None:
             for key, value in (("metrics", headline), ("cost", cost)):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from studies import summary
+from studies import record, summary
 from studies.seam import Study, TrialFailed, objectives, vary
 from workbench.config import CATEGORIES, Recipe
 from workbench.evaluation.benchmark import BENCHES
@@ -147,7 +147,7 @@ def _run(
     run = f"trial-{trial.number:04d}"
     recipe = replace(recipe, seed=seed)
     trial.set_user_attr("run", run)
-    hparams = summary.differences(recipe, base)
+    hparams = record.differences(recipe, base)
     trial.set_user_attr("hparams", hparams)
     try:
         metrics = world(recipe, folder / run)
@@ -155,7 +155,7 @@ def _run(
         trial.set_user_attr("error", f"TrialFailed: {error}")
         memory.tell(trial, state=optuna.trial.TrialState.FAIL)
         return
-    found = summary.headline(metrics)
+    found = record.headline(metrics)
     trial.set_user_attr("metrics", found)
     trial.set_user_attr("milestones", world.milestones(recipe, found["score"]))
     trial.set_user_attr("cost", {"distill": 2.0, "evaluate": 1.0})

@@ -13,7 +13,7 @@ import optuna
 import pytest
 from rich.console import Console
 
-from studies import cells, opening, options, progress, runner, seam, summary, task_mixture, trial, workers
+from studies import cells, opening, options, progress, record, runner, seam, summary, task_mixture, trial, workers
 from studies.storage import connect
 from workbench.config import Recipe
 from workbench.errors import UserError
@@ -229,7 +229,7 @@ def test_the_score_is_the_mean_of_both_benches_on_the_search_split() -> None:
 def test_hyperparameters_are_what_differs() -> None:
     base = load(SMOKE)
     changed = seam.vary(base, ["mixture.tasks={t2i: 1.0}", "optim.student_lr=0.5"])
-    assert summary.differences(changed, base) == {
+    assert record.differences(changed, base) == {
         "mixture.tasks.t2i": 1.0,
         "mixture.tasks.edit": 0.0,
         "optim.student_lr": 0.5,

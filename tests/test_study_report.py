@@ -13,7 +13,7 @@ import optuna
 import pytest
 from study_fakes import World, base_recipe, conduct
 
-from studies import noise_floor, search, summary, task_mixture, teacher_guidance
+from studies import noise_floor, record, search, summary, task_mixture, teacher_guidance
 from studies.seam import vary
 from workbench import plots, study_numbers
 from workbench.config import Recipe
@@ -197,8 +197,8 @@ def test_passes_are_draws_over_prompts() -> None:
 
 
 def test_every_trial_of_a_study_has_every_column_of_hyper_parameters() -> None:
-    columns = summary.columns(teacher_guidance, base_recipe())
-    rows = [summary.values_of(vary(base_recipe(), overrides), columns) for overrides in teacher_guidance.ARMS.values()]
+    columns = record.columns(teacher_guidance, base_recipe())
+    rows = [record.values_of(vary(base_recipe(), overrides), columns) for overrides in teacher_guidance.ARMS.values()]
     key = "guidance.schedules.t2i/text.kind"
     assert [row[key] for row in rows] == ["", "switch", "constant", "constant", "switch", "ramp", ""]
     assert all(set(row) == set(columns) for row in rows)

@@ -56,13 +56,11 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 def trials(folder: Path) -> list[dict[str, Any]]:
     content = json.loads((folder / "study.json").read_text())
-    return [trial for arm in content["arms"] for trial in arm["trials"]]
+    return [{**trial, "arm": arm["name"]} for arm in content["arms"] for trial in arm["trials"]]
 
 
 def completed(folder: Path) -> Counter[tuple[str, int]]:
-    return Counter(
-        (trial["params"]["arm"], trial["params"]["seed"]) for trial in trials(folder) if trial["state"] == "complete"
-    )
+    return Counter((trial["arm"], trial["seed"]) for trial in trials(folder) if trial["state"] == "complete")
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
