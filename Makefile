@@ -10,6 +10,7 @@
 #   STUDY='key=value ...'  options of a study and overrides of its recipe: workers=4 seeds=0,1 trainer.updates=100
 #   SPECIALISTS='{...}'    teachers.specialists of `make study-teacher study-search`
 #   SMOKE=1                of a study: two trials of two updates, minutes on two cores, into runs/studies-smoke
+#   ZOO='key=value ...'    options of `make zoo-report` and `make benchmarks`, see studies/zoo/figures.py
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -34,6 +35,7 @@ $(WORKBENCH) encode $(BASE_RECIPE)
 $(WORKBENCH) study $(1) recipe=$(BASE_RECIPE) folder=$(STUDIES)/$(1) $(2) $(if $(SMOKE),trials=2 workers=2) $(STUDY)
 $(WORKBENCH) report $(STUDIES)/$(1)
 endef
+ZOO ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,7 +46,7 @@ BASE_STAMP := $(VENV)/.base
 DEV_STAMP := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format bench tensorboard report zoo zoo-smoke clean \
+.PHONY: help demo test lint types format bench tensorboard report zoo zoo-smoke zoo-report benchmarks clean \
 	study-noise study-data study-teacher study-mixture study-search
 .DELETE_ON_ERROR:
 
@@ -123,6 +125,12 @@ zoo: $(BASE_STAMP) ## rebuild the tiny model and the judge from nothing, on one 
 zoo-smoke: $(BASE_STAMP) ## every stage of the zoo for seconds, on CPU, into runs/zoo-smoke
 	rm -rf runs/zoo-smoke
 	$(BIN)/python -m studies.zoo.build studies/zoo/smoke.yaml
+
+zoo-report: $(BASE_STAMP) ## measure the shipped model again, every row of its card; ZOO='cases=20 card=true ...'
+	$(BIN)/python -m studies.zoo.report $(ZOO)
+
+benchmarks: $(BASE_STAMP) ## real, teacher, specialists, few-step teacher (and ZOO='student=FOLDER') into docs/benchmarks.md
+	$(BIN)/python -m studies.zoo.benchmarks $(ZOO)
 
 clean: ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -42,7 +42,7 @@ def scores_at(update: int, trials: Iterable[FrozenTrial], but: int) -> list[floa
 
 def read_milestones(folder: Path) -> Milestones:
     """The scores that a run has of its milestones so far; a line cut short by a kill is left out."""
-    path = folder / "milestones.jsonl"
+    path = folder / "scores.jsonl"
     found: Milestones = {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:

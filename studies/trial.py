@@ -44,10 +44,10 @@ def run_trial(recipe: Recipe, folder: Path) -> dict[str, Any]:
         from workbench.runner import distill
 
         distill(recipe)
-    timed: dict[str, float] = {}
     seconds = seconds_of_updates(folder, found[1].num_updates if found else 0)
-    metrics = evaluate_run(folder, [], drawn=folder.parent / "teacher", timed=timed)
-    return {**metrics, "cost": {"distill": seconds, "evaluate": timed["evaluate"]}}
+    metrics = evaluate_run(folder, [], drawn=folder.parent / "teacher")
+    phases = {name: float(of["wall"]) for name, of in metrics["seconds"].items()}
+    return {**metrics, "cost": {"distill": seconds, "evaluate": phases["total"] - phases.get("loading", 0.0)}}
 
 
 def _finished(recipe: Recipe, folder: Path) -> dict[str, Any] | None:

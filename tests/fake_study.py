@@ -44,7 +44,7 @@ def execute(recipe: Recipe, folder: Path) -> dict[str, Any]:
         time.sleep(seconds / steps)
         _misbehave(told, recipe, step)
         score = 3 + 0.1 * recipe.dmd.student_shift + 0.01 * recipe.seed
-        with (folder / "milestones.jsonl").open("a") as file:
+        with (folder / "scores.jsonl").open("a") as file:
             file.write(json.dumps({"update": step, "score": score}) + "\n")
         with log.open("a") as file:
             file.write(json.dumps({"step": step, "process": os.getpid()}) + "\n")

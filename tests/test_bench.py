@@ -24,11 +24,11 @@ def test_a_report_of_both_engines_and_every_phase(tmp_path: Path) -> None:
     assert set(results) == {"t2i", "edit", "5:5"}
     for mix, result in results.items():
         samples = 2 * (2 if mix == "5:5" else 1) * (1 + 2)
-        for engine in ("ours", "plain"):
+        for engine in ("ours", "plain", "student_rollout"):
             row = result[engine]
             assert len(row["wall_s"]) == 3 and min(row["wall_s"]) > 0
             assert row["samples_per_s"] == pytest.approx(samples / row["median_s"])
-        assert result["speed_up"] > 0
+        assert result["ours"]["speed_up"] > 0 and result["student_rollout"]["speed_up"] > 0
         phases = result["phases_s"]
         assert {"student rollout", "student graded: forward", "student graded: backward", "teacher", "optimiser"} < set(
             phases

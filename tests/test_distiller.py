@@ -202,11 +202,10 @@ def fake_steps(fake_samples: str, num_fake: int, num_updates: int) -> Tensor:
     """Student step behind each fake-score update: (num_updates, num_fake)."""
     options = Dmd(student_steps=3, fake_updates=num_fake, fake_samples=fake_samples)  # type: ignore[arg-type]
     distiller = Distiller(denoiser(), make_recipe(dmd=options), CATEGORIES)
-    data, steps = step_data(0, fake_updates=max(1, options.fake_groups)), []
+    steps = []
     for update in range(num_updates):
         distiller.num_updates = update
-        losses, _ = distiller._rollouts(data, update % 3)
-        steps.append([of_update[0][1].keywords["step"] for of_update in losses])  # type: ignore[attr-defined]
+        steps.append(distiller.fake_steps(num_fake))
     return torch.tensor(steps)
 
 
@@ -232,16 +231,18 @@ def test_a_reused_sample_is_the_students_own_at_its_step(fake_samples: str, roll
     options = Dmd(student_steps=4, fake_updates=4, fake_samples=fake_samples, rollout=rollout)  # type: ignore[arg-type]
     distiller = Distiller(denoiser(), make_recipe(dmd=options), CATEGORIES)
     data = step_data(0, fake_updates=1)
-    losses, states = distiller._rollouts(data, 2)
+    units, states = distiller.fake_score_units(data, 2)
+    steps = distiller.fake_steps(4)
+    assert len(units) == 4 and len(states) == (2 if fake_samples == "student_rollout" else 0)
     stream = "fake0" if fake_samples == "rollout" else STUDENT
     with torch.no_grad():
-        for batch, loss in (pair for of_update in losses for pair in of_update):
-            step, x0 = loss.keywords["step"], loss.keywords["x0"]  # type: ignore[attr-defined]
-            assert torch.equal(x0, distiller.student.draw(batch, distiller.draws, stream, step))
-        for batch, state in zip(data.student, states, strict=True):
+        for unit, step in zip(units, steps, strict=True):
+            for batch, x0 in zip(unit.batches, unit.known, strict=True):
+                assert x0 is not None
+                assert torch.equal(x0, distiller.student.draw(batch, distiller.draws.of(batch, stream), step))
+        for batch, state in zip(data.student, states, strict=False):
             plain = distiller.student_loss(batch, step=2)
             assert torch.equal(distiller.student_loss(batch, step=2, state=state), plain)
-            assert (state is None) == (fake_samples == "rollout")
 
 
 def test_reuse_pays_for_one_rollout() -> None:

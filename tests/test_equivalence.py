@@ -151,3 +151,12 @@ def test_clipping_scales_the_whole_gradient_alike() -> None:
     _, (_, gradients) = both(recipe)
     for _, parts in gradients:
         assert torch.stack([part.norm() for part in parts]).norm() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("rollout", ["euler", "renoise"])
+@pytest.mark.parametrize("fake_samples", ["rollout", "student_rollout"])
+def test_a_reusing_algorithm_equals_a_slow_reference_of_itself(
+    fake_samples: Literal["rollout", "student_rollout"], rollout: Literal["euler", "renoise"]
+) -> None:
+    dmd = Dmd(fake_updates=5, fake_samples=fake_samples, rollout=rollout)
+    assert_equivalent(make_recipe(teachers=Teachers(cfg_scale=1.5), dmd=dmd))

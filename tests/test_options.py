@@ -34,7 +34,8 @@ def terms(
 ) -> tuple[dict[str, Tensor], Comparison]:
     distiller = Distiller(network or denoiser(), recipe, CATEGORIES)
     weights, active = distiller.lambdas[batch.category, step], distiller.active[batch.task][step]
-    return distiller._student_loss(batch, distiller.draws, step=step, weights=weights, active=active)
+    numbers = distiller.draws.of(batch, STUDENT)
+    return distiller._student_loss(batch, numbers, step=step, weights=weights, active=active)
 
 
 def with_target(batch: Batch) -> Batch:
@@ -62,8 +63,9 @@ def test_rescaled_teachers_predict_at_the_norm_of_the_prompt_alone() -> None:
     x_t, t, active = torch.randn(5, 16, 2, generator=torch.Generator().manual_seed(0)), torch.full((5,), 0.6), [True]
     recipe = make_recipe(teachers=replace(GUIDED, cfg_rescale=1.0))
     teachers = Distiller(denoiser(), recipe, CATEGORIES).teachers
-    rescaled = teachers.predictions(batch.condition, batch.uncond, x_t, t, active)[0]
-    alone = teachers.predictions(batch.condition, batch.uncond, x_t, t, active, guided=False)[0]
+    prefixes = teachers.prefixes_of(batch, active)
+    rescaled = teachers.predictions(prefixes, x_t, t)[0]
+    alone = teachers.predictions(prefixes, x_t, t, guided=False)[0]
     torch.testing.assert_close((x_t - rescaled).norm(dim=-1), (x_t - alone).norm(dim=-1))
     assert not torch.allclose(rescaled, alone)
 
@@ -123,7 +125,7 @@ def test_the_data_term_is_flow_matching_at_the_students_own_time() -> None:
     network, options = denoiser(), Dmd(student_steps=2, data_weight=0.25)
     found, _ = terms(make_recipe(dmd=options), batch, 1, network)
     distiller = Distiller(network, make_recipe(dmd=options), CATEGORIES)
-    eps, t = distiller.draws.normal(batch, "student/data/eps", 2), distiller.student.times[1].expand(5)
+    eps, t = distiller.draws.of(batch, STUDENT).normal("data/eps", 2), distiller.student.times[1].expand(5)
     x_t = flow.interpolate(batch.target, eps, t)
     v = network.velocity(network.prefix(batch.condition, STUDENT), x_t, t, STUDENT)
     torch.testing.assert_close(found["data"], 0.25 * dmd.flow_matching_loss(v, eps - batch.target))

@@ -38,7 +38,7 @@ def test_others_are_the_newest_trials_of_other_runs() -> None:
 
 def test_milestones_are_read_up_to_a_line_cut_short(tmp_path: Path) -> None:
     assert pruning.read_milestones(tmp_path) == {}
-    (tmp_path / "milestones.jsonl").write_text('{"update": 5, "score": 3.5, "t2i": 3}\n{"update": 10, "sco')
+    (tmp_path / "scores.jsonl").write_text('{"update": 5, "score": 3.5, "t2i": 3}\n{"update": 10, "sco')
     assert pruning.read_milestones(tmp_path) == {5: {"score": 3.5, "t2i": 3.0}}
 
 

@@ -247,7 +247,7 @@ def test_milestones_are_scored_as_the_evaluation_does_and_change_nothing(
     evaluation = replace(recipe.evaluation, milestone_cases=1, t2i_cases=1, editing_cases=1, split="search")
     scored = replace(in_folder(recipe, tmp_path / "scored", sample_every=2), evaluation=evaluation)
     run = distill(scored)
-    rows = [json.loads(line) for line in (run / "milestones.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
     assert [row["update"] for row in rows] == [2, 4]
     metrics = inference.evaluate_run(run, [])["models"]["student"]
     assert rows[-1]["t2i"] == pytest.approx(metrics["t2i_bench"]["mean"]["mean"], abs=1e-3)

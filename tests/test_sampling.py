@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from workbench import pipeline as pipelines
 from workbench import rng
 from workbench.backbone import RoleDenoiser, single_role
 from workbench.rollout import time_grid
-from workbench.sampling import NOISE_STREAM, Request, Sampler, encode, fit
+from workbench.sampling import CPU_ROWS, NOISE_STREAM, Request, Sampler, default_batch_size, encode, fit
 
 TIMES = time_grid(3, 2.0)
 
@@ -106,3 +107,36 @@ def test_odd_sizes_are_refused(pipeline: QwenImage21Pipeline) -> None:
 
 def test_no_requests_give_no_images(sampler: Sampler) -> None:
     assert sampler([], TIMES).images == []
+
+
+def test_rows_and_text_that_fill_a_recorded_shape_change_no_sample(
+    pipeline: QwenImage21Pipeline, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does, its recording replaced by the function that it records."""
+    shapes: list[tuple[int, ...]] = []
+
+    def record(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor]:
+        shapes.append(tuple(tensors[0].shape[:2]) + tuple(tensors[2].shape[-1:]))
+        return recorded._evaluate(tensors)
+
+    recorded = Sampler(pipeline, sampler.denoiser, batch_size=3)
+    monkeypatch.setattr(recorded, "_graphed", True)
+    monkeypatch.setattr(recorded, "_recorded", record)
+    monkeypatch.setattr("workbench.sampling.ROW_STEP", 4)
+    for scale in (1.0, 2.0):
+        filled, plain = recorded(REQUESTS, TIMES, scale), sampler(REQUESTS, TIMES, scale)
+        for a, b in zip(filled.latents, plain.latents, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-5)
+    assert {rows for rows, _, _ in shapes} == {4}
+
+
+def test_the_batch_follows_the_device_unless_it_is_given(pipeline: QwenImage21Pipeline) -> None:
+    assert default_batch_size(pipeline, 64) == CPU_ROWS
+
+
+def test_images_decoded_the_short_way_are_the_stock_ones(pipeline: QwenImage21Pipeline) -> None:
+    latents = torch.randn(3, 16, pipeline.transformer.config.in_channels, generator=torch.Generator().manual_seed(0))
+    fast = pipelines.fast_vae(pipeline)
+    assert fast is not None
+    stock, ours = (pipelines.decode_latents(pipeline, latents, 4, 4, vae) for vae in (None, fast))
+    assert (stock.int() - ours.int()).abs().max() <= 1 and stock.float().std() > 1

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,8 @@ class Case:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     reusing: bool = False
     """One rollout for all updates, and a low-rank specialist over the base teacher."""
+    compiled: bool = False
+    """The two processes compile their blocks, the one that they are compared with does not."""
 
 
 CASES = {
@@ -56,6 +58,8 @@ CASES = {
     "lora, checkpointed": Case("lora", True, "renoise"),
     "reusing, routed": Case("full", False, "euler", reusing=True),
     "bfloat16": Case("full", True, "euler", "bf16-mixed"),
+    "lora, checkpointed, compiled": Case("lora", True, "euler", compiled=True),
+    "lora over a bfloat16 base": Case("lora", True, "euler", "bf16-mixed", reusing=True, compiled=True),
 }
 
 
@@ -76,7 +80,7 @@ def make_recipe(case: Case) -> Recipe:
     )
 
 
-def make_distiller(case: Case) -> Distiller:
+def make_distiller(case: Case, world: int = 1) -> Distiller:
     transformer = QwenImage21Transformer2DModel(
         in_channels=8,
         out_channels=8,
@@ -93,7 +97,12 @@ def make_distiller(case: Case) -> Distiller:
     update = torch.randn(2, 2, 32, generator=generator)
     adapter = {"transformer_blocks.1.attn.to_q": AdapterLayer(update[0], update[1].T, 0.5)}
     specialists = {"text": adapter} if case.reusing else {}
-    return Distiller(roles.build(transformer, recipe.model, specialists=specialists), recipe, CATEGORIES)
+    dtype = torch.bfloat16 if case.kind == "lora" and case.precision == "bf16-mixed" else None
+    denoiser = roles.build(transformer, recipe.model, specialists=specialists, frozen_dtype=dtype)
+    if case.compiled and world > 1:
+        # Cut into forward and backward as on a GPU, and run by torch's own kernels.
+        denoiser.compile_blocks("aot_eager")
+    return Distiller(denoiser, recipe, CATEGORIES)
 
 
 def make_batch(task: Task, seed: int, rank: int, world: int) -> Batch:
@@ -174,7 +183,7 @@ def is_sharded(parameter: Tensor) -> bool:
 
 
 def train(case: Case, rank: int, world: int) -> tuple[Distiller, Witness]:
-    distiller, witness = make_distiller(case), Witness()
+    distiller, witness = make_distiller(case, world), Witness()
     strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1) if world > 1 else "auto"
     trainer = L.Trainer(
         accelerator="cpu",
@@ -233,7 +242,7 @@ def test_every_trainable_parameter_is_sharded(name: str, two_processes: Path) ->
         assert report(two_processes, name, rank)["unsharded"] == []
 
 
-@pytest.mark.parametrize("name", ["full", "lora, checkpointed", "reusing, routed"])
+@pytest.mark.parametrize("name", ["full", "lora, checkpointed", "reusing, routed", "lora, checkpointed, compiled"])
 def test_two_processes_train_as_one(name: str, two_processes: Path) -> None:
     """Same losses, gradient norms, weights and moving average, with 5 + 3 samples in rows of 3 + 2 a process."""
     distiller, witness = train(CASES[name], 0, 1)
@@ -261,3 +270,21 @@ def test_bfloat16_computes_roughly_the_same_and_keeps_float32_shards(two_process
         math.isfinite(value) for update in report(two_processes, "bfloat16", 0)["means"] for value in update.values()
     )
     assert all(t.dtype == torch.float32 for t in load_file(two_processes / "bfloat16.safetensors").values())
+
+
+def test_adapters_over_a_bfloat16_base_learn_and_leave_it_alone(two_processes: Path) -> None:
+    """The frozen weights are gathered in bfloat16 beside float32 adapters, in one group a block."""
+    name = "lora over a bfloat16 base"
+    found = load_file(two_processes / f"{name}.safetensors")
+    before = weights(make_distiller(CASES[name]), Witness())
+    for key, tensor in found.items():
+        role, _, layer = key.partition("/")
+        if role == TEACHER:
+            assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, before[key]), key
+        elif role in (STUDENT, FAKE_SCORE) and "attn.to_q" in layer:
+            assert tensor.dtype == torch.float32 and not torch.equal(tensor, before[key]), key
+    means = report(two_processes, name, 0)["means"]
+    assert all(math.isfinite(value) for update in means for value in update.values())
+    _, alone = train(replace(CASES[name], precision="32-true"), 0, 1)
+    for loss in ("loss/fake_score/t2i", "loss/fake_score/edit"):
+        assert means[0][loss] == pytest.approx(alone.means[0][loss], rel=0.01), loss

@@ -6,7 +6,7 @@ N target tokens, R reference tokens, C latent channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -38,12 +38,16 @@ class Reference:
 
 @dataclass(frozen=True, order=True)
 class Layout:
-    """Everything about a sequence that all samples of a batch must share. Sizes in latent tokens."""
+    """Everything about a sequence that all samples of a batch must share. Sizes in latent tokens.
+
+    padded: whether a row of `text_tokens` may hold padding. Not part of the name that its noise is drawn under.
+    """
 
     text_tokens: int
     height: int
     width: int
     references: tuple[Reference, ...] = ()
+    padded: bool = field(default=True, repr=False)
 
     @property
     def num_target_tokens(self) -> int:
@@ -80,6 +84,9 @@ class Batch:
     num_samples: samples (not padding) of this group over all ranks, the denominator of its mean.
     category: (B,) int64, index into the datamodule's `categories`.
     sample_ids: keys of the samples, for error messages and for counting passes.
+    shares_references: whether prompt and empty prompt are alike up to the end of the last reference, and text follows.
+    uncond_is_constant: whether the empty prompt is one for all samples of this layout in the run (T2I); `uncond` then
+    has a single row, and frozen teachers read it once.
     """
 
     task: Task
@@ -91,6 +98,8 @@ class Batch:
     num_samples: int
     category: Tensor
     sample_ids: tuple[str, ...]
+    shares_references: bool = False
+    uncond_is_constant: bool = False
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """Same batch on `device`."""
@@ -161,9 +170,13 @@ Movable = TypeVar("Movable", Condition, Batch, CaptionBatch)
 
 
 def _moved(item: Movable, device: torch.device, non_blocking: bool) -> Movable:
-    """`item` with its tensors, and the conditions inside it, on `device`."""
+    """`item` with its tensors, and the conditions inside it, on `device`. Not blocking: the host does not wait for what
+    the device still has to do, for which tensors are pinned first."""
+    pins = non_blocking and device.type == "cuda"
     moved = {
-        name: value.to(device, non_blocking=non_blocking)
+        name: (value.pin_memory() if pins and isinstance(value, Tensor) and not value.is_cuda else value).to(
+            device, non_blocking=non_blocking
+        )
         for name, value in vars(item).items()
         if isinstance(value, Tensor | Condition)
     }

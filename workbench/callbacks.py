@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -18,12 +17,16 @@ from PIL import Image
 from workbench import checkpoint
 from workbench.modules.root import RootModule
 from workbench.optimisation import MovingAverage
+from workbench.quality import PATIENCE, Watch
+from workbench.scalars import drop_lines_after, read_lines
 
 Grid = Callable[[RootModule], np.ndarray]
 """Draws the fixed prompts with the student's current weights: uint8 (H, W, 3). Every rank calls it."""
 
 Score = Callable[[RootModule], dict[str, float]]
 """Scores of the student's current weights by name. Every rank calls it."""
+
+DISTANCE = "milestone/distance"
 
 
 class Averaging(L.Callback):
@@ -59,7 +62,8 @@ class Checkpointing(L.Callback):
         if found is not None:
             path, progress = found
             checkpoint.load(path, self._state(trainer, module))
-            module.num_updates, module.num_skipped = progress.num_updates, progress.num_skipped
+            module.num_updates = progress.num_updates
+            module.skips.restart(progress.num_skipped)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, RootModule)
@@ -72,65 +76,62 @@ class Checkpointing(L.Callback):
         return checkpoint.training_state(module.trained_parameters(), average, trainer.optimizers)
 
 
-class Realised(Protocol):
-    """A datamodule that knows what it has handed out."""
+class Milestones(L.Callback):
+    """Tells the distance of the averaged student at every milestone, sounds an alarm when it has grown for long, and
+    keeps the weights of the best.
 
-    def realised(self, num_steps: int) -> dict[str, int]:
-        """Samples of each category in the first `num_steps` steps, all ranks together."""
-
-
-class Metrics(L.Callback):
-    """Scalars into TensorBoard and `metrics.jsonl`, against updates.
-
-    samples_per_update: samples that one update pushes through the trained networks, all ranks together.
+    path: a line a milestone. folder: of the checkpoints, None to keep no best.
     """
 
-    def __init__(self, path: Path, every: int, data: Realised, samples_per_update: int) -> None:
-        self.path = path
-        self.every = every
-        self.data = data
-        self.samples_per_update = samples_per_update
-        self._logged = (0.0, 0)
+    def __init__(
+        self,
+        path: Path,
+        folder: Path | None,
+        every: int,
+        averaging: Averaging,
+        distance: Callable[[RootModule], float],
+    ) -> None:
+        self.path, self.folder, self.every = path, folder, every
+        self.averaging, self.distance = averaging, distance
+        self.watch = Watch()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, RootModule)
+        known = {update: row[DISTANCE] for update, row in read_lines(self.path) if DISTANCE in row}
+        self.watch = Watch({update: value for update, value in known.items() if update <= module.num_updates})
         if trainer.is_global_zero:
             drop_lines_after(self.path, module.num_updates)
-        self._logged = (time.perf_counter(), module.num_updates)
+        if module.num_updates and module.num_updates not in self.watch.distances:
+            # Killed after the checkpoint and before the milestone.
+            self._tell(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, RootModule)
-        if module.num_updates % self.every and module.num_updates != module.total_updates:
+        self._tell(trainer, module)
+
+    def _tell(self, trainer: L.Trainer, module: RootModule) -> None:
+        update = module.num_updates
+        if update % self.every and update != module.total_updates:
             return
-        scalars = {
-            **module.means.pop(),
-            **self._mixture(self._logged[1], module.num_updates),
-            **module.learning_rates(),
-            **self._throughput(module.num_updates),
-            "skipped_steps": float(module.num_skipped),
-        }
-        # A step that was not taken leaves numbers that are not finite: JSON has none, and no plot needs them.
-        scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
+        self.averaging.average.swap()
+        distance = self.distance(module)
+        self.averaging.average.swap()
+        self.watch.add(update, distance)
+        if self.folder is not None and self.watch.best() == update:
+            checkpoint.save_best(self.folder, self.averaging.average.average, update)
+        collapsed, best = self.watch.has_collapsed(), self.watch.best()
         if trainer.is_global_zero:
+            scalars = {DISTANCE: distance, "milestone/alarm": float(collapsed)}
+            scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
             assert isinstance(trainer.logger, TensorBoardLogger)
-            trainer.logger.log_metrics(scalars, step=module.num_updates)
+            trainer.logger.log_metrics(scalars, step=update)
             with self.path.open("a") as file:
-                file.write(json.dumps({"update": module.num_updates, **scalars}) + "\n")
-        self._logged = (time.perf_counter(), module.num_updates)
-
-    def _mixture(self, since: int, until: int) -> dict[str, float]:
-        before, after = self.data.realised(since), self.data.realised(until)
-        drawn = {name: count - before[name] for name, count in after.items()}
-        total = sum(drawn.values())
-        return {f"mixture/{name}": count / total for name, count in drawn.items()}
-
-    def _throughput(self, num_updates: int) -> dict[str, float]:
-        started, since = self._logged
-        wall_s, updates = time.perf_counter() - started, num_updates - since
-        return {
-            "throughput/samples_per_s": updates * self.samples_per_update / wall_s,
-            "throughput/s_per_update": wall_s / updates,
-        }
+                file.write(json.dumps({"update": update, **scalars}) + "\n")
+        if collapsed and best is not None:
+            trainer.print(
+                f"alarm at update {update}: the student has been clearly worse for {PATIENCE} milestones than at "
+                f"update {best} (distance {distance:.3f} against {self.watch.distances[best]:.3f})"
+            )
 
 
 class SampleGrid(L.Callback):
@@ -166,8 +167,8 @@ class SampleGrid(L.Callback):
             trainer.logger.experiment.add_image("samples", picture, module.num_updates, dataformats="HWC")
 
 
-class MilestoneScores(L.Callback):
-    """The averaged student's benchmark scores at every milestone, into TensorBoard and `milestones.jsonl`."""
+class BenchmarkScores(L.Callback):
+    """The averaged student's benchmark scores at every milestone, into TensorBoard and `scores.jsonl`."""
 
     def __init__(self, path: Path, every: int, averaging: Averaging, score: Score) -> None:
         self.path = path
@@ -193,19 +194,3 @@ class MilestoneScores(L.Callback):
             trainer.logger.log_metrics(named, step=module.num_updates)
             with self.path.open("a") as file:
                 file.write(json.dumps({"update": module.num_updates, **scores}) + "\n")
-
-
-def drop_lines_after(path: Path, update: int) -> None:
-    """Forget logged lines beyond the checkpoint that the run continues from, and a last line cut short by a kill."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["update"] <= update:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(temporary, path)

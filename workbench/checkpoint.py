@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,39 @@ def save(folder: Path, state: dict[str, Any], progress: Progress) -> Path:
         UserError: the disk is full or cannot be written; the previous checkpoint is untouched.
     """
     final = folder / f"update-{progress.num_updates:06d}"
-    temporary = folder / f".{final.name}.partial"
+    _write(final, state, progress)
+    _drop(_checkpoints(folder)[:-KEPT])
+    return final
+
+
+def save_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> None:
+    """Write the averaged weights of the best milestone so far (collective); the best before goes when they are whole.
+
+    Raises:
+        UserError: as `save`.
+    """
+    final = folder / f"best-{num_updates:06d}"
+    _write(final, {"average": dict(average)}, Progress(num_updates, 0))
+    _drop([old for old in folder.glob("best-*") if old != final])
+
+
+def has_best(folder: Path, num_updates: int) -> bool:
+    """Whether the weights of that milestone are there, whole."""
+    return (folder / f"best-{num_updates:06d}" / "progress.json").is_file()
+
+
+def load_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> None:
+    """Read them into the tensors of `average` (collective).
+
+    Raises:
+        UserError: as `load`.
+    """
+    load(folder / f"best-{num_updates:06d}", {"average": dict(average)})
+
+
+def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
+    """Write `state` under the name `final` once it is whole and on the disk."""
+    folder, temporary = final.parent, final.parent / f".{final.name}.partial"
     if _is_first_rank():
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -93,11 +125,14 @@ def save(folder: Path, state: dict[str, Any], progress: Progress) -> Path:
             f"cannot write the checkpoint {final}: {_reason(error)}; free some disk and run the same command again: "
             "it continues from the previous checkpoint"
         ) from error
+    _barrier()
+
+
+def _drop(folders: Iterable[Path]) -> None:
     if _is_first_rank():
-        for old in _checkpoints(folder)[:-KEPT]:
+        for old in folders:
             shutil.rmtree(old, ignore_errors=True)
     _barrier()
-    return final
 
 
 def load(checkpoint: Path, state: dict[str, Any]) -> None:

@@ -88,6 +88,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print the images, judge calls and tokens it would take"
     )
 
+    text = "write the benchmarks that ship as JSONL, the form in which `evaluation.cases` takes one's own"
+    command = commands.add_parser("cases", help=text, description=text, parents=[common])
+    command.add_argument("out", metavar="OUT.jsonl", type=Path)
+    _add_overrides(command)
+
     text = "compare two evaluated runs case by case, with paired intervals"
     command = commands.add_parser("compare", help=text, description=text, parents=[common])
     command.add_argument("first", metavar="RUN", type=Path)
@@ -132,6 +137,10 @@ def _run(arguments: argparse.Namespace) -> None:
             from workbench.inference import evaluate_run
 
             evaluate_run(Path(arguments.target), arguments.overrides, arguments.dry_run)
+        case "cases":
+            from workbench.inference import write_cases
+
+            print(f"wrote {write_cases(arguments.out, arguments.overrides)} cases to {arguments.out}")
         case "compare":
             first, second = _folder(arguments.first, "run"), _folder(arguments.second, "run")
             from workbench.evaluation.compare import compare_runs

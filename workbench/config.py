@@ -21,6 +21,8 @@ class Model:
     folder: diffusers pipeline folder of the base teacher; `tiny` names the one that ships.
     student: folder to start the student (and the fake score) from; the base teacher when absent.
     roles: `full` copies of the weights, or `lora` adapters over one shared frozen base.
+    gradient_checkpointing: recompute the activations of blocks in the backward pass, except in the last
+    `stored_blocks` of each network: some seconds for some memory.
     """
 
     folder: str = "tiny"
@@ -29,9 +31,15 @@ class Model:
     lora_rank: int = 32
     lora_alpha: float = 32.0
     gradient_checkpointing: bool = False
+    stored_blocks: int = 0
 
     def __post_init__(self) -> None:
         positive("model", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+        require(self.stored_blocks >= 0, f"model.stored_blocks must not be negative, got {self.stored_blocks}")
+        require(
+            self.gradient_checkpointing or self.stored_blocks == 0,
+            "model.stored_blocks does nothing without model.gradient_checkpointing=true: all blocks are stored then",
+        )
 
 
 @dataclass(frozen=True)
@@ -323,7 +331,16 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Trainer:
-    """The run folder and the machine. `strategy=fsdp` is Lightning's ModelParallelStrategy (FSDP2)."""
+    """The run folder and the machine. `strategy=fsdp` is Lightning's ModelParallelStrategy (FSDP2).
+
+    precision: `bf16-mixed` computes in bfloat16 and keeps what is trained in float32; with LoRA roles, and sharded,
+    what is frozen is held in bfloat16. `tf32` rounds the factors of float32 matrix products alone.
+    compile: compile the transformer's `blocks`, which takes a minute or two at the start; `auto` does on a GPU from
+    10^9 parameters on.
+    cuda_graphs: whether distillation on one GPU replays its steps; `auto`: where the networks are small.
+    deterministic: the same bits at every run on a GPU too, for some speed.
+    keep: the student that a run delivers: its last, or the best of its milestones where that is clearly better.
+    """
 
     folder: str = "runs/distill"
     updates: int = 200
@@ -331,11 +348,15 @@ class Trainer:
     devices: int = 1
     num_nodes: int = 1
     strategy: Literal["auto", "fsdp"] = "auto"
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "tf32", "bf16-mixed"] = "32-true"
+    compile: Literal["auto", "blocks", "none"] = "auto"
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    deterministic: bool = False
     log_every: int = 5
     checkpoint_every: int = 50
     sample_every: int = 50
     max_skipped_updates: int = 10
+    keep: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
         positive(
@@ -348,6 +369,10 @@ class Trainer:
             sample_every=self.sample_every,
         )
         require(self.max_skipped_updates >= 0, "trainer.max_skipped_updates must not be negative")
+        require(
+            self.cuda_graphs != "on" or (self.strategy == "auto" and self.accelerator != "cpu"),
+            "trainer.cuda_graphs=on needs one GPU: leave it at auto, which means graphs where they can be",
+        )
 
 
 @dataclass(frozen=True)
@@ -390,15 +415,21 @@ class Vlm:
 class Evaluation:
     """What is scored: cases a category of each benchmark, sampling seeds, and how the full teacher samples.
 
-    milestone_cases: search cases a category that the local judge scores at every trainer.sample_every; 0 for none.
+    cases: a JSONL file of one's own cases (docs/cases.md) instead of the world's splits. categories: the ones that are
+    scored, all when empty. slice_seed: which cases of a category a slice takes; 0 takes the first ones.
+    batch_size: 0 chooses by device and model.
+    milestone_cases: cases a category of the search split that are scored at every trainer.sample_every; 0 for none.
     judges: `local`, always, since studies and readings beside the score go by it, and `vlm` beside it.
     """
 
     split: Literal["search", "report"] = "report"
+    cases: str = ""
     t2i_cases: int = 60
     editing_cases: int = 60
+    categories: list[str] = field(default_factory=list)
+    slice_seed: int = 0
     seeds: list[int] = field(default_factory=lambda: [0])
-    batch_size: int = 32
+    batch_size: int = 0
     teacher_steps: int = 40
     teacher_cfg_scale: float = 1.5
     teacher_shift: float = 2.0
@@ -410,7 +441,6 @@ class Evaluation:
     def __post_init__(self) -> None:
         positive(
             "evaluation",
-            batch_size=self.batch_size,
             teacher_steps=self.teacher_steps,
             teacher_cfg_scale=self.teacher_cfg_scale,
             teacher_shift=self.teacher_shift,
@@ -426,6 +456,8 @@ class Evaluation:
         for name, count in (
             ("t2i_cases", self.t2i_cases),
             ("editing_cases", self.editing_cases),
+            ("batch_size", self.batch_size),
+            ("slice_seed", self.slice_seed),
             ("milestone_cases", self.milestone_cases),
         ):
             require(count >= 0, f"evaluation.{name} must not be negative, got {count}")

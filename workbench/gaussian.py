@@ -55,8 +55,8 @@ class GaussianDenoiser(nn.Module):
         factor: Tensor = self.factors[role]
         return factor @ factor.mT
 
-    def prefix(self, condition: Condition, role: str) -> GaussianPrefix:
-        """See `Denoiser`."""
+    def prefix(self, condition: Condition, role: str, shared: GaussianPrefix | None = None) -> GaussianPrefix:
+        """See `Denoiser`; there is nothing to share."""
         return GaussianPrefix(self.means[role] + condition.prompt[:, 0], self.covariance(role))
 
     def velocity(self, prefix: GaussianPrefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:

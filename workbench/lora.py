@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class RoleLinear(nn.Module):
@@ -44,16 +46,58 @@ class RoleLinear(nn.Module):
             halves[role] = half
         self.scaling[role] = scaling
 
+    def update(self, role: str, dtype: torch.dtype) -> Update:
+        """The adapter of `role`, which must have one; without gradient where none is recorded."""
+        down, up = self.lora_A[role].weight, self.lora_B[role].weight
+        assert isinstance(down, Tensor) and isinstance(up, Tensor)
+        if not torch.is_grad_enabled():
+            # Then trained and frozen adapters are alike to a compiled block.
+            down, up = down.detach(), up.detach()
+        return Update(down.to(dtype), up.to(dtype), self.scaling[role])
+
     def forward(self, x: Tensor, role: str | None) -> Tensor:
-        y = self.base_layer(x)
-        if role is None or role not in self.scaling:
-            return y
-        return y + self.scaling[role] * self.lora_B[role](self.lora_A[role](x))
+        return project(projection(self, role, x.dtype), x)
 
 
-def project(linear: nn.Module, x: Tensor, role: str | None) -> Tensor:
-    """`linear(x)` as `role` sees it; plain layers have no roles."""
-    return linear(x, role) if isinstance(linear, RoleLinear) else linear(x)
+class Update(NamedTuple):
+    """down (r, in) and up (out, r) of a low-rank update in the dtype that is computed in."""
+
+    down: Tensor
+    up: Tensor
+    scaling: float
+
+
+class Projection(NamedTuple):
+    """A linear layer as one role sees it: weight (out, in), bias (out,) or None, and the update or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+    update: Update | None
+
+
+def projection(linear: nn.Module, role: str | None, dtype: torch.dtype) -> Projection:
+    """The tensors that `linear` multiplies with as `role` sees it; plain layers have no roles.
+
+    dtype: of what will be multiplied; adapters kept in float32 are cast to it, with gradient.
+    """
+    match linear:
+        case RoleLinear():
+            base = linear.base_layer
+            adapted = role is not None and role in linear.scaling
+            return Projection(base.weight, base.bias, linear.update(role, dtype) if adapted and role else None)
+        case nn.Linear():
+            return Projection(linear.weight, linear.bias, None)
+        case _:
+            raise TypeError(f"{type(linear).__name__} is no linear layer")
+
+
+def project(layer: Projection, x: Tensor) -> Tensor:
+    """W x + b + scaling up down x."""
+    y = F.linear(x, layer.weight, layer.bias)
+    if layer.update is None:
+        return y
+    down, up, scaling = layer.update
+    return y + scaling * F.linear(F.linear(x, down), up)
 
 
 def install(module: nn.Module) -> None:

@@ -34,14 +34,28 @@ class Means:
         same names. One device synchronisation."""
         if not self._totals:
             return {}
-        keys = sorted(self._totals)
-        stacked = torch.cat([self._totals[key] for key in keys])
+        names, stacked = self._stacked()
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(stacked)
         self._totals = {}
-        names = [name for key in keys for name in key]
-        sums, counts = stacked.cpu().unbind(1)
-        return {name: float(total / count) for name, total, count in zip(names, sums, counts, strict=True) if count > 0}
+        found: dict[str, list[float]] = {}
+        for name, (total, count) in zip(names, stacked.cpu().double().tolist(), strict=True):
+            sums = found.setdefault(name, [0.0, 0.0])
+            sums[0], sums[1] = sums[0] + total, sums[1] + count
+        return {name: total / count for name, (total, count) in found.items() if count > 0}
+
+    def totals(self, device: torch.device) -> tuple[tuple[str, ...], Tensor]:
+        """Names, which may repeat, and their sums and counts (len(names), 2): what `take` of another one adds."""
+        return self._stacked() if self._totals else ((), torch.zeros(0, 2, device=device))
+
+    def take(self, names: tuple[str, ...], totals: Tensor) -> None:
+        """Add what `totals` of another one gave."""
+        if names:
+            self._add(names, totals)
+
+    def _stacked(self) -> tuple[tuple[str, ...], Tensor]:
+        keys = sorted(self._totals)
+        return tuple(name for key in keys for name in key), torch.cat([self._totals[key] for key in keys])
 
     def _add(self, key: tuple[str, ...], total: Tensor) -> None:
         """Totals (len(key), 2) of sums and counts."""

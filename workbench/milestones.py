@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,15 +17,17 @@ from workbench.callbacks import Grid, Score
 from workbench.config import Recipe
 from workbench.evaluation.answers import answer
 from workbench.evaluation.benchmark import BENCHES
-from workbench.evaluation.evaluate import benchmark_cases
+from workbench.evaluation.chosen import benchmark_cases
 from workbench.evaluation.judge import LocalJudge
 from workbench.evaluation.models import Encodings, from_sampler, student_sampling
 from workbench.grids import Picture
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
+from workbench.quality import energy_distance
 from workbench.rollout import time_grid
 
+MILESTONE_SAMPLES = 48
 PRETRAINING_STEPS = 20
 """Sampling steps of a pretraining grid: enough to judge a teacher by."""
 
@@ -72,21 +74,59 @@ def distillation_grid(recipe: Recipe, teacher: QwenImage21Pipeline, data: Distil
     return draw
 
 
-def distillation_scores(recipe: Recipe, teacher: QwenImage21Pipeline) -> Score:
+def distillation_distance(recipe: Recipe, data: DistillationData) -> Callable[[RootModule], float]:
+    """Energy distance of the student's samples to the data's targets on fixed prompts of every category, or to the
+    teacher's own samples (drawn once) where the data have no targets; the mean over layouts."""
+    chosen = _evenly_of_each_category(data.dataset.samples.category, MILESTONE_SAMPLES)
+    wanted: dict[int, torch.Tensor] = {}
+
+    def distance(module: RootModule) -> float:
+        assert isinstance(module, Distiller)
+        how, found = recipe.evaluation, []
+        batches = [batch.to(module.device) for batch in data.batches_for(chosen)]
+        prompts = grids.FixedPrompts(tuple(batches), ("",) * len(chosen), recipe.seed)
+        for position, batch in enumerate(batches):
+            noise = prompts.noise(batch, module.student.network.num_channels)
+            if position not in wanted:
+                teacher = RoleDenoiser(module.denoiser, roles.TEACHER)  # type: ignore[arg-type]
+                times = time_grid(how.teacher_steps, how.teacher_shift)
+                # Noise of its own: the student must not be asked for the same pictures.
+                apart = grids.FixedPrompts(prompts.batches, prompts.labels, recipe.seed + 1)
+                other = apart.noise(batch, module.student.network.num_channels)
+                wanted[position] = (
+                    batch.target
+                    if batch.target is not None
+                    else grids.sample_batch(teacher, batch.condition, batch.uncond, other, times, how.teacher_cfg_scale)
+                )
+            drawn = module.student.sample(batch.condition, noise)
+            if len(drawn) > 1:
+                found.append(energy_distance(drawn.flatten(1).float(), wanted[position].flatten(1).float()))
+        return float(torch.stack(found).mean()) if found else float("nan")
+
+    return distance
+
+
+def _evenly_of_each_category(categories: np.ndarray, count: int) -> list[int]:
+    """About `count` samples, the first ones of each category."""
+    values = np.unique(categories)
+    return [int(i) for value in values for i in np.flatnonzero(categories == value)[: max(2, count // len(values))]]
+
+
+def benchmark_scores(recipe: Recipe, teacher: QwenImage21Pipeline) -> Score:
     """Means of the student on a slice of the search split, as `evaluate` scores them: `t2i`, `editing`, and `score`,
     the mean of both."""
-    chosen = recipe.evaluation
+    chosen, resolution = recipe.evaluation, recipe.data.resolution
     cases = benchmark_cases(recipe, "search", chosen.milestone_cases, chosen.milestone_cases)
-    encodings = Encodings(teacher, recipe.data.resolution, chosen.batch_size)
-    judge = LocalJudge()
+    batch_size = chosen.batch_size or sampling.default_batch_size(teacher, resolution)
+    encodings, judge = Encodings(teacher, resolution, batch_size), LocalJudge()
 
     def score(module: RootModule) -> dict[str, float]:
         assert isinstance(module, Distiller)
         teacher.vae.to(module.device)
         teacher.text_encoder.to(module.device)
         network = RoleDenoiser(module.denoiser, roles.STUDENT)  # type: ignore[arg-type]
-        sampler = sampling.Sampler(teacher, network, chosen.batch_size)
-        drawn = answer(from_sampler(sampler, encodings, student_sampling(recipe)), cases, chosen.seeds[:1], judge)
+        student = from_sampler(sampling.Sampler(teacher, network, batch_size), encodings, student_sampling(recipe))
+        drawn = answer(student, cases, chosen.seeds[:1], judge)
         tables = {"t2i": drawn.by_category(BENCHES["t2i"]), "editing": drawn.by_category(BENCHES["edit"])}
         means = {name: float(np.mean([v.mean() for v in table.values()])) for name, table in tables.items() if table}
         return {**means, "score": float(np.mean(list(means.values())))}

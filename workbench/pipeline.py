@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from workbench import text_encoder
 from workbench.batch import Condition, Layout, Reference
 from workbench.errors import UserError
+from workbench.fast_vae import FastVae
 from workbench.processor import load_processor
 from workbench.prompts import PromptTokenizer
 
@@ -73,8 +74,18 @@ def resolve(folder: str) -> Path:
     return path
 
 
-def load(folder: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> QwenImage21Pipeline:
+def load(
+    folder: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    transformer_dtype: torch.dtype | None = None,
+    text_encoder: bool = True,
+) -> QwenImage21Pipeline:
     """The pipeline of a folder, in evaluation mode, with or without torchvision installed.
+
+    transformer_dtype: of the transformer where it differs. text_encoder: False leaves it on the disk, for training on
+    encoded data.
 
     Raises:
         UserError: see `resolve`; or the files do not fit the classes.
@@ -84,7 +95,12 @@ def load(folder: str, device: str | torch.device = "cpu", dtype: torch.dtype = t
     try:
         with _no_progress_bars():
             pipeline = QwenImage21Pipeline.from_pretrained(
-                path, processor=processor, dtype=dtype, use_safetensors=True, local_files_only=True
+                path,
+                processor=processor,
+                dtype={"default": dtype, "transformer": transformer_dtype or dtype},
+                use_safetensors=True,
+                local_files_only=True,
+                **({} if text_encoder else {"text_encoder": None}),
             )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot load the pipeline folder {path}: {str(error).strip().splitlines()[0]}") from error
@@ -132,6 +148,8 @@ def encode_prompts(
     pipeline: QwenImage21Pipeline, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]] | None = None
 ) -> list[EncodedPrompt]:
     """Each prompt with its own images, as `pipeline.encode_prompt` gives it alone; an empty prompt is one space."""
+    if _is_uniform(pipeline, images):
+        return _encode_uniform(pipeline, prompts, images)
     inputs = tokenize(pipeline, prompts, images)
     hidden, mask = embed(pipeline.text_encoder, inputs)
     return trim(pipeline, inputs, hidden, mask)
@@ -213,13 +231,27 @@ def encode_images(pipeline: QwenImage21Pipeline, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode_latents(pipeline: QwenImage21Pipeline, latents: Tensor, height: int, width: int) -> Tensor:
-    """Packed latents (B, N, C) of `height` x `width` latent tokens -> uint8 (B, H, W, 3); alpha is dropped."""
+def decode_latents(
+    pipeline: QwenImage21Pipeline, latents: Tensor, height: int, width: int, fast: FastVae | None = None
+) -> Tensor:
+    """Packed latents (B, N, C) of `height` x `width` latent tokens -> uint8 (B, H, W, 3); alpha is dropped.
+
+    fast: the pipeline's autoencoder with fewer passes over memory, `fast_vae`.
+    """
     vae = pipeline.vae
     grid = latents.to(vae.device, vae.dtype).transpose(1, 2).unflatten(2, (1, height, width))
     mean, std = _statistics(pipeline, grid)
-    pixels = vae.decode(grid * std + mean, return_dict=False)[0][:, :3, 0].float()
+    grid = grid * std + mean
+    if fast is None:
+        pixels = vae.decode(grid, return_dict=False)[0][:, :3, 0].float()
+    else:
+        pixels = fast.decode(grid[:, :, 0].contiguous(memory_format=torch.channels_last))[:, :3].float()
     return ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def fast_vae(pipeline: QwenImage21Pipeline) -> FastVae | None:
+    """The pipeline's autoencoder for images alone, where it is of the kind that can be written that way."""
+    return FastVae(pipeline.vae).eval() if pipeline.vae.config.is_residual else None
 
 
 def conditions(
@@ -243,7 +275,7 @@ def conditions(
     prompt = first.new_zeros(len(encoded), padded, first.shape[1])
     for row, item in zip(prompt, encoded, strict=True):
         row[: len(item.embeddings)] = item.embeddings
-    layout = Layout(padded, height, width, encoded[0].references)
+    layout = Layout(padded, height, width, encoded[0].references, padded=min(lengths) < padded)
     return Condition(prompt, torch.tensor(lengths, device=first.device), layout, references)
 
 

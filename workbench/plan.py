@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from datamodules.distillation import DistillationData
+from workbench import memory
+from workbench.backbone import QwenImage21
 from workbench.config import Recipe
 from workbench.modules.distiller import Distiller
 from workbench.modules.teachers import evaluations
 from workbench.roles import STUDENT, teacher_roles
-
-BYTES_PER_TRAINED = 4 * 4
-"""Weight, gradient and two moments in float32; the student's average is a fifth copy."""
 
 
 def show(
@@ -27,15 +27,31 @@ def show(
     console.print(_mixture(data, updates))
     console.print(_guidance(recipe, module))
     console.print(_routing(recipe, module))
-    world = recipe.trainer.devices * recipe.trainer.num_nodes
-    console.print(
-        f"state: {_state_bytes(module) / world / 2**30:.2f} GiB a device ({_trained(module) / 1e6:.1f} M parameters "
-        f"trained, {_frozen(module) / 1e6:.1f} M frozen, {world} device(s)); activations come on top"
-    )
+    console.print(_memory(recipe, module, data))
     console.print(
         f"time: {seconds_per_update:.2f} s an update here, {seconds_per_update * updates / 60:.1f} min for all "
         "(training alone)"
     )
+
+
+def _memory(recipe: Recipe, module: Distiller, data: DistillationData) -> str:
+    world = recipe.trainer.devices * recipe.trainer.num_nodes
+    averaged = sum(parameter.numel() for parameter in module.parameters_of(STUDENT))
+    state = memory.state_bytes(module.denoiser, averaged) / world
+    line = (
+        f"memory: state {state / 2**30:.2f} GiB a device ({_trained(module) / 1e6:.1f} M parameters trained, "
+        f"{_frozen(module) / 1e6:.1f} M frozen, {world} device(s))"
+    )
+    if not isinstance(module.denoiser, QwenImage21):
+        return line
+    dtype = torch.bfloat16 if recipe.trainer.precision == "bf16-mixed" else torch.float32
+    parts = {
+        batch.task: memory.activation_bytes(module.denoiser, batch.condition, dtype)
+        for batch in data.step_data(0, 0, world).student
+    }
+    each = ", ".join(f"{task} {count / 2**30:.2f}" for task, count in parts.items())
+    halved = ", about half of it in compiled blocks" if module.denoiser.network(STUDENT).compiled else ""
+    return f"{line}; activations {each} GiB{halved}; peak about {(state + max(parts.values())) / 2**30:.2f} GiB"
 
 
 def _mixture(data: DistillationData, updates: int) -> Table:
@@ -84,9 +100,3 @@ def _trained(module: Distiller) -> int:
 
 def _frozen(module: Distiller) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad)
-
-
-def _state_bytes(module: Distiller) -> float:
-    average = sum(parameter.numel() for parameter in module.parameters_of(STUDENT)) * 4
-    frozen = sum(p.numel() * p.element_size() for p in module.parameters() if not p.requires_grad)
-    return _trained(module) * BYTES_PER_TRAINED + average + frozen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from diffusers import QwenImage21Transformer2DModel
@@ -15,6 +16,7 @@ from workbench.adapters import Adapter
 from workbench.backbone import QwenImage21, SplitTransformer
 from workbench.config import Model, Teachers
 from workbench.errors import UserError
+from workbench.precision import cast_parameters
 
 STUDENT = "student"
 FAKE_SCORE = "fake_score"
@@ -33,30 +35,37 @@ def build(
     student: QwenImage21Transformer2DModel | None = None,
     specialists: Mapping[str, QwenImage21Transformer2DModel | Adapter] | None = None,
     seed: int = 0,
+    frozen_dtype: torch.dtype | None = None,
 ) -> QwenImage21:
     """Denoiser with the roles student, fake score, teacher and one a specialist.
 
     specialists: each a network of its own, or an adapter over the base teacher's, whose weights it then shares.
     student: weights that student and fake score start from, when they are not the base teacher's.
+    frozen_dtype: what frozen weights are cast to, in place; trained ones stay as they come, adapters are float32.
     Only student and fake score are left trainable; the fake score starts where the student does.
 
     Raises:
         UserError: LoRA roles that start elsewhere than at the base teacher, or an adapter that does not fit it.
     """
     base = base.requires_grad_(False)
-    networks = {TEACHER: SplitTransformer(base, model.gradient_checkpointing)}
+    split = partial(
+        SplitTransformer, gradient_checkpointing=model.gradient_checkpointing, stored_blocks=model.stored_blocks
+    )
+    networks = {TEACHER: split(base)}
     network_of_role = {TEACHER: TEACHER}
     match model.roles:
         case "full":
             for role in (STUDENT, FAKE_SCORE):
                 weights = copy.deepcopy(student if student is not None else base).requires_grad_(True)
-                networks[role] = SplitTransformer(weights, model.gradient_checkpointing)
+                networks[role] = split(weights)
                 network_of_role[role] = role
+            cast_parameters(base, frozen_dtype)
         case "lora":
             if student is not None:
                 raise UserError(
                     "model.roles=lora starts at the base teacher: leave model.student out, or use roles=full"
                 )
+            cast_parameters(base, frozen_dtype)
             for role in (STUDENT, FAKE_SCORE):
                 add_adapter(networks[TEACHER], role, model.lora_rank, model.lora_alpha, seed)
                 network_of_role[role] = TEACHER
@@ -64,10 +73,11 @@ def build(
         role = f"{TEACHER}_{name}"
         match specialist:
             case QwenImage21Transformer2DModel():
-                networks[role] = SplitTransformer(specialist.requires_grad_(False), model.gradient_checkpointing)
+                cast_parameters(specialist, frozen_dtype)
+                networks[role] = split(specialist.requires_grad_(False))
                 network_of_role[role] = role
             case _:
-                _adapt(networks[TEACHER], role, specialist)
+                adapt(networks[TEACHER], role, specialist)
                 network_of_role[role] = TEACHER
     return QwenImage21(networks, network_of_role)
 
@@ -80,7 +90,7 @@ def add_adapter(network: SplitTransformer, role: str, rank: int, alpha: float, s
         layer.add_adapter(role, rank, alpha, generator)
 
 
-def _adapt(network: SplitTransformer, role: str, adapter: Adapter) -> None:
+def adapt(network: SplitTransformer, role: str, adapter: Adapter) -> None:
     """Give `network` a frozen adapter under the name of `role`."""
     lora.install(network.blocks)
     linears = dict(lora.role_linears(network.transformer))
@@ -109,19 +119,6 @@ def merged_state(denoiser: QwenImage21, role: str) -> dict[str, Tensor]:
         elif ".lora_" not in name:
             state[name.replace(".base_layer.", ".")] = _whole(tensor)
     return state
-
-
-@torch.no_grad()
-def adapter_state(denoiser: QwenImage21, role: str) -> tuple[dict[str, Tensor], float]:
-    """Adapter weights of `role` as `LAYER.lora_A.weight` / `LAYER.lora_B.weight`, and their shared alpha / rank."""
-    state, scaling = {}, 1.0
-    for name, layer in lora.role_linears(denoiser.network(role).transformer):
-        if role not in layer.scaling:
-            continue
-        state[f"{name}.lora_A.weight"] = _whole(layer.lora_A[role].weight)
-        state[f"{name}.lora_B.weight"] = _whole(layer.lora_B[role].weight)
-        scaling = layer.scaling[role]
-    return state, scaling
 
 
 def _whole(tensor: Tensor | nn.Module) -> Tensor:

@@ -1,7 +1,7 @@
 """The run folder: what is in it, and whether a recipe may continue it.
 
-runs/NAME/  recipe.yaml  environment.json  metrics.jsonl  milestones.jsonl  metrics.json  tensorboard/  checkpoints/
-            samples/  student/  report.html
+runs/NAME/  recipe.yaml  environment.json  metrics.jsonl  milestones.jsonl  scores.jsonl  metrics.json  tensorboard/
+            checkpoints/  samples/  student/  report.html
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ class RunFolder:
     @property
     def milestones(self) -> Path:
         return self.path / "milestones.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -130,7 +134,16 @@ def environment() -> dict[str, object]:
 def _continues(before: Recipe, now: Recipe) -> bool:
     """Whether two recipes train alike: how long, where and how often things are written may differ."""
     kept = {"updates": 1, "folder": "", "log_every": 1, "checkpoint_every": 1, "sample_every": 1}
-    neutral = {"devices": 1, "num_nodes": 1, "strategy": "auto", "accelerator": "auto", "max_skipped_updates": 0}
+    neutral = {
+        "devices": 1,
+        "num_nodes": 1,
+        "strategy": "auto",
+        "accelerator": "auto",
+        "max_skipped_updates": 0,
+        "cuda_graphs": "auto",
+        "deterministic": False,
+        "keep": "last",
+    }
 
     def training(recipe: Recipe) -> Recipe:
         trainer = replace(recipe.trainer, **kept, **neutral)  # type: ignore[arg-type]

@@ -26,15 +26,21 @@ from datamodules.live import WorldSource
 from datamodules.pretraining import PretrainingData, ShardSource, Source
 from workbench import adapters, checkpoint, export, milestones, pipeline, plan, roles
 from workbench.backbone import QwenImage21, single_role
-from workbench.callbacks import Averaging, Checkpointing, Grid, Metrics, MilestoneScores, SampleGrid, Score
+from workbench.callbacks import Averaging, BenchmarkScores, Checkpointing, Grid, Milestones, SampleGrid
 from workbench.config import Data, Recipe
 from workbench.errors import UserError
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
+from workbench.precision import frozen_dtype, trainer_precision
 from workbench.prompts import PromptTokenizer
+from workbench.quality import Watch
 from workbench.recipes import recipe_hash
 from workbench.run_folder import RunFolder
+from workbench.scalars import DataWait, Metrics
+
+COMPILED_FROM = 10**9
+"""Parameters of a network whose blocks `trainer.compile=auto` compiles: its products outlast a kernel's launch."""
 
 
 def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
@@ -57,18 +63,29 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         num_workers=recipe.data.num_workers,
         guided=recipe.teachers.cfg_scale != 1,
     )
-    teacher = pipeline.load(recipe.model.folder)
+    teacher = _load_for_training(recipe, recipe.model.folder)
     _check_encoding(dataset, teacher, recipe)
-    module = Distiller(_roles(recipe, teacher), recipe, data.categories)
+    denoiser = _roles(recipe, teacher, frozen_dtype(recipe))
+    if _compiles(recipe, denoiser):
+        denoiser.compile_blocks()
+    module = Distiller(denoiser, recipe, data.categories)
     if dry_run:
         plan.show(recipe, module, data, _seconds_per_update(recipe, module, data), Console())
         return folder.path
     folder.begin(recipe)
     averaging = Averaging(recipe.optim.ema_decay)
     grid = milestones.distillation_grid(recipe, teacher, data)
-    scores = milestones.distillation_scores(recipe, teacher) if recipe.evaluation.milestone_cases else None
     samples_per_update = recipe.mixture.batch_size * (1 + recipe.dmd.fake_updates)
-    _fit(recipe, folder, module, data, averaging, grid, samples_per_update, scores)
+    best = folder.checkpoints if recipe.trainer.keep == "best" else None
+    distance = milestones.distillation_distance(recipe, data)
+    told = Milestones(folder.milestones, best, recipe.trainer.sample_every, averaging, distance)
+    more: list[L.Callback] = [told]
+    if recipe.evaluation.milestone_cases:
+        scores = milestones.benchmark_scores(recipe, teacher)
+        more.append(BenchmarkScores(folder.scores, recipe.trainer.sample_every, averaging, scores))
+    _fit(recipe, folder, module, data, averaging, grid, samples_per_update, *more)
+    if best is not None:
+        _return_to_best(best, told.watch, averaging)
     _export_student(recipe, folder, module, averaging)
     return folder.path
 
@@ -178,7 +195,7 @@ def _fit(
     averaging: Averaging,
     grid: Grid,
     samples_per_update: int,
-    scores: Score | None = None,
+    *more: L.Callback,
 ) -> None:
     """Train from the newest checkpoint to the end."""
     found = checkpoint.newest(folder.checkpoints)
@@ -187,15 +204,16 @@ def _fit(
         _say(f"continuing {folder.path} at update {done} of {module.total_updates}")
     data.start_step = min(done, module.total_updates)
     options = recipe.trainer
-    callbacks: list[L.Callback] = [
+    wait = DataWait()
+    callbacks = [
         averaging,
         Checkpointing(folder.checkpoints, options.checkpoint_every, averaging),
-        Metrics(folder.scalars, options.log_every, data, samples_per_update),
+        Metrics(folder.scalars, options.log_every, data, samples_per_update, wait),
         SampleGrid(folder.samples, options.sample_every, averaging, grid),
+        *more,
         RichProgressBar(),
+        wait,
     ]
-    if scores is not None:
-        callbacks.append(MilestoneScores(folder.milestones, options.sample_every, averaging, scores))
     logger = TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=done + 1 if done else None)
     trainer = _trainer(recipe, callbacks=callbacks, logger=logger)
     trainer.fit(module, datamodule=data)
@@ -217,8 +235,8 @@ def _trainer(recipe: Recipe, **options: Any) -> L.Trainer:
         devices=chosen.devices,
         num_nodes=chosen.num_nodes,
         strategy=strategy,
-        # Sharded modules take their precision from the sharding, see workbench/sharding.py.
-        precision="32-true" if chosen.strategy == "fsdp" else chosen.precision,
+        precision=trainer_precision(recipe),
+        deterministic=True if chosen.deterministic else None,
         max_epochs=1,
         use_distributed_sampler=False,
         enable_checkpointing=False,
@@ -240,6 +258,8 @@ def _check_machine(recipe: Recipe) -> None:
         raise UserError(
             "trainer.accelerator=gpu, but torch sees no GPU here: use cpu or auto, or install torch for CUDA"
         )
+    if options.cuda_graphs == "on" and _accelerator(recipe) != "gpu":
+        raise UserError("trainer.cuda_graphs=on, but torch sees no GPU here: leave it at auto")
     if options.devices * options.num_nodes > 1 and options.strategy != "fsdp":
         raise UserError(f"trainer.devices={options.devices} needs trainer.strategy=fsdp")
     if _accelerator(recipe) == "gpu" and options.devices > torch.cuda.device_count():
@@ -256,16 +276,41 @@ def _check_encoding(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recip
         )
 
 
-def _roles(recipe: Recipe, teacher: QwenImage21Pipeline) -> QwenImage21:
-    student = pipeline.load(recipe.model.student).transformer if recipe.model.student else None
-    specialists = {name: _specialist(where) for name, where in recipe.teachers.specialists.items()}
-    return roles.build(teacher.transformer, recipe.model, student=student, specialists=specialists, seed=recipe.seed)
+def _load_for_training(recipe: Recipe, folder: str) -> QwenImage21Pipeline:
+    """Without its text encoder, and never wider in memory than it is held: a base of 7 B parameters is 14 GB then."""
+    shared = recipe.model.roles == "lora"
+    return pipeline.load(folder, transformer_dtype=frozen_dtype(recipe) if shared else None, text_encoder=False)
 
 
-def _specialist(where: str) -> QwenImage21Transformer2DModel | adapters.Adapter:
+def _compiles(recipe: Recipe, denoiser: QwenImage21) -> bool:
+    match recipe.trainer.compile:
+        case "blocks":
+            return True
+        case "none":
+            return False
+        case "auto":
+            size = sum(parameter.numel() for parameter in denoiser.network(roles.TEACHER).parameters())
+            return _accelerator(recipe) == "gpu" and size >= COMPILED_FROM
+
+
+def _roles(recipe: Recipe, teacher: QwenImage21Pipeline, dtype: torch.dtype | None = None) -> QwenImage21:
+    """dtype: what frozen weights are held in."""
+    student = _load_for_training(recipe, recipe.model.student).transformer if recipe.model.student else None
+    specialists = {name: _specialist(recipe, where) for name, where in recipe.teachers.specialists.items()}
+    return roles.build(
+        teacher.transformer,
+        recipe.model,
+        student=student,
+        specialists=specialists,
+        seed=recipe.seed,
+        frozen_dtype=dtype,
+    )
+
+
+def _specialist(recipe: Recipe, where: str) -> QwenImage21Transformer2DModel | adapters.Adapter:
     """A LoRA file, which may be one of a folder that ships, or the transformer of a pipeline folder."""
     if not where.endswith(".safetensors"):
-        return pipeline.load(where).transformer
+        return pipeline.load(where, transformer_dtype=frozen_dtype(recipe), text_encoder=False).transformer
     folder, _, file = where.partition("/")
     return adapters.read(pipeline.SHIPPED[folder] / file if folder in pipeline.SHIPPED else Path(where))
 
@@ -277,6 +322,18 @@ def _export_student(recipe: Recipe, folder: RunFolder, module: Distiller, averag
     averaging.average.swap()
     if module.trainer.is_global_zero:
         export.export(recipe.model.folder, state, student_times(recipe), folder.student, metadata=_metadata(recipe))
+
+
+def _return_to_best(folder: Path, watch: Watch, averaging: Averaging) -> None:
+    """Load the averaged weights of the best milestone, where the last one is clearly worse."""
+    best = watch.best_to_keep()
+    if best is None:
+        return
+    if not checkpoint.has_best(folder, best):
+        _say(f"the student of update {best} was better than the last, but its weights are gone: the last one is kept")
+        return
+    checkpoint.load_best(folder, averaging.average.average, best)
+    _say(f"the student of update {best} is delivered: at the end of the run it was clearly worse")
 
 
 def _metadata(recipe: Recipe) -> export.Metadata:

@@ -1,15 +1,17 @@
 """Samples a list of requests with any role of a denoiser: the command line, the sample grids, the evaluation.
 
 Requests are batched by layout. The noise of a request depends on its seed and row alone and padding is masked, so an
-image does not depend on what it was batched with.
+image does not depend on what it was batched with. On a GPU products of float32 are taken in TensorFloat-32, and a small
+network, which kernel launches would bound, has one velocity evaluation recorded and replayed (`graphs`).
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,13 +23,23 @@ from torch import Tensor
 
 from workbench import pipeline as pipelines
 from workbench import rng
-from workbench.backbone import RoleDenoiser
+from workbench.backbone import Prefix, RoleDenoiser
 from workbench.batch import Reference
+from workbench.clock import Clock
+from workbench.graphs import GraphedStep
 from workbench.guidance import cfg
 from workbench.pipeline import PIXELS_PER_LATENT, EncodedPrompt
 from workbench.rollout import sample
 
 NOISE_STREAM = "sampling"
+GRAPHED_PARAMETERS = 100_000_000
+"""Networks up to this size are bound by kernel launches on a GPU."""
+ROW_STEP, TEXT_STEP = 64, 16
+"""Recorded batches have multiples of so many rows and text tokens: few shapes, so few recordings."""
+GPU_WORK, MOST_ROWS = 2**37, 256
+"""Parameters times target tokens times rows that keep a GPU busy; more rows than that only take memory."""
+CPU_ROWS, CPU_DECODED = 32, 8
+"""Rows of a batch, and images decoded at once, that a CPU's caches like."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +98,31 @@ def fit(image: Image.Image, resolution: int) -> Image.Image:
     return mode if mode.size == (width, height) else mode.resize((width, height), Image.Resampling.LANCZOS)
 
 
+def default_batch_size(pipeline: QwenImage21Pipeline, resolution: int) -> int:
+    """Rows of a batch on the pipeline's device."""
+    if pipeline.device.type != "cuda":
+        return CPU_ROWS
+    work = pipeline.transformer.num_parameters() * (resolution // PIXELS_PER_LATENT) ** 2
+    return max(1, min(MOST_ROWS, GPU_WORK // work))
+
+
 class Sampler:
     """Samples `requests` through `pipeline`'s encoders and autoencoder and one role of a denoiser."""
 
-    def __init__(self, pipeline: QwenImage21Pipeline, denoiser: RoleDenoiser, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        pipeline: QwenImage21Pipeline,
+        denoiser: RoleDenoiser,
+        batch_size: int = CPU_ROWS,
+        clock: Clock | None = None,
+    ) -> None:
+        """clock: gets the time of the phases `sampling` and `decoding`."""
         self.pipeline, self.denoiser, self.batch_size = pipeline, denoiser, batch_size
+        self.clock = clock or Clock()
+        self._vae = pipelines.fast_vae(pipeline)
+        small = pipeline.transformer.num_parameters() <= GRAPHED_PARAMETERS
+        self._graphed = pipeline.device.type == "cuda" and small
+        self._recorded = GraphedStep(self._evaluate)
 
     def __call__(self, requests: Sequence[Request], times: Tensor, cfg_scale: float = 1.0) -> Samples:
         """Encode and sample; see `encode` and `sample`."""
@@ -102,12 +134,14 @@ class Sampler:
         images: list[np.ndarray | None] = [None] * len(cases)
         latents: list[Tensor | None] = [None] * len(cases)
         began = time.perf_counter()
-        with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
+        with _tensor_float(), Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
             bar = progress.add_task("sampling", total=len(cases))
             for rows in _batches(cases, self.batch_size):
                 batch = [cases[row] for row in rows]
-                x0 = self._latents(batch, times, cfg_scale)
-                decoded = pipelines.decode_latents(self.pipeline, x0, batch[0].height, batch[0].width).cpu().numpy()
+                with self.clock.phase("sampling"):
+                    x0 = self._latents(batch, times, cfg_scale)
+                with self.clock.phase("decoding"):
+                    decoded = self._decoded(x0, batch[0].height, batch[0].width)
                 for row, image, latent in zip(rows, decoded, x0.cpu(), strict=True):
                     images[row], latents[row] = image, latent
                 progress.advance(bar, len(rows))
@@ -119,21 +153,70 @@ class Sampler:
             time.perf_counter() - began,
         )
 
+    def _decoded(self, x0: Tensor, height: int, width: int) -> np.ndarray:
+        """(B, H, W, 3) uint8."""
+        parts = [x0] if x0.device.type == "cuda" else x0.split(CPU_DECODED)
+        decoded = [pipelines.decode_latents(self.pipeline, part, height, width, self._vae) for part in parts]
+        return torch.cat(decoded).cpu().numpy()
+
     def _latents(self, cases: Sequence[Case], times: Tensor, cfg_scale: float) -> Tensor:
         """Final latents (B, N, C) of cases that share a layout."""
+        count = len(cases)
+        if self._graphed:
+            # Rows that only fill the recorded shape repeat the last one, and are dropped.
+            cases = [*cases, *[cases[-1]] * (-count % ROW_STEP)]
         device = self.pipeline.vae.device
         channels = self.pipeline.transformer.config.in_channels
-        noise = torch.stack([_noise(case, channels) for case in cases]).to(device)
-        prefix = self.denoiser.prefix(_condition([case.prompt for case in cases], cases))
+        noise = torch.stack([_noise(case, channels) for case in cases[:count]]).to(device)
+        noise = torch.cat([noise, noise[-1:].expand(len(cases) - count, -1, -1)])
+        prefix = self.denoiser.prefix(self._condition([case.prompt for case in cases], cases))
         if cfg_scale == 1:
-            return sample(lambda x_t, t: self.denoiser.velocity(prefix, x_t, t), noise, times.to(device))
-        uncond = self.denoiser.prefix(_condition([case.uncond for case in cases], cases))
+            return sample(lambda x_t, t: self._velocity(prefix, x_t, t), noise, times.to(device))[:count]
+        uncond = self.denoiser.prefix(self._condition([case.uncond for case in cases], cases))
 
         def guided(x_t: Tensor, t: Tensor) -> Tensor:
-            v_uncond = self.denoiser.velocity(uncond, x_t, t)
-            return cfg(self.denoiser.velocity(prefix, x_t, t), v_uncond, cfg_scale)
+            v_uncond = self._velocity(uncond, x_t, t)
+            return cfg(self._velocity(prefix, x_t, t), v_uncond, cfg_scale)
 
-        return sample(guided, noise, times.to(device))
+        return sample(guided, noise, times.to(device))[:count]
+
+    def _condition(self, encoded: Sequence[EncodedPrompt], cases: Sequence[Case]) -> pipelines.Condition:
+        references = [case.reference for case in cases if case.reference is not None]
+        longest = max(len(item.embeddings) for item in encoded)
+        condition = pipelines.conditions(
+            encoded,
+            torch.stack(references) if references else None,
+            cases[0].height,
+            cases[0].width,
+            longest + (-longest % TEXT_STEP if self._graphed else 0),
+        )
+        # A recorded evaluation always has a mask: prompts that happen to fill their rows are not worth another one.
+        return replace(condition, layout=replace(condition.layout, padded=True)) if self._graphed else condition
+
+    def _velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor) -> Tensor:
+        if not self._graphed:
+            return self.denoiser.velocity(prefix, x_t, t)
+        assert prefix.key_valid is not None
+        keys_values = [tensor for pair in prefix.keys_values for tensor in pair]
+        # The next replay overwrites what this one gives out.
+        return self._recorded([x_t, t, prefix.key_valid, prefix.rotary, *keys_values])[0].clone()
+
+    def _evaluate(self, tensors: Sequence[Tensor]) -> tuple[Tensor]:
+        x_t, t, key_valid, rotary, *keys_values = tensors
+        pairs = tuple(zip(keys_values[::2], keys_values[1::2], strict=True))
+        return (self.denoiser.velocity(Prefix(pairs, key_valid, rotary), x_t, t),)
+
+
+@contextmanager
+def _tensor_float() -> Iterator[None]:
+    """Float32 products on a GPU in TensorFloat-32; a CPU knows none and computes as ever."""
+    before = torch.get_float32_matmul_precision()
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @torch.no_grad()
@@ -186,13 +269,6 @@ def _runs(order: Sequence[int], keys: Sequence[object], batch_size: int) -> list
             runs.append([])
         runs[-1].append(row)
     return runs
-
-
-def _condition(encoded: Sequence[EncodedPrompt], cases: Sequence[Case]) -> pipelines.Condition:
-    references = [case.reference for case in cases if case.reference is not None]
-    return pipelines.conditions(
-        encoded, torch.stack(references) if references else None, cases[0].height, cases[0].width
-    )
 
 
 def _noise(case: Case, channels: int) -> Tensor:

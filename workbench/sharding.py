@@ -11,7 +11,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from workbench.backbone import QwenImage21, SplitTransformer
 
 
-def shard(denoiser: QwenImage21, mesh: DeviceMesh, precision: Literal["32-true", "bf16-mixed"]) -> None:
+def shard(denoiser: QwenImage21, mesh: DeviceMesh, precision: Literal["32-true", "tf32", "bf16-mixed"]) -> None:
     """Shard every block and every network of `denoiser` over the data-parallel axis of `mesh`, in place.
 
     Shards stay float32; `bf16-mixed` computes in bfloat16 and reduces gradients in float32.

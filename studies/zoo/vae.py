@@ -29,11 +29,11 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from studies.zoo.assemble import FOLDED, TINY, Sizes, autoencoder
-from studies.zoo.fast_vae import FastVae, norm_silu
 from studies.zoo.reconstruction import kl_divergence, psnr, reconstruction_loss, to_model
 from studies.zoo.renders import render, sources, usable_cores
 from studies.zoo.stages import Stage, world_fingerprint
 from workbench.errors import UserError
+from workbench.fast_vae import FastVae, norm_silu
 
 TRAINING_FILE = "training.safetensors"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"

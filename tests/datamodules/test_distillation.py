@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from PIL import Image
 
+from datamodules import distillation
 from datamodules.distillation import DistillationData, batches_for
-from datamodules.encoded import EncodedDataset
+from datamodules.encoded import EncodedDataset, EncodedSample
+from workbench import pipeline
 from workbench.batch import Batch, StepData
 from workbench.config import Mixture
 
@@ -50,11 +55,17 @@ def test_batches_hold_the_encoded_samples_right_padded(dataset: EncodedDataset) 
         assert batch.uncond is not None
         for row, key in enumerate(batch.sample_ids):
             stored = dataset.read(number[key])
-            for condition, prompt in ((batch.condition, stored.prompt), (batch.uncond, stored.uncond)):
-                length = int(condition.lengths[row])
+            # The empty prompt of T2I is a constant and has one row.
+            empty = row if batch.task == "edit" else 0
+            assert batch.uncond_is_constant == (batch.task == "t2i")
+            for condition, prompt, at in (
+                (batch.condition, stored.prompt, row),
+                (batch.uncond, stored.uncond, empty),
+            ):
+                length = int(condition.lengths[at])
                 assert length == len(prompt) and condition.prompt.dtype == torch.float32
-                assert torch.equal(condition.prompt[row, :length], torch.tensor(prompt.astype(np.float32)))
-                assert not condition.prompt[row, length:].any()
+                assert torch.equal(condition.prompt[at, :length], torch.tensor(prompt.astype(np.float32)))
+                assert not condition.prompt[at, length:].any()
                 assert condition.prompt.shape[1] == condition.layout.text_tokens
             assert dataset.categories[int(batch.category[row])] == "/".join(key.split("-")[:2])
             assert (batch.condition.references is not None) == (batch.task == "edit")
@@ -62,6 +73,47 @@ def test_batches_hold_the_encoded_samples_right_padded(dataset: EncodedDataset) 
                 batch.target[row], torch.tensor(stored.latent.astype(np.float32))
             )
     assert all(batch.uncond is None and batch.target is None for group in step.fake for batch in group)
+
+
+def test_edits_share_references_only_where_they_begin_alike(dataset: EncodedDataset) -> None:
+    """These data draw every embedding by itself; a twin with the same beginning shares what comes of it."""
+    edit, *_ = (batch for batch in make_data(dataset).step_data(0).student if batch.task == "edit")
+    assert not edit.shares_references
+    indices = np.flatnonzero(np.isin(dataset.samples.keys, edit.sample_ids))
+    layout, uncond_layout = dataset.layouts(int(dataset.samples.geometry[indices[0]]))
+    (slot,) = (reference.slot for reference in layout.references)
+
+    def twin(i: int, off: float) -> EncodedSample:
+        sample = dataset.read(i)
+        assert sample.uncond is not None
+        beginning = sample.prompt[:slot].copy()
+        beginning[-1, 0] += off
+        return replace(sample, uncond=np.concatenate([beginning, sample.uncond[slot:]]))
+
+    alike = [twin(int(i), 0.0) for i in indices]
+    assert slot and distillation._begin_alike(layout, uncond_layout, alike)
+    assert not distillation._begin_alike(layout, uncond_layout, [*alike[1:], twin(int(indices[0]), 0.5)])
+
+
+def test_the_shipped_encoder_begins_alike_with_and_without_a_prompt() -> None:
+    """What precedes the reference in the template is constant: bit for bit, whatever the length of what follows."""
+    shipped, image = pipeline.load("tiny"), Image.effect_mandelbrot((128, 128), (-2, -1, 1, 1), 20).convert("RGB")
+    prompts = ["Make the fox red and put a very large house behind it, please.", "blue"]
+    given, empty = (pipeline.encode_prompts(shipped, texts, [[image]] * 2) for texts in (prompts, ["", ""]))
+    for one, other in zip(given, empty, strict=True):
+        assert one.references == other.references and len(one.embeddings) >= len(other.embeddings)
+        slot = one.references[0].slot
+        assert slot and torch.equal(one.embeddings[:slot].half(), other.embeddings[:slot].half())
+
+
+def test_the_first_batch_after_resuming_far_in_comes_within_five_seconds(dataset: EncodedDataset) -> None:
+    """At weights whose quotas never come out even within the run, so that no period shortens the way."""
+    data = make_data(dataset, tasks={"t2i": 0.377, "edit": 0.623}, num_workers=1, start_step=10_000)
+    data.num_steps = 10_010
+    started = time.perf_counter()
+    first = next(iter(data.train_dataloader()))
+    assert time.perf_counter() - started < 5
+    assert first.step == 10_000
 
 
 def test_shapes_are_the_same_at_every_step(dataset: EncodedDataset) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from workbench.evaluation.benchmark import Case
 from workbench.evaluation.models import ModelUnderTest
-from workbench.evaluation.remembered import identity_of, remembered
+from workbench.evaluation.remembered import remembered
 
 CASES = [
     Case("a", "edit", "text", "write CAT", source=np.full((4, 4, 3), 7, np.uint8)),
@@ -24,7 +24,7 @@ class Model:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.under_test = ModelUnderTest(self.draw, nfe=4, sampling={"steps": 4, "shift": 2.0})
+        self.under_test = ModelUnderTest(self.draw, nfe=4, sampling={"steps": 4, "shift": 2.0}, fingerprint="weights")
 
     def draw(self, cases: Sequence[Case], seeds: Sequence[int]) -> tuple[list[np.ndarray], float]:
         self.asked += 1
@@ -35,8 +35,8 @@ class Model:
 
 def test_a_second_run_gets_the_same_images_and_seconds_without_drawing(tmp_path: Path) -> None:
     first, second = Model(), Model()
-    drawn, seconds = remembered(first.under_test, "weights", tmp_path).draw(CASES, [1, 2])
-    again, seconds_again = remembered(second.under_test, "weights", tmp_path).draw(CASES, [1, 2])
+    drawn, seconds = remembered(first.under_test, "at 64 on cpu", tmp_path).draw(CASES, [1, 2])
+    again, seconds_again = remembered(second.under_test, "at 64 on cpu", tmp_path).draw(CASES, [1, 2])
     assert (first.asked, second.asked) == (1, 0) and seconds == seconds_again == 1.5
     for image, other in zip(drawn, again, strict=True):
         assert image.dtype == other.dtype == np.uint8
@@ -45,27 +45,28 @@ def test_a_second_run_gets_the_same_images_and_seconds_without_drawing(tmp_path:
 
 def test_whatever_an_answer_depends_on_makes_it_another(tmp_path: Path) -> None:
     model = Model()
-    remembered(model.under_test, "weights", tmp_path).draw(CASES, [1, 2])
+    remembered(model.under_test, "at 64 on cpu", tmp_path).draw(CASES, [1, 2])
     changed_source = replace(CASES[0], source=np.full((4, 4, 3), 8, np.uint8))
     others = [
-        ("other weights", model.under_test, CASES, [1, 2]),
-        ("weights", replace(model.under_test, sampling={"steps": 4, "shift": 3.0}), CASES, [1, 2]),
-        ("weights", model.under_test, CASES, [1, 3]),
-        ("weights", model.under_test, CASES[::-1], [1, 2]),
-        ("weights", model.under_test, [changed_source, CASES[1]], [1, 2]),
-        ("weights", model.under_test, [replace(CASES[0], prompt="write CAR"), CASES[1]], [1, 2]),
+        ("at 64 on cpu", replace(model.under_test, fingerprint="others"), CASES, [1, 2]),
+        ("at 64 on cpu", replace(model.under_test, sampling={"steps": 4, "shift": 3.0}), CASES, [1, 2]),
+        ("at 64 on cpu", model.under_test, CASES, [1, 3]),
+        ("at 64 on cuda", model.under_test, CASES, [1, 2]),
+        ("at 64 on cpu", model.under_test, CASES[::-1], [1, 2]),
+        ("at 64 on cpu", model.under_test, [changed_source, CASES[1]], [1, 2]),
+        ("at 64 on cpu", model.under_test, [replace(CASES[0], prompt="write CAR"), CASES[1]], [1, 2]),
     ]
-    for count, (identity, under_test, cases, seeds) in enumerate(others, start=2):
-        remembered(under_test, identity, tmp_path).draw(cases, seeds)
+    for count, (where, under_test, cases, seeds) in enumerate(others, start=2):
+        remembered(under_test, where, tmp_path).draw(cases, seeds)
         assert model.asked == count
 
 
 def test_a_damaged_file_is_drawn_again(tmp_path: Path) -> None:
     model = Model()
-    remembered(model.under_test, "weights", tmp_path).draw(CASES, [1, 2])
+    remembered(model.under_test, "at 64 on cpu", tmp_path).draw(CASES, [1, 2])
     (kept,) = tmp_path.glob("*.npz")
     kept.write_bytes(kept.read_bytes()[:100])
-    images, _ = remembered(model.under_test, "weights", tmp_path).draw(CASES, [1, 2])
+    images, _ = remembered(model.under_test, "at 64 on cpu", tmp_path).draw(CASES, [1, 2])
     assert model.asked == 2 and len(images) == 2
 
 
@@ -77,12 +78,3 @@ def test_of_two_that_ask_at_once_one_draws(tmp_path: Path) -> None:
     for thread in ask:
         thread.join()
     assert model.asked == 1
-
-
-def test_the_identity_of_a_pipeline_is_its_content(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name / "vae").mkdir(parents=True)
-        (tmp_path / name / "vae" / "weights").write_text("0.5")
-    assert identity_of(tmp_path / "one") == identity_of(tmp_path / "two")
-    (tmp_path / "two" / "vae" / "weights").write_text("0.6")
-    assert identity_of(tmp_path / "one") != identity_of(tmp_path / "two")

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import UserError
-from workbench.evaluation.benchmark import Case, read_jsonl, write_jsonl
+from workbench.evaluation.benchmark import Case
+from workbench.evaluation.case_file import read_jsonl, write_jsonl
 from workbench.evaluation.judge import (
     SEVERE,
     SEVERE_CAP,

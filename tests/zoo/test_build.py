@@ -16,7 +16,7 @@ from studies.zoo import judge, shipped, vae
 from studies.zoo.stages import Stage
 from workbench import adapters, pipeline, recipes, roles
 from workbench.backbone import single_role
-from workbench.config import Model
+from workbench.config import Model, Recipe
 from workbench.errors import UserError
 from workbench.evaluation import judge_network
 from workbench.processor import load_processor
@@ -65,7 +65,7 @@ def test_what_ships_is_a_stock_pipeline_and_its_specialist_one_of_diffusers(
     folder = Path(plan.folder) / "assets" / "tiny"
     monkeypatch.setitem(pipeline.SHIPPED, "tiny", folder)
     assert pipeline.resolve("tiny") == folder
-    adapter = _specialist("tiny/portrait.safetensors")
+    adapter = _specialist(Recipe(), "tiny/portrait.safetensors")
     base = pipeline.load("tiny").transformer
     before = {name: value.clone() for name, value in base.state_dict().items()}
     denoiser = roles.build(base, Model(), specialists={"portrait": adapter})

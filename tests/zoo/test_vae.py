@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from studies.zoo import tokenizer as tokenizers
 from studies.zoo import vae as training
 from studies.zoo.assemble import SMALLEST, Sizes, assemble, autoencoder
-from studies.zoo.fast_vae import FastVae
 from workbench.errors import UserError
+from workbench.fast_vae import FastVae
 
 PATCHED = dataclasses.replace(SMALLEST, vae_patch=2, vae_mult=(1, 1, 2, 2))
 UNEVEN = dataclasses.replace(SMALLEST, vae_decoder_base=16, vae_mult=(1, 2, 4, 4, 4))

@@ -10,7 +10,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,10 @@ from workbench.bench.plain import PlainEngine
 from workbench.config import Dmd, Mixture, Model, Recipe, Teachers, Trainer
 from workbench.errors import UserError
 from workbench.modules.distiller import Distiller
+from workbench.precision import frozen_dtype
 
+WARMUP_OF_GRAPHS = 24
+"""Iterations after which hardly any of the student's steps has come less than twice: graphs are recorded then."""
 MIXES: dict[str, tuple[Task, ...]] = {"t2i": ("t2i",), "edit": ("edit",), "5:5": ("t2i", "edit")}
 
 
@@ -39,14 +42,18 @@ class Options:
 
     model: pipeline folder, or `random:blocks=8,width=256,heads=4,text=192,channels=64` (these are the defaults).
     batch_size: samples of each task. text_tokens: of the longest prompt. side: latent tokens of an image's edge.
-    mix: t2i, edit, 5:5 or all three. repeats: measured iterations of each engine, `warmup` more before them.
-    engine: both, or the engine alone where the reference would not fit. phases: also clock each phase of the engine.
+    mix: t2i, edit, 5:5 or all three. repeats: measured iterations of each engine, `warmup` more before them (-1: as
+    many as graphs need to be recorded).
+    reuse: also measure the engine with this `dmd.fake_samples`, against the same reference, which draws fresh ones.
+    engine: both, or the engine alone where the reference would not fit. phases: also clock each phase of the engine,
+    run eagerly.
     threads: of torch on the CPU, 0 leaves it. json: file to write the numbers to.
     """
 
     model: str = "random:"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "tf32", "bf16-mixed"] = "32-true"
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
     roles: Literal["full", "lora"] = "full"
     lora_rank: int = 32
     gradient_checkpointing: bool = False
@@ -57,7 +64,8 @@ class Options:
     cfg_scale: float = 1.5
     mix: Literal["all", "t2i", "edit", "5:5"] = "all"
     repeats: int = 5
-    warmup: int = 1
+    warmup: int = -1
+    reuse: Literal["none", "rollout", "student_rollout"] = "student_rollout"
     engine: Literal["both", "ours"] = "both"
     phases: bool = True
     threads: int = 0
@@ -68,8 +76,8 @@ class Options:
         for name, count in counts.items():
             if count < 1:
                 raise UserError(f"{name} must be at least 1, got {count}")
-        if self.side < 2 or self.warmup < 0:
-            raise UserError(f"side must be at least 2 and warmup at least 0, got {self.side} and {self.warmup}")
+        if self.side < 2 or self.warmup < -1:
+            raise UserError(f"side must be at least 2 and warmup at least -1, got {self.side} and {self.warmup}")
         if self.side % 2:
             raise UserError(f"side must be even (a text slot stands for 2 x 2 latent tokens), got {self.side}")
         if self.text_tokens <= data.PREFIX_SLOT:
@@ -121,8 +129,11 @@ def run(options: Options) -> dict[str, Any]:
     console.print(f"{machine}; {options}")
     results = {}
     names = list(MIXES) if options.mix == "all" else [options.mix]
+    if options.warmup < 0:
+        graphs = device.type == "cuda" and options.cuda_graphs != "off"
+        options = replace(options, warmup=WARMUP_OF_GRAPHS if graphs else 1)
     with Progress(*Progress.get_default_columns()[:2], TimeElapsedColumn(), TimeRemainingColumn()) as progress:
-        bar = progress.add_task("measuring", total=len(names) * (options.repeats + options.warmup))
+        bar = progress.add_task("measuring", total=len(names) * (options.repeats + options.warmup) * _num_runs(options))
         for name in names:
             results[name] = _measure(options, MIXES[name], device, lambda: progress.advance(bar))
     _print(results, options, console)
@@ -147,20 +158,36 @@ def _measure(options: Options, tasks: tuple[Task, ...], device: torch.device, ad
     ]
     # Both train the same weights: twice the networks would not fit where it matters, and speed does not depend on them.
     plain = PlainEngine(denoiser, recipe, data.CATEGORIES) if options.engine == "both" else None
-    ours, theirs = measure.alternate(
-        Distiller(denoiser, recipe, data.CATEGORIES), plain, steps, warmup=options.warmup, on_iteration=advance
-    )
     samples = len(tasks) * options.batch_size * (1 + options.fake_updates)
-    result: dict[str, Any] = {"ours": _numbers(ours, samples)}
-    if plain is not None:
-        result["plain"] = _numbers(theirs, samples)
-        result["speed_up"] = statistics.median(
-            slow / fast for slow, fast in zip(theirs.wall_s, ours.wall_s, strict=True)
+    result: dict[str, Any] = {}
+    theirs = None
+    for name, of_engine in _engines(options, recipe):
+        engine = Distiller(denoiser, of_engine, data.CATEGORIES)
+        ours, found = measure.alternate(
+            engine, plain if theirs is None else None, steps, warmup=options.warmup, on_iteration=advance
         )
+        result[name] = _numbers(ours, samples)
+        if plain is not None:
+            theirs = theirs or found
+            result["plain"] = _numbers(theirs, samples)
+            pairs = zip(theirs.wall_s, ours.wall_s, strict=True)
+            result[name]["speed_up"] = statistics.median(slow / fast for slow, fast in pairs)
     if options.phases:
         few = options.warmup + (options.repeats + 1) // 2
         result["phases_s"] = measure.phases(denoiser, recipe, steps[:few], warmup=options.warmup)
     return result
+
+
+def _engines(options: Options, recipe: Recipe) -> list[tuple[str, Recipe]]:
+    """What is measured beside the reference: the same algorithm, then one that reuses rollouts."""
+    engines = [("ours", recipe)]
+    if options.reuse != "none":
+        engines.append((options.reuse, replace(recipe, dmd=replace(recipe.dmd, fake_samples=options.reuse))))
+    return engines
+
+
+def _num_runs(options: Options) -> int:
+    return 1 + (options.reuse != "none")
 
 
 def _numbers(timings: measure.Timings, samples: int) -> dict[str, Any]:
@@ -188,6 +215,7 @@ def _recipe(options: Options, num_tasks: int, device: torch.device) -> Recipe:
             updates=options.repeats + options.warmup,
             accelerator="gpu" if device.type == "cuda" else "cpu",
             precision=options.precision,
+            cuda_graphs=options.cuda_graphs,
         ),
     )
 
@@ -196,7 +224,7 @@ def _denoiser(options: Options, recipe: Recipe, device: torch.device) -> QwenIma
     kind, _, sizes = options.model.partition(":")
     random = kind == "random"
     base = data.random_transformer(sizes, device) if random else data.folder_transformer(options.model)
-    return roles.build(base, recipe.model).to(device)
+    return roles.build(base, recipe.model, frozen_dtype=frozen_dtype(recipe)).to(device)
 
 
 def _device(options: Options) -> torch.device:
@@ -221,7 +249,7 @@ def _print(results: dict[str, Any], options: Options, console: Console) -> None:
     for column in ("mix", "engine", "s / iteration", "+-", "samples / s", "peak GiB", "speed-up"):
         table.add_column(column, justify="left" if column in ("mix", "engine") else "right")
     for mix, result in results.items():
-        for engine in ("plain", "ours"):
+        for engine in ("plain", "ours", options.reuse):
             if engine not in result:
                 continue
             row = result[engine]
@@ -232,7 +260,7 @@ def _print(results: dict[str, Any], options: Options, console: Console) -> None:
                 f"{row['spread_s']:.3f}",
                 f"{row['samples_per_s']:.1f}",
                 f"{row['peak_bytes'] / 2**30:.1f}" if row["peak_bytes"] else "-",
-                f"{result['speed_up']:.2f} x" if engine == "ours" and "speed_up" in result else "",
+                f"{row['speed_up']:.2f} x" if "speed_up" in row else "",
             )
     console.print(table)
     if options.phases:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +21,11 @@ UNCOND_TOKENS = 9
 KNOWN_SIZES = {"blocks": 8, "width": 256, "heads": 4, "text": 192, "channels": 64}
 
 
-def random_transformer(sizes: str, device: torch.device) -> QwenImage21Transformer2DModel:
-    """Network of `key=value,...` sizes (see KNOWN_SIZES for keys and defaults) with random weights.
+def random_transformer(
+    sizes: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> QwenImage21Transformer2DModel:
+    """Network of `key=value,...` sizes (see KNOWN_SIZES for keys and defaults) with random weights, made on `device` in
+    `dtype` and nowhere else.
 
     Raises:
         UserError: an unknown key, or sizes that do not fit each other.
@@ -37,7 +42,7 @@ def random_transformer(sizes: str, device: torch.device) -> QwenImage21Transform
     frame = head_dim // 4 if head_dim < 128 else head_dim // 8
     side = (head_dim - frame) // 2
     generator = torch.Generator(device).manual_seed(0)
-    with torch.device(device):
+    with torch.device(device), _default_dtype(dtype):
         network = QwenImage21Transformer2DModel(
             in_channels=values["channels"],
             out_channels=values["channels"],
@@ -52,6 +57,17 @@ def random_transformer(sizes: str, device: torch.device) -> QwenImage21Transform
             if parameter.ndim > 1:
                 parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
     return network.eval()
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Of parameters made inside; tables that name their own dtype keep it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def folder_transformer(folder: str) -> QwenImage21Transformer2DModel:
@@ -98,24 +114,36 @@ def random_batch(shapes: Shapes, task: Task, *, seed: int, guided: bool) -> Batc
     if task == "edit":
         references = torch.randn(count, shapes.side**2, shapes.channels, generator=generator)
 
-    def condition(text_tokens: int, shortest: int) -> Condition:
-        slots = (Reference(PREFIX_SLOT, shapes.side, shapes.side),) if task == "edit" else ()
+    slots = (Reference(PREFIX_SLOT, shapes.side, shapes.side),) if task == "edit" else ()
+
+    def condition(text_tokens: int, shortest: int, rows: int, prompts: torch.Generator) -> Condition:
         num_slots = sum(slot.num_slots for slot in slots)
-        layout = Layout(text_tokens + num_slots, shapes.side, shapes.side, slots)
-        prompt = torch.randn(count, layout.text_tokens, shapes.context_dim, generator=generator)
-        lengths = torch.randint(shortest, text_tokens + 1, (count,), generator=generator) + num_slots
-        lengths[0] = layout.text_tokens
+        num_tokens = text_tokens + num_slots
+        prompt = torch.randn(rows, num_tokens, shapes.context_dim, generator=prompts)
+        lengths = torch.randint(shortest, text_tokens + 1, (rows,), generator=prompts) + num_slots
+        lengths[0] = num_tokens
+        layout = Layout(num_tokens, shapes.side, shapes.side, slots, padded=shortest < text_tokens)
         return Condition(prompt, lengths, layout, references)
 
     shortest = max(PREFIX_SLOT + 1, int(shapes.shortest * shapes.text_tokens))
+    prompt = condition(shapes.text_tokens, shortest, count, generator)
+    is_constant, uncond = guided and not slots, None
+    if guided:
+        # As encoded data have it: one empty prompt for all T2I samples; edits begin alike with and without a prompt.
+        source = torch.Generator().manual_seed(0) if is_constant else generator
+        uncond = condition(UNCOND_TOKENS, UNCOND_TOKENS, 1 if is_constant else count, source)
+        if slots:
+            uncond.prompt[:, :PREFIX_SLOT] = prompt.prompt[:, :PREFIX_SLOT]
     return Batch(
         task=task,
-        condition=condition(shapes.text_tokens, shortest),
-        uncond=condition(UNCOND_TOKENS, UNCOND_TOKENS) if guided else None,
+        condition=prompt,
+        uncond=uncond,
         target=None,
         rows=torch.arange(count),
         weight=torch.ones(count),
         num_samples=count,
         category=torch.full((count,), CATEGORIES.index(f"{task}/any")),
         sample_ids=tuple(f"{task}{row}" for row in range(count)),
+        shares_references=guided and bool(slots),
+        uncond_is_constant=is_constant,
     )

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import lightning as L
@@ -21,7 +21,10 @@ from workbench.bench.data import CATEGORIES
 from workbench.bench.plain import PlainEngine
 from workbench.config import Recipe
 from workbench.modules.distiller import Distiller
+from workbench.precision import trainer_precision
 from workbench.roles import FAKE_SCORE, STUDENT
+
+PLAIN_WARMUP = 1
 
 
 @dataclass
@@ -66,7 +69,8 @@ def clocked(timings: Timings, device: torch.device, keep: bool) -> Iterator[None
 
 
 class _InTurns(L.Callback):
-    """Clocks each training step of the engine, then runs and clocks the reference on the same data."""
+    """Clocks each training step of the engine, then runs and clocks the reference on the same data. The reference has
+    nothing to record: it warms up on the last few of the iterations that are not kept."""
 
     def __init__(self, plain: PlainEngine | None, warmup: int, on_iteration: Callable[[], None]) -> None:
         self.plain, self.warmup, self.on_iteration = plain, warmup, on_iteration
@@ -81,7 +85,7 @@ class _InTurns(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: StepData, index: int
     ) -> None:
         self._open.__exit__(None, None, None)
-        if self.plain is not None:
+        if self.plain is not None and index >= self.warmup - PLAIN_WARMUP:
             # Each pays for its own gradients alone.
             module.zero_grad(set_to_none=True)
             with (
@@ -109,6 +113,7 @@ def alternate(
 
 def phases(denoiser: QwenImage21, recipe: Recipe, data: Sequence[StepData], *, warmup: int) -> dict[str, float]:
     """Mean seconds an iteration of each phase of the engine, run eagerly with a clock around every part."""
+    recipe = replace(recipe, trainer=replace(recipe.trainer, cuda_graphs="off"))
     clock = PhaseClock()
     timed = _TimedDistiller(_TimedDenoiser(denoiser, clock), recipe, CATEGORIES)
     timed.clock = clock
@@ -150,9 +155,9 @@ class _TimedDenoiser(QwenImage21):
         super().__init__(dict(denoiser.networks.items()), denoiser.network_of_role)  # type: ignore[arg-type]
         self.clock = clock
 
-    def prefix(self, condition: Condition, role: str) -> Prefix:
+    def prefix(self, condition: Condition, role: str, shared: Prefix | None = None) -> Prefix:
         with self.clock(_phase(role), condition.prompt.device):
-            return super().prefix(condition, role)
+            return super().prefix(condition, role, shared)
 
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
         with self.clock(_phase(role), x_t.device):
@@ -165,9 +170,9 @@ class _TimedDistiller(Distiller):
     clock: PhaseClock
     _stepping = ""
 
-    def guarded_step(self, name: str, optimizer: Any, *arguments: Any, **options: Any) -> Tensor:
-        self._stepping = name
-        return super().guarded_step(name, optimizer, *arguments, **options)
+    def _update(self, role: str, *arguments: Any) -> Tensor:
+        self._stepping = role
+        return super()._update(role, *arguments)
 
     def manual_backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
         phase = "student graded: backward" if self._stepping == STUDENT else "fake score: backward"
@@ -212,10 +217,12 @@ def _phase(role: str) -> str:
 
 def _fit(module: Distiller, data: Sequence[StepData], callbacks: list[L.Callback]) -> None:
     recipe = module.recipe.trainer
+    # A trainer takes its module off the device when it is done; the same weights are measured again.
+    module.cpu = lambda: module  # type: ignore[method-assign]
     trainer = L.Trainer(
         accelerator=recipe.accelerator,
         devices=1,
-        precision=recipe.precision,
+        precision=trainer_precision(module.recipe),
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,

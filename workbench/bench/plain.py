@@ -19,7 +19,7 @@ from workbench import dmd, flow, guidance, lora, rng, rollout
 from workbench.backbone import QwenImage21
 from workbench.batch import Batch, Condition, StepData
 from workbench.config import Recipe
-from workbench.optimisation import clip_gradients, learning_rate_factor
+from workbench.optimisation import clip_gradients, learning_rate_factor, uncached_casts
 from workbench.roles import FAKE_SCORE, STUDENT, teacher_roles
 
 
@@ -110,12 +110,22 @@ class PlainEngine:
     def step(self, data: StepData, update: int) -> None:
         """The whole training step of `update`."""
         self.update, self.losses = update, []
-        graded = self._integer("graded_step")
-        for number, batches in enumerate(data.fake):
-            stream = f"fake{number}"
-            step = self._integer(f"{stream}/step")
-            self._optimise(FAKE_SCORE, batches, partial(self._fake_score_loss, stream=stream, step=step))
-        self._optimise(STUDENT, data.student, partial(self._student_loss, step=graded))
+        with uncached_casts():
+            graded = self._integer("graded_step")
+            for number, (batches, samples, step) in enumerate(self._fake_updates(data)):
+                loss = partial(self._fake_score_loss, stream=f"fake{number}", samples=samples, step=step)
+                self._optimise(FAKE_SCORE, batches, loss)
+            self._optimise(STUDENT, data.student, partial(self._student_loss, step=graded))
+
+    def _fake_updates(self, data: StepData) -> list[tuple[Sequence[Batch], str, int]]:
+        """Batches, stream of the student's samples on them and step of these, of each fake-score update. What reuses a
+        rollout runs the whole of it anew each time."""
+        options = self.recipe.dmd
+        if options.fake_samples == "fresh":
+            return [(batches, f"fake{r}", self._integer(f"fake{r}/step")) for r, batches in enumerate(data.fake)]
+        steps = rollout.spread_steps(len(self.times) - 1, options.fake_updates, self._permutation)
+        batches, stream = (data.student, STUDENT) if options.fake_samples != "rollout" else (data.fake[0], "fake0")
+        return [(batches, stream, step) for step in steps]
 
     def _optimise(self, role: str, batches: Sequence[Batch], loss_of: Callable[[Batch], Tensor]) -> None:
         optim, optimizer = self.recipe.optim, self.optimizers[role]
@@ -133,9 +143,9 @@ class PlainEngine:
         if torch.isfinite(norm):
             optimizer.step()
 
-    def _fake_score_loss(self, batch: Batch, stream: str, step: int) -> Tensor:
+    def _fake_score_loss(self, batch: Batch, stream: str, samples: str, step: int) -> Tensor:
         with torch.no_grad():
-            x0 = self._student_sample(batch, stream, step)
+            x0 = self._student_sample(batch, samples, step)
         eps, t = self._normal(batch, f"{stream}/eps"), self._renoise_time(batch, stream)
         predicted = self.networks.velocity(batch.condition, flow.interpolate(x0, eps, t), t, FAKE_SCORE)
         return dmd.flow_matching_loss(predicted, eps - x0)
@@ -159,7 +169,7 @@ class PlainEngine:
             v = self.networks.velocity(batch.condition, x_t, t, role)
             if self.recipe.teachers.cfg_scale != 1:
                 assert batch.uncond is not None, "guidance needs the empty prompt"
-                v_uncond = self.networks.velocity(batch.uncond, x_t, t, role)
+                v_uncond = self.networks.velocity(_for_all(batch.uncond, len(x_t)), x_t, t, role)
                 v = guidance.cfg(v, v_uncond, self.recipe.teachers.cfg_scale)
             total = total + flow.expand(weights[:, column], x_t) * flow.velocity_to_x0(x_t, v, t)
         return total
@@ -184,6 +194,10 @@ class PlainEngine:
     def _integer(self, stream: str) -> int:
         return rng.integer(len(self.times) - 1, seed=self.recipe.seed, stream=stream, step=self.update)
 
+    def _permutation(self, number: int) -> list[int]:
+        stream = f"fake/steps{number}"
+        return rng.permutation(len(self.times) - 1, seed=self.recipe.seed, stream=stream, step=self.update)
+
     def _normal(self, batch: Batch, stream: str) -> Tensor:
         layout = batch.condition.layout
         channels = self.networks.denoiser.num_channels
@@ -204,6 +218,14 @@ class PlainEngine:
         return rollout.renoise_time(
             drawn, shift=options.renoise_shift, low=options.renoise_min, high=options.renoise_max
         )
+
+
+def _for_all(condition: Condition, batch_size: int) -> Condition:
+    """A condition with a row for every sample: a constant has one."""
+    if len(condition.prompt) == batch_size:
+        return condition
+    prompt, lengths = condition.prompt.expand(batch_size, -1, -1), condition.lengths.expand(batch_size)
+    return Condition(prompt, lengths, condition.layout)
 
 
 def _own_parameters(denoiser: QwenImage21, role: str) -> list[nn.Parameter]:
@@ -232,13 +254,14 @@ def _forward(
     mask = None
     if min(lengths) < num_text:
         mask = torch.arange(num_text, device=x_t.device)[None] < torch.tensor(lengths, device=x_t.device)[:, None]
+    latents = x_t if condition.references is None else torch.cat([condition.references, x_t], dim=1)
     output = stock(
-        hidden_states=x_t if condition.references is None else torch.cat([condition.references, x_t], dim=1),
-        encoder_hidden_states=prompt,
+        hidden_states=latents.to(stock.dtype),
+        encoder_hidden_states=prompt.to(stock.dtype),
         encoder_hidden_states_mask=mask,
         timestep=t,
         img_shapes=[shapes] * len(prompt),
         img_mask=images,
         return_dict=False,
     )[0]
-    return output[:, -layout.num_target_tokens :]
+    return output[:, -layout.num_target_tokens :].to(x_t.dtype)

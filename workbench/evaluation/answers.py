@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -12,28 +13,19 @@ from typing import Any
 import numpy as np
 
 from datamodules.files import write_bytes
+from workbench.clock import Clock
 from workbench.errors import UserError
-from workbench.evaluation.benchmark import Case
-from workbench.evaluation.judge import Judgement, LocalJudge, judge_case
+from workbench.evaluation.benchmark import Case, usable_cores
+from workbench.evaluation.judge import LocalJudge, judge_case
 from workbench.evaluation.models import ModelUnderTest
-from workbench.evaluation.readings import Reading, read_case
+from workbench.evaluation.partial import Answer, Chunk, Store, chunk_key
+from workbench.evaluation.readings import read_case
 from workbench.evaluation.vlm_judge import Panel, Unanswered
 from workbench.evaluation.vlm_reply import Verdict
 
-CHUNK = 512
+CHUNK = 256
 """Cases drawn, judged and forgotten at once."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The local judgement of one model's image for one case and seed, and the readings beside it."""
-
-    case: str
-    bench: str
-    category: str
-    seed: int
-    judgement: Judgement
-    reading: Reading
+MOST_THREADS = 8
 
 
 @dataclass
@@ -55,9 +47,13 @@ class Answers:
                 table.setdefault(row.category, {}).setdefault(row.case, []).append(row.judgement.score)
         return {category: np.array(list(cases.values())) for category, cases in table.items()}
 
-    def features_of(self, bench: str) -> np.ndarray:
-        """Features (n, D) of the answers to one benchmark."""
-        chosen = [feature for row, feature in zip(self.rows, self.features, strict=True) if row.bench == bench]
+    def features_of(self, bench: str, seed: int | None = None) -> np.ndarray:
+        """Features (n, D) of the answers to one benchmark, under one seed or all."""
+        chosen = [
+            feature
+            for row, feature in zip(self.rows, self.features, strict=True)
+            if row.bench == bench and seed in (None, row.seed)
+        ]
         return np.stack(chosen) if chosen else np.zeros((0, 0), np.float32)
 
 
@@ -76,33 +72,75 @@ def answer(
     judge: LocalJudge,
     keep: Iterable[str] = (),
     panel: Panel | None = None,
+    store: Store | None = None,
+    clock: Clock | None = None,
 ) -> Answers:
-    """Draw and judge every case under every seed. keep: ids of the cases whose images stay; panel: more judges."""
-    answers, kept = Answers(), set(keep)
+    """Draw and judge every case under every seed. keep: ids of the cases whose images stay; panel: more judges, which
+    need every image, so that nothing is taken from the store then. store: of answers given before."""
+    answers, kept, clock = Answers(), set(keep), clock or Clock()
+    usable = store if model.fingerprint and panel is None else None
     for seed in seeds:
         for part in chunks(cases, CHUNK):
-            images, seconds = model.draw(part, [case.noise_seed(seed) for case in part])
-            answers.seconds += seconds
-            judge_into(answers, part, images, seed, judge)
-            if panel is not None:
-                for name, verdicts in panel.score(part, images).items():
-                    answers.verdicts.setdefault(name, []).extend(verdicts)
-            answers.images |= {(c.id, seed): i for c, i in zip(part, images, strict=True) if c.id in kept}
+            wanted = [case.id for case in part if case.id in kept]
+            weights = {"model": model.fingerprint, **model.sampling}
+            key = chunk_key(weights, judge.fingerprint, part, seed, wanted) if usable else ""
+            chunk = usable.load(key) if usable else None
+            if chunk is None:
+                chunk = _drawn(model, part, seed, judge, wanted, answers, panel, clock)
+                if usable:
+                    usable.save(key, chunk)
+            answers.rows += chunk.answers
+            answers.features.extend(chunk.features)
+            answers.images |= {(case, seed): image for case, image in chunk.images.items()}
+            answers.seconds += chunk.seconds
     return answers
 
 
+def _drawn(
+    model: ModelUnderTest,
+    cases: Sequence[Case],
+    seed: int,
+    judge: LocalJudge,
+    keep: Sequence[str],
+    answers: Answers,
+    panel: Panel | None,
+    clock: Clock,
+) -> Chunk:
+    """Fresh answers to `cases` under one seed; what the panel says goes to `answers` at once."""
+    images, seconds = model.draw(cases, [case.noise_seed(seed) for case in cases])
+    found = Answers()
+    judge_into(found, cases, images, seed, judge, clock)
+    if panel is not None:
+        with clock.phase("panel"):
+            for name, verdicts in panel.score(cases, images).items():
+                answers.verdicts.setdefault(name, []).extend(verdicts)
+    kept = {case.id: image for case, image in zip(cases, images, strict=True) if case.id in keep}
+    return Chunk(found.rows, np.stack(found.features), kept, seconds)
+
+
 def judge_into(
-    answers: Answers, cases: Sequence[Case], images: Sequence[np.ndarray], seed: int, judge: LocalJudge
+    answers: Answers,
+    cases: Sequence[Case],
+    images: Sequence[np.ndarray],
+    seed: int,
+    judge: LocalJudge,
+    clock: Clock | None = None,
 ) -> None:
     """Append the judgements and features of `images`."""
+    clock = clock or Clock()
     for case, image in zip(cases, images, strict=True):
         assert image.dtype == np.uint8 and image.ndim == 3, f"{case.id}: images are (H, W, 3) uint8"
-    seen, quality, features = judge.see(images)
+    with clock.phase("judging"):
+        seen, quality, features = judge.see(images)
+
+    def one(case: Case, image: np.ndarray, attributes: dict[str, Any], q: float) -> Answer:
+        judgement, reading = judge_case(case, image, attributes, q), read_case(case, image, attributes)
+        return Answer(case.id, case.bench, case.category, seed, judgement, reading)
+
+    # Filters over pixels let go of the interpreter's lock.
+    with clock.phase("readings"), ThreadPoolExecutor(min(MOST_THREADS, usable_cores())) as pool:
+        answers.rows.extend(pool.map(one, cases, images, seen, quality.tolist()))
     answers.features.extend(features)
-    for case, image, attributes, q in zip(cases, images, seen, quality, strict=True):
-        judgement = judge_case(case, image, attributes, float(q))
-        reading = read_case(case, image, attributes)
-        answers.rows.append(Answer(case.id, case.bench, case.category, seed, judgement, reading))
 
 
 def write_answers(answers: dict[str, Answers], path: Path) -> None:

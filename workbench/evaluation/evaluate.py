@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +12,17 @@ import numpy as np
 from rich.console import Console
 
 from datamodules.files import write_bytes
+from workbench.clock import Clock
 from workbench.config import Recipe
 from workbench.evaluation import diversity, features
 from workbench.evaluation.answers import CHUNK, Answers, answer, chunks, judge_into, write_answers
-from workbench.evaluation.benchmark import BENCHES, Case, openmoji_cases
+from workbench.evaluation.benchmark import BENCHES, Case, is_of_world
 from workbench.evaluation.beside import beside_metrics
+from workbench.evaluation.chosen import benchmark_cases
 from workbench.evaluation.grids import chosen_cases, write_grids
 from workbench.evaluation.judge import LocalJudge
 from workbench.evaluation.models import ModelUnderTest
+from workbench.evaluation.partial import Store
 from workbench.evaluation.statistics import bench_intervals, comparison, paired_differences
 from workbench.evaluation.vlm_judge import Panel
 from workbench.evaluation.vlm_metrics import judged, panel_metrics, preferences, write_verdicts
@@ -30,15 +34,6 @@ CONSOLE = Console()
 COMPARED = (("student", "teacher_few_step"), ("student", "teacher"), ("teacher_few_step", "teacher"))
 
 
-def benchmark_cases(recipe: Recipe, split: str, t2i_cases: int, editing_cases: int) -> list[Case]:
-    """Both benchmarks' slices of a split."""
-    resolution = recipe.data.resolution
-    return [
-        *openmoji_cases("t2i", split, t2i_cases, resolution),
-        *openmoji_cases("edit", split, editing_cases, resolution),
-    ]
-
-
 def evaluate(
     models: Mapping[str, ModelUnderTest],
     recipe: Recipe,
@@ -48,65 +43,113 @@ def evaluate(
     judge: LocalJudge | None = None,
     panel: Panel | None = None,
     selection: Sequence[Mapping[str, Any]] = (),
+    store: Store | None = None,
+    clock: Clock | None = None,
+    compared: Sequence[tuple[str, str]] = COMPARED,
 ) -> dict[str, Any]:
     """Score `models` and write `metrics.json`, `evaluation/cases.jsonl` and `samples/evaluation/*.png` in `out_folder`.
 
-    cases: the recipe's slices of the world when absent. panel: judges beside the local one; what each said goes into
-    `evaluation/vlm.jsonl`. selection: how the few-step teacher was chosen, for the record.
+    cases: what the recipe chooses when absent. panel: judges beside the local one; what each said goes into
+    `evaluation/vlm.jsonl`. selection: how the few-step teacher was chosen, for the record. store: of answers; when
+    absent one in `out_folder`, which goes when the metrics are written. clock: whose phases stand in `seconds`.
+    compared: pairs of models whose differences are told.
     """
-    chosen, judge, of_world = recipe.evaluation, judge or LocalJudge(), cases is None
+    chosen, judge, clock = recipe.evaluation, judge or LocalJudge(), clock or Clock()
     if cases is None:
-        cases = benchmark_cases(recipe, chosen.split, chosen.t2i_cases, chosen.editing_cases)
+        with clock.phase("cases"):
+            cases = benchmark_cases(recipe, chosen.split, chosen.t2i_cases, chosen.editing_cases)
+    _tell_unknown_heads(cases, judge)
+    kept_answers = store or Store(out_folder / "evaluation" / "partial")
     paired = [case for group in chosen_cases(cases, chosen.vlm.pairs).values() for case in group] if panel else []
     keep = [case.id for group in chosen_cases(cases).values() for case in group] + [case.id for case in paired]
-    targets, sources = _judged_as_given(cases, "target", judge), _judged_as_given(cases, "source", judge)
-    groups = chosen_cases(cases, diversity.DIVERSITY_PROMPTS).items()
-    several = [case for (task, _), group in groups if task == "t2i" for case in group]
-    unit = diversity.unit_of(targets) if several else None
-    answers, metrics_of, spreads = {}, {}, {}
+    targets = _judged_as_given(cases, "target", judge, clock)
+    sources = _judged_as_given(cases, "source", judge, clock)
+    answers = {}
     for name, model in models.items():
         CONSOLE.print(f"{name}: {len(cases)} cases, {len(chosen.seeds)} seed(s), NFE {model.nfe}")
-        answers[name] = answer(model, cases, chosen.seeds, judge, keep, panel)
-        metrics_of[name] = _model_metrics(model, answers[name], targets, recipe)
-        spreads[name] = {} if unit is None else diversity.model_spread(model, several, unit, judge)
-    real = diversity.world_spread(several, unit, judge, recipe) if of_world and unit is not None else {}
-    for name, spread in spreads.items():
-        found = diversity.diversity_metrics(spread, spreads.get("teacher", {}), real, recipe)
-        metrics_of[name]["diversity"] = found
+        answers[name] = answer(model, cases, chosen.seeds, judge, keep, panel, kept_answers, clock)
+    spreads, real = _spreads(models, cases, targets, judge, recipe, clock)
+    with clock.phase("statistics"):
+        metrics_of = {
+            name: {
+                **_model_metrics(model, answers[name], targets, recipe),
+                "diversity": diversity.diversity_metrics(spreads[name], spreads.get("teacher", {}), real, recipe),
+            }
+            for name, model in models.items()
+        }
+        ceiling = {
+            **_benches(targets, recipe),
+            "beside": beside_metrics(targets, targets, recipe),
+            "diversity": diversity.diversity_metrics(real, spreads.get("teacher", {}), real, recipe),
+        }
+        comparisons = compare_answers(answers, recipe, compared)
     metrics = {
         "recipe": recipe_hash(recipe),
         "split": chosen.split,
+        "cases": chosen.cases or None,
         "seeds": list(chosen.seeds),
         "judge": judge.name,
         "interval": f"95 % bootstrap over cases and seeds, {chosen.num_bootstrap} resamples",
         "models": metrics_of,
-        "ceiling": {
-            **_benches(targets, recipe),
-            "beside": beside_metrics(targets, targets, recipe),
-            "diversity": diversity.diversity_metrics(real, spreads.get("teacher", {}), real, recipe),
-        },
+        "ceiling": ceiling,
         "floor": _benches(sources, recipe),
-        "comparisons": compare_answers(answers, recipe),
+        "comparisons": comparisons,
         "few_step_selection": [dict(row) for row in selection],
     }
     if panel is not None:
         if paired and len(models) > 1:
             metrics["preference"] = preferences(panel, answers, paired, chosen.seeds[0], recipe)
-        metrics["vlm"] = panel_metrics(panel, answers, COMPARED, recipe)
+        metrics["vlm"] = panel_metrics(panel, answers, compared, recipe)
         write_verdicts(answers, out_folder / "evaluation" / "vlm.jsonl")
-    write_answers(answers, out_folder / "evaluation" / "cases.jsonl")
-    write_grids(cases, answers, chosen.seeds[0], out_folder / "samples" / "evaluation")
+    with clock.phase("files"):
+        write_answers(answers, out_folder / "evaluation" / "cases.jsonl")
+        write_grids(cases, answers, chosen.seeds[0], out_folder / "samples" / "evaluation")
+    metrics["seconds"] = clock.seconds()
     write_bytes(out_folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False).encode())
+    if store is None:
+        shutil.rmtree(kept_answers.folder, ignore_errors=True)
     return metrics
 
 
-def _judged_as_given(cases: Sequence[Case], which: Literal["target", "source"], judge: LocalJudge) -> Answers:
+def _spreads(
+    models: Mapping[str, ModelUnderTest],
+    cases: Sequence[Case],
+    targets: Answers,
+    judge: LocalJudge,
+    recipe: Recipe,
+    clock: Clock,
+) -> tuple[dict[str, diversity.Spread], diversity.Spread]:
+    """Spread of the answers to one prompt, of every model and of the world itself, where one is defined."""
+    groups = chosen_cases(cases, diversity.DIVERSITY_PROMPTS).items()
+    several = [case for (task, _), group in groups if task == "t2i" for case in group]
+    unit = diversity.unit_of(targets) if several else None
+    if unit is None:
+        return {name: {} for name in models}, {}
+    spreads = {name: diversity.model_spread(model, several, unit, judge) for name, model in models.items()}
+    if recipe.evaluation.cases or not all(is_of_world(case, recipe.evaluation.split) for case in several):
+        return spreads, {}
+    with clock.phase("cases"):
+        return spreads, diversity.world_spread(several, unit, judge, recipe)
+
+
+def _tell_unknown_heads(cases: Sequence[Case], judge: LocalJudge) -> None:
+    """Heads that a case names and the judge does not see are left out of its axes: not without a word."""
+    seen = {*judge.network.config.heads, "word"}
+    unknown = {head for case in cases for head in (*case.named, *case.kept)} - seen
+    if unknown:
+        count = sum(1 for case in cases if unknown & {*case.named, *case.kept})
+        CONSOLE.print(f"{count} cases name what {judge.name} does not see, left out: {', '.join(sorted(unknown))}")
+
+
+def _judged_as_given(
+    cases: Sequence[Case], which: Literal["target", "source"], judge: LocalJudge, clock: Clock
+) -> Answers:
     """Every case answered by its own target (the ceiling), or edits by their source as it was drawn (the floor)."""
     answers = Answers()
     chosen = [case for case in cases if (case.target if which == "target" else case.source) is not None]
     for part in chunks(chosen, CHUNK):
         given = [case.target if which == "target" else case.source for case in part]
-        judge_into(answers, part, [image for image in given if image is not None], 0, judge)
+        judge_into(answers, part, [image for image in given if image is not None], 0, judge, clock)
     return answers
 
 
@@ -121,24 +164,34 @@ def _benches(answers: Answers, recipe: Recipe) -> dict[str, Any]:
 
 
 def _model_metrics(model: ModelUnderTest, answers: Answers, targets: Answers, recipe: Recipe) -> dict[str, Any]:
-    drawn, real = answers.features_of("t2i_bench"), targets.features_of("t2i_bench")
-    distance = features.frechet(drawn, real) if len(drawn) and len(real) else None
     return {
         "nfe": model.nfe,
         "n": len(answers.rows),
         "seconds_per_image": answers.seconds / max(1, len(answers.rows)),
         "sampling": model.sampling,
         **_benches(answers, recipe),
-        "frechet": None if distance is None else {"value": distance, "n": min(len(drawn), len(real))},
+        "frechet": frechet_to(answers, targets),
         "beside": beside_metrics(answers, targets, recipe),
         "vlm": {name: judged(answers, name, recipe) for name in answers.verdicts},
     }
 
 
-def compare_answers(answers: Mapping[str, Answers], recipe: Recipe) -> list[dict[str, Any]]:
-    """Paired differences of the models in COMPARED on each benchmark."""
+def frechet_to(answers: Answers, targets: Answers) -> dict[str, float | int] | None:
+    """Frechet distance of the T2I answers to their targets, each seed against as many: mean over the seeds, and n."""
+    real = targets.features_of("t2i_bench")
+    seeds = sorted({row.seed for row in answers.rows})
+    drawn = [answers.features_of("t2i_bench", seed) for seed in seeds]
+    found = [features.frechet(of_seed, real) for of_seed in drawn if len(of_seed) and len(real)]
+    known = [value for value in found if value is not None]
+    return {"value": float(np.mean(known)), "n": len(real)} if known else None
+
+
+def compare_answers(
+    answers: Mapping[str, Answers], recipe: Recipe, compared: Sequence[tuple[str, str]] = COMPARED
+) -> list[dict[str, Any]]:
+    """Paired differences of pairs of models on each benchmark."""
     rows = []
-    for a, b in COMPARED:
+    for a, b in compared:
         for bench in BENCHES.values() if a in answers and b in answers else ():
             first, second = answers[a].by_category(bench), answers[b].by_category(bench)
             if first:
@@ -152,6 +205,7 @@ def select_few_step(
     recipe: Recipe,
     judge: LocalJudge | None = None,
     cases: Sequence[Case] | None = None,
+    store: Store | None = None,
 ) -> tuple[ModelUnderTest, list[dict[str, Any]]]:
     """The candidate with the best mean over both benchmarks, and every candidate's score, best first.
 
@@ -168,7 +222,7 @@ def select_few_step(
     scored = []
     CONSOLE.print(f"choosing the few-step teacher among {len(candidates)}, {len(cases)} cases each")
     for model in candidates:
-        found = answer(model, cases, chosen.seeds[:1], judge)
+        found = answer(model, cases, chosen.seeds[:1], judge, store=store)
         tables = [table for table in map(found.by_category, BENCHES.values()) if table]
         score = float(np.mean([np.mean([scores.mean() for scores in table.values()]) for table in tables]))
         scored.append((score, model))

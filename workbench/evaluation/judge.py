@@ -34,6 +34,7 @@ import torch
 from rich.progress import track
 
 from workbench.evaluation import judge_network
+from workbench.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from workbench.evaluation.benchmark import Case
@@ -187,6 +188,7 @@ class LocalJudge:
     def __init__(self, folder: Path = ASSET, device: str | torch.device | None = None, batch_size: int = 64) -> None:
         """device: a GPU if there is one, when absent."""
         self.name = f"local CNN ({folder.name})"
+        self.fingerprint = fingerprint(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = batch_size
         self.network = judge_network.load(folder).to(self.device)

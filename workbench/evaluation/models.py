@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from workbench import sampling
+from workbench.clock import Clock
 from workbench.config import Recipe
 from workbench.evaluation.benchmark import Case
 from workbench.rollout import explicit_grid, time_grid
@@ -47,11 +48,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """Anything that answers cases. sampling: for the record."""
+    """Anything that answers cases. sampling: for the record.
+
+    fingerprint: tells the weights from all others, so that answers may be kept under it; empty where nothing does.
+    """
 
     draw: Draw
     nfe: int
     sampling: dict[str, Any]
+    fingerprint: str = ""
 
 
 def teacher_sampling(recipe: Recipe) -> Sampling:
@@ -60,12 +65,12 @@ def teacher_sampling(recipe: Recipe) -> Sampling:
     return Sampling(chosen.teacher_steps, chosen.teacher_shift, chosen.teacher_cfg_scale)
 
 
-def few_step_candidates(recipe: Recipe) -> list[Sampling]:
+def few_step_candidates(cfg_scale: float) -> list[Sampling]:
     """All the ways a teacher may spend 4 evaluations: 4 unguided steps, or 2 guided ones, at shift 1, 2, 3 or 5."""
     unguided = [Sampling(4, shift) for shift in FEW_STEP_SHIFTS]
-    if recipe.evaluation.teacher_cfg_scale <= 1:
+    if cfg_scale <= 1:
         return unguided
-    return unguided + [Sampling(2, shift, recipe.evaluation.teacher_cfg_scale) for shift in FEW_STEP_SHIFTS]
+    return unguided + [Sampling(2, shift, cfg_scale) for shift in FEW_STEP_SHIFTS]
 
 
 def student_sampling(recipe: Recipe) -> Sampling:
@@ -76,14 +81,19 @@ def student_sampling(recipe: Recipe) -> Sampling:
 class Encodings:
     """Cases as one pipeline's encoders see them, each encoded once for all models and samplings of that pipeline."""
 
-    def __init__(self, pipeline: QwenImage21Pipeline, resolution: int, batch_size: int) -> None:
+    def __init__(
+        self, pipeline: QwenImage21Pipeline, resolution: int, batch_size: int, clock: Clock | None = None
+    ) -> None:
+        """clock: gets the time of the phase `encoding`."""
         self.pipeline, self.resolution, self.batch_size = pipeline, resolution, batch_size
+        self.clock = clock or Clock()
         self._encoded: dict[str, sampling.Case] = {}
 
     def __call__(self, cases: Sequence[Case], seeds: Sequence[int]) -> list[sampling.Case]:
         """Encoded cases, the noise of each from its seed."""
         missing = [case for case in cases if case.id not in self._encoded]
-        found = sampling.encode(self.pipeline, [self._request(case) for case in missing], self.batch_size)
+        with self.clock.phase("encoding"):
+            found = sampling.encode(self.pipeline, [self._request(case) for case in missing], self.batch_size)
         self._encoded |= {case.id: encoded for case, encoded in zip(missing, found, strict=True)}
         encoded = [self._encoded[case.id] for case in cases]
         return [replace(e, request=replace(e.request, seed=s)) for e, s in zip(encoded, seeds, strict=True)]
@@ -93,11 +103,13 @@ class Encodings:
         return sampling.Request(case.prompt, source=source, height=self.resolution, width=self.resolution)
 
 
-def from_sampler(sampler: sampling.Sampler, encodings: Encodings, how: Sampling) -> ModelUnderTest:
+def from_sampler(
+    sampler: sampling.Sampler, encodings: Encodings, how: Sampling, fingerprint: str = ""
+) -> ModelUnderTest:
     """A denoiser of a pipeline, sampled as `how` says."""
 
     def draw(cases: Sequence[Case], seeds: Sequence[int]) -> tuple[list[np.ndarray], float]:
         drawn = sampler.sample(encodings(cases, seeds), how.grid(), how.cfg_scale)
         return drawn.images, drawn.wall_s
 
-    return ModelUnderTest(draw, how.nfe, how.as_dict())
+    return ModelUnderTest(draw, how.nfe, how.as_dict(), fingerprint)

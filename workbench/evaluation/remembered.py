@@ -17,27 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.files import sha256_of_file, whole_file
+from datamodules.files import whole_file
 from workbench.evaluation.benchmark import Case
 from workbench.evaluation.models import ModelUnderTest
 
 
-def identity_of(pipeline: Path) -> str:
-    """Hex digest of all files of a pipeline folder, by content."""
-    files = sorted(path for path in pipeline.rglob("*") if path.is_file())
-    content = [(str(path.relative_to(pipeline)), sha256_of_file(path)) for path in files]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def remembered(model: ModelUnderTest, identity: str, folder: Path) -> ModelUnderTest:
-    """`model`, drawing nothing twice. identity: of its weights, its encoders, its resolution and its device.
+def remembered(model: ModelUnderTest, where: str, folder: Path) -> ModelUnderTest:
+    """`model`, which has a fingerprint, drawing nothing twice. where: resolution and device.
 
     Of several processes one draws and the others wait for it. The seconds told are those it took when it was drawn.
     """
 
     def draw(cases: Sequence[Case], seeds: Sequence[int]) -> tuple[list[np.ndarray], float]:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{_key(model, identity, cases, seeds)}.npz"
+        path = folder / f"{_key(model, where, cases, seeds)}.npz"
         with open(path.with_suffix(".lock"), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             found = _read(path, len(cases))
@@ -49,8 +42,8 @@ def remembered(model: ModelUnderTest, identity: str, folder: Path) -> ModelUnder
     return replace(model, draw=draw)
 
 
-def _key(model: ModelUnderTest, identity: str, cases: Sequence[Case], seeds: Sequence[int]) -> str:
-    digest = hashlib.sha256(json.dumps([identity, model.sampling, model.nfe]).encode())
+def _key(model: ModelUnderTest, where: str, cases: Sequence[Case], seeds: Sequence[int]) -> str:
+    digest = hashlib.sha256(json.dumps([model.fingerprint, where, model.sampling, model.nfe]).encode())
     for case, seed in zip(cases, seeds, strict=True):
         source = None if case.source is None else [case.source.shape, hashlib.sha256(case.source.tobytes()).hexdigest()]
         digest.update(json.dumps([case.id, case.prompt, source, seed]).encode())

@@ -22,6 +22,7 @@ def print_metrics(metrics: Values, console: Console) -> None:
     console.print(_beside(metrics))
     for line in metrics["comparisons"]:
         console.print(_comparison(line))
+    console.print(_seconds(metrics["seconds"]))
     if "vlm" in metrics:
         console.print(_vlm(metrics))
         for name, judge in metrics["vlm"].items():
@@ -29,6 +30,13 @@ def print_metrics(metrics: Values, console: Console) -> None:
                 console.print(f"judge {name}: {_comparison(line)}")
         for name, found in metrics.get("preference", {}).items():
             console.print(_preference(name, found))
+
+
+def _seconds(seconds: Values) -> str:
+    """Where the time went, the longest phase first."""
+    phases = sorted(((of["wall"], name) for name, of in seconds.items() if name != "total"), reverse=True)
+    told = ", ".join(f"{name} {wall:.1f}" for wall, name in phases)
+    return f"{seconds['total']['wall']:.1f} s ({seconds['total']['cpu']:.1f} s of CPU): {told}"
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -14,6 +14,7 @@ from workbench.backbone import QwenImage21, RoleDenoiser
 from workbench.batch import Batch, StepData
 from workbench.config import Recipe
 from workbench.errors import UserError
+from workbench.metrics import Means
 from workbench.modules import diagnostics
 from workbench.modules.draws import Draws
 from workbench.modules.fake_score import FakeScoreModule
@@ -21,11 +22,17 @@ from workbench.modules.root import RootModule
 from workbench.modules.student import StudentModule
 from workbench.modules.student_loss import StudentLoss
 from workbench.modules.teachers import TeacherEnsemble
+from workbench.modules.units import Replayed, Unit, Work, run_eagerly
+from workbench.optimisation import uncached_casts
 from workbench.roles import FAKE_SCORE, STUDENT, teacher_roles
 from workbench.sharding import shard
 
 Loss = tuple[Batch, Callable[[], Tensor]]
 """A batch, and what computes its loss per sample (B,)."""
+Known = tuple[Tensor, ...]
+SMALL = 300_000_000
+"""Parameters, all roles together, up to which `trainer.cuda_graphs=auto` means them: launches bind no larger network,
+and a graph keeps its memory."""
 
 
 class Distiller(RootModule):
@@ -61,6 +68,7 @@ class Distiller(RootModule):
         )
         planned = [recipe.mixture.has_weight(name) for name in self.categories]
         self.active = guidance.active_teachers(table, self.categories, planned)
+        self._replayed: Replayed | None = None
 
     def configure_model(self) -> None:
         if self.device_mesh is not None and isinstance(self.denoiser, QwenImage21):
@@ -69,10 +77,17 @@ class Distiller(RootModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         optim = self.recipe.optim
         options: dict[str, Any] = {"betas": (optim.beta1, optim.beta2), "weight_decay": optim.weight_decay}
+        # Sharded weights keep to the implementation that they are tested with.
+        options["fused"] = self.device_mesh is None
+        options["capturable"] = self.guards_on_device
         return [
-            torch.optim.AdamW(self.parameters_of(STUDENT), lr=optim.student_lr, **options),
-            torch.optim.AdamW(self.parameters_of(FAKE_SCORE), lr=optim.fake_lr, **options),
+            torch.optim.AdamW(self.parameters_of(role), lr=self._rate(lr), **options)
+            for role, lr in ((STUDENT, optim.student_lr), (FAKE_SCORE, optim.fake_lr))
         ]
+
+    def _rate(self, lr: float) -> float | Tensor:
+        """A graph reads its rate from the device."""
+        return torch.tensor(lr, device=self.device) if self.guards_on_device else lr
 
     def parameters_of(self, role: str) -> list[nn.Parameter]:
         """Trainable parameters that only `role` owns."""
@@ -90,91 +105,131 @@ class Distiller(RootModule):
         return dict(self.named_parameters_of(STUDENT))
 
     def learning_rates(self) -> dict[str, float]:
-        return {f"learning_rate/{role}": self._optimizer(role).param_groups[0]["lr"] for role in (STUDENT, FAKE_SCORE)}
+        groups = {role: self._optimizer(role).param_groups[0] for role in (STUDENT, FAKE_SCORE)}
+        return {f"learning_rate/{role}": float(group["lr"]) for role, group in groups.items()}
+
+    def on_train_start(self) -> None:
+        options, single = self.recipe.trainer, self.device.type == "cuda" and self.device_mesh is None
+        small = sum(parameter.numel() for parameter in self.parameters()) <= SMALL
+        wanted = options.cuda_graphs == "on" or (options.cuda_graphs == "auto" and small)
+        self._replayed = Replayed() if single and wanted else None
 
     def training_step(self, data: StepData, _: int) -> None:
-        self._set_learning_rates()
-        graded_step = self.draws.integer(self.student.num_steps, "graded_step")
-        fake_updates, states = self._rollouts(data, graded_step)
-        for losses in fake_updates:
-            self._update(FAKE_SCORE, losses)
-        losses = [
-            (batch, partial(self.student_loss, batch, step=graded_step, state=state))
-            for batch, state in zip(data.student, states, strict=True)
-        ]
-        norm = self._update(STUDENT, losses)
-        self.means.add(f"per_step/gradient_norm/all/step{graded_step}", norm)
-        self.num_updates += 1
+        with uncached_casts():
+            self._set_learning_rates()
+            graded_step = self.draws.integer(self.student.num_steps, "graded_step")
+            units, states = self.fake_score_units(data, graded_step)
+            for unit in units:
+                self._take(FAKE_SCORE, unit)
+            update = partial(self._student_update, step=graded_step)
+            self._take(STUDENT, Unit((STUDENT, graded_step), STUDENT, data.student, update, states))
+            self.num_updates += 1
 
     @property
     def draws(self) -> Draws:
         """The random numbers of this training step."""
         return Draws(self.recipe.seed, self.num_updates)
 
-    def _rollouts(self, data: StepData, graded_step: int) -> tuple[list[list[Loss]], list[Tensor | None]]:
-        """The losses of every fake-score update, and the state that each student batch goes on from, where one of the
-        rollouts behind them has passed it."""
-        num_steps, options = self.student.num_steps, self.recipe.dmd
-        none: list[Tensor | None] = [None] * len(data.student)
+    def fake_steps(self, count: int) -> list[int]:
+        """The student step behind the samples of each of `count` fake-score updates."""
+        num_steps = self.student.num_steps
+        if self.recipe.dmd.fake_samples == "fresh":
+            return [self.draws.integer(num_steps, f"fake{r}/step") for r in range(count)]
+        return rollout.spread_steps(num_steps, count, lambda i: self.draws.permutation(num_steps, f"fake/steps{i}"))
+
+    def fake_score_units(self, data: StepData, graded_step: int) -> tuple[list[Unit], Known]:
+        """The fake-score updates, and the state that each student batch goes on from, where one of the rollouts behind
+        them has passed it."""
+        options = self.recipe.dmd
+        steps = self.fake_steps(len(data.fake) if options.fake_samples == "fresh" else options.fake_updates)
         if options.fake_samples == "fresh":
-            drawn = [self.draws.integer(num_steps, f"fake{r}/step") for r in range(len(data.fake))]
             return [
-                [(batch, partial(self.fake_score_loss, batch, stream=f"fake{r}", step=drawn[r])) for batch in batches]
-                for r, batches in enumerate(data.fake)
-            ], none
-        steps = rollout.spread_steps(
-            num_steps, options.fake_updates, lambda i: self.draws.permutation(num_steps, f"fake/steps{i}")
-        )
+                Unit((FAKE_SCORE, step), f"fake{r}", batches, partial(self._fake_score_update, step=step))
+                for r, (batches, step) in enumerate(zip(data.fake, steps, strict=True))
+            ], ()
         of_student = options.fake_samples == "student_rollout"
         batches, stream = (data.student, STUDENT) if of_student else (data.fake[0], "fake0")
-        evaluations = max([*steps, graded_step - 1 if of_student else 0]) + 1
-        found = [self.student.trajectory(batch, self.draws, stream, evaluations) for batch in batches]
-        losses: list[list[Loss]] = [
-            [
-                (batch, partial(self.fake_score_loss, batch, stream=f"fake{r}", step=step, x0=one.clean[step]))
-                for batch, one in zip(batches, found, strict=True)
-            ]
+        count = max([*steps, graded_step - 1 if of_student else 0]) + 1
+        rollouts = Unit(("rollout", count), stream, batches, partial(self._trajectories, num_evaluations=count))
+        found = self._run(rollouts)
+        states, clean = found[: len(batches)], found[len(batches) :]
+        update = partial(self._fake_score_update, step=None)
+        return [
+            Unit((FAKE_SCORE, "known"), f"fake{r}", batches, update, tuple(of_batch[step] for of_batch in clean))
             for r, step in enumerate(steps)
-        ]
-        return losses, [one.states[graded_step] for one in found] if of_student else none
+        ], tuple(of_batch[graded_step] for of_batch in states) if of_student else ()
 
-    def fake_score_loss(self, batch: Batch, *, stream: str, step: int, x0: Tensor | None = None) -> Tensor:
-        """Loss per sample (B,) of the fake score on samples of the student's `step`: `x0` (B, N, C), or new ones."""
+    def _trajectories(self, work: Sequence[Work], _: Means, *, num_evaluations: int) -> list[Tensor]:
+        """States (n + 1, B, N, C) of each batch, then clean predictions (n, B, N, C) of each."""
+        found = [self.student.trajectory(one.batch, one.numbers, num_evaluations) for one in work]
+        return [torch.stack(one.states) for one in found] + [torch.stack(one.clean) for one in found]
+
+    def _fake_score_update(self, work: Sequence[Work], means: Means, *, step: int | None) -> list[Tensor]:
+        losses = [(one.batch, partial(self.fake_score_loss, one, step=step)) for one in work]
+        return [self._update(FAKE_SCORE, losses, means)]
+
+    def fake_score_loss(self, work: Work, *, step: int | None) -> Tensor:
+        """Loss per sample (B,) of the fake score on known samples of the student, or on new ones of its `step`."""
+        x0, options = work.known, self.recipe.dmd
         if x0 is None:
+            assert step is not None
             with torch.no_grad():
-                x0 = self.student.draw(batch, self.draws, stream, step)
-        options = self.recipe.dmd
-        uniform = self.draws.uniform(batch, f"{stream}/t")
+                x0 = self.student.draw(work.batch, work.numbers, step)
         t = rollout.renoise_time(
-            uniform, shift=options.renoise_shift, low=options.renoise_min, high=options.renoise_max
+            work.numbers.uniform("t"),
+            shift=options.renoise_shift,
+            low=options.renoise_min,
+            high=options.renoise_max,
         )
-        eps = self.draws.normal(batch, f"{stream}/eps", x0.shape[-1])
-        return self.fake_score.loss(batch.condition, x0, eps, t)
+        return self.fake_score.loss(work.batch.condition, x0, work.numbers.normal("eps", x0.shape[-1]), t)
+
+    def _student_update(self, work: Sequence[Work], means: Means, *, step: int) -> list[Tensor]:
+        losses = [(one.batch, partial(self._student_loss_of, one, means, step=step)) for one in work]
+        norm = self._update(STUDENT, losses, means)
+        means.add(f"per_step/gradient_norm/all/step{step}", norm)
+        return [norm]
 
     def student_loss(self, batch: Batch, *, step: int, state: Tensor | None = None) -> Tensor:
         """Loss per sample (B,) of the student's `step`, from its `state` (B, N, C) there where that is known."""
+        return self._student_loss_of(Work(batch, self.draws.of(batch, STUDENT), state), self.means, step=step)
+
+    def _student_loss_of(self, work: Work, means: Means, *, step: int) -> Tensor:
+        batch = work.batch
         weights, active = self.lambdas[batch.category, step], self.active[batch.task][step]
-        terms, seen = self._student_loss(batch, self.draws, step=step, weights=weights, active=active, state=state)
+        terms, seen = self._student_loss(
+            batch, work.numbers, step=step, weights=weights, active=active, state=work.known
+        )
         teachers = ("base", *self.recipe.teachers.specialists)
         diagnostics.record(
-            self.means, batch, seen, step=step, weights=weights, categories=self.categories, teachers=teachers
+            means, batch, seen, step=step, weights=weights, categories=self.categories, teachers=teachers
         )
         for name, losses in terms.items():
             if name != STUDENT:
-                self.means.add(f"loss/{name}/{batch.task}", losses, batch.weight)
+                means.add(f"loss/{name}/{batch.task}", losses, batch.weight)
         return torch.stack(list(terms.values())).sum(dim=0) if len(terms) > 1 else terms[STUDENT]
 
-    def _update(self, role: str, losses: Sequence[Loss]) -> Tensor:
+    def _run(self, unit: Unit) -> Sequence[Tensor]:
+        run = self._replayed or run_eagerly
+        return run(unit, self.draws, self.means)
+
+    def _take(self, role: str, unit: Unit) -> None:
+        """Run an update of `role`; one whose gradient is not finite is told."""
+        (norm,) = self._run(unit)
+        self.skips.note(torch.isfinite(norm), role, self.num_updates, unit.sample_ids)
+
+    def _update(self, role: str, losses: Sequence[Loss], means: Means) -> Tensor:
         """One optimiser step of `role` over the mean loss of the global batch; its gradient norm."""
         optim = self.recipe.optim
         clip = optim.student_clip if role == STUDENT else optim.fake_clip
-        shares = [(partial(self._share, role, batch, loss), batch.sample_ids) for batch, loss in losses]
-        return self.guarded_step(role, self._optimizer(role), self.parameters_of(role), clip, shares)
+        shares = [partial(self._share, role, batch, loss, means) for batch, loss in losses]
+        norm = self.take_step(self._optimizer(role), self.parameters_of(role), clip, shares)
+        means.add(f"gradient_norm/{role}", norm)
+        return norm
 
-    def _share(self, role: str, batch: Batch, loss: Callable[[], Tensor]) -> Tensor:
+    def _share(self, role: str, batch: Batch, loss: Callable[[], Tensor], means: Means) -> Tensor:
         """This batch's share of the mean loss over the global batch."""
         losses = loss()
-        self.means.add(f"loss/{role}/{batch.task}", losses, batch.weight)
+        means.add(f"loss/{role}/{batch.task}", losses, batch.weight)
         return (losses * batch.weight).sum() / self.recipe.mixture.batch_size
 
     def _optimizer(self, role: str) -> Any:

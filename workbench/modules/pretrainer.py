@@ -13,7 +13,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer
 
 from workbench import dmd, flow, rng, text_encoder
-from workbench.backbone import QwenImage21, SplitBlock
+from workbench.backbone import QwenImage21
 from workbench.batch import CaptionBatch, CaptionStep, Condition, Layout, tensors_of
 from workbench.config import Recipe
 from workbench.graphs import GraphedStep
@@ -48,7 +48,8 @@ class Pretrainer(RootModule):
         self._graphed: dict[tuple[Layout, ...], GraphedStep] = {}
         self._matrices, self._rest = self._groups()
         if recipe.pretrain.compile:
-            compile_blocks(self.denoiser, self.text_encoder)
+            self.denoiser.compile_blocks()
+            compile_layers(self.text_encoder)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         options, on_cuda = self.recipe.pretrain, self.device.type == "cuda"
@@ -202,9 +203,8 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim == 2 and not {"blocks", "layers"}.isdisjoint(name.split("."))
 
 
-def compile_blocks(*modules: nn.Module) -> None:
-    """Every transformer block through torch.compile, in place. Blocks of a kind share what is compiled."""
-    for module in modules:
-        for child in module.modules():
-            if isinstance(child, SplitBlock | Qwen3VLTextDecoderLayer):
-                child.compile(dynamic=False)
+def compile_layers(encoder: nn.Module) -> None:
+    """Every layer of the text encoder through torch.compile, in place. Layers share what is compiled."""
+    for child in encoder.modules():
+        if isinstance(child, Qwen3VLTextDecoderLayer):
+            child.compile(dynamic=False)

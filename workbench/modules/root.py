@@ -10,8 +10,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from workbench.errors import UserError
 from workbench.metrics import Means
+from workbench.modules.skips import Skips
 from workbench.optimisation import clip_gradients, learning_rate_factor
 
 
@@ -25,10 +25,19 @@ class RootModule(L.LightningModule, ABC):
         super().__init__()
         self.automatic_optimization = False
         self.total_updates = total_updates
-        self.max_skipped = max_skipped
         self.num_updates = 0
-        self.num_skipped = 0
+        self.skips = Skips(max_skipped, lambda line: self.trainer.print(line))
         self.means = Means()
+
+    @property
+    def num_skipped(self) -> int:
+        """Optimiser steps not taken so far; asking waits for the device."""
+        return self.skips.count()
+
+    @property
+    def guards_on_device(self) -> bool:
+        """Whether a step that is not finite is left out by the device itself, so that the host need not ask."""
+        return self.device.type == "cuda" and self.device_mesh is None
 
     @abstractmethod
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -39,7 +48,7 @@ class RootModule(L.LightningModule, ABC):
         """Those whose moving average is what the run delivers."""
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch.to(device)
+        return batch.to(device, non_blocking=True)
 
     @abstractmethod
     def learning_rates(self) -> dict[str, float]:
@@ -61,26 +70,27 @@ class RootModule(L.LightningModule, ABC):
         Raises:
             UserError: more than `max_skipped` such steps.
         """
+        norm = self.take_step(optimizer, parameters, clip, [loss for loss, _ in losses])
+        self.means.add(f"gradient_norm/{name}", norm)
+        samples = [sample for _, samples in losses for sample in samples]
+        self.skips.note(torch.isfinite(norm), name, self.num_updates, samples)
+        return norm
+
+    def take_step(
+        self, optimizer: Any, parameters: Sequence[nn.Parameter], clip: float, losses: Sequence[Callable[[], Tensor]]
+    ) -> Tensor:
+        """One step over the sum of `losses`, unless its gradient is not finite; the norm before clipping, ()."""
         optimizer.zero_grad(set_to_none=True)
-        for loss, _ in losses:
+        for loss in losses:
             # Gradients are averaged over ranks, the loss is a sum over them.
             self.manual_backward(loss() * self.trainer.world_size)
         norm = clip_gradients(parameters, clip)
-        self.means.add(f"gradient_norm/{name}", norm)
-        if torch.isfinite(norm):
+        if self.guards_on_device:
+            # A fused AdamW leaves weights, moments and its count as they are where this is 1.
+            optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
+            optimizer.optimizer.step()
+        elif torch.isfinite(norm):
             optimizer.step()
-            return norm
-        self.num_skipped += 1
-        samples = ", ".join([sample for _, samples in losses for sample in samples][:4])
-        line = (
-            f"non-finite gradient of the {name} at update {self.num_updates} (samples {samples}, ...): step not taken"
-        )
-        self.trainer.print(line)
-        if self.num_skipped > self.max_skipped:
-            raise UserError(
-                f"{line}; {self.num_skipped} such steps are too many: lower the learning rate, and continue from the "
-                "last checkpoint with the same command"
-            )
         return norm
 
     def set_learning_rate(self, optimizer: Any, peaks: Sequence[float], warmup: int, final: float) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from workbench import rollout
 from workbench.backbone import Prefix, RoleDenoiser
 from workbench.batch import Batch, Condition
-from workbench.modules.draws import Draws
+from workbench.modules.draws import Numbers
 
 
 class StudentModule(L.LightningModule):
@@ -36,21 +36,20 @@ class StudentModule(L.LightningModule):
     def draw(
         self,
         batch: Batch,
-        draws: Draws,
-        stream: str,
+        numbers: Numbers,
         step: int,
         *,
         state: Tensor | None = None,
         prefix: Prefix | None = None,
     ) -> Tensor:
-        """`graded_sample` for a batch, on the noise of `stream`."""
-        noise, fresh = self._noise(batch, draws, stream, step)
+        """`graded_sample` for a batch and its numbers."""
+        noise, fresh = self._noise(numbers, step)
         return self.graded_sample(batch.condition, noise, step, fresh, state=state, prefix=prefix)
 
     @torch.no_grad()
-    def trajectory(self, batch: Batch, draws: Draws, stream: str, num_evaluations: int) -> rollout.Trajectory:
+    def trajectory(self, batch: Batch, numbers: Numbers, num_evaluations: int) -> rollout.Trajectory:
         """States and clean predictions of the first steps on a batch, without gradient and over one prefix."""
-        noise, fresh = self._noise(batch, draws, stream, num_evaluations)
+        noise, fresh = self._noise(numbers, num_evaluations)
         prefix = self.network.prefix(batch.condition)
         return rollout.student_trajectory(
             lambda x, t: self.network.velocity(prefix, x, t), noise, self.times, num_evaluations, fresh
@@ -84,12 +83,10 @@ class StudentModule(L.LightningModule):
         prefix: Prefix = self.network.prefix(condition)
         return rollout.sample(lambda x, t: self.network.velocity(prefix, x, t), noise, self.times)
 
-    def _noise(
-        self, batch: Batch, draws: Draws, stream: str, num_evaluations: int
-    ) -> tuple[Tensor, list[Tensor] | None]:
+    def _noise(self, numbers: Numbers, num_evaluations: int) -> tuple[Tensor, list[Tensor] | None]:
         """What a rollout starts from, and what its steps are noised again with."""
         channels = self.network.num_channels
-        noise = draws.normal(batch, f"{stream}/noise", channels)
+        noise = numbers.normal("noise", channels)
         if self.mode == "euler":
             return noise, None
-        return noise, [draws.normal(batch, f"{stream}/fresh{k}", channels) for k in range(num_evaluations)]
+        return noise, [numbers.normal(f"fresh{k}", channels) for k in range(num_evaluations)]

@@ -12,10 +12,10 @@ from workbench import dmd, flow, rollout
 from workbench.batch import Batch
 from workbench.config import Dmd
 from workbench.errors import UserError
-from workbench.modules.draws import Draws
+from workbench.modules.draws import Numbers
 from workbench.modules.fake_score import FakeScoreModule
 from workbench.modules.student import StudentModule
-from workbench.modules.teachers import TeacherEnsemble, mixed
+from workbench.modules.teachers import TeacherEnsemble, TeacherPrefixes, mixed
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class StudentLoss:
     def __call__(
         self,
         batch: Batch,
-        draws: Draws,
+        numbers: Numbers,
         *,
         step: int,
         weights: Tensor,
@@ -58,43 +58,42 @@ class StudentLoss:
         state: x_{t_k} of the student where it is known, (B, N, C).
         """
         prefix = self.student.network.prefix(batch.condition)
-        x = self.student.draw(batch, draws, "student", step, state=state, prefix=prefix)
-        direction, seen = self._direction(batch, draws, x.detach(), step, weights, active)
+        x = self.student.draw(batch, numbers, step, state=state, prefix=prefix)
+        of_teachers = self.teachers.prefixes_of(batch, active)
+        direction, seen = self._direction(batch, numbers, x.detach(), step, weights, of_teachers)
         terms = {"student": dmd.dmd_loss(x, direction)}
         if self.options.first_step_weight and step == 0:
-            terms["first_step"] = self.options.first_step_weight * self._first_step(batch, draws, x, weights, active)
+            terms["first_step"] = self.options.first_step_weight * self._first_step(numbers, x, weights, of_teachers)
         if self.options.data_weight:
-            terms["data"] = self.options.data_weight * self._data(batch, draws, step, prefix)
+            terms["data"] = self.options.data_weight * self._data(batch, numbers, step, prefix)
         return terms, seen
 
     @torch.no_grad()
     def _direction(
-        self, batch: Batch, draws: Draws, x: Tensor, step: int, weights: Tensor, active: Sequence[bool]
+        self, batch: Batch, numbers: Numbers, x: Tensor, step: int, weights: Tensor, of_teachers: TeacherPrefixes
     ) -> tuple[Tensor, Comparison]:
         options, teachers = self.options, self.teachers
         low, high = self.intervals[step]
-        t = rollout.renoise_time(draws.uniform(batch, "student/t"), shift=options.renoise_shift, low=low, high=high)
-        x_t = flow.interpolate(x, self._normal(batch, draws, "eps"), t)
+        t = rollout.renoise_time(numbers.uniform("t"), shift=options.renoise_shift, low=low, high=high)
+        x_t = flow.interpolate(x, self._normal(numbers, "eps"), t)
         x0_fake = self.fake_score.x0(batch.condition, x_t, t)
-        guided = not options.decoupled
-        each = teachers.predictions(batch.condition, batch.uncond, x_t, t, active, guided=guided)
+        each = teachers.predictions(of_teachers, x_t, t, guided=not options.decoupled)
         seen = Comparison(x, x0_fake, mixed(each, weights), each)
         direction = dmd.dmd_direction(x, x0_fake, seen.x0_real)
         if options.decoupled:
-            direction = direction + self._augmentation(batch, draws, x, step, weights, active)
+            direction = direction + self._augmentation(numbers, x, step, weights, of_teachers)
         return direction, seen
 
     def _augmentation(
-        self, batch: Batch, draws: Draws, x: Tensor, step: int, weights: Tensor, active: Sequence[bool]
+        self, numbers: Numbers, x: Tensor, step: int, weights: Tensor, of_teachers: TeacherPrefixes
     ) -> Tensor:
         """The guidance term at a noise level below the student's own: what is coarser is settled in its state."""
         options = self.options
-        assert batch.uncond is not None, "guidance needs the empty prompt"
         low, high = self.augmentation_interval(step)
-        uniform = draws.uniform(batch, "student/augmentation/t")
+        uniform = numbers.uniform("augmentation/t")
         t = rollout.renoise_time(uniform, shift=options.renoise_shift, low=low, high=high)
-        x_t = flow.interpolate(x, self._normal(batch, draws, "augmentation/eps"), t)
-        pair = self.teachers.cond_and_uncond(batch.condition, batch.uncond, x_t, t, weights, active)
+        x_t = flow.interpolate(x, self._normal(numbers, "augmentation/eps"), t)
+        pair = self.teachers.cond_and_uncond(of_teachers, x_t, t, weights)
         return dmd.augmentation_direction(x, *pair, self.teachers.cfg_scale)
 
     def augmentation_interval(self, step: int) -> tuple[float, float]:
@@ -102,22 +101,22 @@ class StudentLoss:
         options = self.options
         return rollout.renoise_interval("below", self.student.grid, step, options.renoise_min, options.renoise_max)
 
-    def _first_step(self, batch: Batch, draws: Draws, x: Tensor, weights: Tensor, active: Sequence[bool]) -> Tensor:
-        noise, t_next = self._normal(batch, draws, "noise"), self.student.times[1]
+    def _first_step(self, numbers: Numbers, x: Tensor, weights: Tensor, of_teachers: TeacherPrefixes) -> Tensor:
+        noise, t_next = self._normal(numbers, "noise"), self.student.times[1]
         share = torch.linspace(0, 1, self.options.first_step_teacher_steps + 1, device=x.device)
-        state = self.teachers.sample(batch.condition, batch.uncond, noise, 1 - share * (1 - t_next), weights, active)
+        state = self.teachers.sample(of_teachers, noise, 1 - share * (1 - t_next), weights)
         return dmd.first_step_loss(x, noise, state, t_next)
 
-    def _data(self, batch: Batch, draws: Draws, step: int, prefix: object) -> Tensor:
+    def _data(self, batch: Batch, numbers: Numbers, step: int, prefix: object) -> Tensor:
         if batch.target is None:
             raise UserError(
                 f"dmd.data_weight needs targets, but samples such as {batch.sample_ids[0]} have none: leave it out, or "
                 "encode data with pictures"
             )
-        eps, t = self._normal(batch, draws, "data/eps"), self.student.times[step].expand(len(batch.rows))
+        eps, t = self._normal(numbers, "data/eps"), self.student.times[step].expand(len(batch.rows))
         x_t = flow.interpolate(batch.target, eps, t)
         predicted = self.student.network.velocity(prefix, x_t, t)  # type: ignore[arg-type]
         return dmd.flow_matching_loss(predicted, flow.velocity(batch.target, eps))
 
-    def _normal(self, batch: Batch, draws: Draws, stream: str) -> Tensor:
-        return draws.normal(batch, f"student/{stream}", self.student.network.num_channels)
+    def _normal(self, numbers: Numbers, name: str) -> Tensor:
+        return numbers.normal(name, self.student.network.num_channels)

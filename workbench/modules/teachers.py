@@ -10,7 +10,10 @@ from torch import Tensor
 
 from workbench import flow, guidance, rollout
 from workbench.backbone import Prefix, RoleDenoiser
-from workbench.batch import Condition
+from workbench.batch import Batch, Condition, Layout
+
+TeacherPrefixes = dict[int, tuple[Prefix, ...]]
+"""Of each teacher that runs, by its column: of the prompt, and of the empty one where there is guidance."""
 
 
 class TeacherEnsemble(L.LightningModule):
@@ -28,6 +31,7 @@ class TeacherEnsemble(L.LightningModule):
         self.networks = tuple(networks)
         self.cfg_scale = cfg_scale
         self.cfg_rescale = cfg_rescale
+        self._constants: dict[tuple[int, Layout], Prefix] = {}
 
     def x0(
         self,
@@ -39,65 +43,77 @@ class TeacherEnsemble(L.LightningModule):
         active: Sequence[bool],
     ) -> Tensor:
         """Mixed clean prediction (B, N, C)."""
-        return mixed(self.predictions(condition, uncond, x_t, t, active), weights)
+        return mixed(self.predictions(self.prefixes(condition, uncond, active), x_t, t), weights)
+
+    def prefixes_of(self, batch: Batch, active: Sequence[bool]) -> TeacherPrefixes:
+        """`prefixes` of a batch."""
+        return self.prefixes(
+            batch.condition,
+            batch.uncond,
+            active,
+            shares_references=batch.shares_references,
+            is_constant=batch.uncond_is_constant,
+        )
 
     @torch.no_grad()
-    def predictions(
+    def prefixes(
         self,
         condition: Condition,
         uncond: Condition | None,
-        x_t: Tensor,
-        t: Tensor,
         active: Sequence[bool],
         *,
-        guided: bool = True,
-    ) -> dict[int, Tensor]:
-        """Clean prediction (B, N, C) of each active teacher by its column; not `guided`: of the prompt alone."""
-        found = {}
-        for m, network in self._running(active):
-            prefixes = self._prefixes(network, condition, uncond if guided else None)
-            found[m] = flow.velocity_to_x0(x_t, self._velocity(network, prefixes, x_t, t), t)
+        shares_references: bool = False,
+        is_constant: bool = False,
+    ) -> TeacherPrefixes:
+        """Of each active teacher by its column, for any number of evaluations: of the prompt, and with guidance of the
+        empty one.
+
+        shares_references, is_constant: see `Batch`. A constant is read once for a teacher and a layout, and kept.
+        """
+        found: TeacherPrefixes = {}
+        for m, network in ((m, self.networks[m]) for m, is_active in enumerate(active) if is_active):
+            cond = network.prefix(condition)
+            if self.cfg_scale == 1 or uncond is None:
+                found[m] = (cond,)
+            elif is_constant:
+                if (m, uncond.layout) not in self._constants:
+                    self._constants[m, uncond.layout] = network.prefix(uncond).detach()
+                found[m] = (cond, self._constants[m, uncond.layout])
+            else:
+                found[m] = (cond, network.prefix(uncond, cond if shares_references else None))
         return found
 
     @torch.no_grad()
+    def predictions(
+        self, prefixes: TeacherPrefixes, x_t: Tensor, t: Tensor, *, guided: bool = True
+    ) -> dict[int, Tensor]:
+        """Clean prediction (B, N, C) of each teacher by its column; not `guided`: of the prompt alone."""
+        return {
+            m: flow.velocity_to_x0(x_t, self._velocity(m, pair if guided else pair[:1], x_t, t), t)
+            for m, pair in prefixes.items()
+        }
+
+    @torch.no_grad()
     def cond_and_uncond(
-        self, condition: Condition, uncond: Condition, x_t: Tensor, t: Tensor, weights: Tensor, active: Sequence[bool]
+        self, prefixes: TeacherPrefixes, x_t: Tensor, t: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Mixed clean predictions under the prompt and under the empty one, (B, N, C) each."""
         cond, empty = (
-            mixed(self.predictions(c, None, x_t, t, active, guided=False), weights) for c in (condition, uncond)
+            mixed(self.predictions({m: (pair[i],) for m, pair in prefixes.items()}, x_t, t), weights) for i in (0, 1)
         )
         return cond, empty
 
     @torch.no_grad()
-    def sample(
-        self,
-        condition: Condition,
-        uncond: Condition | None,
-        noise: Tensor,
-        times: Tensor,
-        weights: Tensor,
-        active: Sequence[bool],
-    ) -> Tensor:
+    def sample(self, prefixes: TeacherPrefixes, noise: Tensor, times: Tensor, weights: Tensor) -> Tensor:
         """State (B, N, C) at the last of `times` from noise at the first, by Euler over the mixed velocity."""
-        running = [(m, network, self._prefixes(network, condition, uncond)) for m, network in self._running(active)]
 
         def velocity(x_t: Tensor, t: Tensor) -> Tensor:
-            return mixed({m: self._velocity(network, prefixes, x_t, t) for m, network, prefixes in running}, weights)
+            return mixed({m: self._velocity(m, pair, x_t, t) for m, pair in prefixes.items()}, weights)
 
         return rollout.sample(velocity, noise, times)
 
-    def _running(self, active: Sequence[bool]) -> list[tuple[int, RoleDenoiser]]:
-        return [(m, self.networks[m]) for m, is_active in enumerate(active) if is_active]
-
-    def _prefixes(self, network: RoleDenoiser, condition: Condition, uncond: Condition | None) -> list[Prefix]:
-        """Of the prompt, and with guidance of the empty one."""
-        if self.cfg_scale == 1 or uncond is None:
-            return [network.prefix(condition)]
-        return [network.prefix(condition), network.prefix(uncond)]
-
-    def _velocity(self, network: RoleDenoiser, prefixes: Sequence[Prefix], x_t: Tensor, t: Tensor) -> Tensor:
-        v_cond, *v_uncond = (network.velocity(prefix, x_t, t) for prefix in prefixes)
+    def _velocity(self, m: int, prefixes: Sequence[Prefix], x_t: Tensor, t: Tensor) -> Tensor:
+        v_cond, *v_uncond = (self.networks[m].velocity(prefix, x_t, t) for prefix in prefixes)
         if not v_uncond:
             return v_cond
         v = guidance.cfg(v_cond, v_uncond[0], self.cfg_scale)

@@ -1,4 +1,4 @@
-"""Training-time forward of `AutoencoderKLQwenImage21` for single images: its own weights, fewer passes over memory.
+"""Forward of `AutoencoderKLQwenImage21` for single images: its own weights, fewer passes over memory.
 
 The stock forward carries a time axis of length one and cache bookkeeping, normalises in float32 with eight passes over
 each activation, pads before every convolution and repeats channels by reshaping. Here everything is (B, C, H, W), fit
