@@ -4,16 +4,38 @@
 #   TORCH_INDEX=URL        where torch comes from; https://download.pytorch.org/whl/cpu asks for the CPU build,
 #                          a tenth of the download where there is no GPU
 #   BENCH='key=value ...'  options of `make bench`, see workbench/bench/__main__.py
+#   LOGS=FOLDER            what `make tensorboard` opens: runs; one study folder for the HParams of that study
 #   RUN=FOLDER             the run or study folder of `make report`
 #   ZOO='key=value ...'    options of `make zoo-report` and `make benchmarks`, see studies/zoo/figures.py
+#   RECIPE=FILE            base recipe of a study: demo.yaml for CPUs, studies/recipes/gpu.yaml for one GPU
+#   STUDY='key=value ...'  options of a study and overrides of its recipe: workers=4 seeds=0,1 trainer.updates=100
+#   SPECIALISTS='{...}'    teachers.specialists of `make study-teacher study-search`
+#   SMOKE=1                of a study: two trials of two updates, minutes on two cores, into runs/studies-smoke
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 TORCH_INDEX ?=
 RECIPE := studies/recipes/demo.yaml
 RUN ?= runs/demo
+LOGS ?= runs
 BENCH ?=
 ZOO ?=
+SMOKE ?=
+STUDY ?=
+# A smoke run needs no trained specialists: as long as none ship, random ones are made for it.
+ADAPTERS := $(if $(wildcard workbench/assets/tiny/portrait.safetensors)$(if $(SMOKE),,trained),tiny,data/smoke/specialists)
+SPECIALISTS ?= {portrait: $(ADAPTERS)/portrait.safetensors, text: $(ADAPTERS)/text.safetensors, editing: $(ADAPTERS)/editing.safetensors}
+MADE_ADAPTERS := $(if $(filter tiny,$(ADAPTERS)),,$(addprefix $(ADAPTERS)/,portrait.safetensors text.safetensors editing.safetensors))
+BASE_RECIPE := $(if $(SMOKE),studies/recipes/smoke.yaml,$(RECIPE))
+STUDIES := runs/studies$(if $(SMOKE),-smoke)
+
+# $(call study,NAME,OPTIONS): data, trials, report; the same command continues.
+define study
+$(WORKBENCH) pack $(BASE_RECIPE)
+$(WORKBENCH) encode $(BASE_RECIPE)
+$(WORKBENCH) study $(1) recipe=$(BASE_RECIPE) folder=$(STUDIES)/$(1) $(2) $(if $(SMOKE),trials=2 workers=2) $(STUDY)
+$(WORKBENCH) report $(STUDIES)/$(1)
+endef
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +46,8 @@ BASE_STAMP := $(VENV)/.base
 DEV_STAMP := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format bench tensorboard report study-mixture zoo zoo-smoke zoo-report benchmarks clean
+.PHONY: help demo test lint types format bench tensorboard report zoo zoo-smoke zoo-report benchmarks clean \
+	study-noise study-data study-teacher study-mixture study-search
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -72,17 +95,29 @@ format: $(DEV_STAMP) ## let ruff mend what it can
 bench: $(BASE_STAMP) ## this engine against the plain arrangement of the same algorithm, on this machine
 	$(BIN)/python -m workbench.bench $(BENCH)
 
-tensorboard: $(BASE_STAMP) ## curves, samples and studies of everything under runs/
-	$(BIN)/tensorboard --logdir runs
+tensorboard: $(BASE_STAMP) ## curves, samples and hyper-parameters of everything under LOGS
+	$(BIN)/tensorboard --logdir $(LOGS)
 
 report: $(BASE_STAMP) ## write RUN/report.html again
 	$(WORKBENCH) report $(RUN)
 
-study-mixture: $(BASE_STAMP) ## the study of task ratios: T2I only, 7:3, 5:5; again: continues
-	$(WORKBENCH) pack $(RECIPE)
-	$(WORKBENCH) encode $(RECIPE)
-	$(WORKBENCH) study task-mixture recipe=$(RECIPE)
-	$(WORKBENCH) report runs/studies/task-mixture
+study-noise: $(BASE_STAMP) ## how far runs of one recipe differ by seed alone: run it first, the others read it
+	$(call study,noise-floor,)
+
+study-data: $(BASE_STAMP) ## which prompts: E1 to E5, the same at equal passes, shares of text
+	$(call study,data-composition,)
+
+study-teacher: $(BASE_STAMP) $(MADE_ADAPTERS) ## which teacher at which step, and whether it stays stable
+	$(call study,teacher-guidance,'teachers.specialists=$(SPECIALISTS)' evaluation.milestone_cases=$(if $(SMOKE),1,4))
+
+study-mixture: $(BASE_STAMP) ## which ratio of T2I to editing, from T2I only to edits only
+	$(call study,task-mixture,)
+
+study-search: $(BASE_STAMP) $(MADE_ADAPTERS) ## the whole recipe, for T2I, editing and diversity at once
+	$(call study,search,'teachers.specialists=$(SPECIALISTS)')
+
+data/smoke/specialists/%.safetensors: $(BASE_STAMP)
+	$(BIN)/python tests/random_adapter.py $@
 
 zoo: $(BASE_STAMP) ## rebuild the tiny model and the judge from nothing, on one GPU, into runs/zoo; again: continues
 	$(BIN)/python -m studies.zoo.build studies/zoo/zoo.yaml

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,8 +19,12 @@ class Options:
     """How a study is run.
 
     recipe: base recipe of all trials. folder: the study folder. storage: any Optuna URL.
-    seeds: replicates of every arm. trials: at most so many in this call; all that are missing when absent.
-    search: draw recipes from the study's space rather than replicate its arms.
+    seeds: replicates of every arm. search: draw recipes from the study's space rather than replicate its arms.
+    trials: of a search, so many altogether; of a replication, at most so many in this call, all when absent.
+    workers: processes that run trials side by side. devices: GPUs to spread them over, by the numbers that
+    CUDA_VISIBLE_DEVICES takes; all workers on the first one when empty.
+    budget_s: no trial is begun that would end later than this after the start.
+    noise_floor: standard deviation over seeds inside which a search prunes nothing.
     overrides: of the base recipe.
     """
 
@@ -29,16 +34,25 @@ class Options:
     seeds: tuple[int, ...]
     trials: int | None
     search: bool
+    workers: int
+    devices: tuple[str, ...]
+    budget_s: float | None
+    noise_floor: float | None
     overrides: tuple[str, ...]
 
 
-OWN = ("recipe", "folder", "storage", "seeds", "trials", "search", "smoke")
+OWN = (
+    "recipe", "folder", "storage", "seeds", "trials", "search", "workers", "devices", "budget", "noise_floor", "smoke",
+)  # fmt: skip
 SEARCH_TRIALS = 20
-SEEDS = "0,1,2"
 
 
-def parse(name: str, words: Iterable[str]) -> Options:
+def parse(
+    name: str, words: Iterable[str], *, default_seeds: Sequence[int] = (0, 1, 2), must_search: bool = False
+) -> Options:
     """Options of study `name`; what carries a section of the recipe is kept as an override.
+
+    default_seeds: where the words name none. must_search: a study without arms can do nothing else.
 
     Raises: UserError naming the word that is neither, or the value that cannot be read.
     """
@@ -59,16 +73,21 @@ def parse(name: str, words: Iterable[str]) -> Options:
             close = difflib.get_close_matches(key, [*OWN, *sections], n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise UserError(f"unknown option {key!r}{hint}; a study takes {', '.join(OWN)} and section.key=value")
-    smoke, search = _flag(own, "smoke"), _flag(own, "search")
+    smoke, search = _flag(own, "smoke"), _flag(own, "search") or must_search
+    seeds = own.get("seeds", ",".join(map(str, default_seeds)))
     folder = Path(own.get("folder", f"runs/studies/{name}"))
     trials = _whole("trials", own["trials"], least=1) if "trials" in own else None
     return Options(
         recipe=Path(own.get("recipe", RECIPES / ("smoke.yaml" if smoke else "demo.yaml"))),
         folder=folder,
         storage=own.get("storage", f"sqlite:///{folder / 'study.db'}"),
-        seeds=tuple(_whole("seeds", seed, least=0) for seed in own.get("seeds", SEEDS).strip("[]").split(",")),
+        seeds=tuple(_whole("seeds", seed, least=0) for seed in seeds.strip("[]").split(",")),
         trials=SEARCH_TRIALS if search and trials is None else trials,
         search=search,
+        workers=_whole("workers", own.get("workers", "1"), least=1),
+        devices=tuple(item.strip() for item in own.get("devices", "").strip("[]").split(",") if item.strip()),
+        budget_s=60 * _positive("budget", own["budget"]) if "budget" in own else None,
+        noise_floor=_positive("noise_floor", own["noise_floor"]) if "noise_floor" in own else None,
         overrides=tuple(overrides),
     )
 
@@ -81,6 +100,16 @@ def _flag(own: dict[str, str], key: str) -> bool:
             return False
         case other:
             raise UserError(f"{key}={other} must be true or false")
+
+
+def _positive(key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"{key}: {text!r} is not a number") from None
+    if not 0 < value < math.inf:
+        raise UserError(f"{key} must be above 0, got {value}")
+    return value
 
 
 def _whole(key: str, text: str, least: int) -> int:

@@ -1,153 +1,183 @@
-"""What a study found: a table with intervals, `study.json` for the report, HParams for TensorBoard."""
+"""What a study found: `study.json` for the report, a table on the terminal, HParams for TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
+from sqlalchemy.engine import make_url
 
 from datamodules.files import write_bytes
-from studies.trial import BENCHES
-from workbench.config import Recipe
+from studies.cells import SEARCH, error_of
+from studies.seam import Study
+from workbench import plots, schedules
+from workbench.config import CATEGORIES, Recipe
+from workbench.evaluation import arms
+from workbench.evaluation.statistics import Interval
 
-FINISHED = optuna.trial.TrialState.COMPLETE
-FAILED = optuna.trial.TrialState.FAIL
-SEARCH_ARM = "search"
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean of `n` seeds with its Student-t interval; unbounded where one seed says nothing about the spread."""
-
-    n: int
-    mean: float
-    low: float
-    high: float
+SEARCH_ARM = SEARCH
+MIN_FOR_IMPORTANCE = 8
+"""With fewer drawn trials the best of them are too few to tell which parameters they share."""
+BEST_TRIALS = 5
 
 
-def estimate(scores: Sequence[float]) -> Estimate:
-    """Interval of the mean of independent replicates."""
-    n, mean = len(scores), float(np.mean(scores)) if scores else math.nan
-    if n < 2:
-        return Estimate(n, mean, -math.inf, math.inf)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(scores, ddof=1) / math.sqrt(n))
-    return Estimate(n, mean, mean - half, mean + half)
+def arm_of(trial: FrozenTrial) -> str:
+    """Name of the arm, or `search` for a drawn recipe; one that only waits is known by its cell, `ARM@SEED`."""
+    return str(trial.params.get("arm") or _cell(trial)[0])
 
 
-def arm_of(trial: optuna.trial.FrozenTrial) -> str:
-    """Name of the arm, or `search` for a drawn recipe."""
-    return str(trial.params.get("arm", SEARCH_ARM))
+def _cell(trial: FrozenTrial) -> tuple[str, str]:
+    arm, _, seed = str(trial.user_attrs.get("cell", f"{SEARCH_ARM}@{trial.number}")).rpartition("@")
+    return arm, seed
 
 
-def _seed(trial: optuna.trial.FrozenTrial) -> int:
-    """Seed of a replicate; drawn recipes are all different, so their number stands in."""
-    return int(trial.params.get("seed", trial.number))
+def describe(memory: optuna.Study, study: Study, base: Recipe, command: Sequence[str]) -> None:
+    """Write into the storage what `study.json` says of the study as a whole, whichever worker writes it, and what
+    optuna-dashboard calls its objectives."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        memory.set_metric_names([*study.OBJECTIVES])
+    cases = len(CATEGORIES["t2i"]) * base.evaluation.t2i_cases + len(CATEGORIES["edit"]) * base.evaluation.editing_cases
+    memory.set_user_attr("budget", {"updates": base.trainer.updates, "cases": cases})
+    memory.set_user_attr("command", [_without_password(word) for word in command])
 
 
-def scores_by_arm(study: optuna.Study) -> dict[str, dict[int, float]]:
-    """arm -> seed -> score, finished trials only."""
-    table: dict[str, dict[int, float]] = {}
-    for trial in study.get_trials(deepcopy=False, states=(FINISHED,)):
-        assert trial.value is not None
-        table.setdefault(arm_of(trial), {})[_seed(trial)] = trial.value
-    return table
+def _without_password(word: str) -> str:
+    key, _, value = word.partition("=")
+    return f"{key}={make_url(value).render_as_string(hide_password=True)}" if key == "storage" else word
 
 
-def print_table(study: optuna.Study, question: str, console: Console) -> None:
-    """Arms, best first, each with its number of seeds, mean and interval; then what the differences are worth."""
-    table = Table(title=question, title_justify="left")
-    for column in ("arm", "n", "failed", "mean", "95 % interval"):
-        table.add_column(column, justify="left" if column == "arm" else "right")
-    scores = scores_by_arm(study)
-    failed = {(arm_of(trial), _seed(trial)) for trial in study.get_trials(deepcopy=False, states=(FAILED,))}
-    failures = Counter(arm for arm, seed in failed if seed not in scores.get(arm, {}))
-    estimates = {arm: estimate(list(scores.get(arm, {}).values())) for arm in {**scores, **failures}}
-    ranked = sorted(estimates, key=lambda arm: -estimates[arm].mean if estimates[arm].n else math.inf)
-    for arm in ranked:
-        found = estimates[arm]
-        mean = f"{found.mean:.3f}" if found.n else "-"
-        interval = f"{found.low:.3f} to {found.high:.3f}" if found.n > 1 else "needs two seeds"
-        table.add_row(arm, str(found.n), str(failures[arm]), mean, interval)
-    console.print(table)
-    console.print("Mean of the student's two benches on the search split; n counts seeds, each a run of its own.")
-    for arm in ranked[1:]:
-        console.print(verdict(ranked[0], arm, scores.get(ranked[0], {}), scores.get(arm, {})))
-
-
-def verdict(first: str, second: str, a: dict[int, float], b: dict[int, float]) -> str:
-    """One line: the difference over the seeds that both arms ran, and whether it is outside the noise."""
-    shared = sorted(a.keys() & b.keys())
-    if len(shared) < 2:
-        return f"{first} against {second}: no difference can be shown, {len(shared)} shared seed(s); two at least"
-    found = estimate([a[seed] - b[seed] for seed in shared])
-    shown = "a difference" if found.low > 0 or found.high < 0 else "no difference shown"
-    return f"{first} against {second}: {found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f}, n={found.n}): {shown}"
-
-
-def write_json(study: optuna.Study, name: str, question: str, storage: str, path: Path) -> None:
-    """`study.json`: every trial by arm, failed ones with their error."""
-    arms: dict[str, list[dict[str, Any]]] = {}
-    for trial in study.get_trials(deepcopy=False):
-        arms.setdefault(arm_of(trial), []).append(
-            {
-                "number": trial.number,
-                "run": trial.user_attrs.get("run"),
-                "seed": trial.params.get("seed"),
-                "state": trial.state.name.lower(),
-                "score": trial.value if trial.state == FINISHED else None,
-                "params": trial.params,
-                "metrics": trial.user_attrs.get("metrics", {}),
-                "error": trial.user_attrs.get("error"),
-            }
-        )
+def write_json(memory: optuna.Study, study: Study, name: str, storage: str, path: Path) -> None:
+    """`study.json`: every trial by arm, failed and running ones too; of a search its front and what matters."""
+    trials = memory.get_trials(deepcopy=False)
+    replicated = any(arm_of(trial) != SEARCH_ARM for trial in trials)
+    by_arm: dict[str, list[dict[str, Any]]] = {arm: [] for arm in study.ARMS if replicated}
+    for trial in trials:
+        by_arm.setdefault(arm_of(trial), []).append(_row(trial, study))
+    drawn = [trial for trial in trials if trial.state == TrialState.COMPLETE and "arm" not in trial.params]
     content = {
         "name": name,
-        "question": question,
+        "question": study.QUESTION,
+        "reference": next(iter(study.ARMS)) if replicated else None,
+        "objectives": list(study.OBJECTIVES),
         "storage": storage,
-        "arms": [{"name": arm, "trials": trials} for arm, trials in arms.items()],
+        "budget": memory.user_attrs.get("budget", {}),
+        "command": memory.user_attrs.get("command", []),
+        "arms": [{"name": arm, "trials": rows} for arm, rows in by_arm.items()],
+        "front": [trial.number for trial in front(drawn)],
+        "importance": importance(drawn, study.OBJECTIVES),
     }
-    write_bytes(path, json.dumps(content, indent=2).encode())
+    write_bytes(path, json.dumps(content, indent=1).encode())
 
 
-def headline(metrics: dict[str, Any]) -> dict[str, float]:
-    """The student's scalars of `metrics.json`: NFE, n, seconds per image, Frechet distance and bench means."""
-    student = metrics["models"]["student"]
-    found = {name: float(student[name]) for name in ("nfe", "n", "seconds_per_image") if name in student}
-    found |= {bench: float(student[bench]["mean"]["mean"]) for bench in BENCHES if student.get(bench)}
-    if student.get("frechet"):
-        found["frechet"] = float(student["frechet"]["value"])
-    return found
+def _row(trial: FrozenTrial, study: Study) -> dict[str, Any]:
+    """One trial of `study.json`. Times in seconds since 1970."""
+    metrics, done = trial.user_attrs.get("metrics", {}), trial.state == TrialState.COMPLETE
+    values = {name: metrics[name] for name in arms.READINGS if name in metrics}
+    if done:
+        values |= dict(zip(study.OBJECTIVES, trial.values, strict=True))
+    reported = {str(update): value for update, value in trial.intermediate_values.items() if math.isfinite(value)}
+    return {
+        "number": trial.number,
+        "cell": "@".join(_cell(trial)),
+        "run": trial.user_attrs.get("run"),
+        "seed": trial.params.get("seed"),
+        "state": trial.state.name.lower(),
+        "values": values if done else {},
+        "score": values.get("score") if done else None,
+        "hparams": trial.user_attrs.get("hparams", {}),
+        "params": {name: value for name, value in trial.params.items() if name not in ("arm", "seed")},
+        "metrics": metrics,
+        "milestones": trial.user_attrs.get("milestones", reported),
+        "cost": trial.user_attrs.get("cost", {}),
+        "started": trial.datetime_start.timestamp() if trial.datetime_start else None,
+        "finished": trial.datetime_complete.timestamp() if trial.datetime_complete else None,
+        "error": error_of(trial),
+    }
 
 
-def differences(recipe: Recipe, base: Recipe) -> dict[str, str | float]:
-    """What a trial's recipe sets otherwise than the base, dotted: its hyper-parameters. Where it is run is none."""
-    elsewhere = replace(recipe, trainer=replace(recipe.trainer, folder=base.trainer.folder))
-    ours, theirs = _flat(elsewhere), _flat(base)
-    return {key: ours.get(key, 0.0) for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)}
+def front(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that no other one beats or equals in every objective while beating it in one; all are maximised."""
+
+    def dominates(a: FrozenTrial, b: FrozenTrial) -> bool:
+        pairs = list(zip(a.values, b.values, strict=True))
+        return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
+
+    return [trial for trial in trials if not any(dominates(other, trial) for other in trials)]
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, str | float]:
-    if is_dataclass(value):
-        value = {item.name: getattr(value, item.name) for item in fields(value)}
-    if isinstance(value, dict):
-        return {name: leaf for key, inner in value.items() for name, leaf in _flat(inner, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): value if isinstance(value, int | float | str) else str(value)}
+def importance(trials: Sequence[FrozenTrial], objectives: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Objective -> parameter -> share of what tells the best trials from the rest: functional analysis of variance in
+    closed form (PED-ANOVA, arXiv 2304.10255). Empty for too few trials."""
+    if len(trials) < MIN_FOR_IMPORTANCE:
+        return {}
+    drawn = optuna.create_study(directions=["maximize"] * len(objectives))
+    drawn.add_trials([trial for trial in trials])
+    best = min(0.5, max(0.1, BEST_TRIALS / len(trials)))
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=best)
+    with warnings.catch_warnings():
+        # It warns, always, that low values of its target are what it explains: hence the sign below.
+        warnings.simplefilter("ignore", UserWarning)
+        return {
+            name: get_param_importances(drawn, evaluator=evaluator, target=lambda trial, i=i: -trial.values[i])  # type: ignore[misc]
+            for i, name in enumerate(objectives)
+        }
 
 
-def log_hparams(folder: Path, run_name: str, hparams: dict[str, str | float], metrics: dict[str, float]) -> None:
-    """One row of TensorBoard's HParams table."""
+def print_table(folder: Path, console: Console) -> None:
+    """Arms of the study in `folder` with their means and intervals, then what the differences are worth."""
+    study = arms.read_study(folder)
+    found, floor, objective = arms.read_arms(folder, study), arms.find_floor(folder, None), study["objectives"][0]
+    spread = arms.spread_for(found, objective, floor) if study["reference"] else None
+    tables = arms.tables(found, objective)
+    table = Table(title=study["question"], title_justify="left")
+    for column in ("arm", "n", "failed", objective, "95 % interval"):
+        table.add_column(column, justify="left" if column == "arm" else "right")
+    for arm, cases in zip(found, tables, strict=True):
+        interval = arms.arm_interval(arm, cases, objective, spread)
+        failed = sum(trial["state"] == "fail" for trial in arm.trials)
+        mean = "-" if interval is None else f"{interval.mean:.3f}"
+        table.add_row(arm.name, str(len(arm.finished)), str(failed), mean, _span(interval))
+    console.print(table)
+    console.print("Student on the search split; n counts seeds, each a run of its own; intervals over seeds and cases.")
+    for arm, cases in list(zip(found, tables, strict=True))[1:]:
+        row = arms.compare(arm, found[0], (cases, tables[0]), objective, spread, floor)
+        if row is not None and study["reference"]:
+            span = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
+            console.print(
+                f"{arm.name} against {found[0].name}: {row['difference']:+.3f}{span}: {row['verdict']}", markup=False
+            )
+
+
+def _span(interval: Interval | None) -> str:
+    if interval is None or interval.low is None:
+        return "needs two seeds"
+    return f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def log_trial(folder: Path, recipe: Recipe, hparams: dict[str, str | float], metrics: dict[str, float]) -> None:
+    """A row of TensorBoard's HParams table and the trial's lambda tables as a picture, in the trial's own TensorBoard
+    folder, so that its curves and samples stand under the same name. metrics: none for a trial that failed."""
     from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams as summaries
 
-    with SummaryWriter(log_dir=str(folder)) as writer:
-        writer.add_hparams(hparams, {f"search/{name}": value for name, value in metrics.items()}, run_name=run_name)
+    named = {f"search/{name}": value for name, value in metrics.items()}
+    specialists = list(recipe.teachers.specialists)
+    lambdas = schedules.tables(recipe.guidance, num_steps=recipe.dmd.student_steps, specialists=specialists)
+    with SummaryWriter(log_dir=str(folder), filename_suffix=".hparams") as writer:
+        assert writer.file_writer is not None
+        for summary in summaries(hparams, named):
+            writer.file_writer.add_summary(summary)
+        for name, value in named.items():
+            writer.add_scalar(name, value)
+        if lambdas:
+            writer.add_image("lambda", plots.lambda_picture(lambdas, ["base", *specialists]), dataformats="HWC")

@@ -1,64 +1,85 @@
-"""One trial: a recipe becomes an ordinary run folder in processes of its own, and one number.
+"""One trial: a recipe becomes an ordinary run folder in a process of its own, and one set of metrics.
 
-The study's process joins no process group and holds no model, so a trial may be sharded over any number of devices.
+The study's processes join no process group and hold no model, so a trial may be sharded over any number of devices;
+such a one distils through the `workbench` command, which its launcher starts again for every rank.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
 
-from datamodules.files import write_bytes
+from studies.seam import TrialFailed
 from workbench.config import Recipe
-from workbench.recipes import to_yaml
+from workbench.recipes import recipe_hash
 
-BENCHES = ("t2i_bench", "editing_bench")
 INTERRUPTED = 130
 SECONDS_TO_STOP = 60.0
-
-
-class TrialFailed(Exception):
-    """A trial that ended without a score; its message is what the study records."""
+LIBRARIES = ("workbench.runner", "workbench.inference")
+"""What every trial imports, seconds of it: read once a worker, before its first trial."""
 
 
 def run_trial(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Distil and evaluate `recipe` into `folder` (`recipe.trainer.folder`); an interrupted run there continues.
 
-    Returns: the run's `metrics.json`.
-    Raises: TrialFailed with the last line that the failing command wrote.
+    The teacher's answers are given once a study and kept in `teacher/` beside the runs.
+
+    Returns: the run's `metrics.json`, and under `cost` the seconds that distillation and evaluation themselves took.
+    Raises: UserError or TrialFailed, what ended it; KeyboardInterrupt where it was interrupted.
     """
-    resolved = folder.with_suffix(".yaml")
-    write_bytes(resolved, to_yaml(recipe).encode())
-    _workbench("distill", str(resolved))
-    _workbench("evaluate", str(folder))
-    path = folder / "metrics.json"
-    if not path.is_file():
-        raise TrialFailed(f"evaluation wrote no {path}")
-    metrics: dict[str, Any] = json.loads(path.read_text())
-    return metrics
+    finished = _finished(recipe, folder)
+    if finished is not None:
+        return {**finished, "cost": {"distill": 0.0, "evaluate": 0.0}}
+    from workbench import checkpoint
+    from workbench.evaluation.partial import Store
+    from workbench.inference import evaluate_run
+
+    found = checkpoint.newest(folder / "checkpoints")
+    if recipe.trainer.strategy == "fsdp" or recipe.trainer.devices * recipe.trainer.num_nodes > 1:
+        workbench("distill", str(folder.with_suffix(".yaml")))
+    else:
+        from workbench.runner import distill
+
+        distill(recipe)
+    seconds = seconds_of_updates(folder, found[1].num_updates if found else 0)
+    metrics = evaluate_run(folder, [], shared=Store(folder.parent / "teacher"))
+    spent = {phase: of["wall"] for phase, of in metrics["seconds"].items()}
+    return {**metrics, "cost": {"distill": seconds, "evaluate": spent["total"] - spent.get("loading", 0.0)}}
 
 
-def score(metrics: dict[str, Any]) -> float:
-    """Mean of the student's benchmark means: what a study maximises. Only the search split may be searched on."""
-    if metrics["split"] != "search":
-        raise TrialFailed(f"the objective needs the search split, metrics.json holds {metrics['split']!r}")
-    student = metrics["models"]["student"]
-    means = [student[bench]["mean"]["mean"] for bench in BENCHES if student.get(bench)]
-    if not means or not all(math.isfinite(value) for value in means):
-        raise TrialFailed(f"no finite score of the student, its benches have the means {means}")
-    return float(sum(means) / len(means))
+def _finished(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
+    """The metrics of a run that was evaluated before its worker could say so."""
+    try:
+        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return metrics if metrics.get("recipe") == recipe_hash(recipe) else None
 
 
-def _workbench(*arguments: str) -> None:
-    """A `workbench` command, its bars and errors shown as they come."""
+def seconds_of_updates(folder: Path, done: int) -> float:
+    """Seconds of training that a run logged beyond update `done`, pictures and checkpoints between updates included."""
+    path, total, before = folder / "metrics.jsonl", 0.0, done
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        row = json.loads(line)
+        if row["update"] > done:
+            total += (row["update"] - before) * row["throughput/s_per_update"]
+            before = row["update"]
+    return total
+
+
+def workbench(*arguments: str) -> None:
+    """A `workbench` command, its bars and errors shown as they come.
+
+    Raises: TrialFailed with the last line that it wrote, KeyboardInterrupt where it was interrupted.
+    """
     command = [sys.executable, "-m", "workbench", *arguments]
     tail: deque[str] = deque(maxlen=50)
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as process:
+    # What is open and inheritable is the lock on the run folder: this command holds it too.
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace", close_fds=False) as process:
         assert process.stderr is not None
         try:
             for line in process.stderr:
@@ -66,7 +87,7 @@ def _workbench(*arguments: str) -> None:
                 tail.append(line.strip())
             code = process.wait()
         except KeyboardInterrupt:
-            # The child got the same signal: let it save its state before it goes.
+            # The command got the same signal: let it save its state before it goes.
             try:
                 process.wait(SECONDS_TO_STOP)
             except subprocess.TimeoutExpired:

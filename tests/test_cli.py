@@ -107,7 +107,7 @@ def test_the_libraries_are_quiet_during_a_command_and_as_before_after_it(
         (["compare", "absent", "absent"], "no run folder at absent"),
         (["report", "absent"], "no run or study folder at absent"),
         (["export", "absent", "out"], "no run folder at absent"),
-        (["study", "task-mixtre"], "no study 'task-mixtre'; there is: task-mixture"),
+        (["study", "task-mixtre"], "no study 'task-mixtre'; there is: noise-floor, data-composition"),
         (["sample", "tiny", "a cat", "--out", "cat.gif"], "must end in .png, .jpg or .webp"),
         (["sample", "tiny", "a cat", "--out", "no/such/cat.png"], "there is no folder no/such"),
         (["sample", "tiny", "a cat", "--image", "absent.png", "--out", "cat.png"], "no image at absent.png"),

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 from workbench import checkpoint
 from workbench.batch import StepData
 from workbench.callbacks import Averaging, Checkpointing, Milestones
+from workbench.jsonl import read_lines
 from workbench.modules.distiller import Distiller
 from workbench.quality import PATIENCE, Watch, energy_distance
-from workbench.scalars import DataWait, read_lines
+from workbench.scalars import DataWait
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -111,8 +112,8 @@ def test_a_falling_run_sounds_the_alarm_and_keeps_its_best(tmp_path: Path, capsy
     assert "alarm at update 5" in said and "than at update 2 (distance 0.700 against 0.200)" in said
     assert "alarm at update 4" not in said
     rows = [row for _, row in read_lines(tmp_path / "milestones.jsonl")]
-    assert [row["milestone/alarm"] for row in rows] == [0, 0, 0, 0, 1, 1]
-    assert [row["milestone/distance"] for row in rows] == list(FALLING.values())
+    assert [row["alarm"] for row in rows] == [0, 0, 0, 0, 1, 1]
+    assert [row["distance"] for row in rows] == list(FALLING.values())
     best = told.watch.best_to_keep()
     assert best == 2 and checkpoint.has_best(tmp_path / "checkpoints", 2)
     last = {name: tensor.clone() for name, tensor in averaging.average.average.items()}

@@ -110,21 +110,3 @@ def test_minimal_run_and_strange_folders(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("seed: 1\n")
     page = report(tmp_path).read_text()
     assert "No metrics.json" in page and "No mixture was logged" in page
-
-
-def test_study_report_ranks_arms_and_shows_failures(tmp_path: Path) -> None:
-    def trial(number: int, score: float | None) -> dict[str, object]:
-        state, error = ("fail", EVIL) if score is None else ("complete", None)
-        return {"number": number, "run": f"trial-{number:04d}", "seed": number, "state": state, "score": score,
-                "params": {}, "metrics": {"nfe": 4.0}, "error": error}  # fmt: skip
-
-    arms = [
-        {"name": "worse", "trials": [trial(0, 2.0), trial(1, 2.2)]},
-        {"name": "better", "trials": [trial(2, 3.0), trial(3, None)]},
-    ]
-    study = {"name": "ratio", "question": EVIL, "storage": "sqlite", "arms": arms}
-    (tmp_path / "study.json").write_text(json.dumps(study))
-    page = report(tmp_path).read_text()
-    body = page[page.index("<table") :]
-    assert body.index("better") < body.index("worse")
-    assert "needs two seeds" in page and "<script" not in page and 'href="trial-0002/report.html"' in page

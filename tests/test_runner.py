@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,11 @@ from safetensors.torch import load_file
 
 from datamodules.encode import encode
 from datamodules.pack import pack
-from workbench import pipeline, rollout, text_encoder
+from workbench import inference, pipeline, rollout, text_encoder
 from workbench.backbone import RoleDenoiser, single_role
 from workbench.config import Guidance, Recipe, Schedule, Teachers
 from workbench.errors import UserError
+from workbench.evaluation.partial import Store
 from workbench.grids import sample_batch
 from workbench.modules.distiller import Distiller
 from workbench.prompts import PromptTokenizer
@@ -238,3 +241,41 @@ def test_the_exported_folder_runs_when_no_dtype_is_asked_for(finished: Path) -> 
     stock = QwenImage21Pipeline.from_pretrained(folder, processor=load_processor(folder / "processor"))
     drawn = stock("a red house", output_resolution=64, output_type="latent").images
     assert torch.isfinite(drawn).all() and stock.scheduler.timesteps.shape == (4,)
+
+
+def test_a_teacher_that_answered_another_run_is_not_even_loaded(
+    finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides, shared = ["evaluation.t2i_cases=1", "evaluation.editing_cases=1"], Store(tmp_path)
+    loaded, load = [], pipeline.load
+
+    def told(folder: str, **options: Any) -> Any:
+        loaded.append(folder)
+        return load(folder, **options)
+
+    monkeypatch.setattr(pipeline, "load", told)
+    first = inference.evaluate_run(finished, overrides, shared=shared)
+    assert sorted(loaded) == sorted([recipe.model.folder, str(finished / "student")])
+    loaded.clear()
+    again = inference.evaluate_run(finished, overrides, shared=shared)
+    assert loaded == [str(finished / "student")]
+    assert again["few_step_selection"] == first["few_step_selection"] and again["comparisons"] == first["comparisons"]
+    assert again["models"]["teacher"] == first["models"]["teacher"]
+
+
+def test_milestones_are_scored_as_the_evaluation_does_and_change_nothing(
+    finished: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    """The last milestone is the finished student's: scored through its export, it gets the same."""
+    evaluation = replace(recipe.evaluation, milestone_cases=1, t2i_cases=1, editing_cases=1, split="search")
+    scored = replace(in_folder(recipe, tmp_path / "scored", sample_every=2), evaluation=evaluation)
+    run = distill(scored)
+    rows = [json.loads(line) for line in (run / "milestones.jsonl").read_text().splitlines()]
+    assert [row["update"] for row in rows] == [2, 4] and all(row["alarm"] == 0 for row in rows)
+    assert all(math.isfinite(row["distance"]) for row in rows)
+    metrics = inference.evaluate_run(run, [])["models"]["student"]
+    assert rows[-1]["t2i"] == pytest.approx(metrics["t2i_bench"]["mean"]["mean"], abs=1e-3)
+    assert rows[-1]["editing"] == pytest.approx(metrics["editing_bench"]["mean"]["mean"], abs=1e-3)
+    assert rows[-1]["score"] == pytest.approx((rows[-1]["t2i"] + rows[-1]["editing"]) / 2)
+    for name, weight in student_weights(finished).items():
+        assert torch.equal(weight, student_weights(run)[name])

@@ -9,17 +9,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 import pytest
-from scipy import stats
+from rich.console import Console
 
-from studies import options, runner, summary, task_mixture, trial
+from studies import cells, opening, options, progress, record, runner, seam, summary, task_mixture, trial, workers
+from studies.storage import connect
 from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.recipes import load, recipe_hash
 
 SMOKE = options.RECIPES / "smoke.yaml"
+SMALL = ["smoke=true"]
+
+
+class Three:
+    """Three arms of the study of task ratios."""
+
+    QUESTION = task_mixture.QUESTION
+    ARMS = {arm: task_mixture.ARMS[arm] for arm in ("t2i-only", "7:3", "5:5")}
+    SEEDS = task_mixture.SEEDS
+    OBJECTIVES = task_mixture.OBJECTIVES
+    SAMPLER = task_mixture.SAMPLER
+    suggest = staticmethod(task_mixture.suggest)
+
+
+THREE = Three()
 
 
 def metrics_of(t2i: float, editing: float, split: str = "search") -> dict[str, Any]:
@@ -39,7 +54,7 @@ class FakeTrials:
         call = len(self.asked)
         self.asked.append((recipe, folder))
         if call in self.fails:
-            raise trial.TrialFailed("workbench distill ended with 1: error: no\nluck")
+            raise seam.TrialFailed("workbench distill ended with 1: error: no\nluck")
         if call in self.stops:
             raise KeyboardInterrupt
         share = recipe.mixture.tasks["t2i"]
@@ -59,9 +74,9 @@ def read_study(tmp_path: Path) -> dict[str, dict[str, Any]]:
 
 def test_every_arm_runs_under_every_seed_once(tmp_path: Path, words: list[str]) -> None:
     fake = FakeTrials()
-    runner.run_study("task-mixture", [*words, "seeds=3,5", "mixture.batch_size=8"], execute=fake)
+    runner.run_study("task-mixture", [*words, "seeds=3,5", "mixture.batch_size=8"], study=THREE, execute=fake)
     cells = [(recipe.mixture.tasks, recipe.seed) for recipe, _ in fake.asked]
-    shares = ({"t2i": 1.0}, {"t2i": 0.7, "edit": 0.3}, {"t2i": 0.5, "edit": 0.5})
+    shares = ({"t2i": 1.0, "edit": 0.0}, {"t2i": 0.7, "edit": 0.3}, {"t2i": 0.5, "edit": 0.5})
     assert cells == [(share, seed) for seed in (3, 5) for share in shares]
     assert [folder.name for _, folder in fake.asked] == [f"trial-{number:04d}" for number in range(6)]
     for recipe, folder in fake.asked:
@@ -69,69 +84,71 @@ def test_every_arm_runs_under_every_seed_once(tmp_path: Path, words: list[str]) 
         assert recipe.mixture.batch_size == 8
         assert recipe.trainer.folder == str(folder)
     arms = read_study(tmp_path)
-    assert list(arms) == list(task_mixture.ARMS)
+    assert list(arms) == list(THREE.ARMS)
     assert [run["seed"] for run in arms["7:3"]["trials"]] == [3, 5]
     assert arms["7:3"]["trials"][0]["score"] == pytest.approx((3.73 + 3.3) / 2)
 
 
 def test_a_second_call_repeats_nothing_and_a_new_seed_adds_only_itself(words: list[str]) -> None:
-    runner.run_study("task-mixture", [*words, "seeds=0"], execute=FakeTrials())
+    runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=FakeTrials())
     again = FakeTrials()
-    runner.run_study("task-mixture", [*words, "seeds=0"], execute=again)
+    runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=again)
     assert again.asked == []
     more = FakeTrials()
-    runner.run_study("task-mixture", [*words, "seeds=0,1"], execute=more)
+    runner.run_study("task-mixture", [*words, "seeds=0,1"], study=THREE, execute=more)
     assert [recipe.seed for recipe, _ in more.asked] == [1, 1, 1]
 
 
 def test_a_failing_trial_is_recorded_and_tried_again_in_its_own_folder(tmp_path: Path, words: list[str]) -> None:
     first = FakeTrials(fails=(1,))
-    runner.run_study("task-mixture", [*words, "seeds=0"], execute=first)
+    runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=first)
     assert len(first.asked) == 3
     (failed,) = read_study(tmp_path)["7:3"]["trials"]
     assert failed["state"] == "fail"
     assert failed["score"] is None
     assert failed["error"] == "TrialFailed: workbench distill ended with 1: error: no luck"
     second = FakeTrials()
-    memory = runner.run_study("task-mixture", [*words, "seeds=0"], execute=second)
+    memory = runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=second)
     assert [(recipe.mixture.tasks["t2i"], folder.name) for recipe, folder in second.asked] == [(0.7, "trial-0001")]
-    assert set(summary.scores_by_arm(memory)) == set(task_mixture.ARMS)
+    assert {trial.params["arm"] for trial in memory.trials if trial.value is not None} == set(THREE.ARMS)
 
 
 def test_an_interrupt_stops_the_study_and_the_same_command_continues_the_trial(words: list[str]) -> None:
     first = FakeTrials(stops=(1,))
     with pytest.raises(KeyboardInterrupt):
-        runner.run_study("task-mixture", [*words, "seeds=0"], execute=first)
+        runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=first)
     second = FakeTrials()
-    runner.run_study("task-mixture", [*words, "seeds=0"], execute=second)
-    assert [folder.name for _, folder in second.asked] == ["trial-0001", "trial-0003"]
+    runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=second)
+    assert [folder.name for _, folder in second.asked] == ["trial-0001", "trial-0002"]
 
 
 def test_trials_bounds_one_call(words: list[str]) -> None:
     fake = FakeTrials()
-    runner.run_study("task-mixture", [*words, "seeds=0", "trials=2"], execute=fake)
-    runner.run_study("task-mixture", [*words, "seeds=0", "trials=2"], execute=fake)
+    runner.run_study("task-mixture", [*words, "seeds=0", "trials=2"], study=THREE, execute=fake)
+    runner.run_study("task-mixture", [*words, "seeds=0", "trials=2"], study=THREE, execute=fake)
     assert len(fake.asked) == 3
 
 
 def test_no_score_at_all_is_an_error_with_the_trials_own_words(words: list[str]) -> None:
     with pytest.raises(UserError, match="no trial of the study .* error: no luck"):
-        runner.run_study("task-mixture", [*words, "seeds=0"], execute=FakeTrials(fails=(0, 1, 2)))
+        runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=FakeTrials(fails=(0, 1, 2)))
 
 
 def test_search_draws_from_the_space_and_counts_trials(words: list[str]) -> None:
     fake = FakeTrials()
-    memory = runner.run_study("task-mixture", [*words, "search=true", "trials=4"], execute=fake)
+    memory = runner.run_study("task-mixture", [*words, "search=true", "trials=4"], study=THREE, execute=fake)
     for recipe, _ in fake.asked:
-        assert 0.2 <= recipe.mixture.tasks["t2i"] <= 1
+        assert 0 <= recipe.mixture.tasks["t2i"] <= 1
         assert sum(recipe.mixture.tasks.values()) == pytest.approx(1)
     assert len(memory.trials) == 4
 
 
 def test_another_recipe_may_not_enter_the_same_study(words: list[str]) -> None:
-    runner.run_study("task-mixture", [*words, "seeds=0"], execute=FakeTrials())
+    runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=FakeTrials())
     with pytest.raises(UserError, match="another base recipe"):
-        runner.run_study("task-mixture", [*words, "seeds=0", "optim.student_lr=1e-3"], execute=FakeTrials())
+        runner.run_study(
+            "task-mixture", [*words, "seeds=0", "optim.student_lr=1e-3"], study=THREE, execute=FakeTrials()
+        )
 
 
 @pytest.mark.parametrize(
@@ -151,13 +168,13 @@ def test_another_recipe_may_not_enter_the_same_study(words: list[str]) -> None:
 )
 def test_bad_words_name_themselves(tmp_path: Path, words: list[str], extra: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
-        runner.run_study("task-mixture", [*words, extra], execute=FakeTrials())
+        runner.run_study("task-mixture", [*words, extra], study=THREE, execute=FakeTrials())
     assert "secret" not in str(raised.value)
     assert "storage" in extra or not (tmp_path / "mixture").exists()
 
 
 def test_an_unknown_study_is_named() -> None:
-    with pytest.raises(UserError, match="task-mixtur'.*task-mixture"):
+    with pytest.raises(UserError, match="task-mixtur'.*noise-floor, .*task-mixture"):
         runner.run_study("task-mixtur", [])
 
 
@@ -165,6 +182,9 @@ def test_an_arm_that_is_no_recipe_is_found_before_anything_is_written(tmp_path: 
     class Broken:
         QUESTION = "?"
         ARMS = {"fine": ["seed=0"], "odd": ["mixture.tasks={t2i: 2.0}"]}
+        SEEDS = (0,)
+        OBJECTIVES = ("score",)
+        SAMPLER: seam.Sampler = "tpe"
 
         def suggest(self, trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:
             return base
@@ -177,9 +197,9 @@ def test_an_arm_that_is_no_recipe_is_found_before_anything_is_written(tmp_path: 
 def test_the_objective_needs_no_study(tmp_path: Path) -> None:
     base, fake = load(SMOKE), FakeTrials()
     fixed = optuna.trial.FixedTrial({"arm": "5:5", "seed": 7}, number=12)
-    value = runner.measure(fixed, task_mixture, base, options.parse("x", [f"folder={tmp_path}"]), fake)
-    assert value == pytest.approx((3.57 + 3.5) / 2)
-    assert fake.asked[0][1] == tmp_path / "trial-0012"
+    recipe, seed = workers.recipe_of(fixed, task_mixture, base, options.parse("x", [f"folder={tmp_path}"]))
+    assert seed == 7
+    assert seam.objectives(fake(replace(recipe, seed=seed), tmp_path), ["score"]) == pytest.approx([(3.57 + 3.5) / 2])
 
 
 def test_suggest_keeps_everything_but_the_ratio() -> None:
@@ -192,80 +212,53 @@ def test_suggest_keeps_everything_but_the_ratio() -> None:
 def test_arms_differ_in_the_ratio_alone() -> None:
     base = load(SMOKE)
     for overrides in task_mixture.ARMS.values():
-        arm = runner.vary(base, overrides)
+        arm = seam.vary(base, overrides)
         assert recipe_hash(replace(arm, mixture=replace(arm.mixture, tasks=base.mixture.tasks))) == recipe_hash(base)
 
 
 def test_the_score_is_the_mean_of_both_benches_on_the_search_split() -> None:
-    assert trial.score(metrics_of(3.0, 4.0)) == 3.5
-    with pytest.raises(trial.TrialFailed, match="search split"):
-        trial.score(metrics_of(3.0, 4.0, split="report"))
-    with pytest.raises(trial.TrialFailed, match="no finite score"):
-        trial.score(metrics_of(math.nan, 4.0))
-
-
-def test_the_interval_is_students() -> None:
-    scores = [3.1, 3.4, 2.9, 3.3]
-    found = summary.estimate(scores)
-    low, high = stats.ttest_1samp(scores, 0).confidence_interval(0.95)
-    np.testing.assert_allclose((found.mean, found.low, found.high), (np.mean(scores), low, high))
-    assert summary.estimate([3.0]).high == math.inf
-
-
-def test_a_difference_within_the_noise_is_called_that() -> None:
-    noisy, lower = {0: 3.0, 1: 3.6, 2: 2.7}, {0: 2.9, 1: 3.7, 2: 2.6}
-    assert "no difference shown" in summary.verdict("a", "b", noisy, lower)
-    assert "no difference" not in summary.verdict("a", "b", noisy, {seed: value - 1 for seed, value in noisy.items()})
-    assert "no difference can be shown, 1 shared" in summary.verdict("a", "b", noisy, {0: 1.0})
+    assert seam.objectives(metrics_of(3.0, 4.0), ["score", "editing", "t2i"]) == [3.5, 4.0, 3.0]
+    with pytest.raises(seam.TrialFailed, match="search split"):
+        seam.objectives(metrics_of(3.0, 4.0, split="report"), ["score"])
+    with pytest.raises(seam.TrialFailed, match="no finite score"):
+        seam.objectives(metrics_of(math.nan, 4.0), ["score"])
+    with pytest.raises(seam.TrialFailed, match="no finite diversity"):
+        seam.objectives(metrics_of(3.0, 4.0), ["score", "diversity"])
 
 
 def test_hyperparameters_are_what_differs() -> None:
     base = load(SMOKE)
-    changed = runner.vary(base, ["mixture.tasks={t2i: 1.0}", "optim.student_lr=0.5"])
-    assert summary.differences(changed, base) == {
+    changed = seam.vary(base, ["mixture.tasks={t2i: 1.0}", "optim.student_lr=0.5"])
+    assert record.differences(changed, base) == {
         "mixture.tasks.t2i": 1.0,
         "mixture.tasks.edit": 0.0,
         "optim.student_lr": 0.5,
     }
 
 
-def test_hparams_reach_tensorboard(tmp_path: Path, words: list[str]) -> None:
+def test_hparams_reach_the_trials_own_tensorboard(tmp_path: Path, words: list[str]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    runner.run_study("task-mixture", [*words, "seeds=0", "trials=1"], execute=FakeTrials())
-    events = EventAccumulator(str(tmp_path / "mixture" / "tensorboard" / "trial-0000")).Reload()
+    runner.run_study("task-mixture", [*words, "seeds=0", "trials=1"], study=THREE, execute=FakeTrials())
+    events = EventAccumulator(str(tmp_path / "mixture" / "trial-0000" / "tensorboard")).Reload()
     (scalar,) = events.Scalars("search/score")
     assert scalar.value == pytest.approx(3.5)
     assert "_hparams_/session_start_info" in events.summary_metadata
 
 
 def test_a_password_in_the_storage_is_not_written(tmp_path: Path) -> None:
-    chosen = options.parse("s", [f"folder={tmp_path}", "storage=postgresql://me:secret@host/db"])
-    memory = optuna.create_study()
-    runner._write_json(memory, task_mixture, chosen)
-    assert "secret" not in (tmp_path / "study.json").read_text()
-
-
-def test_a_trial_runs_distill_and_then_evaluate_and_reads_the_metrics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "trial-0000"
-    recipe, commands = load(SMOKE, [f"trainer.folder={folder}"]), []
-
-    def pretend(*arguments: str) -> None:
-        commands.append(arguments)
-        folder.mkdir(exist_ok=True)
-        (folder / "metrics.json").write_text('{"split": "search"}')
-
-    monkeypatch.setattr(trial, "_workbench", pretend)
-    assert trial.run_trial(recipe, folder) == {"split": "search"}
-    assert commands == [("distill", f"{folder}.yaml"), ("evaluate", str(folder))]
-    assert load(f"{folder}.yaml") == recipe
+    plan = opening.plan_of("s", [*SMALL, f"folder={tmp_path}", "storage=postgresql://me:secret@host/db"], task_mixture)
+    patience = opening.patience_for(plan.options)
+    opened = opening.Opened(plan, connect(f"sqlite:///{tmp_path}/x.db"), optuna.create_study(), 1, patience)
+    summary.describe(opened.memory, task_mixture, plan.base, ["s", f"storage={plan.options.storage}"])
+    progress.Progress(opened, cells.Call("key", 0), Console()).write()
+    assert "me:***@host" in (tmp_path / "study.json").read_text()
+    assert "secret" not in (tmp_path / "study.json").read_text() and "secret" not in patience.name
 
 
 def test_a_subprocess_that_fails_says_why() -> None:
-    with pytest.raises(trial.TrialFailed, match="workbench distill ended with 2: error: no recipe at absent.yaml"):
-        trial._workbench("distill", "absent.yaml")
+    with pytest.raises(seam.TrialFailed, match="workbench distill ended with 2: error: no recipe at absent.yaml"):
+        trial.workbench("distill", "absent.yaml")
 
 
 def test_an_interrupted_subprocess_interrupts_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,4 +269,4 @@ def test_an_interrupted_subprocess_interrupts_the_study(monkeypatch: pytest.Monk
         lambda command, **settings: started([command[0], "-c", "raise SystemExit(130)"], **settings),
     )
     with pytest.raises(KeyboardInterrupt):
-        trial._workbench("distill", "any.yaml")
+        trial.workbench("distill", "any.yaml")

@@ -15,15 +15,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from workbench import checkpoint
+from workbench.jsonl import drop_lines_after, read_lines
 from workbench.modules.root import RootModule
 from workbench.optimisation import MovingAverage
 from workbench.quality import PATIENCE, Watch
-from workbench.scalars import drop_lines_after, read_lines
 
 Grid = Callable[[RootModule], np.ndarray]
 """Draws the fixed prompts with the student's current weights: uint8 (H, W, 3). Every rank calls it."""
 
-DISTANCE = "milestone/distance"
+Scores = Callable[[RootModule], dict[str, float]]
+"""Numbers of the student's current weights by name. Every rank calls it."""
 
 
 class Averaging(L.Callback):
@@ -77,7 +78,7 @@ class Milestones(L.Callback):
     """Tells the distance of the averaged student at every milestone, sounds an alarm when it has grown for long, and
     keeps the weights of the best.
 
-    path: a line a milestone. folder: of the checkpoints, None to keep no best.
+    path: a line a milestone. folder: of the checkpoints, None to keep no best. scores: told beside the distance.
     """
 
     def __init__(
@@ -87,14 +88,15 @@ class Milestones(L.Callback):
         every: int,
         averaging: Averaging,
         distance: Callable[[RootModule], float],
+        scores: Scores | None = None,
     ) -> None:
         self.path, self.folder, self.every = path, folder, every
-        self.averaging, self.distance = averaging, distance
+        self.averaging, self.distance, self.scores = averaging, distance, scores
         self.watch = Watch()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, RootModule)
-        known = {update: row[DISTANCE] for update, row in read_lines(self.path) if DISTANCE in row}
+        known = {update: row["distance"] for update, row in read_lines(self.path) if "distance" in row}
         self.watch = Watch({update: value for update, value in known.items() if update <= module.num_updates})
         if trainer.is_global_zero:
             drop_lines_after(self.path, module.num_updates)
@@ -112,16 +114,18 @@ class Milestones(L.Callback):
             return
         self.averaging.average.swap()
         distance = self.distance(module)
+        scores = self.scores(module) if self.scores is not None else {}
         self.averaging.average.swap()
         self.watch.add(update, distance)
         if self.folder is not None and self.watch.best() == update:
             checkpoint.save_best(self.folder, self.averaging.average.average, update)
         collapsed, best = self.watch.has_collapsed(), self.watch.best()
         if trainer.is_global_zero:
-            scalars = {DISTANCE: distance, "milestone/alarm": float(collapsed)}
+            scalars = {"distance": distance, "alarm": float(collapsed), **scores}
             scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
             assert isinstance(trainer.logger, TensorBoardLogger)
-            trainer.logger.log_metrics(scalars, step=update)
+            named = {f"milestone/{name}": value for name, value in scalars.items()}
+            trainer.logger.log_metrics(named, step=update)
             with self.path.open("a") as file:
                 file.write(json.dumps({"update": update, **scalars}) + "\n")
         if collapsed and best is not None:

@@ -106,12 +106,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     text = "run a study: arms times seeds, each trial an ordinary run; the same command continues it"
     command = commands.add_parser("study", help=text, description=text, parents=[common])
-    command.add_argument("name", metavar="NAME", help="task-mixture")
+    command.add_argument(
+        "name", metavar="NAME", help="noise-floor, data-composition, teacher-guidance, task-mixture or search"
+    )
     _add_overrides(command)
 
     text = "write report.html of a run or study folder"
     command = commands.add_parser("report", help=text, description=text, parents=[common])
     command.add_argument("folder", metavar="FOLDER", type=Path)
+    command.add_argument(
+        "--noise-floor", type=Path, metavar="FOLDER", help="a study's: noise floor to hold differences against"
+    )
     return parser
 
 
@@ -155,7 +160,7 @@ def _run(arguments: argparse.Namespace) -> None:
             folder = _folder(arguments.folder, "run or study")
             from workbench.report import report
 
-            print(f"wrote {report(folder)}")
+            print(f"wrote {report(folder, arguments.noise_floor)}")
 
 
 def _run_recipe(arguments: argparse.Namespace) -> None:

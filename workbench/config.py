@@ -418,6 +418,7 @@ class Evaluation:
     cases: a JSONL file of one's own cases (docs/cases.md) instead of the world's splits. categories: the ones that are
     scored, all when empty. slice_seed: which cases of a category a slice takes; 0 takes the first ones.
     batch_size: 0 chooses by device and model.
+    milestone_cases: search cases a category that the local judge scores at every trainer.sample_every; 0 for none.
     judges: `local`, always, since studies and readings beside the score go by it, and `vlm` beside it.
     """
 
@@ -433,6 +434,7 @@ class Evaluation:
     teacher_cfg_scale: float = 1.5
     teacher_shift: float = 2.0
     num_bootstrap: int = 1000
+    milestone_cases: int = 0
     judges: list[str] = field(default_factory=lambda: ["local"])
     vlm: Vlm = field(default_factory=Vlm)
 
@@ -456,6 +458,7 @@ class Evaluation:
             ("editing_cases", self.editing_cases),
             ("batch_size", self.batch_size),
             ("slice_seed", self.slice_seed),
+            ("milestone_cases", self.milestone_cases),
         ):
             require(count >= 0, f"evaluation.{name} must not be negative, got {count}")
 

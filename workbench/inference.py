@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from workbench.evaluation.case_file import write_jsonl
 from workbench.evaluation.chosen import benchmark_cases
 from workbench.evaluation.evaluate import evaluate, select_few_step
 from workbench.evaluation.models import ModelUnderTest, few_step_candidates, student_sampling, teacher_sampling
+from workbench.evaluation.partial import Store
 from workbench.evaluation.subject import Subject
 from workbench.evaluation.tables import print_metrics
 from workbench.evaluation.vlm_judge import panel
@@ -26,11 +28,18 @@ from workbench.recipes import from_mapping
 from workbench.run_folder import RunFolder
 
 
-def evaluate_run(target: str | Path, overrides: list[str], dry_run: bool = False) -> dict[str, Any]:
+def evaluate_run(
+    target: str | Path,
+    overrides: list[str],
+    dry_run: bool = False,
+    *,
+    shared: Store | None = None,
+) -> dict[str, Any]:
     """Score a run (teacher, best few-step teacher, student) or a pipeline folder on both benchmarks, and print it.
 
     A run's results go into the run folder, a pipeline folder's into `runs/evaluation/NAME`. dry_run: only print
-    how many images would be drawn, and how many calls and tokens vision-language judges would take.
+    how many images would be drawn, and how many calls and tokens vision-language judges would take. shared: of
+    answers of a run's teacher, which answers once for all runs that share it.
 
     Raises:
         UserError: no run or pipeline folder, a run without its student, bad overrides, a judge that is not described in
@@ -58,7 +67,7 @@ def evaluate_run(target: str | Path, overrides: list[str], dry_run: bool = False
         )
     models: dict[str, ModelUnderTest]
     if folder.is_run():
-        models, selection = _models_of_run(recipe, folder, clock)
+        models, selection = _models_of_run(recipe, folder, shared, clock)
     else:
         models, selection = {"model": Subject(str(target), recipe, clock).model()}, []
     metrics = evaluate(models, recipe, out, cases=cases, panel=judges, selection=selection, clock=clock)
@@ -103,13 +112,14 @@ def sample_image(folder: str, prompt: str, image: Path | None, out: Path, seed: 
 
 
 def _models_of_run(
-    recipe: Recipe, folder: RunFolder, clock: Clock
+    recipe: Recipe, folder: RunFolder, shared: Store | None, clock: Clock
 ) -> tuple[dict[str, ModelUnderTest], list[dict[str, Any]]]:
     teacher = Subject(recipe.model.folder, recipe, clock)
-    candidates = [teacher.model(how) for how in few_step_candidates(recipe.evaluation.teacher_cfg_scale)]
+    hows = [teacher_sampling(recipe), *few_step_candidates(recipe.evaluation.teacher_cfg_scale)]
+    full, *candidates = [replace(teacher.model(how), store=shared) for how in hows]
     few_step, selection = select_few_step(candidates, recipe)
     models = {
-        "teacher": teacher.model(teacher_sampling(recipe)),
+        "teacher": full,
         "teacher_few_step": few_step,
         "student": Subject(str(folder.student), recipe, clock).model(student_sampling(recipe)),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -10,11 +11,16 @@ from diffusers import QwenImage21Pipeline
 
 from datamodules.distillation import DistillationData
 from datamodules.pretraining import PretrainingData
-from workbench import grids, roles
+from workbench import grids, pipeline, roles, sampling
 from workbench.backbone import RoleDenoiser
 from workbench.batch import Batch, CaptionBatch, Condition
-from workbench.callbacks import Grid
+from workbench.callbacks import Grid, Scores
 from workbench.config import Recipe
+from workbench.evaluation.answers import answer
+from workbench.evaluation.benchmark import BENCHES
+from workbench.evaluation.chosen import benchmark_cases
+from workbench.evaluation.judge import LocalJudge
+from workbench.evaluation.models import Encodings, from_sampler, student_sampling
 from workbench.grids import Picture
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
@@ -105,6 +111,36 @@ def _evenly_of_each_category(categories: np.ndarray, count: int) -> list[int]:
     """About `count` samples, the first ones of each category."""
     values = np.unique(categories)
     return [int(i) for value in values for i in np.flatnonzero(categories == value)[: max(2, count // len(values))]]
+
+
+def distillation_scores(recipe: Recipe, teacher: QwenImage21Pipeline) -> Scores:
+    """Means of the student on a slice of the search split, as `evaluate` scores them: `t2i`, `editing`, and `score`,
+    the mean of both."""
+    chosen, resolution = recipe.evaluation, recipe.data.resolution
+    cases = benchmark_cases(recipe, "search", chosen.milestone_cases, chosen.milestone_cases)
+    judge = LocalJudge()
+
+    @cache
+    def encodings(device: torch.device, batch_size: int) -> Encodings:
+        # The run itself holds no text encoder: one is loaded for this and let go.
+        teacher.text_encoder = pipeline.load(recipe.model.folder, device, transformer=False).text_encoder
+        found = Encodings(teacher, resolution, batch_size)
+        found(cases, [0] * len(cases))
+        teacher.text_encoder = None
+        return found
+
+    def score(module: RootModule) -> dict[str, float]:
+        assert isinstance(module, Distiller)
+        teacher.vae.to(module.device)
+        network = RoleDenoiser(module.denoiser, roles.STUDENT)  # type: ignore[arg-type]
+        batch_size = chosen.batch_size or sampling.default_batch_size(teacher, resolution)
+        sampler, known = sampling.Sampler(teacher, network, batch_size), encodings(module.device, batch_size)
+        found = answer(from_sampler(sampler, known, student_sampling(recipe)), cases, chosen.seeds[:1], judge)
+        tables = {"t2i": found.by_category(BENCHES["t2i"]), "editing": found.by_category(BENCHES["edit"])}
+        means = {name: float(np.mean([v.mean() for v in table.values()])) for name, table in tables.items() if table}
+        return {**means, "score": float(np.mean(list(means.values())))}
+
+    return score
 
 
 def pretraining_grid(recipe: Recipe, base: QwenImage21Pipeline, data: PretrainingData) -> Grid:

@@ -80,17 +80,21 @@ def load(
     dtype: torch.dtype = torch.float32,
     *,
     transformer_dtype: torch.dtype | None = None,
+    transformer: bool = True,
     text_encoder: bool = True,
 ) -> QwenImage21Pipeline:
     """The pipeline of a folder, in evaluation mode, with or without torchvision installed.
 
-    transformer_dtype: of the transformer where it differs. text_encoder: False leaves it on the disk, for training on
-    encoded data.
+    transformer_dtype: of the transformer where it differs. transformer, text_encoder: False leaves it on the disk, for
+    encoding alone and for training on encoded data.
 
     Raises:
         UserError: see `resolve`; or the files do not fit the classes.
     """
     path = resolve(folder)
+    absent = {
+        name: None for name, wanted in (("transformer", transformer), ("text_encoder", text_encoder)) if not wanted
+    }
     processor = load_processor(path / "processor")
     try:
         with _no_progress_bars():
@@ -100,7 +104,7 @@ def load(
                 dtype={"default": dtype, "transformer": transformer_dtype or dtype},
                 use_safetensors=True,
                 local_files_only=True,
-                **({} if text_encoder else {"text_encoder": None}),
+                **absent,
             )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot load the pipeline folder {path}: {str(error).strip().splitlines()[0]}") from error

@@ -47,18 +47,23 @@ STYLE: Any = {
 def inline_image(path: Path, max_width: int) -> str:
     """A `data:` address of the picture as WebP, shrunk to at most `max_width` pixels; empty if it cannot be read."""
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
+        return inline_bytes(path.read_bytes(), max_width)
     except (OSError, UnidentifiedImageError):
         return ""
+
+
+def inline_bytes(encoded: bytes, max_width: int) -> str:
+    """The same of an encoded picture. Raises: OSError or UnidentifiedImageError if it is none."""
+    with Image.open(io.BytesIO(encoded)) as opened:
+        image = opened.convert("RGB")
     if image.width > max_width:
         image = image.resize((max_width, round(image.height * max_width / image.width)), Image.Resampling.LANCZOS)
-    encoded = io.BytesIO()
-    image.save(encoded, format="WEBP", quality=82)
-    return "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
+    out = io.BytesIO()
+    image.save(out, format="WEBP", quality=82)
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _svg(figure: Figure, salt: str) -> str:
+def svg(figure: Figure, salt: str) -> str:
     """Inline SVG; `salt` keeps the ids of several charts on a page apart."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         out = io.StringIO()
@@ -89,7 +94,7 @@ def score_chart(metrics: Mapping[str, Any], models: Mapping[str, str], benches: 
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper center", ncols=len(labels), bbox_to_anchor=(0.5, 0.02))
         figure.tight_layout()
-    return _svg(figure, "scores")
+    return svg(figure, "scores")
 
 
 def _score_panel(panel: Axes, scores: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> None:
@@ -134,11 +139,25 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> str:
         for panel in panels[max(0, len(names) - columns) : len(names)]:
             panel.set_xlabel("student updates")
         figure.tight_layout()
-    return _svg(figure, "curves")
+    return svg(figure, "curves")
 
 
 def lambda_tables(tables: Mapping[str, Sequence[Sequence[float]]], teachers: Sequence[str]) -> str:
     """The lambda table of every condition class as a heat map: rows are student steps, columns teachers."""
+    return svg(_lambda_figure(tables, teachers), "lambda")
+
+
+def lambda_picture(tables: Mapping[str, Sequence[Sequence[float]]], teachers: Sequence[str]) -> np.ndarray:
+    """The same as pixels, (H, W, 3) uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = _lambda_figure(tables, teachers)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _lambda_figure(tables: Mapping[str, Sequence[Sequence[float]]], teachers: Sequence[str]) -> Figure:
     with matplotlib.rc_context(STYLE):
         columns = min(4, len(tables))
         lines = -(-len(tables) // columns)
@@ -156,7 +175,7 @@ def lambda_tables(tables: Mapping[str, Sequence[Sequence[float]]], teachers: Seq
             panel.set_yticks(range(values.shape[0]), [f"step {k}" for k in range(values.shape[0])])
             panel.set_title(name)
         figure.tight_layout()
-    return _svg(figure, "lambda")
+    return figure
 
 
 def by_step_maps(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -182,7 +201,7 @@ def by_step_maps(rows: Sequence[Mapping[str, Any]]) -> str:
             _by_step_panel(panel, by_category)
             panel.set_title(quantity)
         figure.tight_layout()
-    return _svg(figure, "by-step")
+    return svg(figure, "by-step")
 
 
 def _by_step_panel(panel: Axes, by_category: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
@@ -200,23 +219,3 @@ def _by_step_panel(panel: Axes, by_category: Mapping[str, Mapping[int, Sequence[
             panel.text(step, i, f"{value:.2g}", ha="center", va="center", color="white" if dark else "#111111")
     panel.set_xticks(range(num_steps), [f"step {step}" for step in range(num_steps)])
     panel.set_yticks(range(len(names)), names)
-
-
-def arms_chart(arms: Sequence[Mapping[str, Any]]) -> str:
-    """Every arm of a study: its seeds as dots, its mean with the interval."""
-    if not arms:
-        return ""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.0, 0.8 + 0.42 * len(arms)))
-        panel = figure.subplots()
-        for y, arm in enumerate(reversed(arms)):
-            panel.plot(arm["scores"], [y] * len(arm["scores"]), "o", ms=4, color=OTHER[5], alpha=0.7)
-            if arm["low"] is not None:
-                panel.plot([arm["low"], arm["high"]], [y, y], color=OTHER[0], lw=2)
-            panel.plot([arm["mean"]], [y], "D", ms=6, color=OTHER[0])
-        panel.set_yticks(range(len(arms)), [arm["name"] for arm in reversed(arms)])
-        panel.set_xlabel("score of the student, mean of both benchmarks")
-        panel.set_ylim(-0.6, len(arms) - 0.4)
-        panel.grid(axis="x")
-        figure.tight_layout()
-    return _svg(figure, "arms")

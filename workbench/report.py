@@ -17,6 +17,8 @@ from datamodules.files import write_bytes
 from workbench import plots, schedules
 from workbench.errors import UserError
 from workbench.recipes import from_mapping
+from workbench.report_study import study_values
+from workbench.study_verdict import TITLES
 
 BENCH_TITLES = {"t2i_bench": "T2I-Bench", "editing_bench": "Editing-Bench"}
 MODEL_TITLES = {
@@ -27,16 +29,19 @@ MODEL_TITLES = {
 MAX_MILESTONES = 6
 
 
-def report(folder: Path) -> Path:
+def report(folder: Path, noise_floor: Path | None = None) -> Path:
     """Write `report.html` into a run folder, or into a study folder (one that holds `study.json`).
 
+    noise_floor: study folder whose noise floor a study's differences are held against; `noise-floor` beside it when
+        absent.
+
     Raises:
-        UserError: the folder is missing, or holds nothing to report on.
+        UserError: the folder is missing, or holds nothing to report on; the noise floor given is not a finished one.
     """
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}")
     if (folder / "study.json").is_file():
-        page = _render("study.html.j2", _study(folder))
+        page = _render("study.html.j2", study_values(folder, noise_floor))
     elif any((folder / name).exists() for name in ("recipe.yaml", "metrics.json", "metrics.jsonl", "samples")):
         page = _render("run.html.j2", _run(folder))
     else:
@@ -54,8 +59,8 @@ def _render(template: str, values: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval, "signed": signed, "words": words}
-    environment.globals |= {"bench_titles": BENCH_TITLES, "model_titles": MODEL_TITLES}
+    environment.filters |= {"number": number, "interval": interval, "signed": signed, "words": words, "few": few}
+    environment.globals |= {"bench_titles": BENCH_TITLES, "model_titles": MODEL_TITLES, "titles": TITLES}
     return environment.get_template(template).render(**values)
 
 
@@ -81,6 +86,11 @@ def interval(value: dict[str, Any], digits: int = 2) -> str:
 def words(name: str) -> str:
     """A name of the files as words."""
     return MODEL_TITLES.get(name, BENCH_TITLES.get(name, name.replace("_", " ")))
+
+
+def few(value: Any) -> str:
+    """A drawn or set value in few digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -218,43 +228,3 @@ def _run(folder: Path) -> dict[str, Any]:
             f"workbench report {folder}",
         ],
     }
-
-
-def _study(folder: Path) -> dict[str, Any]:
-    study = _json(folder / "study.json")
-    arms = [_arm(arm) for arm in study.get("arms", [])]
-    arms.sort(key=lambda arm: -arm["mean"] if arm["mean"] is not None else math.inf)
-    return {
-        "title": study.get("name", folder.resolve().name),
-        "question": study.get("question", ""),
-        "storage": study.get("storage", ""),
-        "arms": arms,
-        "chart": plots.arms_chart([arm for arm in arms if arm["mean"] is not None]),
-        "trials": [trial for arm in arms for trial in arm["trials"]],
-        "commands": [f"workbench study {study.get('name', folder.name)}", f"workbench report {folder}"],
-    }
-
-
-def _arm(arm: dict[str, Any]) -> dict[str, Any]:
-    """An arm with its mean over seeds and the Student-t interval of that mean."""
-    from scipy import stats
-
-    scores = [float(trial["score"]) for trial in arm.get("trials", []) if trial.get("score") is not None]
-    mean = sum(scores) / len(scores) if scores else None
-    low = high = None
-    if mean is not None and len(scores) > 1:
-        deviation = math.sqrt(sum((score - mean) ** 2 for score in scores) / (len(scores) - 1))
-        half = float(stats.t.ppf(0.975, len(scores) - 1)) * deviation / math.sqrt(len(scores))
-        low, high = mean - half, mean + half
-    trials = [
-        {**trial, "arm": arm["name"], "link": _link(trial.get("run")), "metrics": trial.get("metrics") or {}}
-        for trial in arm.get("trials", [])
-    ]
-    failed = sum(trial.get("state") == "fail" for trial in trials)
-    return {"name": arm["name"], "n": len(scores), "mean": mean, "low": low, "high": high, "failed": failed,
-            "scores": scores, "trials": trials}  # fmt: skip
-
-
-def _link(run: str | None) -> str:
-    """Link to a trial's own report; its run folder is named by its last part, inside the study folder."""
-    return f"{Path(run).name}/report.html" if run else ""

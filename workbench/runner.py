@@ -75,10 +75,11 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     folder.begin(recipe)
     averaging = Averaging(recipe.optim.ema_decay)
     grid = milestones.distillation_grid(recipe, teacher, data)
+    scores = milestones.distillation_scores(recipe, teacher) if recipe.evaluation.milestone_cases else None
     samples_per_update = recipe.mixture.batch_size * (1 + recipe.dmd.fake_updates)
     best = folder.checkpoints if recipe.trainer.keep == "best" else None
     distance = milestones.distillation_distance(recipe, data)
-    told = Milestones(folder.milestones, best, recipe.trainer.sample_every, averaging, distance)
+    told = Milestones(folder.milestones, best, recipe.trainer.sample_every, averaging, distance, scores)
     _fit(recipe, folder, module, data, averaging, grid, samples_per_update, told)
     if best is not None:
         _return_to_best(best, told.watch, averaging)
@@ -201,7 +202,7 @@ def _fit(
     data.start_step = min(done, module.total_updates)
     options = recipe.trainer
     wait = DataWait()
-    callbacks = [
+    callbacks: list[L.Callback] = [
         averaging,
         Checkpointing(folder.checkpoints, options.checkpoint_every, averaging),
         Metrics(folder.scalars, options.log_every, data, samples_per_update, wait),

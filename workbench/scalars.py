@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from workbench.jsonl import drop_lines_after
 from workbench.modules.root import RootModule
 
 
@@ -107,31 +107,3 @@ class Metrics(L.Callback):
             "throughput/data_wait_share": self.wait.pop() / wall_s,
             "throughput/first_batch_s": self.wait.first_batch_s or 0.0,
         }
-
-
-def read_lines(path: Path) -> list[tuple[int, dict[str, float]]]:
-    """Update and scalars of each logged line, those cut short aside."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-            rows.append((int(row.pop("update")), row))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return rows
-
-
-def drop_lines_after(path: Path, update: int) -> None:
-    """Forget logged lines beyond the checkpoint that the run continues from, and a last line cut short by a kill."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["update"] <= update:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(temporary, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same_numbers(judge: Loc
     cut = Drawing(fails_at=3)
     with pytest.raises(KeyboardInterrupt):
         evaluate({"model": cut.model()}, recipe(), tmp_path / "cut", cases=cases, judge=judge)
-    assert cut.calls == 3 and len(list((tmp_path / "cut/evaluation/partial").iterdir())) == 3
+    assert cut.calls == 3 and len(list((tmp_path / "cut/evaluation/partial").glob("*.npz"))) == 3
     resumed = Drawing()
     found = evaluate({"model": resumed.model()}, recipe(), tmp_path / "cut", cases=cases, judge=judge)
     # Two tasks under two seeds are four chunks, and four calls ask for diversity.
@@ -107,9 +108,31 @@ def test_only_the_same_question_is_answered_from_the_store(judge: LocalJudge, tm
         before = first.calls
         ask(model, of, seed, keep)
         assert first.calls - before == drawn
-    for path in tmp_path.iterdir():
+    for path in tmp_path.glob("*.npz"):
         path.write_bytes(path.read_bytes()[:100])
     assert equal(ask(Drawing().model(), cases), fresh)
+
+
+def test_other_noise_is_another_question(judge: LocalJudge, tmp_path: Path) -> None:
+    def ask(stream: str) -> Answers:
+        return answer(Drawing().model(), make_cases(), [0], judge, ["t0"], store=Store(tmp_path), stream=stream)
+
+    assert not equal(ask(""), ask("diversity/")) and equal(ask("diversity/"), ask("diversity/"))
+
+
+def test_of_several_runs_that_ask_one_model_at_once_one_draws(judge: LocalJudge, tmp_path: Path) -> None:
+    """The store that the model brings, not that of the run, keeps what it answers, diversity included."""
+    shared, drawing = Store(tmp_path / "shared"), Drawing()
+
+    def run(name: str) -> dict[str, object]:
+        models = {"teacher": replace(drawing.model(), store=shared)}
+        found = evaluate(models, recipe(), tmp_path / name, cases=make_cases(), judge=judge)
+        return {key: value for key, value in found.items() if key != "seconds"}
+
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(run, "abc")
+    assert drawing.calls == 4 + 4 and others == [first, first]
+    assert len(list(shared.folder.glob("*.npz"))) == 8
 
 
 def test_the_fingerprint_follows_the_content_alone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -74,21 +75,22 @@ def answer(
     panel: Panel | None = None,
     store: Store | None = None,
     clock: Clock | None = None,
+    stream: str = "",
 ) -> Answers:
     """Draw and judge every case under every seed. keep: ids of the cases whose images stay; panel: more judges, which
-    need every image, so that nothing is taken from the store then. store: of answers given before."""
+    need every image, so that nothing is taken from the store then. store: of answers given before, unless the model has
+    one. stream: noise of other streams is other noise under the same seeds."""
     answers, kept, clock = Answers(), set(keep), clock or Clock()
-    usable = store if model.fingerprint and panel is None else None
+    usable = model.store or store if model.fingerprint and panel is None else None
     for seed in seeds:
         for part in chunks(cases, CHUNK):
             wanted = [case.id for case in part if case.id in kept]
-            weights = {"model": model.fingerprint, **model.sampling}
-            key = chunk_key(weights, judge.fingerprint, part, seed, wanted) if usable else ""
-            chunk = usable.load(key) if usable else None
-            if chunk is None:
-                chunk = _drawn(model, part, seed, judge, wanted, answers, panel, clock)
-                if usable:
-                    usable.save(key, chunk)
+            draw = partial(_drawn, model, part, seed, judge, wanted, answers, panel, clock, stream)
+            if usable:
+                weights = {"model": model.fingerprint, **model.sampling}
+                chunk = usable.once(chunk_key(weights, judge.fingerprint, part, f"{stream}{seed}", wanted), draw)
+            else:
+                chunk = draw()
             answers.rows += chunk.answers
             answers.features.extend(chunk.features)
             answers.images |= {(case, seed): image for case, image in chunk.images.items()}
@@ -105,9 +107,10 @@ def _drawn(
     answers: Answers,
     panel: Panel | None,
     clock: Clock,
+    stream: str,
 ) -> Chunk:
     """Fresh answers to `cases` under one seed; what the panel says goes to `answers` at once."""
-    images, seconds = model.draw(cases, [case.noise_seed(seed) for case in cases])
+    images, seconds = model.draw(cases, [case.noise_seed(f"{stream}{seed}") for case in cases])
     found = Answers()
     judge_into(found, cases, images, seed, judge, clock)
     if panel is not None:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from workbench.clock import Clock
 from workbench.config import Recipe
 from workbench.evaluation import features
-from workbench.evaluation.answers import CHUNK, Answers, chunks
+from workbench.evaluation.answers import Answers, answer
 from workbench.evaluation.benchmark import Case, openmoji_alike
 from workbench.evaluation.judge import LocalJudge
 from workbench.evaluation.models import ModelUnderTest
+from workbench.evaluation.partial import Store
 from workbench.evaluation.statistics import bench_intervals
 
 DIVERSITY_PROMPTS = 4
@@ -30,15 +32,13 @@ def unit_of(targets: Answers) -> float | None:
     return features.mean_pairwise_distance(real) if len(real) > 1 else None
 
 
-def model_spread(model: ModelUnderTest, cases: Sequence[Case], unit: float, judge: LocalJudge) -> Spread:
+def model_spread(
+    model: ModelUnderTest, cases: Sequence[Case], unit: float, judge: LocalJudge, store: Store, clock: Clock
+) -> Spread:
     """Of every case, the mean pairwise feature distance among the model's answers to it, in units of `unit`."""
-    repeats = []
-    for k in range(DIVERSITY_SAMPLES):
-        for part in chunks(cases, CHUNK):
-            images, _ = model.draw(part, [case.noise_seed(f"diversity/{k}") for case in part])
-            repeats.append(judge.see(images)[2])
+    repeats = answer(model, cases, range(DIVERSITY_SAMPLES), judge, store=store, clock=clock, stream="diversity/")
     # (samples, cases, D): the k-th sample of every case stands together.
-    drawn = np.concatenate(repeats).reshape(DIVERSITY_SAMPLES, len(cases), -1)
+    drawn = np.stack(repeats.features).reshape(DIVERSITY_SAMPLES, len(cases), -1)
     return {case.id: features.mean_pairwise_distance(drawn[:, i]) / unit for i, case in enumerate(cases)}
 
 

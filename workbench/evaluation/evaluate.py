@@ -68,7 +68,7 @@ def evaluate(
     for name, model in models.items():
         CONSOLE.print(f"{name}: {len(cases)} cases, {len(chosen.seeds)} seed(s), NFE {model.nfe}")
         answers[name] = answer(model, cases, chosen.seeds, judge, keep, panel, kept_answers, clock)
-    spreads, real = _spreads(models, cases, targets, judge, recipe, clock)
+    spreads, real = _spreads(models, cases, targets, judge, recipe, kept_answers, clock)
     with clock.phase("statistics"):
         metrics_of = {
             name: {
@@ -117,6 +117,7 @@ def _spreads(
     targets: Answers,
     judge: LocalJudge,
     recipe: Recipe,
+    store: Store,
     clock: Clock,
 ) -> tuple[dict[str, diversity.Spread], diversity.Spread]:
     """Spread of the answers to one prompt, of every model and of the world itself, where one is defined."""
@@ -125,7 +126,9 @@ def _spreads(
     unit = diversity.unit_of(targets) if several else None
     if unit is None:
         return {name: {} for name in models}, {}
-    spreads = {name: diversity.model_spread(model, several, unit, judge) for name, model in models.items()}
+    spreads = {
+        name: diversity.model_spread(model, several, unit, judge, store, clock) for name, model in models.items()
+    }
     if recipe.evaluation.cases or not all(is_of_world(case, recipe.evaluation.split) for case in several):
         return spreads, {}
     with clock.phase("cases"):

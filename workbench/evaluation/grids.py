@@ -48,6 +48,19 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[Sequence[np.ndarray | N
     return sheet
 
 
+def cut_sheet(sheet: Image.Image, columns: Sequence[str], num_rows: int) -> dict[str, list[np.ndarray]]:
+    """The cells of a contact sheet again, (H, W, 3) uint8, by column."""
+    width = (sheet.width - GAP) // len(columns) - GAP
+    height = (sheet.height - GAP - HEADER) // num_rows - GAP
+    pixels = np.asarray(sheet.convert("RGB"))
+    found: dict[str, list[np.ndarray]] = {}
+    for i, name in enumerate(columns):
+        left = GAP + i * (width + GAP)
+        tops = [HEADER + GAP + j * (height + GAP) for j in range(num_rows)]
+        found[name] = [pixels[top : top + height, left : left + width] for top in tops]
+    return found
+
+
 def write_grids(cases: Sequence[Case], answers: Mapping[str, Answers], seed: int, folder: Path) -> None:
     """`TASK-CATEGORY.png` of every category, and `index.json` with the prompts and scores of its rows."""
     index: list[dict[str, Any]] = []

@@ -15,6 +15,7 @@ from workbench import sampling
 from workbench.clock import Clock
 from workbench.config import Recipe
 from workbench.evaluation.benchmark import Case
+from workbench.evaluation.partial import Store
 from workbench.rollout import explicit_grid, time_grid
 
 Draw = Callable[[Sequence[Case], Sequence[int]], tuple[list[np.ndarray], float]]
@@ -51,12 +52,14 @@ class ModelUnderTest:
     """Anything that answers cases. sampling: for the record.
 
     fingerprint: tells the weights from all others, so that answers may be kept under it; empty where nothing does.
+    store: where they are kept, when not beside what else an evaluation keeps while it runs.
     """
 
     draw: Draw
     nfe: int
     sampling: dict[str, Any]
     fingerprint: str = ""
+    store: Store | None = None
 
 
 def teacher_sampling(recipe: Recipe) -> Sampling:
@@ -92,9 +95,10 @@ class Encodings:
     def __call__(self, cases: Sequence[Case], seeds: Sequence[int]) -> list[sampling.Case]:
         """Encoded cases, the noise of each from its seed."""
         missing = [case for case in cases if case.id not in self._encoded]
-        with self.clock.phase("encoding"):
-            found = sampling.encode(self.pipeline, [self._request(case) for case in missing], self.batch_size)
-        self._encoded |= {case.id: encoded for case, encoded in zip(missing, found, strict=True)}
+        if missing:
+            with self.clock.phase("encoding"):
+                found = sampling.encode(self.pipeline, [self._request(case) for case in missing], self.batch_size)
+            self._encoded |= {case.id: encoded for case, encoded in zip(missing, found, strict=True)}
         encoded = [self._encoded[case.id] for case in cases]
         return [replace(e, request=replace(e.request, seed=s)) for e, s in zip(encoded, seeds, strict=True)]
 
@@ -103,13 +107,11 @@ class Encodings:
         return sampling.Request(case.prompt, source=source, height=self.resolution, width=self.resolution)
 
 
-def from_sampler(
-    sampler: sampling.Sampler, encodings: Encodings, how: Sampling, fingerprint: str = ""
-) -> ModelUnderTest:
+def from_sampler(sampler: sampling.Sampler, encodings: Encodings, how: Sampling) -> ModelUnderTest:
     """A denoiser of a pipeline, sampled as `how` says."""
 
     def draw(cases: Sequence[Case], seeds: Sequence[int]) -> tuple[list[np.ndarray], float]:
         drawn = sampler.sample(encodings(cases, seeds), how.grid(), how.cfg_scale)
         return drawn.images, drawn.wall_s
 
-    return ModelUnderTest(draw, how.nfe, how.as_dict(), fingerprint)
+    return ModelUnderTest(draw, how.nfe, how.as_dict())

@@ -1,15 +1,17 @@
-"""Answers kept chunk by chunk while an evaluation runs, so that one that was interrupted goes on where it was.
+"""Answers kept chunk by chunk: an evaluation that was interrupted goes on where it was, and many runs are compared with
+one teacher that answers once.
 
 A chunk is found again only for the same weights, sampling, judge, cases (texts, attributes and pixels) and seed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,17 @@ class Store:
 
     folder: Path
 
+    def once(self, key: str, draw: Callable[[], Chunk]) -> Chunk:
+        """The chunk under `key`, drawn if there is none. Of several processes one draws and the others wait for it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / f"{key}.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            chunk = self.load(key)
+            if chunk is None:
+                chunk = draw()
+                self.save(key, chunk)
+        return chunk
+
     def load(self, key: str) -> Chunk | None:
         """The chunk under `key`, None if there is none that can be read."""
         try:
@@ -85,7 +98,7 @@ class Store:
         write_bytes(self.folder / f"{key}.npz", content.getvalue())
 
 
-def chunk_key(model: Mapping[str, Any], judge: str, cases: Sequence[Case], seed: int, keep: Sequence[str]) -> str:
+def chunk_key(model: Mapping[str, Any], judge: str, cases: Sequence[Case], seed: str, keep: Sequence[str]) -> str:
     """Name of a chunk. model: fingerprint and sampling. judge: fingerprint. keep: cases whose images it holds."""
     return settings_hash([FORMAT, dict(model), judge, seed, [digest(case) for case in cases], list(keep)])[:32]
 

@@ -1,16 +1,20 @@
-"""A pipeline folder made ready to answer cases: loaded once, for any number of samplings and adapters."""
+"""A pipeline folder made ready to answer cases: loaded once at most, for any number of samplings and adapters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from diffusers import QwenImage21Pipeline
 
 from workbench import adapters, pipeline, roles, sampling
-from workbench.backbone import RoleDenoiser, single_role
+from workbench.backbone import QwenImage21, RoleDenoiser, single_role
 from workbench.clock import Clock
 from workbench.config import Recipe
+from workbench.evaluation.benchmark import Case
 from workbench.evaluation.models import Encodings, ModelUnderTest, Sampling, from_sampler
 from workbench.fingerprint import fingerprint
 
@@ -20,8 +24,10 @@ DEFAULT_STEPS = 40
 class Subject:
     """`folder`'s base network, and each of `specialists` (name -> LoRA file) as an adapter over it.
 
+    Nothing is loaded before it is asked to draw: where all its answers are kept, never.
+
     Raises:
-        UserError: no such folder, or an adapter that does not fit it.
+        UserError: no such folder; as it is loaded, an adapter that does not fit it.
     """
 
     def __init__(
@@ -34,16 +40,34 @@ class Subject:
     ) -> None:
         """device: a GPU if there is one, when absent."""
         self.clock = clock or Clock()
-        self.loaded = pipeline.load(folder, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._path, self._specialists = pipeline.resolve(folder), dict(specialists or {})
-        resolution = recipe.data.resolution
-        self.batch_size = recipe.evaluation.batch_size or sampling.default_batch_size(self.loaded, resolution)
-        self._denoiser = single_role(self.loaded.transformer, roles.TEACHER)
-        for name, path in self._specialists.items():
-            roles.adapt(self._denoiser.network(roles.TEACHER), name, adapters.read(path))
-            self._denoiser.network_of_role[name] = roles.TEACHER
-        self._encodings = Encodings(self.loaded, resolution, self.batch_size, self.clock)
+        self._folder, self._recipe, self._specialists = folder, recipe, dict(specialists or {})
+        self._path = pipeline.resolve(folder)
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._samplers: dict[str, sampling.Sampler] = {}
+
+    @cached_property
+    def loaded(self) -> QwenImage21Pipeline:
+        """The folder's pipeline."""
+        with self.clock.phase("loading"):
+            return pipeline.load(self._folder, device=self._device)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """The recipe's, or what suits the device and the model."""
+        chosen = self._recipe.evaluation.batch_size
+        return chosen or sampling.default_batch_size(self.loaded, self._recipe.data.resolution)
+
+    @cached_property
+    def _denoiser(self) -> QwenImage21:
+        denoiser = single_role(self.loaded.transformer, roles.TEACHER)
+        for name, path in self._specialists.items():
+            roles.adapt(denoiser.network(roles.TEACHER), name, adapters.read(path))
+            denoiser.network_of_role[name] = roles.TEACHER
+        return denoiser
+
+    @cached_property
+    def _encodings(self) -> Encodings:
+        return Encodings(self.loaded, self._recipe.data.resolution, self.batch_size, self.clock)
 
     def sampler(self, specialist: str | None = None) -> sampling.Sampler:
         """Of the base network, or of one of the specialists."""
@@ -58,8 +82,14 @@ class Subject:
         # Files of the folder's own specialists are part of its hash: the base is told by its parts alone.
         parts = [self._path / name for name in ("transformer", "text_encoder", "vae", "processor")]
         files = [*parts, *([self._specialists[specialist]] if specialist else [])]
-        mark = "/".join(fingerprint(path) for path in files)
-        return from_sampler(self.sampler(specialist), self._encodings, how or self.own_sampling(), mark)
+        where = f"{self._recipe.data.resolution} on {self._device}"
+        mark = "/".join([*(fingerprint(path) for path in files), where])
+        chosen = how or self.own_sampling()
+
+        def draw(cases: Sequence[Case], seeds: Sequence[int]) -> tuple[list[np.ndarray], float]:
+            return from_sampler(self.sampler(specialist), self._encodings, chosen).draw(cases, seeds)
+
+        return ModelUnderTest(draw, chosen.nfe, chosen.as_dict(), mark)
 
     def own_sampling(self) -> Sampling:
         """The grid that the folder ships, or the default number of steps through its own scheduler's shift."""

@@ -1,0 +1,159 @@
+"""A study opened: options, base recipe and its place in the storage, alike in every process that works on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import SQLAlchemyError
+
+from studies.cells import SEARCH, Call, Cell, Queue
+from studies.options import Options, parse
+from studies.pruning import noise_floor_of
+from studies.seam import Study, vary
+from studies.storage import Patience, connect, guard, shown, unopened
+from workbench.config import Recipe
+from workbench.errors import UserError
+from workbench.recipes import load, recipe_hash
+
+LARGEST_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study's words ask for, before anything is written. noise_floor: inside which nothing is pruned; None: no
+    pruning at all."""
+
+    study: Study
+    options: Options
+    base: Recipe
+    noise_floor: float | None
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Seed by seed, so that a study cut short has compared all arms; or the numbered draws of a search."""
+        if self.options.search:
+            assert self.options.trials is not None
+            return tuple(Cell(SEARCH, slot) for slot in range(self.options.trials))
+        return tuple(Cell(arm, seed) for seed in self.options.seeds for arm in self.study.ARMS)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A plan and its storage."""
+
+    plan: Plan
+    storage: RDBStorage
+    memory: optuna.Study
+    study_id: int
+    patience: Patience
+
+    def queue(self, call: Call) -> Queue:
+        """The cells as `call` sees them."""
+        return Queue(self.memory, self.storage, self.study_id, self.plan.cells, call, self.plan.options.folder)
+
+    def id_of(self, number: int) -> int:
+        """The storage's own number of a trial."""
+        return self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
+
+
+def plan_of(name: str, words: Iterable[str], study: Study) -> Plan:
+    """Read the words and check every arm; nothing is written.
+
+    Raises: UserError naming the option, the key or the arm.
+    """
+    options = parse(name, words, default_seeds=study.SEEDS, must_search=not study.ARMS)
+    base = vary(load(options.recipe, options.overrides), ["evaluation.split=search"])
+    for arm, overrides in study.ARMS.items():
+        try:
+            vary(base, overrides)
+        except UserError as error:
+            raise UserError(f"arm {arm!r}: {error}") from error
+    _check_devices(options, base)
+    floor = None
+    if options.search and len(study.OBJECTIVES) == 1:
+        floor = options.noise_floor or noise_floor_of(options.folder.parent / "noise-floor")
+        if floor is not None and base.evaluation.milestone_cases == 0:
+            raise UserError(
+                "pruning goes by scores at milestones: give evaluation.milestone_cases=4, or no noise_floor"
+            )
+    elif options.noise_floor is not None:
+        raise UserError("noise_floor is for pruning, and only a search with one objective prunes: leave it out")
+    return Plan(study, options, base, floor)
+
+
+def _check_devices(options: Options, base: Recipe) -> None:
+    """A trial of several devices wants as many for itself."""
+    wanted = base.trainer.devices
+    if options.devices and len(options.devices) < wanted:
+        raise UserError(f"devices={','.join(options.devices)} are too few for trials of trainer.devices={wanted}")
+    in_all = wanted * options.workers
+    if wanted > 1 and in_all > max(wanted, len(options.devices)) and base.trainer.accelerator != "cpu":
+        raise UserError(
+            f"{options.workers} workers with trainer.devices={wanted} each need devices= with {in_all} GPUs"
+        )
+
+
+def open_study(plan: Plan, patience: Patience, *, is_first: bool) -> Opened:
+    """The study in its storage, made if absent.
+
+    is_first: a storage that does not answer is then an error at once, not something to wait for.
+
+    Raises: UserError where it does not open, or holds a study of another recipe.
+    """
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    plan.options.folder.mkdir(parents=True, exist_ok=True)
+    if is_first:
+        try:
+            return _open(plan, patience)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            raise unopened(error) from error
+    return patience(lambda: _open(plan, patience))
+
+
+def _open(plan: Plan, patience: Patience) -> Opened:
+    options, study = plan.options, plan.study
+    storage = connect(options.storage)
+    memory = optuna.create_study(
+        storage=storage,
+        study_name=options.folder.name,
+        directions=["maximize"] * len(study.OBJECTIVES),
+        sampler=sampler_of(study, options, 0),
+        pruner=optuna.pruners.NopPruner(),
+        load_if_exists=True,
+    )
+    study_id = storage.get_study_id_from_name(options.folder.name)
+    # Trials of different recipes must not stand in one table.
+    content = json.dumps([recipe_hash(replace(plan.base, seed=0)), study.ARMS, study.OBJECTIVES])
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()[:12]
+    with guard(storage, study_id):
+        if memory.user_attrs.get("fingerprint", fingerprint) != fingerprint:
+            raise UserError(
+                f"{options.folder} holds a study of another base recipe or other arms; give a new one with folder=..."
+            )
+        memory.set_user_attr("fingerprint", fingerprint)
+    return Opened(plan, storage, memory, study_id, patience)
+
+
+def sampler_of(study: Study, options: Options, slot: int) -> BaseSampler:
+    """The sampler of one numbered draw: workers side by side, and a draw tried again, each get their own numbers."""
+    seed = (options.seeds[0] * 1_000_003 + slot) % LARGEST_SEED
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match study.SAMPLER:
+            case "tpe":
+                return TPESampler(seed=seed, constant_liar=True)
+            case "nsga2":
+                return NSGAIISampler(seed=seed)
+
+
+def patience_for(options: Options) -> Patience:
+    """Named by the storage's URL, password hidden."""
+    return Patience(shown(options.storage) if "://" in options.storage else options.storage)

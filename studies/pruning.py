@@ -1,0 +1,63 @@
+"""When a trial of a single-objective search is given up: far below the median of the others at the same update.
+
+Far is more than twice the noise floor, the standard deviation over seeds of one recipe: two trials that differ by less
+may be one recipe twice. Without a noise floor nothing is pruned, and a study with several objectives never is.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from optuna.trial import FrozenTrial
+
+from datamodules.files import read_json
+from workbench.jsonl import read_lines
+
+MARGIN_SDS = 2.0
+MIN_OTHERS = 4
+"""Trials that must have a score at an update before a median of them means anything."""
+Milestones = dict[int, dict[str, float]]
+"""Student updates -> readings there by name."""
+
+
+def is_behind(score: float, others: Sequence[float], noise_floor: float) -> bool:
+    """The median rule, never inside the noise floor."""
+    return len(others) >= MIN_OTHERS and score < statistics.median(others) - MARGIN_SDS * noise_floor
+
+
+def scores_at(update: int, trials: Iterable[FrozenTrial], but: int) -> list[float]:
+    """What trials other than number `but` reported at `update`; of one run folder the newest trial alone."""
+    found = {
+        trial.user_attrs.get("run"): trial.intermediate_values[update]
+        for trial in trials
+        if trial.number != but and update in trial.intermediate_values
+    }
+    return [value for value in found.values() if math.isfinite(value)]
+
+
+def read_milestones(folder: Path) -> Milestones:
+    """What a run has told of its milestones so far: its distance, and its scores where it takes any."""
+    return dict(read_lines(folder / "milestones.jsonl"))
+
+
+def noise_floor_of(folder: Path) -> float | None:
+    """The noise floor that a finished `noise-floor` study in `folder` found, if there is one.
+
+    The standard deviation over seeds of the final scores or of those at a milestone, whichever is largest: fewer cases
+    are scored there.
+    """
+    if not (folder / "study.json").is_file():
+        return None
+    content = read_json(folder / "study.json", "run the study noise-floor again, or give noise_floor=")
+    trials = [trial for arm in content.get("arms", []) for trial in arm["trials"] if trial.get("score") is not None]
+    finals = [float(trial["score"]) for trial in trials]
+    series: dict[str, list[float]] = {}
+    for trial in trials:
+        for update, scores in (trial.get("milestones") or {}).items():
+            if "score" in scores:
+                series.setdefault(update, []).append(float(scores["score"]))
+    spreads = [statistics.stdev(values) for values in (finals, *series.values()) if len(values) > 2]
+    return max(spreads) if spreads else None

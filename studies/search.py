@@ -1,0 +1,42 @@
+"""The whole recipe at once: composition, lambda, task ratio, and the four hyper-parameters that published recipes
+disagree on most: learning rate of the fake score, its updates per student update, beta1, shift of the re-noising time.
+
+Three objectives pull apart: generation, editing, and diversity, which a score alone lets collapse.
+"""
+
+from __future__ import annotations
+
+import optuna
+
+from studies.data_composition import TEXT
+from studies.seam import Sampler, vary
+from studies.task_mixture import ratio
+from studies.teacher_guidance import draw_guidance
+from workbench.config import T2I_CATEGORIES, Recipe
+
+QUESTION = "Which recipes are best at generation, editing and diversity together, and which of their parts matter?"
+
+ARMS: dict[str, list[str]] = {}
+SEEDS: tuple[int, ...] = (0,)
+OBJECTIVES: tuple[str, ...] = ("t2i", "editing", "diversity")
+# On few trials model-based search finds more of a front than a genetic algorithm does in as many.
+SAMPLER: Sampler = "tpe"
+
+
+def suggest(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:
+    """Everything above; learning rates as multiples of the base's, so that one space suits any size of model."""
+    text = trial.suggest_float("text_share", 0.0, 1.0, step=0.1)
+    rest = (1 - text) / (len(T2I_CATEGORIES) - 1)
+    shares = ", ".join(f"{name}: {text if name == TEXT else rest:.9f}" for name in T2I_CATEGORIES)
+    return vary(
+        base,
+        [
+            ratio(trial.suggest_float("t2i_share", 0.1, 0.9, step=0.1)),
+            f"mixture.categories.t2i={{{shares}}}",
+            *(draw_guidance(trial, base.dmd.student_steps) if base.teachers.specialists else []),
+            f"optim.fake_lr*={trial.suggest_float('fake_lr_factor', 0.125, 4.0, log=True)}",
+            f"dmd.fake_updates={trial.suggest_int('fake_updates', 1, 5)}",
+            f"optim.beta1={trial.suggest_categorical('beta1', [0.0, 0.5, 0.9])}",
+            f"dmd.renoise_shift={trial.suggest_float('renoise_shift', 1.0, 8.0, log=True)}",
+        ],
+    )
