@@ -47,6 +47,7 @@ class Options:
     reuse: also measure the engine with this `dmd.fake_samples`, against the same reference, which draws fresh ones.
     engine: both, or the engine alone where the reference would not fit. phases: also clock each phase of the engine,
     run eagerly.
+    compile: the engine's blocks through torch.compile.
     threads: of torch on the CPU, 0 leaves it. json: file to write the numbers to.
     """
 
@@ -68,6 +69,7 @@ class Options:
     reuse: Literal["none", "rollout", "student_rollout"] = "student_rollout"
     engine: Literal["both", "ours"] = "both"
     phases: bool = True
+    compile: bool = False
     threads: int = 0
     json: str = ""
 
@@ -224,7 +226,11 @@ def _denoiser(options: Options, recipe: Recipe, device: torch.device) -> QwenIma
     kind, _, sizes = options.model.partition(":")
     random = kind == "random"
     base = data.random_transformer(sizes, device) if random else data.folder_transformer(options.model)
-    return roles.build(base, recipe.model, frozen_dtype=frozen_dtype(recipe)).to(device)
+    denoiser = roles.build(base, recipe.model, frozen_dtype=frozen_dtype(recipe)).to(device)
+    if options.compile:
+        # The reference runs diffusers' own blocks, which this leaves as they are.
+        denoiser.compile_blocks()
+    return denoiser
 
 
 def _device(options: Options) -> torch.device:
