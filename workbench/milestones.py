@@ -10,16 +10,16 @@ from diffusers import QwenImage21Pipeline
 
 from datamodules.distillation import DistillationData
 from datamodules.pretraining import PretrainingData
-from workbench import grids, roles, sampling
+from workbench import grids, pipeline, roles, sampling
 from workbench.backbone import RoleDenoiser
 from workbench.batch import Batch, CaptionBatch, Condition
 from workbench.callbacks import Grid, Score
 from workbench.config import Recipe
 from workbench.evaluation.answers import answer
-from workbench.evaluation.benchmark import BENCHES
+from workbench.evaluation.benchmark import BENCHES, Case
 from workbench.evaluation.chosen import benchmark_cases
 from workbench.evaluation.judge import LocalJudge
-from workbench.evaluation.models import Encodings, from_sampler, student_sampling
+from workbench.evaluation.models import Encodings, ModelUnderTest, student_sampling
 from workbench.grids import Picture
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
@@ -115,19 +115,35 @@ def _evenly_of_each_category(categories: np.ndarray, count: int) -> list[int]:
 def benchmark_scores(recipe: Recipe, teacher: QwenImage21Pipeline) -> Score:
     """Means of the student on a slice of the search split, as `evaluate` scores them: `t2i`, `editing`, and `score`,
     the mean of both."""
-    chosen, resolution = recipe.evaluation, recipe.data.resolution
+    chosen, how = recipe.evaluation, student_sampling(recipe)
     cases = benchmark_cases(recipe, "search", chosen.milestone_cases, chosen.milestone_cases)
-    batch_size = chosen.batch_size or sampling.default_batch_size(teacher, resolution)
-    encodings, judge = Encodings(teacher, resolution, batch_size), LocalJudge()
+    batch_size = chosen.batch_size or sampling.default_batch_size(teacher, recipe.data.resolution)
+    judge = LocalJudge()
+    ready: dict[str, sampling.Case] = {}
+
+    def encode(device: torch.device) -> None:
+        """Training holds no text encoder: it is loaded for this once."""
+        whole = pipeline.load(recipe.model.folder)
+        whole.text_encoder.to(device)
+        whole.vae.to(device)
+        seeds = [case.noise_seed(chosen.seeds[0]) for case in cases]
+        encoded = Encodings(whole, recipe.data.resolution, batch_size)(cases, seeds)
+        ready.update({case.id: one for case, one in zip(cases, encoded, strict=True)})
 
     def score(module: RootModule) -> dict[str, float]:
         assert isinstance(module, Distiller)
+        if not ready:
+            encode(module.device)
         teacher.vae.to(module.device)
-        teacher.text_encoder.to(module.device)
         network = RoleDenoiser(module.denoiser, roles.STUDENT)  # type: ignore[arg-type]
-        student = from_sampler(sampling.Sampler(teacher, network, batch_size), encodings, student_sampling(recipe))
-        drawn = answer(student, cases, chosen.seeds[:1], judge)
-        tables = {"t2i": drawn.by_category(BENCHES["t2i"]), "editing": drawn.by_category(BENCHES["edit"])}
+        sampler = sampling.Sampler(teacher, network, batch_size)
+
+        def draw(asked: Sequence[Case], _: Sequence[int]) -> tuple[list[np.ndarray], float]:
+            drawn = sampler.sample([ready[case.id] for case in asked], how.grid())
+            return drawn.images, drawn.wall_s
+
+        answers = answer(ModelUnderTest(draw, how.nfe, how.as_dict()), cases, chosen.seeds[:1], judge)
+        tables = {"t2i": answers.by_category(BENCHES["t2i"]), "editing": answers.by_category(BENCHES["edit"])}
         means = {name: float(np.mean([v.mean() for v in table.values()])) for name, table in tables.items() if table}
         return {**means, "score": float(np.mean(list(means.values())))}
 
