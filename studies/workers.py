@@ -200,6 +200,7 @@ def recipe_of(trial: optuna.trial.BaseTrial, study: Study, base: Recipe, options
 
 def serve(study_of: Callable[[str], Study], run: Run) -> None:
     """A worker process: its task from standard input, its words to standard output."""
+    signal.signal(signal.SIGINT, _interrupt_once)
     content = json.loads(sys.stdin.readline())
     task = Task(content["name"], content["words"], content["token"], Call(**content["call"]))
     Thread(target=_stop_with_the_supervisor, daemon=True).start()
@@ -211,6 +212,13 @@ def serve(study_of: Callable[[str], Study], run: Run) -> None:
 def line_of(task: Task) -> str:
     """What `serve` reads."""
     return json.dumps(asdict(task)) + "\n"
+
+
+def _interrupt_once(*_: object) -> None:
+    """A terminal interrupts worker and supervisor, whose end interrupts the worker again: not while it still tells the
+    storage of the first time. The supervisor sees to one that takes too long."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _stop_with_the_supervisor() -> None:
