@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -279,3 +280,15 @@ def test_milestones_are_scored_as_the_evaluation_does_and_change_nothing(
     assert rows[-1]["score"] == pytest.approx((rows[-1]["t2i"] + rows[-1]["editing"]) / 2)
     for name, weight in student_weights(finished).items():
         assert torch.equal(weight, student_weights(run)[name])
+
+
+def test_a_run_killed_before_its_export_is_exported_by_the_same_command(
+    finished: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(finished, again)
+    shutil.rmtree(again / "student")
+    distill(in_folder(recipe, again))
+    for name, weight in student_weights(finished).items():
+        assert torch.equal(weight, student_weights(again)[name])
+    assert (again / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()

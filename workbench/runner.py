@@ -214,6 +214,11 @@ def _fit(
     logger = TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=done + 1 if done else None)
     trainer = _trainer(recipe, callbacks=callbacks, logger=logger)
     trainer.fit(module, datamodule=data)
+    if done >= module.total_updates:
+        # Killed after the last update and before its export: a trainer without batches starts no callback, so none has
+        # the weights yet.
+        for callback in callbacks[:2] + list(more):
+            callback.on_train_start(trainer, module)
 
 
 @rank_zero_only
