@@ -56,6 +56,7 @@ class Worker:
     def __init__(self, opened: Opened, call: Call, token: str, run: Run) -> None:
         self.opened, self.plan, self.token, self.run = opened, opened.plan, token, run
         self.memory, self.patience = opened.memory, opened.patience
+        self.began = 0.0
         self.queue = opened.queue(call)
 
     def work(self, after: Callable[[], None] = lambda: None) -> None:
@@ -84,7 +85,7 @@ class Worker:
 
     def _run_one(self, cell: Cell, taken: FrozenTrial) -> None:
         """One attempt at a cell, told to the storage however it ends."""
-        began = time.monotonic()
+        self.began = time.monotonic()
         if cell.arm == SEARCH:
             self.memory.sampler = sampler_of(self.plan.study, self.plan.options, cell.seed)
         trial_id = self.opened.id_of(taken.number)
@@ -92,7 +93,7 @@ class Worker:
             trial = self.patience(lambda: optuna.trial.Trial(self.memory, trial_id))
             error: str | None = None
             try:
-                values = self._measure(trial, began)
+                values = self._measure(trial)
             except KeyboardInterrupt:
                 self._finish(trial, TrialState.FAIL, error=INTERRUPTED)
                 raise
@@ -108,7 +109,7 @@ class Worker:
         if error == BUSY:
             time.sleep(IDLE_S)
 
-    def _measure(self, trial: optuna.trial.Trial, began: float) -> list[float]:
+    def _measure(self, trial: optuna.trial.Trial) -> list[float]:
         study, base, options = self.plan.study, self.plan.base, self.plan.options
         recipe, seed = self.patience(lambda: recipe_of(trial, study, base, options))
         folder = options.folder / trial.user_attrs["run"]
@@ -120,7 +121,7 @@ class Worker:
         watch.is_enough()
         values = objectives(metrics, study.OBJECTIVES)
         cost = {name: float(value) for name, value in metrics.get("cost", {}).items()}
-        wall = time.monotonic() - began
+        wall = time.monotonic() - self.began
         cost |= {"start": wall - sum(cost.values()), "wall": wall}
         headline = record.headline(metrics)
 
@@ -143,11 +144,15 @@ class Worker:
     ) -> None:
         """Tell the storage; a trial that was taken for dead meanwhile is its successor's to finish, in this folder."""
 
+        wall = time.monotonic() - self.began
+
         def tell() -> None:
             if self._frozen(trial).state != TrialState.RUNNING:
                 return
             if error is not None:
                 trial.set_user_attr("error", error)
+            if "cost" not in trial.user_attrs:
+                trial.set_user_attr("cost", {"wall": wall})
             self.memory.tell(trial, values=values, state=state)
 
         self.patience(tell)
@@ -195,6 +200,7 @@ def recipe_of(trial: optuna.trial.BaseTrial, study: Study, base: Recipe, options
 
 def serve(study_of: Callable[[str], Study], run: Run) -> None:
     """A worker process: its task from standard input, its words to standard output."""
+    signal.signal(signal.SIGINT, _interrupt_once)
     content = json.loads(sys.stdin.readline())
     task = Task(content["name"], content["words"], content["token"], Call(**content["call"]))
     Thread(target=_stop_with_the_supervisor, daemon=True).start()
@@ -206,6 +212,13 @@ def serve(study_of: Callable[[str], Study], run: Run) -> None:
 def line_of(task: Task) -> str:
     """What `serve` reads."""
     return json.dumps(asdict(task)) + "\n"
+
+
+def _interrupt_once(*_: object) -> None:
+    """A terminal interrupts worker and supervisor, whose end interrupts the worker again: not while it still tells the
+    storage of the first time. The supervisor sees to one that takes too long."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _stop_with_the_supervisor() -> None:
