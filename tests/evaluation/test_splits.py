@@ -11,7 +11,7 @@ import pytest
 from datamodules.openmoji import CATEGORIES, draw, plan
 from datamodules.openmoji.splits import combinations, split_of
 from studies.runner import run_study
-from studies.trial import TrialFailed, score
+from studies.seam import TrialFailed, objective_values
 from workbench.config import Recipe
 from workbench.evaluation.benchmark import FULL_CASES
 
@@ -48,9 +48,9 @@ def test_no_id_and_no_picture_is_in_two_splits() -> None:
 @pytest.mark.parametrize("split", ["report", "calibration", "train"])
 def test_the_objective_refuses_every_split_but_search(split: str) -> None:
     models = {"student": {"t2i_bench": {"mean": {"mean": 3.0}}, "editing_bench": {"mean": {"mean": 4.0}}}}
-    assert score({"split": "search", "models": models}) == 3.5
+    assert objective_values({"split": "search", "models": models}) == {"t2i": 3.0, "editing": 4.0, "score": 3.5}
     with pytest.raises(TrialFailed, match="needs the search split"):
-        score({"split": split, "models": models})
+        objective_values({"split": split, "models": models})
 
 
 def test_a_study_searches_on_the_search_split_whatever_it_is_told(tmp_path: Path) -> None:
@@ -63,6 +63,6 @@ def test_a_study_searches_on_the_search_split_whatever_it_is_told(tmp_path: Path
         student = {"nfe": 4, "n": 3, "t2i_bench": bench, "editing_bench": bench}
         return {"split": recipe.evaluation.split, "models": {"student": student}}
 
-    words = ["smoke=true", f"folder={tmp_path / 'study'}", "seeds=0,1", "evaluation.split=report"]
+    words = ["smoke=true", f"folder={tmp_path / 'study'}", "seeds=0,1", "trials=6", "evaluation.split=report"]
     run_study("task-mixture", words, execute=execute)
-    assert len(seen) >= 6 and {*seen} == {"search"}
+    assert len(seen) == 6 and {*seen} == {"search"}
