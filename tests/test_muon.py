@@ -59,3 +59,11 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
     for parameter, weight, momentum in zip(parameters, weights, momenta, strict=True):
         assert torch.equal(parameter, weight)
         assert torch.equal(optimizer.state[parameter]["momentum_buffer"], momentum)
+
+
+def test_a_closure_gives_the_gradients() -> None:
+    given, asked = matrices(3), matrices(3)
+    give_gradients(given, 1)
+    BatchedMuon(given, lr=0.1).step()
+    BatchedMuon(asked, lr=0.1).step(lambda: give_gradients(asked, 1))
+    assert all(torch.equal(a, b) for a, b in zip(given, asked, strict=True))

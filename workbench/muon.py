@@ -27,8 +27,10 @@ class BatchedMuon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step of every matrix that has a gradient."""
-        assert closure is None
+        """One step of every matrix that has a gradient. closure: computes the gradients first, as Lightning's does."""
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
