@@ -22,6 +22,13 @@ def colour(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
+def _name_rows(panel: Any, names: Sequence[str]) -> None:
+    """One row a name, the first one uppermost."""
+    panel.set_yticks(range(len(names)), list(reversed(names)))
+    panel.set_ylim(-0.6, len(names) - 0.4)
+    panel.grid(axis="x")
+
+
 def arms_chart(rows: Sequence[Mapping[str, Any]], label: str) -> str:
     """Each arm's runs as dots and its mean with the interval. rows: `name`, `values`, `interval` (mean, low, high)."""
     shown = [row for row in rows if row["interval"] is not None]
@@ -41,10 +48,8 @@ def arms_chart(rows: Sequence[Mapping[str, Any]], label: str) -> str:
         room = max(0.75 * (max(values) - min(values)), 0.05)
         low, high = panel.get_xlim()
         panel.set_xlim(max(low, min(values) - room), min(high, max(values) + room))
-        panel.set_yticks(range(len(shown)), [row["name"] for row in reversed(shown)])
+        _name_rows(panel, [row["name"] for row in shown])
         panel.set_xlabel(f"{label} of the student; dots are runs, the bar is the 95 % interval of the mean")
-        panel.set_ylim(-0.6, len(shown) - 0.4)
-        panel.grid(axis="x")
         figure.tight_layout()
     return svg(figure, "arms")
 
@@ -64,10 +69,8 @@ def differences_chart(rows: Sequence[Mapping[str, Any]], label: str) -> str:
             panel.plot([row["low"], row["high"]], [y, y], color=at, lw=2)
             panel.plot([row["difference"]], [y], "D", ms=6, color=at)
         panel.axvline(0, color=INK, lw=0.8)
-        panel.set_yticks(range(len(shown)), [row["arm"] for row in reversed(shown)])
+        _name_rows(panel, [row["arm"] for row in shown])
         panel.set_xlabel(f"{label}, arm - {shown[0]['reference']}; shaded: inside the noise floor")
-        panel.set_ylim(-0.6, len(shown) - 0.4)
-        panel.grid(axis="x")
         figure.tight_layout()
     return svg(figure, "differences")
 
