@@ -223,13 +223,19 @@ def trim(pipeline: QwenImage21Pipeline, inputs: dict[str, Tensor], hidden: Tenso
 
 
 @torch.no_grad()
-def encode_images(pipeline: QwenImage21Pipeline, images: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3 or 4) -> packed, normalised posterior modes (B, N, C), as the pipeline encodes references."""
+def encode_images(pipeline: QwenImage21Pipeline, images: Tensor, fast: FastVae | None = None) -> Tensor:
+    """uint8 (B, H, W, 3 or 4) -> packed, normalised posterior modes (B, N, C), as the pipeline encodes references.
+
+    fast: the pipeline's autoencoder with fewer passes over memory, `fast_vae`.
+    """
     vae = pipeline.vae
     if images.shape[-1] == 3:
         images = torch.cat([images, images.new_full((*images.shape[:-1], 1), 255)], dim=-1)
     pixels = (images.to(vae.device).permute(0, 3, 1, 2).float() / 255 * 2 - 1).to(vae.dtype)
-    latents = vae.encode(pixels.unsqueeze(2)).latent_dist.mode()
+    if fast is None:
+        latents = vae.encode(pixels.unsqueeze(2)).latent_dist.mode()
+    else:
+        latents = fast.encode(pixels.contiguous(memory_format=torch.channels_last))[0].float().unsqueeze(2)
     mean, std = _statistics(pipeline, latents)
     return ((latents - mean) / std).flatten(2).transpose(1, 2)
 
