@@ -55,10 +55,10 @@ def _resample(images: Tensor, flow: Tensor) -> Tensor:
 
 
 def ghost(images: Tensor, s: Tensor, generator: torch.Generator) -> Tensor:
-    """A second exposure of weight 0.5 s, moved by 3 to 12 pixels in any direction."""
+    """A second exposure of weight 0.5 s, moved by 4 to 10 pixels in any direction."""
     count, scale = len(images), images.shape[-1] / 128
     angle = _uniform(count, 0, 2 * torch.pi, generator)
-    length = _uniform(count, 3, 12, generator) * scale
+    length = _uniform(count, 4, 10, generator) * scale
     shift = torch.stack([length * angle.cos(), length * angle.sin()], dim=1)
     moved = _resample(images, shift[:, None, None, :].expand(-1, images.shape[2], images.shape[3], -1))
     return torch.lerp(images, moved, 0.5 * s[:, None, None, None])
@@ -94,12 +94,28 @@ def residue(images: Tensor, s: Tensor, generator: torch.Generator) -> Tensor:
     return (images + 0.12 * s[:, None, None, None] * flat * blotches).clamp(0, 1)
 
 
-def warp(images: Tensor, s: Tensor, generator: torch.Generator) -> Tensor:
-    """Broken geometry: a smooth random displacement of up to some 6 s pixels."""
+def _displaced(images: Tensor, nodes: int, length: Tensor, generator: torch.Generator) -> Tensor:
+    """Moved by a smooth random field with `nodes` nodes an edge, of root mean square length (B,) in pixels where there
+    are edges to be moved: what happens to flat areas is invisible, and no severity."""
     size = images.shape[-1]
-    coarse = torch.randn((len(images), 2, 10, 10), generator=generator, device=images.device, dtype=images.dtype)
-    flow = F.interpolate(coarse, size=(size, size), mode="bicubic").permute(0, 2, 3, 1)
-    return _resample(images, 3.0 * size / 128 * s[:, None, None, None] * flow)
+    shape = (len(images), 2, nodes, nodes)
+    coarse = torch.randn(shape, generator=generator, device=images.device, dtype=images.dtype)
+    flow = F.interpolate(coarse, size=(size, size), mode="bicubic")
+    edges = (images - gaussian_blur(images, torch.ones(len(images), device=images.device))).abs().mean(1)
+    weight = edges / edges.sum((1, 2), keepdim=True).clamp(min=1e-6)
+    rms = (flow.square().sum(1) * weight).sum((1, 2)).sqrt()
+    flow = flow * (length / rms.clamp(min=1e-6))[:, None, None, None]
+    return _resample(images, flow.permute(0, 2, 3, 1))
+
+
+def warp(images: Tensor, s: Tensor, generator: torch.Generator) -> Tensor:
+    """Broken geometry: displaced by 4 s pixels, smoothly over a tenth of the image."""
+    return _displaced(images, 10, 4.0 * s * images.shape[-1] / 128, generator)
+
+
+def wobble(images: Tensor, s: Tensor, generator: torch.Generator) -> Tensor:
+    """Crooked outlines, as of an unsure hand: displaced by 2.5 s pixels, otherwise every five."""
+    return _displaced(images, 26, 2.5 * s * images.shape[-1] / 128, generator)
 
 
 CORRUPTIONS: dict[str, Corruption] = {
@@ -110,6 +126,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "block": block,
     "residue": residue,
     "warp": warp,
+    "wobble": wobble,
 }
 
 

@@ -14,6 +14,9 @@ from studies.zoo.corruptions import CORRUPTIONS, corrupt
 from studies.zoo.judge_data import COLUMNS, SINGLE_LABEL, is_clean
 from workbench.evaluation.judge_network import JudgeNetwork, preprocess
 
+GRADED = 1024
+"""Clean images that each corruption damages, as far as there are so many."""
+
 
 @torch.inference_mode()
 def predict(network: JudgeNetwork, pixels: Tensor, device: torch.device) -> dict[str, Tensor]:
@@ -39,8 +42,9 @@ def right(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
 
 
 def check(network: JudgeNetwork, images: Tensor, labels: Tensor, device: torch.device) -> dict[str, dict[str, float]]:
-    """Held-out figures for images (B, S, S, 3): `accuracy` and `cases` of every head, and `severity_spearman`, the rank
-    correlation of rated technical quality with the severity of each corruption, sign reversed, on clean images."""
+    """Held-out figures for images (B, S, S, 3): `accuracy` and `cases` of every head, `severity_spearman`, the rank
+    correlation of rated technical quality with the severity of each corruption, sign reversed, on clean images, and of
+    how many (`graded`)."""
     pixels = preprocess(images, network.config.resolution)
     logits = predict(network, pixels, device)
     answers = right(logits, labels)
@@ -48,7 +52,7 @@ def check(network: JudgeNetwork, images: Tensor, labels: Tensor, device: torch.d
     spearman = {}
     generator = torch.Generator().manual_seed(0)
     rows = clean.nonzero().squeeze(1)
-    subset = pixels[rows[torch.randperm(len(rows), generator=generator)[:256]]] / 2 + 0.5
+    subset = pixels[rows[torch.randperm(len(rows), generator=generator)[:GRADED]]] / 2 + 0.5
     for index, name in enumerate(CORRUPTIONS):
         severity = torch.rand(len(subset), generator=generator)
         damaged = corrupt(subset, torch.full((len(subset),), index), severity, generator)
@@ -58,6 +62,7 @@ def check(network: JudgeNetwork, images: Tensor, labels: Tensor, device: torch.d
         "accuracy": {head: float(values.nanmean()) for head, values in answers.items()},
         "cases": {head: float((~values.isnan()).sum()) for head, values in answers.items()},
         "severity_spearman": spearman,
+        "graded": {"cases": float(len(subset))},
         "technical": {"clean": float(logits["technical"].sigmoid()[clean].mean())},
     }
 
@@ -68,7 +73,8 @@ def table(measured: Mapping[str, Mapping[str, float]]) -> Table:
     for head, value in measured["accuracy"].items():
         out.add_row(head, f"{value:.1%}", f"{measured['cases'][head]:.0f}")
     out.add_section()
+    graded = f"{measured['graded']['cases']:.0f}"
     for name, value in measured["severity_spearman"].items():
-        out.add_row(f"technical quality against severity of {name}", f"{value:.3f}", "256")
+        out.add_row(f"technical quality against severity of {name}", f"{value:.3f}", graded)
     out.add_row("technical quality of clean images", f"{measured['technical']['clean']:.3f}", "")
     return out

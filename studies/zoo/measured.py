@@ -57,8 +57,9 @@ def judge(zoo: Zoo) -> list[Figure]:
         for head, share in found["accuracy"].items()
         if found["cases"][head]
     ]
+    graded = int(found["graded"]["cases"])
     rows += [
-        Figure(f"judge, quality against severity of {name}, Spearman", value, 0.95, n=256, form=".3f")
+        Figure(f"judge, quality against severity of {name}, Spearman", value, 0.95, n=graded, form=".3f")
         for name, value in found["severity_spearman"].items()
     ]
     return [*rows, *_wrong_captions(zoo)]
