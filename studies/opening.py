@@ -19,6 +19,7 @@ from studies.options import Options, parse
 from studies.pruning import noise_floor_of
 from studies.seam import Study, vary
 from studies.storage import Patience, connect, guard, shown, unopened
+from workbench.checks import nearest
 from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.recipes import load, recipe_hash
@@ -42,7 +43,8 @@ class Plan:
         if self.options.search:
             assert self.options.trials is not None
             return tuple(Cell(SEARCH, slot) for slot in range(self.options.trials))
-        return tuple(Cell(arm, seed) for seed in self.options.seeds for arm in self.study.ARMS)
+        arms = [arm for arm in self.study.ARMS if not self.options.arms or arm in self.options.arms]
+        return tuple(Cell(arm, seed) for seed in self.options.seeds for arm in arms)
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ def plan_of(name: str, words: Iterable[str], study: Study) -> Plan:
             vary(base, overrides)
         except UserError as error:
             raise UserError(f"arm {arm!r}: {error}") from error
+    for arm in options.arms:
+        if arm not in study.ARMS:
+            raise UserError(f"the study {name} has no arm {arm!r}{nearest(arm, study.ARMS)}")
+    if options.arms and options.search:
+        raise UserError("arms= chooses what is replicated; a search has none: leave it out")
     _check_devices(options, base)
     floor = None
     if options.search and len(study.OBJECTIVES) == 1:

@@ -19,7 +19,8 @@ class Options:
     """How a study is run.
 
     recipe: base recipe of all trials. folder: the study folder. storage: any Optuna URL.
-    seeds: replicates of every arm. search: draw recipes from the study's space rather than replicate its arms.
+    seeds: replicates of every arm. arms: those that this call runs, all when empty.
+    search: draw recipes from the study's space rather than replicate its arms.
     trials: of a search, so many altogether; of a replication, at most so many in this call, all when absent.
     workers: processes that run trials side by side. devices: GPUs to spread them over, by the numbers that
     CUDA_VISIBLE_DEVICES takes; all workers on the first one when empty.
@@ -32,6 +33,7 @@ class Options:
     folder: Path
     storage: str
     seeds: tuple[int, ...]
+    arms: tuple[str, ...]
     trials: int | None
     search: bool
     workers: int
@@ -42,7 +44,8 @@ class Options:
 
 
 OWN = (
-    "recipe", "folder", "storage", "seeds", "trials", "search", "workers", "devices", "budget", "noise_floor", "smoke",
+    "recipe", "folder", "storage", "seeds", "arms", "trials", "search", "workers", "devices", "budget", "noise_floor",
+    "smoke",
 )  # fmt: skip
 SEARCH_TRIALS = 20
 
@@ -82,14 +85,19 @@ def parse(
         folder=folder,
         storage=own.get("storage", f"sqlite:///{folder / 'study.db'}"),
         seeds=tuple(_whole("seeds", seed, least=0) for seed in seeds.strip("[]").split(",")),
+        arms=_names(own.get("arms", "")),
         trials=SEARCH_TRIALS if search and trials is None else trials,
         search=search,
         workers=_whole("workers", own.get("workers", "1"), least=1),
-        devices=tuple(item.strip() for item in own.get("devices", "").strip("[]").split(",") if item.strip()),
+        devices=_names(own.get("devices", "")),
         budget_s=60 * _positive("budget", own["budget"]) if "budget" in own else None,
         noise_floor=_positive("noise_floor", own["noise_floor"]) if "noise_floor" in own else None,
         overrides=tuple(overrides),
     )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in text.strip("[]").split(",") if item.strip())
 
 
 def _flag(own: dict[str, str], key: str) -> bool:

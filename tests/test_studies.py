@@ -129,6 +129,14 @@ def test_trials_bounds_one_call(words: list[str]) -> None:
     assert len(fake.asked) == 3
 
 
+def test_chosen_arms_alone_are_run_and_the_rest_can_follow(words: list[str]) -> None:
+    first, second = FakeTrials(), FakeTrials()
+    runner.run_study("task-mixture", [*words, "seeds=0", "arms=7:3,t2i-only"], study=THREE, execute=first)
+    assert [recipe.mixture.tasks["t2i"] for recipe, _ in first.asked] == [1.0, 0.7]
+    runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=second)
+    assert len(second.asked) == 1
+
+
 def test_no_score_at_all_is_an_error_with_the_trials_own_words(words: list[str]) -> None:
     with pytest.raises(UserError, match="no trial of the study .* error: no luck"):
         runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=FakeTrials(fails=(0, 1, 2)))
@@ -160,6 +168,7 @@ def test_another_recipe_may_not_enter_the_same_study(words: list[str]) -> None:
         ("trials=0", "at least 1"),
         ("smoke=maybe", "true or false"),
         ("smoke", "key=value"),
+        ("arms=7:4", "no arm '7:4' .did you mean '7:3'"),
         ("mixture.tasks={t2i: 0.5}", "must sum to 1"),
         ("recipe=nowhere.yaml", "no recipe at nowhere.yaml"),
         ("storage=nonsense://x:secret@y", "does not open"),
