@@ -88,9 +88,10 @@ def _pipeline_encoder(folder: str, device: str, dtype: torch.dtype) -> Encoder:
     from workbench import pipeline as pipelines
 
     pipeline = pipelines.load(folder, device, dtype)
+    fast = pipelines.fast_vae(pipeline)
     return Encoder(
         prompts=lambda prompts, images: pipelines.encode_prompts(pipeline, prompts, images),
-        images=lambda images: pipelines.encode_images(pipeline, images.to(device)),
+        images=lambda images: pipelines.encode_images(pipeline, images.to(device), fast),
     )
 
 
