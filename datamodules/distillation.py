@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -108,19 +109,47 @@ def batches_for(dataset: EncodedDataset, indices: Sequence[int], guided: bool = 
     return tuple(batches)
 
 
-class _Steps(Dataset[StepData]):
-    """Map-style: item i is the data of step `start + i`."""
+@dataclass(frozen=True)
+class _Source:
+    """What steps are made of: worker processes get this, not the datamodule, on which Lightning hangs its trainer."""
 
-    def __init__(self, data: DistillationData, start: int, rank: int, world: int) -> None:
-        self.data, self.start, self.rank, self.world = data, start, rank, world
+    dataset: EncodedDataset
+    plan: MixturePlan
+    fake_updates: int
+    guided: bool
+
+    def step_data(self, step: int, rank: int, world: int) -> StepData:
+        return StepData(
+            step=step,
+            student=self._batches(step, STUDENT, rank, world, self.guided),
+            fake=tuple(self._batches(step, fake_stream(r), rank, world, False) for r in range(self.fake_updates)),
+        )
+
+    def _batches(self, step: int, stream: str, rank: int, world: int, guided: bool) -> tuple[Batch, ...]:
+        targets = stream == STUDENT
+        batches = []
+        for group in self.plan.global_batch(step, stream):
+            rows, weight = group.of_rank(rank, world)
+            for part in micro_batches(len(rows), self.plan.micro_batch_size):
+                indices = group.samples[rows[part]]
+                num_samples = len(group.samples)
+                batches.append(collate(self.dataset, indices, rows[part], weight[part], num_samples, guided, targets))
+        return tuple(batches)
+
+
+class _Steps(Dataset[StepData]):
+    """Map-style: item i is the data of step `start + i`; the last is that of `end - 1`."""
+
+    def __init__(self, source: _Source, start: int, end: int, rank: int, world: int) -> None:
+        self.source, self.start, self.end, self.rank, self.world = source, start, end, rank, world
 
     def __len__(self) -> int:
-        return max(0, self.data.num_steps - self.start)
+        return max(0, self.end - self.start)
 
     def __getitem__(self, i: int) -> StepData:
         if i >= len(self):
             raise IndexError(i)
-        return self.data.step_data(self.start + i, self.rank, self.world)
+        return self.source.step_data(self.start + i, self.rank, self.world)
 
 
 class StepLoader:
@@ -168,8 +197,8 @@ class DistillationData(LightningDataModule):
         self.fake_updates = fake_updates
         self.num_steps = num_steps
         self.num_workers = num_workers
-        self.guided = guided
         self.start_step = 0
+        self._source = _Source(dataset, self.plan, fake_updates, guided)
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -185,7 +214,7 @@ class DistillationData(LightningDataModule):
             raise UserError(
                 f"the run is at step {self.start_step} already, trainer.updates is {self.num_steps}; set it above that"
             )
-        steps = _Steps(self, self.start_step, rank, world)
+        steps = _Steps(self._source, self.start_step, self.num_steps, rank, world)
         loader: DataLoader[StepData] = DataLoader(
             steps, batch_size=None, num_workers=self.num_workers, prefetch_factor=2 if self.num_workers else None
         )
@@ -193,22 +222,7 @@ class DistillationData(LightningDataModule):
 
     def step_data(self, step: int, rank: int = 0, world: int = 1) -> StepData:
         """All that update `step` consumes on one rank."""
-        return StepData(
-            step=step,
-            student=self._batches(step, STUDENT, rank, world, self.guided),
-            fake=tuple(self._batches(step, fake_stream(r), rank, world, False) for r in range(self.fake_updates)),
-        )
-
-    def _batches(self, step: int, stream: str, rank: int, world: int, guided: bool) -> tuple[Batch, ...]:
-        targets = stream == STUDENT
-        batches = []
-        for group in self.plan.global_batch(step, stream):
-            rows, weight = group.of_rank(rank, world)
-            for part in micro_batches(len(rows), self.plan.micro_batch_size):
-                indices = group.samples[rows[part]]
-                num_samples = len(group.samples)
-                batches.append(collate(self.dataset, indices, rows[part], weight[part], num_samples, guided, targets))
-        return tuple(batches)
+        return self._source.step_data(step, rank, world)
 
     def batches_for(self, indices: Sequence[int], guided: bool = True) -> tuple[Batch, ...]:
         """As the function of this name, over this datamodule's samples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections import Counter
 from dataclasses import replace
@@ -145,6 +146,14 @@ def test_ranks_add_up_to_one(dataset: EncodedDataset, world: int) -> None:
                 )
 
             assert rows(of_one) == sum((rows(batches) for batches in of_ranks), Counter())
+
+
+def test_workers_of_any_start_method_get_nothing_of_the_trainer(dataset: EncodedDataset) -> None:
+    data = make_data(dataset, num_workers=1)
+    data.trainer = lambda: None  # type: ignore[assignment]
+    loader = data.train_dataloader().loader
+    copy = pickle.loads(pickle.dumps(loader.dataset))
+    assert_equal(copy[3], data.step_data(3))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
