@@ -260,3 +260,10 @@ def test_casts_never_outlive_an_optimiser_step() -> None:
         layer.weight.add_(1)
         assert not torch.equal(layer(x), before)
     assert torch.is_autocast_cache_enabled()
+
+
+def test_without_autocast_the_setting_that_compiled_code_is_bound_to_stays() -> None:
+    with uncached_casts():
+        assert torch.is_autocast_cache_enabled()
+    with torch.autocast("cpu", dtype=torch.bfloat16), uncached_casts():
+        assert not torch.is_autocast_cache_enabled()

@@ -40,7 +40,11 @@ def lightning_precision(precision: Literal["32-true", "tf32", "bf16-mixed"]) -> 
 @contextmanager
 def uncached_casts() -> Iterator[None]:
     """Autocast keeps its low-precision copies of weights until its block ends, and never sees that an optimiser has
-    stepped meanwhile: within this, every use casts anew."""
+    stepped meanwhile: within this, every use casts anew. Without autocast nothing is touched, since compiled code holds
+    for one setting alone."""
+    if not any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        yield
+        return
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
