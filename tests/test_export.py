@@ -116,6 +116,17 @@ def test_export_replaces_pipelines_alone_and_whole(bent_teacher: Path, tmp_path:
     assert (tmp_path / "thesis" / "thesis.tex").is_file()
 
 
+def test_what_was_made_for_the_teachers_weights_is_not_passed_on(bent_teacher: Path, tmp_path: Path) -> None:
+    source = tmp_path / "teacher"
+    shutil.copytree(bent_teacher, source)
+    for name in ("portrait.safetensors", "measured.json", "LICENSE.txt"):
+        (source / name).write_text("x")
+    exports.export(str(source), _student_state(bent_teacher), TIMES, tmp_path / "student", metadata=CARD)
+    found = {path.name for path in (tmp_path / "student").iterdir()}
+    assert found.isdisjoint({"portrait.safetensors", "measured.json"})
+    assert found >= {"LICENSE.txt", "README.md", "model_index.json", "vae", "processor"}
+
+
 @pytest.mark.parametrize("times", [[0.9, 0.0], [1.0, 0.5], [1.0, 0.5, 0.5, 0.0], [1.0], [1.0, math.nan, 0.0]])
 def test_a_grid_that_is_none_is_refused(times: list[float]) -> None:
     with pytest.raises(ValueError, match="falls strictly"):

@@ -31,7 +31,7 @@ Adapters = Mapping[str, tuple[Tensor, Tensor]]
 
 PreTrained: TypeAlias = QwenImage21Transformer2DModel | Qwen3VLForConditionalGeneration
 
-_REPLACED = ("transformer", "scheduler", INDEX_FILE, "README.md")
+_REPLACED = ("transformer", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def export(
     """
     teacher, sigmas = resolve(teacher_folder), sample_sigmas(times)
     with replaced_folder(out) as folder:
-        _copy_except(teacher, folder, _REPLACED)
+        _copy_parts(teacher, folder, _REPLACED)
         _transformer(teacher, student_state, dtype).save_pretrained(folder / "transformer")
         # Qwen's pipeline divides timesteps by 1000 whatever the scheduler says.
         FlowMatchEulerDiscreteScheduler(
@@ -87,7 +87,7 @@ def export_components(source_folder: str, trained: Mapping[str, PreTrained], out
     """
     source = resolve(source_folder)
     with replaced_folder(out) as folder:
-        _copy_except(source, folder, tuple(trained))
+        _copy_parts(source, folder, tuple(trained))
         for name, component in trained.items():
             dtype = torch.float32 if isinstance(component, Qwen3VLForConditionalGeneration) else torch.bfloat16
             component.to("cpu", dtype).save_pretrained(folder / name)
@@ -242,13 +242,13 @@ def replaced_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _copy_except(source: Path, out: Path, left_out: Sequence[str]) -> None:
+def _copy_parts(source: Path, out: Path, left_out: Sequence[str]) -> None:
+    """The pipeline's own folders and its licence: what else lies there, adapters say, was made for other weights."""
+    index = json.loads((source / INDEX_FILE).read_text())
     for item in sorted(source.iterdir()):
-        if item.name in left_out:
-            continue
-        if item.is_dir():
+        if item.is_dir() and item.name in index and item.name not in left_out:
             shutil.copytree(item, out / item.name)
-        else:
+        elif item.is_file() and (item.name == INDEX_FILE or item.name.startswith(("LICENSE", "NOTICE"))):
             shutil.copy2(item, out / item.name)
 
 
