@@ -15,8 +15,8 @@ from studies import record, summary
 from studies.seam import Study, TrialFailed, objectives, vary
 from workbench.config import CATEGORIES, Recipe
 from workbench.evaluation.benchmark import BENCHES
-from workbench.evaluation.grids import contact_sheet
 from workbench.recipes import load, to_yaml
+from workbench.sheets import contact_sheet
 
 SMOKE = Path(__file__).parent.parent / "studies" / "recipes" / "smoke.yaml"
 SPECIALISTS = (
@@ -98,8 +98,10 @@ def write_sheets(folder: Path, seed: int) -> None:
     index = []
     for category in CATEGORIES["t2i"]:
         colours = {"target": 10, "teacher": 90, "teacher_few_step": 120, "student": 200 + seed}
-        rows = [[np.full((32, 32, 3), colour + 5 * j, np.uint8) for colour in colours.values()] for j in range(3)]
-        contact_sheet(list(colours), rows).save(place / f"t2i-{category}.png")
+        columns = {
+            name: [np.full((32, 32, 3), colour + 5 * j, np.uint8) for j in range(3)] for name, colour in colours.items()
+        }
+        contact_sheet(columns).save(place / f"t2i-{category}.png")
         prompts = [{"prompt": f"prompt {j} of {category}", "scores": {}} for j in range(3)]
         entry = {"file": f"t2i-{category}.png", "task": "t2i", "category": category}
         index.append({**entry, "columns": list(colours), "rows": prompts})

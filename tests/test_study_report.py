@@ -19,9 +19,9 @@ from workbench import plots, study_numbers
 from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.evaluation import arms
-from workbench.evaluation.grids import contact_sheet, cut_sheet
 from workbench.report import report
 from workbench.report_study import passes_per_prompt, side_by_side
+from workbench.sheets import contact_sheet, cut_sheet
 
 EVIL = "<script>alert('x')</script>"
 MIXTURE = SimpleNamespace(
@@ -172,10 +172,11 @@ def test_a_trial_tried_again_counts_once(tmp_path: Path) -> None:
 
 def test_a_contact_sheet_comes_apart_again() -> None:
     generator = np.random.default_rng(0)
-    rows = [[generator.integers(0, 255, (16, 16, 3)).astype(np.uint8) for _ in "abc"] for _ in range(2)]
-    cells = cut_sheet(contact_sheet(["a", "b", "c"], rows), ["a", "b", "c"], 2)
-    for i, name in enumerate("abc"):
-        np.testing.assert_array_equal(cells[name], [row[i] for row in rows])
+    columns = {name: [generator.integers(0, 255, (16, 16, 3)).astype(np.uint8) for _ in range(2)] for name in "abc"}
+    assert contact_sheet(columns, ["one", "two"]).width > contact_sheet(columns).width
+    cells = cut_sheet(contact_sheet(columns), list(columns), 2)
+    for name, column in columns.items():
+        np.testing.assert_array_equal(cells[name], column)
 
 
 def test_runs_stand_side_by_side_on_the_same_cases(tmp_path: Path) -> None:

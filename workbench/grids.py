@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import matplotlib
-import numpy as np
 import torch
 from diffusers import QwenImage21Pipeline
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from workbench import guidance, rng, rollout
 from workbench.backbone import RoleDenoiser
 from workbench.batch import Batch, Condition
 from workbench.pipeline import decode_latents
-
-MARGIN_PX = 4
-HEADER_PX = 16
-LABEL_PX = 156
-LABEL_CHARACTERS = 24
-Picture = np.ndarray
-"""uint8 (H, W, 3)."""
+from workbench.sheets import Picture
 
 
 @dataclass(frozen=True)
@@ -102,22 +91,3 @@ def _decode_into(pictures: dict[int, Picture], pipeline: QwenImage21Pipeline, ba
     decoded = decode_latents(pipeline, latents.float(), layout.height, layout.width)
     for row, picture in zip(batch.rows.tolist(), decoded.cpu().numpy(), strict=True):
         pictures[row] = picture
-
-
-def compose(columns: Mapping[str, Sequence[Picture | None]], labels: Sequence[str]) -> Picture:
-    """One labelled picture of all columns; a missing cell stays empty."""
-    size = max(picture.shape[0] for column in columns.values() for picture in column if picture is not None)
-    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 11)
-    step = size + MARGIN_PX
-    sheet = Image.new("RGB", (LABEL_PX + step * len(columns), HEADER_PX + step * len(labels)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for row, label in enumerate(labels):
-        lines = [line for part in label.split("\n") for line in textwrap.wrap(part, LABEL_CHARACTERS)]
-        top = HEADER_PX + row * step + size // 2 - 7 * len(lines)
-        draw.multiline_text((MARGIN_PX, top), "\n".join(lines), "black", font)
-    for index, (name, column) in enumerate(columns.items()):
-        draw.text((LABEL_PX + index * step, 1), name, "black", font)
-        for row, picture in enumerate(column):
-            if picture is not None:
-                sheet.paste(Image.fromarray(picture), (LABEL_PX + index * step, HEADER_PX + row * step))
-    return np.asarray(sheet)

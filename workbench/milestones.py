@@ -21,12 +21,12 @@ from workbench.evaluation.benchmark import BENCHES
 from workbench.evaluation.chosen import benchmark_cases
 from workbench.evaluation.judge import LocalJudge
 from workbench.evaluation.models import Encodings, from_sampler, student_sampling
-from workbench.grids import Picture
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
 from workbench.quality import energy_distance
 from workbench.rollout import time_grid
+from workbench.sheets import Picture, contact_sheet
 
 MILESTONE_SAMPLES = 48
 PRETRAINING_STEPS = 20
@@ -70,7 +70,7 @@ def distillation_grid(recipe: Recipe, teacher: QwenImage21Pipeline, data: Distil
                 roles.TEACHER, time_grid(how.teacher_steps, how.teacher_shift), how.teacher_cfg_scale
             )
             fixed[f"teacher, {recipe.dmd.student_steps} NFE"] = column(roles.TEACHER, student_times(recipe))
-        return grids.compose({**fixed, "student": column(roles.STUDENT, student_times(recipe))}, labels)
+        return np.asarray(contact_sheet({**fixed, "student": column(roles.STUDENT, student_times(recipe))}, labels))
 
     return draw
 
@@ -170,7 +170,7 @@ def pretraining_grid(recipe: Recipe, base: QwenImage21Pipeline, data: Pretrainin
             f"{len(times) - 1} steps": grids.draw_column(prompts, base, network, channels, times),
             "guided": grids.draw_column(prompts, base, network, channels, times, how.teacher_cfg_scale),
         }
-        return grids.compose(columns, labels)
+        return np.asarray(contact_sheet(columns, labels))
 
     return draw
 

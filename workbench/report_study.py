@@ -15,8 +15,8 @@ from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.evaluation import arms
 from workbench.evaluation.arms import Arm, Floor
-from workbench.evaluation.grids import contact_sheet, cut_sheet
 from workbench.recipes import load
+from workbench.sheets import contact_sheet, cut_sheet
 
 MAX_COLUMNS = 12
 SHEET_ROWS = 2
@@ -167,7 +167,7 @@ def _sheets(run: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 def _inline(cells: dict[str, Any]) -> str:
     encoded = io.BytesIO()
-    contact_sheet(list(cells), list(zip(*cells.values(), strict=True))).save(encoded, format="PNG")
+    contact_sheet(cells).save(encoded, format="PNG")
     return plots.inline_bytes(encoded.getvalue(), max_width=1800)
 
 
