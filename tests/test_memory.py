@@ -61,6 +61,14 @@ def test_recomputed_blocks_keep_far_less(condition: Condition) -> None:
     assert 0.4 * counts[BLOCKS] < half < 0.8 * counts[BLOCKS]
 
 
+def test_a_prefix_is_its_keys_and_values(condition: Condition) -> None:
+    denoiser = build("lora", 0)
+    with torch.no_grad():
+        prefix = denoiser.prefix(condition, STUDENT)
+    held = sum(tensor.numel() * tensor.element_size() for pair in prefix.keys_values for tensor in pair)
+    assert memory.prefix_bytes(denoiser, condition, torch.float32) == held
+
+
 def test_state_counts_every_weight_once() -> None:
     denoiser = build("lora", 0)
     trained = [p for p in denoiser.parameters() if p.requires_grad]

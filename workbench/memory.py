@@ -80,18 +80,31 @@ def activation_bytes(denoiser: QwenImage21, condition: Condition, dtype: torch.d
     return kept + (max(prefix.stored, target.stored) if recomputed and not stored else 0)
 
 
+def prefix_bytes(denoiser: QwenImage21, condition: Condition, dtype: torch.dtype) -> int:
+    """Keys and values of one prefix without gradient. While the student's graph is held, the direction needs one of the
+    fake score and one or, with guidance, two of the teacher."""
+    network = denoiser.network(STUDENT)
+    numbers = 2 * len(network.blocks) * network.transformer.inner_dim
+    return len(condition.lengths) * num_prefix_tokens(condition) * numbers * dtype.itemsize
+
+
+def num_prefix_tokens(condition: Condition) -> int:
+    """Of text and reference images, which take the place of their slots in the text."""
+    extra = sum(reference.num_tokens - reference.num_slots for reference in condition.layout.references)
+    return condition.layout.text_tokens + extra
+
+
 def block_memory(
     network: SplitTransformer, condition: Condition, dtype: torch.dtype
 ) -> tuple[BlockMemory, BlockMemory]:
     """Of a block over the prefix, and of one over the target; found by a run that has shapes and no numbers."""
-    layout, width = condition.layout, network.transformer.inner_dim
+    width = network.transformer.inner_dim
     first = network.blocks[0]
     assert isinstance(first, SplitBlock)
     block = copy.deepcopy(first).to(META, dtype)
     block.uncompile_body()
     batch_size = len(condition.lengths)
-    extra = sum(reference.num_tokens - reference.num_slots for reference in layout.references)
-    num_prefix, num_target = layout.text_tokens + extra, layout.num_target_tokens
+    num_prefix, num_target = num_prefix_tokens(condition), condition.layout.num_target_tokens
     head_dim = block.block.attn.inner_dim // block.block.attn.heads
 
     def run(num_tokens: int, attend: _Attend) -> BlockMemory:

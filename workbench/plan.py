@@ -45,13 +45,19 @@ def _memory(recipe: Recipe, module: Distiller, data: DistillationData) -> str:
     if not isinstance(module.denoiser, QwenImage21):
         return line
     dtype = torch.bfloat16 if recipe.trainer.precision == "bf16-mixed" else torch.float32
-    parts = {
-        batch.task: memory.activation_bytes(module.denoiser, batch.condition, dtype)
-        for batch in data.step_data(0, 0, world).student
-    }
+    batches = data.step_data(0, 0, world).student
+    parts = {batch.task: memory.activation_bytes(module.denoiser, batch.condition, dtype) for batch in batches}
+    prefixes = max(
+        (2 if batch.uncond is None else 3) * memory.prefix_bytes(module.denoiser, batch.condition, dtype)
+        for batch in batches
+    )
     each = ", ".join(f"{task} {count / 2**30:.2f}" for task, count in parts.items())
     halved = ", about half of it in compiled blocks" if module.denoiser.network(STUDENT).compiled else ""
-    return f"{line}; activations {each} GiB{halved}; peak about {(state + max(parts.values())) / 2**30:.2f} GiB"
+    peak = state + max(parts.values()) + prefixes
+    return (
+        f"{line}; activations {each} GiB{halved}; prefixes of teacher and fake score {prefixes / 2**30:.2f} GiB; "
+        f"peak about {peak / 2**30:.2f} GiB"
+    )
 
 
 def _mixture(data: DistillationData, updates: int) -> Table:
