@@ -194,7 +194,6 @@ class DistillationData(LightningDataModule):
         samples = dataset.samples
         self.dataset = dataset
         self.plan = MixturePlan(samples.category, samples.geometry, dataset.categories, mixture, seed)
-        self.fake_updates = fake_updates
         self.num_steps = num_steps
         self.num_workers = num_workers
         self.start_step = 0
@@ -234,4 +233,4 @@ class DistillationData(LightningDataModule):
 
     def passes(self, num_steps: int) -> dict[str, float]:
         """Passes over each prompt of a category after `num_steps` steps, student and fake-score batches together."""
-        return self.plan.passes(num_steps, 1 + self.fake_updates)
+        return self.plan.passes(num_steps, 1 + self._source.fake_updates)

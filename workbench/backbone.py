@@ -260,7 +260,7 @@ def _key_valid(condition: Condition) -> Tensor | None:
     layout, lengths = condition.layout, condition.lengths
     if not layout.padded:
         return None
-    extra = sum(reference.num_tokens - reference.num_slots for reference in layout.references)
-    length = layout.text_tokens + extra
+    length = layout.num_prefix_tokens
+    extra = length - layout.text_tokens
     positions = torch.arange(length + layout.num_target_tokens, device=lengths.device)
     return ((positions < (lengths + extra)[:, None]) | (positions >= length))[:, None, None]

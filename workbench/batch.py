@@ -53,6 +53,11 @@ class Layout:
     def num_target_tokens(self) -> int:
         return self.height * self.width
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Of text and reference images, which take the place of their slots in the text."""
+        return self.text_tokens + sum(reference.num_tokens - reference.num_slots for reference in self.references)
+
 
 @dataclass(frozen=True)
 class Condition:

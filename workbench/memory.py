@@ -85,13 +85,7 @@ def prefix_bytes(denoiser: QwenImage21, condition: Condition, dtype: torch.dtype
     fake score and one or, with guidance, two of the teacher."""
     network = denoiser.network(STUDENT)
     numbers = 2 * len(network.blocks) * network.transformer.inner_dim
-    return len(condition.lengths) * num_prefix_tokens(condition) * numbers * dtype.itemsize
-
-
-def num_prefix_tokens(condition: Condition) -> int:
-    """Of text and reference images, which take the place of their slots in the text."""
-    extra = sum(reference.num_tokens - reference.num_slots for reference in condition.layout.references)
-    return condition.layout.text_tokens + extra
+    return len(condition.lengths) * condition.layout.num_prefix_tokens * numbers * dtype.itemsize
 
 
 def block_memory(
@@ -104,7 +98,7 @@ def block_memory(
     block = copy.deepcopy(first).to(META, dtype)
     block.uncompile_body()
     batch_size = len(condition.lengths)
-    num_prefix, num_target = num_prefix_tokens(condition), condition.layout.num_target_tokens
+    num_prefix, num_target = condition.layout.num_prefix_tokens, condition.layout.num_target_tokens
     head_dim = block.block.attn.inner_dim // block.block.attn.heads
 
     def run(num_tokens: int, attend: _Attend) -> BlockMemory:

@@ -143,7 +143,7 @@ def _pretraining_data(
     fast = pipeline.fast_vae(base)
 
     def encode(images: Tensor) -> Tensor:
-        """In half precision on a GPU, which holds training up for a third of the time: latents differ by 0.1 %."""
+        """In half precision on a GPU, since training waits for it: latents differ by 0.1 %."""
         with torch.autocast(device.type, torch.float16, enabled=fast is not None and device.type == "cuda"):
             return pipeline.encode_images(base, images, fast)
 
