@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from datamodules.encoded import EncodedDataset, EncodedSample
 from datamodules.mixture import STUDENT, MixturePlan, fake_stream, micro_batches
@@ -17,6 +19,9 @@ from workbench.batch import Batch, Condition, Layout, StepData
 from workbench.config import Mixture
 from workbench.errors import UserError
 
+Step = TypeVar("Step", covariant=True)
+AHEAD = 2
+"""Steps that are prepared while one is used."""
 ROUNDING = 2.0**-8
 """Relative to the largest number: a few float16 roundings."""
 
@@ -110,15 +115,104 @@ def batches_for(dataset: EncodedDataset, indices: Sequence[int], guided: bool = 
 
 
 @dataclass(frozen=True)
-class _Source:
-    """What steps are made of: worker processes get this, not the datamodule, on which Lightning hangs its trainer."""
+class _Steps:
+    """Step data from `start` to before `end`, in order, as one rank takes them. The next ones are prepared, and pinned
+    for a GPU, in a thread: a device that works on a step leaves the interpreter idle, and worker processes take seconds
+    to start."""
 
-    dataset: EncodedDataset
-    plan: MixturePlan
-    fake_updates: int
-    guided: bool
+    data: DistillationData
+    start: int
+    end: int
+    rank: int
+    world: int
 
-    def step_data(self, step: int, rank: int, world: int) -> StepData:
+    def __iter__(self) -> Iterator[StepData]:
+        thread = ThreadPoolExecutor(1, "step data", *_on_the_gpu_of_this_thread())
+        ahead: deque[Future[StepData]] = deque()
+        try:
+            for step in range(self.start, self.end):
+                ahead.append(thread.submit(self._prepared, step))
+                if len(ahead) > AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+    def _prepared(self, step: int) -> StepData:
+        found = self.data.step_data(step, self.rank, self.world)
+        return found.pin_memory() if torch.cuda.is_initialized() else found
+
+
+def _on_the_gpu_of_this_thread() -> tuple[Callable[[int], None], tuple[int]] | tuple[()]:
+    """How another thread gets the same current GPU, where there is one: pinning on another makes a context there."""
+    return (torch.cuda.set_device, (torch.cuda.current_device(),)) if torch.cuda.is_initialized() else ()
+
+
+class StepLoader(Generic[Step]):
+    """So many steps. Not a DataLoader, so that Lightning does not split the steps over the ranks: each rank takes every
+    step and its own rows of it."""
+
+    def __init__(self, steps: Iterable[Step], num_steps: int) -> None:
+        self.steps, self.num_steps = steps, num_steps
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+
+class DistillationData(LightningDataModule):
+    """Step data of a run, from any step on.
+
+    Args:
+        fake_updates: R, groups of conditions for the fake score in each step, drawn apart from the student's.
+        num_steps: student updates of the whole run.
+        guided: whether the student's batches carry uncond twins. The fake score's carry none, and no targets.
+
+    Attributes:
+        start_step: first step of `train_dataloader`; a resumed run sets it before the fit.
+    """
+
+    def __init__(
+        self,
+        dataset: EncodedDataset,
+        mixture: Mixture,
+        *,
+        fake_updates: int,
+        num_steps: int,
+        seed: int,
+        guided: bool = True,
+    ) -> None:
+        super().__init__()
+        samples = dataset.samples
+        self.dataset = dataset
+        self.plan = MixturePlan(samples.category, samples.geometry, dataset.categories, mixture, seed)
+        self.num_steps = num_steps
+        self.start_step = 0
+        self.fake_updates = fake_updates
+        self.guided = guided
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Qualified names that `Batch.category` counts into."""
+        return self.dataset.categories
+
+    def train_dataloader(self) -> StepLoader[StepData]:
+        """The remaining steps in order, this rank's rows of each."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if distributed else 0
+        world = torch.distributed.get_world_size() if distributed else 1
+        if self.start_step > self.num_steps:
+            raise UserError(
+                f"the run is at step {self.start_step} already, trainer.updates is {self.num_steps}; set it above that"
+            )
+        steps = _Steps(self, self.start_step, self.num_steps, rank, world)
+        return StepLoader(steps, self.num_steps - self.start_step)
+
+    def step_data(self, step: int, rank: int = 0, world: int = 1) -> StepData:
+        """All that update `step` consumes on one rank."""
         return StepData(
             step=step,
             student=self._batches(step, STUDENT, rank, world, self.guided),
@@ -136,93 +230,6 @@ class _Source:
                 batches.append(collate(self.dataset, indices, rows[part], weight[part], num_samples, guided, targets))
         return tuple(batches)
 
-
-class _Steps(Dataset[StepData]):
-    """Map-style: item i is the data of step `start + i`; the last is that of `end - 1`."""
-
-    def __init__(self, source: _Source, start: int, end: int, rank: int, world: int) -> None:
-        self.source, self.start, self.end, self.rank, self.world = source, start, end, rank, world
-
-    def __len__(self) -> int:
-        return max(0, self.end - self.start)
-
-    def __getitem__(self, i: int) -> StepData:
-        if i >= len(self):
-            raise IndexError(i)
-        return self.source.step_data(self.start + i, self.rank, self.world)
-
-
-class StepLoader:
-    """Iterates a DataLoader. Not one itself, so that Lightning does not split the steps over the ranks: each rank
-    takes every step and its own rows of it."""
-
-    def __init__(self, loader: DataLoader[StepData], num_steps: int) -> None:
-        self.loader, self.num_steps = loader, num_steps
-
-    def __iter__(self) -> Iterator[StepData]:
-        return iter(self.loader)
-
-    def __len__(self) -> int:
-        return self.num_steps
-
-
-class DistillationData(LightningDataModule):
-    """Step data of a run, from any step on.
-
-    Args:
-        fake_updates: R, groups of conditions for the fake score in each step, drawn apart from the student's.
-        num_steps: student updates of the whole run.
-        guided: whether the student's batches carry uncond twins. The fake score's carry none, and no targets.
-        num_workers: processes that prepare steps ahead; 0 prepares them in this one.
-
-    Attributes:
-        start_step: first step of `train_dataloader`; a resumed run sets it before the fit.
-    """
-
-    def __init__(
-        self,
-        dataset: EncodedDataset,
-        mixture: Mixture,
-        *,
-        fake_updates: int,
-        num_steps: int,
-        seed: int,
-        num_workers: int = 0,
-        guided: bool = True,
-    ) -> None:
-        super().__init__()
-        samples = dataset.samples
-        self.dataset = dataset
-        self.plan = MixturePlan(samples.category, samples.geometry, dataset.categories, mixture, seed)
-        self.num_steps = num_steps
-        self.num_workers = num_workers
-        self.start_step = 0
-        self._source = _Source(dataset, self.plan, fake_updates, guided)
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """Qualified names that `Batch.category` counts into."""
-        return self.dataset.categories
-
-    def train_dataloader(self) -> StepLoader:
-        """The remaining steps in order, this rank's rows of each."""
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank = torch.distributed.get_rank() if distributed else 0
-        world = torch.distributed.get_world_size() if distributed else 1
-        if self.start_step > self.num_steps:
-            raise UserError(
-                f"the run is at step {self.start_step} already, trainer.updates is {self.num_steps}; set it above that"
-            )
-        steps = _Steps(self._source, self.start_step, self.num_steps, rank, world)
-        loader: DataLoader[StepData] = DataLoader(
-            steps, batch_size=None, num_workers=self.num_workers, prefetch_factor=2 if self.num_workers else None
-        )
-        return StepLoader(loader, len(steps))
-
-    def step_data(self, step: int, rank: int = 0, world: int = 1) -> StepData:
-        """All that update `step` consumes on one rank."""
-        return self._source.step_data(step, rank, world)
-
     def batches_for(self, indices: Sequence[int], guided: bool = True) -> tuple[Batch, ...]:
         """As the function of this name, over this datamodule's samples."""
         return batches_for(self.dataset, indices, guided)
@@ -233,4 +240,4 @@ class DistillationData(LightningDataModule):
 
     def passes(self, num_steps: int) -> dict[str, float]:
         """Passes over each prompt of a category after `num_steps` steps, student and fake-score batches together."""
-        return self.plan.passes(num_steps, 1 + self._source.fake_updates)
+        return self.plan.passes(num_steps, 1 + self.fake_updates)

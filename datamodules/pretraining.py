@@ -98,12 +98,12 @@ class PretrainingData(LightningDataModule):
         """Samples of each category in the first `num_steps` steps."""
         return self.plan.realised(num_steps)
 
-    def train_dataloader(self) -> StepLoader:
+    def train_dataloader(self) -> StepLoader[CaptionStep]:
         """The remaining steps in order."""
         remaining = self.num_steps - self.start_step
         # No worker processes: everything is in memory, and a step is gathered while the device still runs the last one.
         loader: DataLoader[CaptionStep] = DataLoader(_Steps(self, self.start_step), batch_size=None)
-        return StepLoader(loader, remaining)  # type: ignore[arg-type]
+        return StepLoader(loader, remaining)
 
     def step_data(self, step: int) -> CaptionStep:
         """All that update `step` consumes."""

@@ -6,6 +6,7 @@ N target tokens, R reference tokens, C latent channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
@@ -121,10 +122,17 @@ class StepData:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> StepData:
         """Same data on `device`."""
+        return self._each(lambda batch: batch.to(device, non_blocking))
+
+    def pin_memory(self) -> StepData:
+        """Same data in page-locked memory of the host, from where it goes to a GPU without waiting."""
+        return self._each(lambda batch: _mapped(batch, Tensor.pin_memory))
+
+    def _each(self, change: Callable[[Batch], Batch]) -> StepData:
         return replace(
             self,
-            student=tuple(batch.to(device, non_blocking) for batch in self.student),
-            fake=tuple(tuple(batch.to(device, non_blocking) for batch in group) for group in self.fake),
+            student=tuple(change(batch) for batch in self.student),
+            fake=tuple(tuple(change(batch) for batch in group) for group in self.fake),
         )
 
 
@@ -175,14 +183,21 @@ Movable = TypeVar("Movable", Condition, Batch, CaptionBatch)
 
 
 def _moved(item: Movable, device: torch.device, non_blocking: bool) -> Movable:
-    """`item` with its tensors, and the conditions inside it, on `device`. Not blocking: the host does not wait for what
-    the device still has to do, for which tensors are pinned first."""
+    """`item` on `device`. Not blocking: the host does not wait for what the device still has to do, for which tensors
+    are pinned first, unless they are already."""
     pins = non_blocking and device.type == "cuda"
-    moved = {
-        name: (value.pin_memory() if pins and isinstance(value, Tensor) and not value.is_cuda else value).to(
-            device, non_blocking=non_blocking
-        )
+
+    def move(tensor: Tensor) -> Tensor:
+        return (tensor.pin_memory() if pins and not tensor.is_cuda else tensor).to(device, non_blocking=non_blocking)
+
+    return _mapped(item, move)
+
+
+def _mapped(item: Movable, change: Callable[[Tensor], Tensor]) -> Movable:
+    """`item` with its tensors changed, and those of the conditions inside it."""
+    changed = {
+        name: change(value) if isinstance(value, Tensor) else _mapped(value, change)
         for name, value in vars(item).items()
         if isinstance(value, Tensor | Condition)
     }
-    return replace(item, **moved)  # type: ignore[arg-type]
+    return replace(item, **changed)  # type: ignore[arg-type]

@@ -127,7 +127,7 @@ class Data:
     samples: how many samples of each category of each task `pack` draws from the world.
     encode_workers: processes that encode shards side by side, each with an encoder of its own.
     keep_raw: let encoded shards keep the images too, which pretraining reads.
-    num_workers: processes that prepare batches ahead of distillation, and that draw the world.
+    num_workers: processes that draw the world.
     raw: folder, http(s) address or `pipe:` command of raw shards. encoded: folder or http(s) address of encoded ones.
     """
 

@@ -60,7 +60,6 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         fake_updates=recipe.dmd.fake_groups,
         num_steps=recipe.trainer.updates,
         seed=recipe.seed,
-        num_workers=recipe.data.num_workers,
         guided=recipe.teachers.cfg_scale != 1,
     )
     teacher = _load_for_training(recipe, recipe.model.folder)

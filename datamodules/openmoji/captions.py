@@ -7,7 +7,7 @@ import numpy as np
 from datamodules.openmoji import phrases
 from datamodules.openmoji.compose import pick
 from datamodules.openmoji.edit import Accepted, object_sets, others
-from datamodules.openmoji.scenes import Landscape, Portrait, Scene, Sign
+from datamodules.openmoji.scenes import Landscape, Placed, Portrait, Scene, Sign
 from datamodules.openmoji.vocabulary import OBJECT_GROUPS, SUBJECT_GROUPS, groups_of, with_article
 
 OPEN_SHARE = 0.15
@@ -33,26 +33,26 @@ def caption(scene: Scene, style: str, rng: np.random.Generator) -> Caption:
     return (f"{text} {phrase}" if rng.random() < 0.7 else f"{phrase}: {text}"), (*named, "style"), accepted
 
 
-def _listing(things: list[str], rng: np.random.Generator) -> str:
-    """`a tree, a house and a car`, in any order."""
-    things = [things[at] for at in rng.permutation(len(things))]
+def _listing(things: list[str]) -> str:
+    """`a tree, a house and a car`."""
     return things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]
 
 
-def _objects(names: tuple[str, ...], rng: np.random.Generator) -> tuple[str, Accepted]:
-    """The objects as a listing; in few of the cases one of them goes by its group."""
+def _objects(items: tuple[Placed, ...], rng: np.random.Generator) -> tuple[str, Accepted]:
+    """The objects from left to right, as people tell them; in few of the cases one of them goes by its group."""
+    names = [item.name for item in sorted(items, key=lambda item: item.x)]
     things, at = [with_article(name) for name in names], int(rng.integers(len(names)))
     groups = groups_of(names[at], OBJECT_GROUPS)
     if not groups or rng.random() >= OPEN_SHARE:
-        return _listing(things, rng), {}
+        return _listing(things), {}
     group = pick(groups, rng)
     things[at] = pick(phrases.ANY_OBJECT[group], rng)
-    return _listing(things, rng), {"objects": object_sets(others(names, names[at]), OBJECT_GROUPS[group])}
+    return _listing(things), {"objects": object_sets(others(names, names[at]), OBJECT_GROUPS[group])}
 
 
 def _landscape(scene: Landscape, chance: float, rng: np.random.Generator) -> Caption:
     """All objects, or all with the sky or the ground, or one of these alone: never everything."""
-    objects, accepted = _objects(scene.objects, rng)
+    objects, accepted = _objects(scene.items, rng)
     fields = {
         "objects": objects,
         "sky": pick(phrases.SKIES[scene.sky], rng),

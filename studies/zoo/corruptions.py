@@ -96,13 +96,14 @@ def residue(images: Tensor, s: Tensor, generator: torch.Generator) -> Tensor:
 
 def _displaced(images: Tensor, nodes: int, length: Tensor, generator: torch.Generator) -> Tensor:
     """Moved by a smooth random field with `nodes` nodes an edge, of root mean square length (B,) in pixels where there
-    are edges to be moved: what happens to flat areas is invisible, and no severity."""
+    are edges to be moved and zero mean there: neither what happens to flat areas nor a shift of the whole is damage."""
     size = images.shape[-1]
     shape = (len(images), 2, nodes, nodes)
     coarse = torch.randn(shape, generator=generator, device=images.device, dtype=images.dtype)
     flow = F.interpolate(coarse, size=(size, size), mode="bicubic")
     edges = (images - gaussian_blur(images, torch.ones(len(images), device=images.device))).abs().mean(1)
     weight = edges / edges.sum((1, 2), keepdim=True).clamp(min=1e-6)
+    flow = flow - (flow * weight[:, None]).sum((2, 3), keepdim=True)
     rms = (flow.square().sum(1) * weight).sum((1, 2)).sqrt()
     flow = flow * (length / rms.clamp(min=1e-6))[:, None, None, None]
     return _resample(images, flow.permute(0, 2, 3, 1))

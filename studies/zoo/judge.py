@@ -63,7 +63,7 @@ class Options:
     weight_decay: float = 0.05
     ema_decay: float = 0.999
     damaged: float = 0.7
-    kinds: dict[str, float] = field(default_factory=lambda: {"ghost": 2.0, "residue": 1.5, "warp": 2.5, "wobble": 2.5})
+    kinds: dict[str, float] = field(default_factory=lambda: {"ghost": 2.0, "residue": 1.5, "warp": 4.0, "wobble": 2.5})
     technical: float = 20.0
     held_out: int = 200
     workers: int = 0

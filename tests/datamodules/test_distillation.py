@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -14,23 +14,23 @@ from lightning import LightningModule, Trainer
 from PIL import Image
 
 from datamodules import distillation
-from datamodules.distillation import DistillationData, batches_for
+from datamodules.distillation import AHEAD, DistillationData, batches_for
 from datamodules.encoded import EncodedDataset, EncodedSample
 from workbench import pipeline
 from workbench.batch import Batch, StepData
 from workbench.config import Mixture
+from workbench.errors import UserError
 
 NUM_STEPS = 6
 
 
-def make_data(dataset: EncodedDataset, num_workers: int = 0, start_step: int = 0, **mixture) -> DistillationData:
+def make_data(dataset: EncodedDataset, start_step: int = 0, **mixture) -> DistillationData:
     data = DistillationData(
         dataset,
         Mixture(**{"batch_size": 9, "micro_batch_size": 3, **mixture}),
         fake_updates=2,
         num_steps=NUM_STEPS,
         seed=3,
-        num_workers=num_workers,
     )
     data.start_step = start_step
     return data
@@ -109,7 +109,7 @@ def test_the_shipped_encoder_begins_alike_with_and_without_a_prompt() -> None:
 
 def test_the_first_batch_after_resuming_far_in_comes_within_five_seconds(dataset: EncodedDataset) -> None:
     """At weights whose quotas never come out even within the run, so that no period shortens the way."""
-    data = make_data(dataset, tasks={"t2i": 0.377, "edit": 0.623}, num_workers=1, start_step=10_000)
+    data = make_data(dataset, tasks={"t2i": 0.377, "edit": 0.623}, start_step=10_000)
     data.num_steps = 10_010
     started = time.perf_counter()
     first = next(iter(data.train_dataloader()))
@@ -148,18 +148,66 @@ def test_ranks_add_up_to_one(dataset: EncodedDataset, world: int) -> None:
             assert rows(of_one) == sum((rows(batches) for batches in of_ranks), Counter())
 
 
-def test_workers_of_any_start_method_get_nothing_of_the_trainer(dataset: EncodedDataset) -> None:
-    data = make_data(dataset, num_workers=1)
-    data.trainer = lambda: None  # type: ignore[assignment]
-    loader = data.train_dataloader().loader
-    copy = pickle.loads(pickle.dumps(loader.dataset))
-    assert_equal(copy[3], data.step_data(3))
+def test_steps_are_prepared_while_one_is_used_and_no_further_than_agreed(dataset: EncodedDataset) -> None:
+    data, asked = make_data(dataset), []
+    prepare = data.step_data
+    data.step_data = lambda step, rank, world: (asked.append(step), prepare(step, rank, world))[1]  # type: ignore
+    steps = iter(data.train_dataloader())
+    assert next(steps).step == 0
+    deadline = time.perf_counter() + 20
+    while len(asked) <= AHEAD and time.perf_counter() < deadline:
+        time.sleep(0.01)
+    assert asked == list(range(1 + AHEAD))
+    steps.close()
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_resumed_loader_continues_bit_for_bit(dataset: EncodedDataset, num_workers: int) -> None:
+def test_an_error_in_preparing_a_step_is_raised_where_it_is_due(dataset: EncodedDataset) -> None:
+    data = make_data(dataset)
+    prepare = data.step_data
+
+    def broken(step: int, rank: int, world: int) -> StepData:
+        if step == 2:
+            raise UserError("shard 2 is truncated")
+        return prepare(step, rank, world)
+
+    data.step_data = broken  # type: ignore[method-assign]
+    steps = iter(data.train_dataloader())
+    assert [next(steps).step, next(steps).step] == [0, 1]
+    with pytest.raises(UserError, match="truncated"):
+        next(steps)
+    assert next(steps, None) is None
+
+
+def test_beside_a_gpu_every_tensor_is_pinned_in_the_thread_that_prepares_it(
+    dataset: EncodedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, pinned, devices = make_data(dataset), [], []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(threading.current_thread().name)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    steps = list(data.train_dataloader())
+    assert devices == [3] and all(name.startswith("step data") for name in pinned)
+    plain = data.step_data(0)
+    tensors = sum(
+        isinstance(value, torch.Tensor)
+        for batch in (*plain.student, *(batch for group in plain.fake for batch in group))
+        for part in (batch, batch.condition, batch.uncond)
+        if part is not None
+        for value in vars(part).values()
+    )
+    assert len(pinned) == tensors * len(steps)
+    assert_equal(steps[0], plain)
+
+
+def test_a_resumed_loader_continues_bit_for_bit(dataset: EncodedDataset) -> None:
     whole = list(make_data(dataset).train_dataloader())
-    resumed = make_data(dataset, num_workers=num_workers, start_step=4).train_dataloader()
+    resumed = make_data(dataset, start_step=4).train_dataloader()
     assert len(whole) == NUM_STEPS and len(resumed) == 2
     for a, b in zip(whole[4:], resumed, strict=True):
         assert a.step == b.step
