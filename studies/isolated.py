@@ -51,6 +51,12 @@ class Isolated:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([*libraries, execute.__module__, __name__])
 
+    def prepare(self) -> None:
+        """Read the libraries now, while no trial waits for them."""
+        process = self.context.Process(target=_nothing)
+        process.start()
+        process.join()
+
     def __call__(self, recipe: Recipe, folder: Path, is_enough: Callable[[], bool]) -> dict[str, Any]:
         """The trial's metrics. is_enough: asked every second; once it says so, the trial is stopped.
 
@@ -72,6 +78,10 @@ class Isolated:
         finally:
             end(process)
         return _outcome(answer, process.exitcode, stopped, folder)
+
+
+def _nothing() -> None:
+    """What the first fork does."""
 
 
 def end(process: ForkServerProcess) -> None:

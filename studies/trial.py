@@ -20,7 +20,7 @@ from workbench.recipes import recipe_hash
 INTERRUPTED = 130
 SECONDS_TO_STOP = 60.0
 LIBRARIES = ("workbench.runner", "workbench.inference")
-"""What every trial imports, seconds of it: read once a worker, before its first trial."""
+"""What every trial imports, seconds of it: read once a worker, before it takes its first trial."""
 
 
 def run_trial(recipe: Recipe, folder: Path) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def recipe_of(trial: optuna.trial.BaseTrial, study: Study, base: Recipe, options
     return vary(base, study.ARMS[arm]), trial.suggest_int("seed", 0, LARGEST_SEED)
 
 
-def serve(study_of: Callable[[str], Study], run: Run) -> None:
+def serve(study_of: Callable[[str], Study], run: Isolated) -> None:
     """A worker process: its task from standard input, its words to standard output."""
     signal.signal(signal.SIGINT, _interrupt_once)
     content = json.loads(sys.stdin.readline())
@@ -206,7 +206,10 @@ def serve(study_of: Callable[[str], Study], run: Run) -> None:
     Thread(target=_stop_with_the_supervisor, daemon=True).start()
     plan = plan_of(task.name, task.words, study_of(task.name))
     opened = open_study(plan, patience_for(plan.options), is_first=False)
-    Worker(opened, task.call, task.token, run).work()
+    worker = Worker(opened, task.call, task.token, run)
+    if worker.patience(worker.queue.is_open):
+        run.prepare()
+    worker.work()
 
 
 def line_of(task: Task) -> str:
@@ -227,7 +230,7 @@ def _stop_with_the_supervisor() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def main(study_of: Callable[[str], Study] = study_named, run: Run | None = None) -> None:
+def main(study_of: Callable[[str], Study] = study_named, run: Isolated | None = None) -> None:
     """Exit codes as of the command line: 0 nothing left to do, 2 what the user can mend, 130 interrupted."""
     try:
         serve(study_of, run or Isolated(run_trial, LIBRARIES))

@@ -45,7 +45,7 @@ def arms_chart(rows: Sequence[Mapping[str, Any]], label: str) -> str:
             panel.plot([interval["mean"]], [y], "D", ms=6, color=OTHER[0])
         # The interval of two seeds may be wider than the scale: dots must stay apart.
         values = [value for row in shown for value in row["values"]]
-        room = max(0.75 * (max(values) - min(values)), 0.05)
+        room = max(0.75 * (max(values) - min(values)), 0.1)
         low, high = panel.get_xlim()
         panel.set_xlim(max(low, min(values) - room), min(high, max(values) + room))
         _name_rows(panel, [row["name"] for row in shown])

@@ -28,11 +28,13 @@ def noise_verdict(found: Row | None) -> dict[str, Any]:
         f"With 3 seeds an arm a difference must be {three['alone']:.3f} to be found in 80 % of studies, "
         f"or {three['pooled']:.3f} where the study pools this noise floor in.",
     ]
-    if found["case_share"] is not None:
+    share = found["case_share"]
+    if share is not None and share < 1:
         lines.append(
-            f"{100 * found['case_share']:.0f} % of the variance between runs would vanish with more cases; the rest is "
-            "the runs' own."
+            f"{share:.0%} of the variance between runs would vanish with more cases; the rest is the runs' own."
         )
+    elif share is not None:
+        lines.append("Runs lie no further apart than so few cases make them: more cases show more than more seeds.")
     if found["seeds"] < ENOUGH_SEEDS:
         lines.append(f"Preliminary: {ENOUGH_SEEDS} seeds and more pin the deviation down.")
         return _verdict("answered in part", lines)

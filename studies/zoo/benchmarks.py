@@ -19,7 +19,6 @@ from workbench.errors import UserError
 from workbench.evaluation.benchmark import BENCHES
 from workbench.evaluation.evaluate import evaluate
 from workbench.evaluation.models import ModelUnderTest
-from workbench.evaluation.subject import Subject
 
 PAGE = "docs/benchmarks.md"
 READINGS = ("KID", "precision", "recall", "spread / teacher", "spread / real", "words right, T2I", "words right, edits",
@@ -32,10 +31,8 @@ def models_of(zoo: Zoo) -> dict[str, ModelUnderTest]:
     models = {"teacher": zoo.subject.model(full)}
     models |= {f"specialist_{name}": zoo.subject.model(full, name) for name in zoo.specialists}
     models["teacher_few_step"] = zoo.subject.model(few)
-    if zoo.options.student:
-        folder = Path(zoo.options.student)
-        inside = folder / "student" if (folder / "student").is_dir() else folder
-        models["student"] = Subject(str(inside), zoo.recipe).model()
+    if zoo.student:
+        models["student"] = zoo.student
     return models
 
 
@@ -85,8 +82,12 @@ def markdown(metrics: Mapping[str, Any]) -> str:
     lines += ["## By category", "", *_rows("model", *(f"{bench.split('_')[0]}: {name}" for bench, name in categories))]
     for name, model in {"real": real, **models}.items():
         lines.append(_row(name, *(_interval(model.get(bench, {}).get(of)) for bench, of in categories)))
-    lines += ["", "## Beside the judge", "", *_rows("model", *READINGS)]
-    lines += [_row(name, *_readings(model)) for name, model in {"real": real, **models}.items()]
+    readings = {
+        name: dict(zip(READINGS, _readings(model), strict=True)) for name, model in {"real": real, **models}.items()
+    }
+    shown = [reading for reading in READINGS if any(of[reading] for of in readings.values())]
+    lines += ["", "## Beside the judge", "", *_rows("model", *shown)]
+    lines += [_row(name, *(of[reading] for reading in shown)) for name, of in readings.items()]
     repaired = sorted({name for model in models.values() for name in model["beside"]["enhance_by_defect"]})
     lines += ["", "## Edits that repair, by defect", "", *_rows("model", *repaired)]
     for name, model in {"real": real, **models}.items():

@@ -32,7 +32,7 @@ PARTS = ("transformer", "text_encoder", "vae", "processor", "scheduler")
 class Options:
     """cases: T2I cases a category, 0 for both full benchmarks; edits get 250 / 600 of it. choosing: cases a category on
     which CFG and the few-step sampling are chosen, of a split that is not reported. seeds: of sampling, three at least
-    for a standard deviation. card: write the table into the folder's README. student: a folder to show beside."""
+    for a standard deviation. card: write the table into the folder's README. student: run or folder to show beside."""
 
     folder: str = "tiny"
     judge: str = str(ASSET)
@@ -128,6 +128,15 @@ class Zoo:
         models = [self.subject.model(way) for way in ways]
         best, rows = select_few_step(models, self.recipe, self.judge, self.choosing, self.store)
         return ways[models.index(best)], rows
+
+    @cached_property
+    def student(self) -> ModelUnderTest | None:
+        """What `student` names: a pipeline folder, or a run with one inside."""
+        if not self.options.student:
+            return None
+        folder = Path(self.options.student)
+        inside = folder / "student" if (folder / "student").is_dir() else folder
+        return Subject(str(inside), self.recipe).model()
 
     def answers(self, how: Sampling, specialist: str | None = None) -> Answers:
         """To all cases under all seeds."""

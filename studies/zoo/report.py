@@ -1,6 +1,6 @@
 """`make zoo-report`: every row of the model card's table, measured again from the shipped folder.
 
-    python -m studies.zoo.report [cases=20] [seeds=[0,1,2]] [card=true] [student=FOLDER] [folder=tiny] [out=FOLDER]
+    python -m studies.zoo.report [cases=20] [seeds=[0,1,2]] [card=true] [student=RUN] [folder=tiny] [out=FOLDER]
 
 Each row is kept under the hash of the weights, the judge and the options, and every chunk of answers likewise: the same
 command goes on where it was stopped.
@@ -24,7 +24,6 @@ from studies.zoo import measured
 from studies.zoo.figures import PARTS, Figure, Options, Zoo
 from workbench.errors import UserError
 from workbench.evaluation.grids import write_grids
-from workbench.evaluation.subject import Subject
 from workbench.fingerprint import fingerprint
 
 FORMAT = 1
@@ -123,9 +122,8 @@ def write_pictures(zoo: Zoo) -> None:
     """Source, real, teacher, few-step teacher and student, the same cases and noise, one sheet a category."""
     full, few = zoo.full[0], zoo.few[0]
     columns = {f"teacher_{full.nfe}_NFE": zoo.answers(full), f"teacher_{few.nfe}_NFE": zoo.answers(few)}
-    if zoo.options.student:
-        student = Subject(zoo.options.student, zoo.recipe).model()
-        columns[f"student_{student.nfe}_NFE"] = zoo.answers_of(student)
+    if zoo.student:
+        columns[f"student_{zoo.student.nfe}_NFE"] = zoo.answers_of(zoo.student)
     write_grids(zoo.cases, columns, zoo.seeds[0], Path(zoo.options.docs))
 
 
