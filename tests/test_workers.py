@@ -214,3 +214,22 @@ def test_a_search_prunes_what_is_far_below_the_median(folder: Path) -> None:
     for trial in memory.trials:
         if trial.state.name == "PRUNED":
             assert len(writers(folder)[trial.user_attrs["run"]]) < 5
+
+
+def test_libraries_are_read_once_and_before_the_first_trial(tmp_path: Path) -> None:
+    """Reading takes seconds, which are no part of a trial."""
+    (tmp_path / "slow_library.py").write_text("print('read', flush=True)\n")
+    (tmp_path / "__main__.py").write_text(
+        "from studies.isolated import Isolated\n"
+        "import fake_study\n"
+        "if __name__ == '__main__':\n"
+        "    trials = Isolated(fake_study.execute, ['slow_library'])\n"
+        "    trials.prepare()\n"
+        "    print('prepared', flush=True)\n"
+        "    trials.prepare()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(TESTS), str(TESTS.parent)])}
+    told = subprocess.run(
+        [sys.executable, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert told.stdout.split() == ["read", "prepared"], told.stderr

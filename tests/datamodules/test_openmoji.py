@@ -176,6 +176,19 @@ def test_captions_name_what_they_say_they_name_and_nothing_else() -> None:
         assert not re.search(r"\b(left|right|big|small|mirror|cloud|sun|moon|huge|near|far)\b", planned.text)
 
 
+def test_captions_name_objects_from_left_to_right() -> None:
+    seen = 0
+    for index in range(400):
+        planned = plan("t2i", "landscape", "train", index)
+        scene = planned.target.scene
+        assert isinstance(scene, Landscape)
+        found = [re.search(rf"\b{item.name}\b", planned.text) for item in sorted(scene.items, key=lambda item: item.x)]
+        places = [match.start() for match in found if match]
+        assert places == sorted(places), planned.text
+        seen += len(places) > 1
+    assert seen > 100
+
+
 def test_portrait_and_sign_captions() -> None:
     for index in range(500):
         portrait = plan("t2i", "portrait", "train", index)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from datamodules.openmoji import HEADS, MAX_LETTERS, MULTI_LABEL
 from studies.zoo import figures, measured, report
-from studies.zoo.benchmarks import benchmarks
+from studies.zoo.benchmarks import benchmarks, markdown
 from studies.zoo.judge_data import vocabulary
 from workbench import pipeline as pipelines
 from workbench.errors import UserError
@@ -39,6 +39,8 @@ def options(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
     heads = vocabulary(HEADS)
     config = judge_network.JudgeConfig(heads, tuple(MULTI_LABEL), MAX_LETTERS, widths=(8, 8, 8, 8), num_features=8)
     judge_network.save(judge_network.JudgeNetwork(config), place / "judge", {})
+    (place / "run").mkdir()
+    (place / "run" / "student").symlink_to(folder)
     return figures.Options(
         folder=str(folder),
         judge=str(place / "judge"),
@@ -47,7 +49,7 @@ def options(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
         cases=2,
         choosing=1,
         seeds=[0, 1],
-        student=str(folder),
+        student=str(place / "run"),
         card=True,
     )
 
@@ -55,7 +57,7 @@ def options(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "CFG_SCALES", (1.0, 2.0))
-    monkeypatch.setattr(figures, "TEACHER_STEPS", 2)
+    monkeypatch.setattr(figures, "TEACHER_STEPS", 3)
     monkeypatch.setattr("workbench.evaluation.subject.DEFAULT_STEPS", 1)
 
 
@@ -142,3 +144,11 @@ def test_the_page_of_benchmarks_takes_up_what_the_report_drew(
     for row in ("| real |", "| teacher few step | 4 |", "| specialist portrait |", "| student | 1 |"):
         assert row in page
     assert "nan" not in page and "None" not in page
+
+
+def test_a_reading_that_no_model_has_gets_no_column(options: figures.Options, tmp_path: Path) -> None:
+    metrics = benchmarks(options, tmp_path / "page.md")
+    assert "| KID |" in markdown(metrics)
+    for model in (metrics["ceiling"], *metrics["models"].values()):
+        model["beside"]["kid"] = None
+    assert "| KID |" not in markdown(metrics)
