@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class EncodedDataset:
     """Encoded shards in a folder, or behind an http(s) address (then cached whole first).
 
     categories: qualified names of the samples' categories. geometries: what `samples.geometry` counts into.
-    Open files belong to a process: a copy in another process (forked or spawned) opens its own.
+    Threads may share one: none closes a file that another reads.
 
     Raises:
         UserError: no index, a missing or truncated shard, an index that does not fit its shards.
@@ -104,7 +105,7 @@ class EncodedDataset:
             raise UserError(f"{folder / INDEX} is damaged ({type(error).__name__}: {error}); encode again") from error
         self._paths = self._whole_shards(folder)
         self._descriptors: dict[int, int] = {}
-        self._process = os.getpid()
+        self._reading = RLock()
         self.uncond_t2i = _array(self._paths[-1].read_bytes(), str(self._paths[-1]))
         self._text_tokens = self._padded_lengths()
 
@@ -164,13 +165,10 @@ class EncodedDataset:
 
     def close(self) -> None:
         """Close the shards; the next read opens what it needs again."""
-        if self._process == os.getpid():
+        with self._reading:
             for descriptor in self._descriptors.values():
                 os.close(descriptor)
-        self._descriptors = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_descriptors": {}}
+            self._descriptors = {}
 
     @property
     def embedding_dim(self) -> int:
@@ -232,13 +230,12 @@ class EncodedDataset:
 
     def _read_member(self, i: int, name: str) -> bytes:
         shard, offset, size = self._members[i][name]
-        if self._process != os.getpid():
-            self._descriptors, self._process = {}, os.getpid()
-        if shard not in self._descriptors:
-            if len(self._descriptors) >= MAX_OPEN_SHARDS:
-                self.close()
-            self._descriptors[shard] = os.open(self._paths[shard], os.O_RDONLY)
-        content = os.pread(self._descriptors[shard], size, offset)
+        with self._reading:
+            if shard not in self._descriptors:
+                if len(self._descriptors) >= MAX_OPEN_SHARDS:
+                    self.close()
+                self._descriptors[shard] = os.open(self._paths[shard], os.O_RDONLY)
+            content = os.pread(self._descriptors[shard], size, offset)
         if len(content) != size:
             raise UserError(f"shard {self._paths[shard]} is truncated at sample {self.samples.keys[i]}; encode again")
         return content
