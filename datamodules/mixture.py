@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
+from threading import Lock
 
 import numpy as np
 
@@ -87,7 +88,7 @@ class _Group:
 
 
 class MixturePlan:
-    """Global batches over samples with a category and a geometry each.
+    """Global batches over samples with a category and a geometry each. Threads may share one.
 
     Args:
         category: (S,) index of each sample into `categories`. geometry: (S,) index of each sample's geometry.
@@ -110,13 +111,15 @@ class MixturePlan:
         # (steps, cells): samples drawn of each category of each group before a step, one row a step, as far as asked
         self._drawn = np.zeros((1, int(self._offsets[-1])), dtype=np.int64)
         self._num_known = 1
+        self._extending = Lock()
         self._period = _period(self._groups, self._group_shares, self.batch_size)
         self._permutations: dict[tuple[str, int], tuple[int, np.ndarray]] = {}
 
     def drawn(self, step: int) -> np.ndarray:
         """Samples that one stream drew before `step`, by cell (group, category)."""
         if step <= self._period:
-            self._extend(step)
+            with self._extending:
+                self._extend(step)
             return self._drawn[step]
         return step // self._period * self.drawn(self._period) + self.drawn(step % self._period)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules import mixture
 from datamodules.mixture import MixturePlan, advance_quotas, fake_stream, micro_batches
 from workbench.config import CATEGORIES, Mixture
 from workbench.errors import UserError
@@ -94,6 +97,22 @@ def test_any_step_at_once_equals_walking_there() -> None:
     for step in (119, 3, 60, 0, 118):
         for a, b in zip(sequential[step], jumped.global_batch(step, "student"), strict=True):
             assert (a.task, a.geometry, a.samples.tolist()) == (b.task, b.geometry, b.samples.tolist())
+
+
+def test_threads_that_share_a_plan_count_as_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log asks what was drawn while the next steps are prepared."""
+    uneven = Mixture(tasks={"t2i": 0.377, "edit": 0.623}, batch_size=10)
+    expected = [make_plan(mixture=uneven).drawn(step).tolist() for step in range(30)]
+
+    def switching(*arguments: Any) -> list[int]:
+        time.sleep(1e-4)
+        return advance_quotas(*arguments)
+
+    monkeypatch.setattr(mixture, "advance_quotas", switching)
+    plan = make_plan(mixture=uneven)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(plan.drawn, range(30)))
+    assert [plan.drawn(step).tolist() for step in range(30)] == expected
 
 
 def test_counts_repeat_after_the_period_as_if_replayed() -> None:
