@@ -13,7 +13,6 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from workbench.errors import UserError
 INDEX_VERSION = 1
 INDEX = "index.json"
 UNCOND_T2I = "uncond_t2i.npy"
-MAX_OPEN_SHARDS = 256
 TEXT_TOKENS_MULTIPLE = 8
 """Text is padded to the longest of its geometry, rounded up to this, so that the shapes of a run are few."""
 
@@ -80,7 +78,7 @@ class EncodedDataset:
     """Encoded shards in a folder, or behind an http(s) address (then cached whole first).
 
     categories: qualified names of the samples' categories. geometries: what `samples.geometry` counts into.
-    Threads may share one: none closes a file that another reads.
+    Threads and processes may share one: no file stays open between two reads.
 
     Raises:
         UserError: no index, a missing or truncated shard, an index that does not fit its shards.
@@ -104,8 +102,6 @@ class EncodedDataset:
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise UserError(f"{folder / INDEX} is damaged ({type(error).__name__}: {error}); encode again") from error
         self._paths = self._whole_shards(folder)
-        self._descriptors: dict[int, int] = {}
-        self._reading = RLock()
         self.uncond_t2i = _array(self._paths[-1].read_bytes(), str(self._paths[-1]))
         self._text_tokens = self._padded_lengths()
 
@@ -162,13 +158,6 @@ class EncodedDataset:
 
     def __len__(self) -> int:
         return len(self.samples)
-
-    def close(self) -> None:
-        """Close the shards; the next read opens what it needs again."""
-        with self._reading:
-            for descriptor in self._descriptors.values():
-                os.close(descriptor)
-            self._descriptors = {}
 
     @property
     def embedding_dim(self) -> int:
@@ -230,12 +219,11 @@ class EncodedDataset:
 
     def _read_member(self, i: int, name: str) -> bytes:
         shard, offset, size = self._members[i][name]
-        with self._reading:
-            if shard not in self._descriptors:
-                if len(self._descriptors) >= MAX_OPEN_SHARDS:
-                    self.close()
-                self._descriptors[shard] = os.open(self._paths[shard], os.O_RDONLY)
-            content = os.pread(self._descriptors[shard], size, offset)
+        try:
+            with open(self._paths[shard], "rb", buffering=0) as file:
+                content = os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            raise UserError(f"cannot read shard {self._paths[shard]}: {error.strerror}") from error
         if len(content) != size:
             raise UserError(f"shard {self._paths[shard]} is truncated at sample {self.samples.keys[i]}; encode again")
         return content

@@ -21,10 +21,8 @@ def encoded_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def dataset(encoded_folder: Path) -> Iterator[EncodedDataset]:
-    opened = EncodedDataset(str(encoded_folder))
-    yield opened
-    opened.close()
+def dataset(encoded_folder: Path) -> EncodedDataset:
+    return EncodedDataset(str(encoded_folder))
 
 
 @pytest.fixture

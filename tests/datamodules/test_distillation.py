@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from lightning import LightningModule, Trainer
 from PIL import Image
 
-from datamodules import distillation, encoded
+from datamodules import distillation
 from datamodules.distillation import AHEAD, DistillationData, batches_for
 from datamodules.encoded import EncodedDataset, EncodedSample
 from workbench import pipeline
@@ -177,20 +176,6 @@ def test_an_error_in_preparing_a_step_is_raised_where_it_is_due(dataset: Encoded
     with pytest.raises(UserError, match="truncated"):
         next(steps)
     assert next(steps, None) is None
-
-
-def test_threads_that_share_few_open_files_read_what_one_reads(
-    dataset: EncodedDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pictures at milestones read the shards while the next steps are prepared from them."""
-    monkeypatch.setattr(encoded, "MAX_OPEN_SHARDS", 1)
-    alone = [dataset.read(i).prompt.copy() for i in range(len(dataset))]
-
-    def read_all(_: int) -> bool:
-        return all(np.array_equal(dataset.read(i).prompt, alone[i]) for _ in range(20) for i in range(len(dataset)))
-
-    with ThreadPoolExecutor(4) as threads:
-        assert all(threads.map(read_all, range(4)))
 
 
 def test_beside_a_gpu_every_tensor_is_pinned_in_the_thread_that_prepares_it(

@@ -187,6 +187,19 @@ def test_any_process_reads_the_same(dataset: EncodedDataset, method: str) -> Non
     assert [dataset.read(i).prompt.tobytes() for i in range(len(dataset))] == expected
 
 
+def test_a_shard_that_goes_while_it_is_in_use_is_named(tmp_path: Path) -> None:
+    folder = make_encoded(tmp_path)
+    dataset = EncodedDataset(str(folder))
+    dataset.read(0)
+    shard = folder / "000000.tar"
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"000000\.tar is truncated"):
+        dataset.read(0)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"cannot read shard .*000000\.tar: No such file"):
+        dataset.read(0)
+
+
 def test_damaged_encoded_folders_are_named(tmp_path: Path) -> None:
     folder = make_encoded(tmp_path)
     with pytest.raises(UserError, match=r"index\.json is missing"):
