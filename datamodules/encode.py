@@ -5,37 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from datamodules import files, remote
-from datamodules.encoded import INDEX, INDEX_VERSION, UNCOND_T2I, EncodedDataset, Geometry, geometry_to_json, npy_bytes
+from datamodules.encoded import INDEX, INDEX_VERSION, UNCOND_T2I, EncodedDataset, npy_bytes
 from datamodules.pack import FINISHED
-from datamodules.shards import RawSample, raw_shards, read_raw
-from datamodules.writer import IMAGE_SUFFIXES, ShardWriter
+from datamodules.shard_encoding import Encoder, array, encode_shard, finished, record_path
+from datamodules.shards import raw_shards
 from workbench.config import Data, Recipe
 from workbench.errors import UserError
 
-if TYPE_CHECKING:
-    from workbench.pipeline import EncodedPrompt
-
-PIXELS_PER_TOKEN = 16
-"""Side of the square of pixels behind one latent token (QwenImage21Pipeline)."""
-_SIDE_MULTIPLE = 2 * PIXELS_PER_TOKEN
 _SPARE_BYTES = 64 << 20
-_WINDOW_BATCHES = 4
-"""Samples are read this many batches ahead, so that those of one size find each other."""
-_RAW_IMAGES = (*IMAGE_SUFFIXES, *(f"source.{suffix}" for suffix in IMAGE_SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -52,15 +39,6 @@ class EncodeSummary:
         done = "reused, made from the same shards and pipeline" if self.reused else "encoded"
         size = f"{self.num_samples:,} samples in {self.num_shards} shards, {self.num_bytes / 1e6:,.1f} MB"
         return f"{self.folder}: {size} ({done})"
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A pipeline's text encoder and VAE: prompts as `workbench.pipeline.encode_prompts`, images (uint8, (B, H, W, 3|4))
-    to latents (B, N, C) as its `encode_images`."""
-
-    prompts: Callable[[list[str], list[list[Image.Image]] | None], Sequence[EncodedPrompt]]
-    images: Callable[[Tensor], Tensor]
 
 
 def encode(recipe: Recipe) -> EncodeSummary:
@@ -155,7 +133,7 @@ def _encode_all(
 ) -> None:
     files.require_space(folder, _SPARE_BYTES, "encoding")
     encoder = load()
-    empty = _array(encoder.prompts([""], None)[0].embeddings)
+    empty = array(encoder.prompts([""], None)[0].embeddings)
     constant, uncond_length = npy_bytes(empty, "the empty prompt"), len(empty)
     files.write_bytes(folder / UNCOND_T2I, constant)
     records: list[dict[str, Any]] = []
@@ -166,9 +144,9 @@ def _encode_all(
             _encode_in_processes(data, folder, shards, uncond_length, load, lambda n: bar.advance(task, n))
         for number, shard in enumerate(shards):
             path = folder / f"{number:06d}.tar"
-            record = _finished(path)
+            record = finished(path)
             if record is None:
-                record = _encode_shard(data, encoder, shard, path, uncond_length, lambda n: bar.advance(task, n))
+                record = encode_shard(data, encoder, shard, path, uncond_length, lambda n: bar.advance(task, n))
                 files.require_space(folder, path.stat().st_size * (len(shards) - number - 1), f"the rest of {folder}")
             elif data.encode_workers == 1:
                 bar.advance(task, len(record["samples"]))
@@ -181,7 +159,7 @@ def _encode_all(
     index = {"version": INDEX_VERSION, "settings": settings, "pipeline": fingerprint, "attribution": attribution}
     files.release(folder, INDEX, {**index, "uncond_t2i": constant_entry, **_merged(records, shards)})
     for number in range(len(shards)):
-        _record_path(folder / f"{number:06d}.tar").unlink()
+        record_path(folder / f"{number:06d}.tar").unlink()
 
 
 def _encode_in_processes(
@@ -193,7 +171,7 @@ def _encode_in_processes(
     advance: Callable[[int], None],
 ) -> None:
     """Encode the shards that are not finished, each in one of `data.encode_workers` processes with its own encoder."""
-    missing = [i for i in range(len(shards)) if _finished(folder / f"{i:06d}.tar") is None]
+    missing = [i for i in range(len(shards)) if finished(folder / f"{i:06d}.tar") is None]
     # Spawned, not forked: the parent may already hold a CUDA context.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(data.encode_workers, context, _start_worker, (load,)) as executor:
@@ -216,7 +194,7 @@ def _start_worker(load: Callable[[], Encoder]) -> None:
 
 
 def _encode_in_worker(data: Data, url: str, path: Path, uncond_length: int) -> int:
-    return len(_encode_shard(data, _worker_encoder[0], url, path, uncond_length, lambda _: None)["samples"])
+    return len(encode_shard(data, _worker_encoder[0], url, path, uncond_length, lambda _: None)["samples"])
 
 
 def _merged(records: list[dict[str, Any]], shards: list[str]) -> dict[str, Any]:
@@ -242,124 +220,3 @@ def _merged(records: list[dict[str, Any]], shards: list[str]) -> dict[str, Any]:
         "categories": sorted({f"{sample['task']}/{sample['category']}" for sample in samples}),
         "samples": samples,
     }
-
-
-def _record_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.json")
-
-
-def _finished(path: Path) -> dict[str, Any] | None:
-    """The record of a shard that an interrupted run finished."""
-    if not path.is_file() or not _record_path(path).is_file():
-        return None
-    record = files.read_json(_record_path(path), f"delete {path.parent} and encode again")
-    return record if record["bytes"] == path.stat().st_size else None
-
-
-def _encode_shard(
-    data: Data, encoder: Encoder, url: str, path: Path, uncond_length: int, advance: Callable[[int], None]
-) -> dict[str, Any]:
-    """Encode one raw shard, in the order of its samples; returns and keeps its record."""
-    samples = read_raw(url)
-    entries: list[dict[str, Any]] = []
-    with ShardWriter(path) as shard:
-        while window := list(islice(samples, _WINDOW_BATCHES * data.encode_batch_size)):
-            for raw, (geometry, arrays) in zip(window, _encode_window(data, encoder, url, window), strict=True):
-                where = f"sample {raw.key} of {url}"
-                members = {name: npy_bytes(values, f"{where}, {name}") for name, values in arrays.items()}
-                kept = ("txt", *_RAW_IMAGES) if data.keep_raw else ("txt",)
-                members |= {name: raw.members[name] for name in kept if name in raw.members}
-                lengths = {
-                    "length": len(arrays["prompt.npy"]),
-                    "uncond_length": len(arrays["uncond.npy"]) if "uncond.npy" in arrays else uncond_length,
-                }
-                entry = {"task": raw.task, "category": raw.category, **lengths}
-                plain = geometry_to_json(geometry)
-                members["json"] = json.dumps({**entry, **plain}).encode()
-                places = {name: shard.add(f"{raw.key}.{name}", content) for name, content in members.items()}
-                entries.append({"key": raw.key, **entry, "geometry": plain, "members": places})
-            advance(len(window))
-    record = {"name": path.name, "bytes": shard.num_bytes, "sha256": shard.sha256, "samples": entries}
-    files.write_json(_record_path(path), record)
-    return record
-
-
-def _encode_window(
-    data: Data, encoder: Encoder, url: str, window: list[RawSample]
-) -> Iterator[tuple[Geometry, dict[str, np.ndarray]]]:
-    """Geometry and arrays of each sample, in order; encoded in batches of one task and one pair of image sizes."""
-    alike: dict[Any, list[int]] = {}
-    for i, raw in enumerate(window):
-        images = [(image.size, image.mode) if image is not None else None for image in (raw.target, raw.source)]
-        alike.setdefault((raw.task, *images), []).append(i)
-    encoded: dict[int, tuple[Geometry, dict[str, np.ndarray]]] = {}
-    for indices in alike.values():
-        for start in range(0, len(indices), data.encode_batch_size):
-            chosen = indices[start : start + data.encode_batch_size]
-            encoded.update(zip(chosen, _encode_batch(data, encoder, url, [window[i] for i in chosen]), strict=True))
-    return (encoded[i] for i in range(len(window)))
-
-
-def _encode_batch(
-    data: Data, encoder: Encoder, url: str, batch: list[RawSample]
-) -> list[tuple[Geometry, dict[str, np.ndarray]]]:
-    first = batch[0]
-    height, width = _target_size(data, first, url)
-    sources = [[raw.source] for raw in batch if raw.source is not None] or None
-    prompts = encoder.prompts([raw.text for raw in batch], sources)
-    unconds = encoder.prompts([""] * len(batch), sources) if sources else None
-    where = f"sample {first.key} of {url}"
-    targets = _latents(encoder, [raw.target for raw in batch if raw.target is not None], where)
-    references = _latents(encoder, [raw.source for raw in batch if raw.source is not None], where)
-    results = []
-    for i, prompt in enumerate(prompts):
-        uncond = unconds[i].references if unconds else ()
-        geometry = Geometry(first.task, height, width, tuple(prompt.references), tuple(uncond))
-        arrays = {"prompt.npy": _array(prompt.embeddings)}
-        if unconds:
-            arrays["uncond.npy"] = _array(unconds[i].embeddings)
-        if targets is not None:
-            arrays["latent.npy"] = targets[i]
-        if references is not None:
-            arrays["source_latent.npy"] = references[i]
-            slots = sum(reference.num_tokens for reference in geometry.references)
-            if slots != len(references[i]):
-                raise UserError(
-                    f"sample {batch[i].key} of {url}: the text encoder sees {slots} tokens of the source image and the "
-                    f"VAE {len(references[i])}; resize source images to what the pipeline's processor keeps"
-                )
-        results.append((geometry, arrays))
-    return results
-
-
-def _target_size(data: Data, raw: RawSample, url: str) -> tuple[int, int]:
-    """(height, width) in latent tokens of the target: of the image, else of the source, else of the meta data."""
-    image = raw.target or raw.source
-    stated = (raw.meta.get("height", data.resolution), raw.meta.get("width", data.resolution))
-    size = (image.height, image.width) if image else stated
-    for each in (raw.target, raw.source):
-        if each is not None and (each.width % _SIDE_MULTIPLE or each.height % _SIDE_MULTIPLE):
-            raise UserError(
-                f"sample {raw.key} of {url} is {each.width} x {each.height} pixels; sides must be multiples of "
-                f"{_SIDE_MULTIPLE}: let `workbench pack` resize the images (data.source=FOLDER)"
-            )
-    if not all(isinstance(side, int) and side > 0 and side % _SIDE_MULTIPLE == 0 for side in size):
-        raise UserError(f"sample {raw.key} of {url}: height and width {size} must be multiples of {_SIDE_MULTIPLE}")
-    return size[0] // PIXELS_PER_TOKEN, size[1] // PIXELS_PER_TOKEN
-
-
-def _latents(encoder: Encoder, images: list[Image.Image], where: str) -> np.ndarray | None:
-    """(B, N, C) float32, or None for no images."""
-    if not images:
-        return None
-    latents = _array(encoder.images(torch.from_numpy(np.stack([np.asarray(image) for image in images]))))
-    num_tokens = images[0].width * images[0].height // PIXELS_PER_TOKEN**2
-    if latents.shape[1] != num_tokens:
-        raise UserError(
-            f"{where}: the VAE makes {latents.shape[1]} tokens of an image, not {num_tokens}; use another VAE"
-        )
-    return latents
-
-
-def _array(values: Tensor) -> np.ndarray:
-    return values.detach().float().cpu().numpy()

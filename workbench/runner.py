@@ -8,14 +8,12 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
-from diffusers import QwenImage21Pipeline, QwenImage21Transformer2DModel
+from diffusers import QwenImage21Pipeline
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
@@ -24,7 +22,7 @@ from datamodules.distillation import DistillationData
 from datamodules.encoded import EncodedDataset
 from datamodules.live import WorldSource
 from datamodules.pretraining import PretrainingData, ShardSource, Source
-from workbench import adapters, checkpoint, export, milestones, pipeline, plan, roles
+from workbench import checkpoint, export, machine, milestones, pipeline, plan, roles
 from workbench.backbone import QwenImage21, single_role
 from workbench.callbacks import Averaging, Checkpointing, Grid, Milestones, SampleGrid
 from workbench.config import Data, Recipe
@@ -32,15 +30,13 @@ from workbench.errors import UserError
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
-from workbench.precision import frozen_dtype, trainer_precision
+from workbench.precision import frozen_dtype
 from workbench.prompts import PromptTokenizer
 from workbench.quality import Watch
 from workbench.recipes import recipe_hash
+from workbench.role_loading import load_for_training, load_roles
 from workbench.run_folder import RunFolder
 from workbench.scalars import DataWait, Metrics
-
-COMPILED_FROM = 10**9
-"""Parameters of a network whose blocks `trainer.compile=auto` compiles: its products outlast a kernel's launch."""
 
 
 def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
@@ -51,7 +47,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     Raises:
         UserError: anything in the recipe, the data or the folder that the user can mend.
     """
-    _check_machine(recipe)
+    machine.check(recipe)
     folder = RunFolder(Path(recipe.trainer.folder))
     dataset = EncodedDataset(recipe.data.encoded)
     data = DistillationData(
@@ -62,10 +58,10 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         seed=recipe.seed,
         guided=recipe.teachers.cfg_scale != 1,
     )
-    teacher = _load_for_training(recipe, recipe.model.folder)
+    teacher = load_for_training(recipe, recipe.model.folder)
     _check_encoding(dataset, teacher, recipe)
-    denoiser = _roles(recipe, teacher, frozen_dtype(recipe))
-    if _compiles(recipe, denoiser):
+    denoiser = load_roles(recipe, teacher, frozen_dtype(recipe))
+    if machine.compiles(recipe, denoiser):
         denoiser.compile_blocks()
     module = Distiller(denoiser, recipe, data.categories)
     if dry_run:
@@ -93,7 +89,7 @@ def pretrain(recipe: Recipe) -> Path:
     Raises:
         UserError: anything in the recipe, the data or the folder that the user can mend.
     """
-    _check_machine(recipe)
+    machine.check(recipe)
     if recipe.trainer.strategy == "fsdp":
         raise UserError("pretraining runs on one device: set trainer.strategy=auto")
     folder = RunFolder(Path(recipe.trainer.folder))
@@ -137,7 +133,7 @@ def _pretraining_data(
     if not options.fresh_every:
         data = over(ShardSource(EncodedDataset(recipe.data.encoded), tokenizer))
         return data, data
-    device = torch.device("cuda" if _accelerator(recipe) == "gpu" else "cpu")
+    device = torch.device("cuda" if machine.accelerator(recipe) == "gpu" else "cpu")
     base.vae.to(device)
     fast = pipeline.fast_vae(base)
 
@@ -173,7 +169,7 @@ def export_run(run: Path, out: Path, lora: bool) -> None:
         raise UserError(f"{run} has no checkpoint yet: let it reach trainer.checkpoint_every updates")
     if lora and recipe.model.roles != "lora":
         raise UserError(f"{run} trained full weights (model.roles=full): export without --lora")
-    denoiser = _roles(recipe, pipeline.load(recipe.model.folder))
+    denoiser = load_roles(recipe, pipeline.load(recipe.model.folder))
     average = {
         name: parameter
         for name, parameter in denoiser.named_parameters()
@@ -217,7 +213,7 @@ def _fit(
         wait,
     ]
     logger = TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=done + 1 if done else None)
-    trainer = _trainer(recipe, callbacks=callbacks, logger=logger)
+    trainer = machine.make_trainer(recipe, callbacks=callbacks, logger=logger)
     trainer.fit(module, datamodule=data)
     if done >= module.total_updates:
         # Killed after the last update and before its export: a trainer without batches starts no callback, so none has
@@ -231,48 +227,6 @@ def _say(line: str) -> None:
     Console().print(line)
 
 
-def _trainer(recipe: Recipe, **options: Any) -> L.Trainer:
-    chosen = recipe.trainer
-    world = chosen.devices * chosen.num_nodes
-    strategy: Any = "auto"
-    if chosen.strategy == "fsdp":
-        strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
-    return L.Trainer(
-        accelerator=_accelerator(recipe),
-        devices=chosen.devices,
-        num_nodes=chosen.num_nodes,
-        strategy=strategy,
-        precision=trainer_precision(recipe),
-        deterministic=True if chosen.deterministic else None,
-        max_epochs=1,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        **options,
-    )
-
-
-def _accelerator(recipe: Recipe) -> str:
-    if recipe.trainer.accelerator == "auto":
-        return "gpu" if torch.cuda.is_available() else "cpu"
-    return recipe.trainer.accelerator
-
-
-def _check_machine(recipe: Recipe) -> None:
-    options = recipe.trainer
-    if options.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError(
-            "trainer.accelerator=gpu, but torch sees no GPU here: use cpu or auto, or install torch for CUDA"
-        )
-    if options.cuda_graphs == "on" and _accelerator(recipe) != "gpu":
-        raise UserError("trainer.cuda_graphs=on, but torch sees no GPU here: leave it at auto")
-    if options.devices * options.num_nodes > 1 and options.strategy != "fsdp":
-        raise UserError(f"trainer.devices={options.devices} needs trainer.strategy=fsdp")
-    if _accelerator(recipe) == "gpu" and options.devices > torch.cuda.device_count():
-        raise UserError(f"trainer.devices={options.devices}, but torch sees {torch.cuda.device_count()} GPUs here")
-
-
 def _check_encoding(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recipe: Recipe) -> None:
     """Embeddings of another text encoder would train without a word and be worth nothing."""
     expected = teacher.transformer.config.context_in_dim
@@ -281,45 +235,6 @@ def _check_encoding(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recip
             f"{recipe.data.encoded} was encoded with another pipeline (embeddings of width {dataset.embedding_dim}, "
             f"{recipe.model.folder} reads {expected}): run `workbench encode` with this model.folder"
         )
-
-
-def _load_for_training(recipe: Recipe, folder: str) -> QwenImage21Pipeline:
-    """Without its text encoder, and never wider in memory than it is held: a base of 7 B parameters is 14 GB then."""
-    shared = recipe.model.roles == "lora"
-    return pipeline.load(folder, transformer_dtype=frozen_dtype(recipe) if shared else None, text_encoder=False)
-
-
-def _compiles(recipe: Recipe, denoiser: QwenImage21) -> bool:
-    match recipe.trainer.compile:
-        case "blocks":
-            return True
-        case "none":
-            return False
-        case "auto":
-            size = sum(parameter.numel() for parameter in denoiser.network(roles.TEACHER).parameters())
-            return _accelerator(recipe) == "gpu" and size >= COMPILED_FROM
-
-
-def _roles(recipe: Recipe, teacher: QwenImage21Pipeline, dtype: torch.dtype | None = None) -> QwenImage21:
-    """dtype: what frozen weights are held in."""
-    student = _load_for_training(recipe, recipe.model.student).transformer if recipe.model.student else None
-    specialists = {name: _specialist(recipe, where) for name, where in recipe.teachers.specialists.items()}
-    return roles.build(
-        teacher.transformer,
-        recipe.model,
-        student=student,
-        specialists=specialists,
-        seed=recipe.seed,
-        frozen_dtype=dtype,
-    )
-
-
-def _specialist(recipe: Recipe, where: str) -> QwenImage21Transformer2DModel | adapters.Adapter:
-    """A LoRA file, which may be one of a folder that ships, or the transformer of a pipeline folder."""
-    if not where.endswith(".safetensors"):
-        return pipeline.load(where, transformer_dtype=frozen_dtype(recipe), text_encoder=False).transformer
-    folder, _, file = where.partition("/")
-    return adapters.read(pipeline.SHIPPED[folder] / file if folder in pipeline.SHIPPED else Path(where))
 
 
 def _export_student(recipe: Recipe, folder: RunFolder, module: Distiller, averaging: Averaging) -> None:
@@ -358,7 +273,7 @@ def _seconds_per_update(recipe: Recipe, module: Distiller, data: DistillationDat
     brief = replace(recipe, trainer=replace(recipe.trainer, updates=2))
     data.num_steps = 2
     module.total_updates = 2
-    trainer = _trainer(brief, logger=False, enable_progress_bar=False)
+    trainer = machine.make_trainer(brief, logger=False, enable_progress_bar=False)
     started = time.perf_counter()
     trainer.fit(module, datamodule=data)
     return (time.perf_counter() - started) / 2

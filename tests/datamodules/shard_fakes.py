@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.encode import Encoder, encode_shards
+from datamodules.encode import encode_shards
+from datamodules.shard_encoding import Encoder
 from datamodules.writer import ShardWriter
 from workbench.batch import Reference
 from workbench.config import Data

@@ -10,9 +10,10 @@ import pytest
 import torch
 from shard_fakes import COUNTS, fake_encoder, fake_latents, fake_prompts, members, png, write_raw, write_tar
 
-from datamodules.encode import Encoder, encode, encode_shards
+from datamodules.encode import encode, encode_shards
 from datamodules.encoded import INDEX, EncodedDataset
 from datamodules.pack import pack
+from datamodules.shard_encoding import Encoder
 from datamodules.shards import raw_shards, read_raw
 from workbench import pipeline as pipelines
 from workbench.config import Data, Model, Recipe

@@ -60,12 +60,12 @@ def test_what_ships_is_a_stock_pipeline_and_its_specialist_one_of_diffusers(
     plan: building.Plan, built: dict[str, building.Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The adapter adds the same to the teacher through diffusers, and as a specialist named `tiny/portrait`."""
-    from workbench.runner import _specialist
+    from workbench.role_loading import load_specialist
 
     folder = Path(plan.folder) / "assets" / "tiny"
     monkeypatch.setitem(pipeline.SHIPPED, "tiny", folder)
     assert pipeline.resolve("tiny") == folder
-    adapter = _specialist(Recipe(), "tiny/portrait.safetensors")
+    adapter = load_specialist(Recipe(), "tiny/portrait.safetensors")
     base = pipeline.load("tiny").transformer
     before = {name: value.clone() for name, value in base.state_dict().items()}
     denoiser = roles.build(base, Model(), specialists={"portrait": adapter})
