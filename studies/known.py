@@ -1,8 +1,11 @@
-"""The studies that `workbench study NAME` knows."""
+"""The studies that `workbench study NAME` knows, and how it finds others."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from studies import data_composition, noise_floor, search, task_mixture, teacher_guidance
+from studies.own import load_study
 from studies.seam import Study
 from workbench.errors import UserError
 
@@ -16,7 +19,9 @@ KNOWN: dict[str, Study] = {
 
 
 def study_named(name: str) -> Study:
-    """The study of this name. Raises: UserError with the names there are."""
+    """The study of this name, or in this file (`.py`). Raises: UserError with the names there are."""
+    if name.endswith(".py"):
+        return load_study(Path(name))
     if name not in KNOWN:
-        raise UserError(f"no study {name!r}; there is: {', '.join(KNOWN)}")
+        raise UserError(f"no study {name!r}; there is: {', '.join(KNOWN)}, or a file of your own (.py)")
     return KNOWN[name]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -67,17 +69,17 @@ class Opened:
 
 
 def plan_of(name: str, words: Iterable[str], study: Study) -> Plan:
-    """Read the words and check every arm; nothing is written.
+    """Read the words and check every arm, and a draw of a search; nothing is written. name: of the study, or its file.
 
     Raises: UserError naming the option, the key or the arm.
     """
+    name = Path(name).stem if name.endswith(".py") else name
     options = parse(name, words, default_seeds=study.SEEDS, must_search=not study.ARMS)
     base = vary(load(options.recipe, options.overrides), ["evaluation.split=search"])
     for arm, overrides in study.ARMS.items():
-        try:
-            vary(base, overrides)
-        except UserError as error:
-            raise UserError(f"arm {arm!r}: {error}") from error
+        _check_variation(f"arm {arm!r}", base, partial(vary, base, overrides))
+    if options.search:
+        _check_variation("suggest", base, partial(study.suggest, _any_draw(), base))
     for arm in options.arms:
         if arm not in study.ARMS:
             raise UserError(f"the study {name} has no arm {arm!r}{nearest(arm, study.ARMS)}")
@@ -94,6 +96,25 @@ def plan_of(name: str, words: Iterable[str], study: Study) -> Plan:
     elif options.noise_floor is not None:
         raise UserError("noise_floor is for pruning, and only a search with one objective prunes: leave it out")
     return Plan(study, options, base, floor)
+
+
+def _check_variation(what: str, base: Recipe, varied: Callable[[], Recipe]) -> None:
+    """UserError unless the outcome is a recipe that is scored as the base is."""
+    try:
+        recipe = varied()
+    except Exception as error:
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"{what}: {kind}{error}") from error
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{what} gives {type(recipe).__name__}, not a recipe: return vary(base, [...])")
+    if recipe.evaluation != base.evaluation:
+        raise UserError(f"{what} changes the evaluation: trials that are scored differently cannot be compared")
+
+
+def _any_draw() -> optuna.Trial:
+    """A trial of no study that is kept, to see that a space can be drawn from."""
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    return optuna.create_study(sampler=RandomSampler(seed=0)).ask()
 
 
 def _check_devices(options: Options, base: Recipe) -> None:

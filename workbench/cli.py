@@ -107,7 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
     text = "run a study: arms times seeds, each trial an ordinary run; the same command continues it"
     command = commands.add_parser("study", help=text, description=text, parents=[common])
     command.add_argument(
-        "name", metavar="NAME", help="noise-floor, data-composition, teacher-guidance, task-mixture or search"
+        "name",
+        metavar="NAME",
+        help="noise-floor, data-composition, teacher-guidance, task-mixture, search, or a .py file of your own",
     )
     _add_overrides(command)
 

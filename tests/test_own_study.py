@@ -1,0 +1,92 @@
+"""A study file of one's own: run as those that ship are, and refused by name where it cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from studies import runner
+from studies.known import study_named
+from workbench.config import Recipe
+from workbench.errors import UserError
+
+ARMS = """
+QUESTION = "Which shift?"
+ARMS = {"low": ["dmd.student_shift=2"], "high": ["dmd.student_shift*=2"]}
+"""
+SPACE = """
+from studies.seam import vary
+
+QUESTION = "Which shift?"
+OBJECTIVES = ["t2i", "editing"]
+
+
+def suggest(trial, base):
+    return vary(base, [f"dmd.student_shift={trial.suggest_float('shift', 1, 5)}"])
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def scored_by_its_shift(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """metrics.json of a trial that was not run."""
+    t2i, editing = recipe.dmd.student_shift / 2, 4 - recipe.dmd.student_shift / 5
+    student = {"nfe": 4, "n": 3, "t2i_bench": {"mean": {"mean": t2i}}, "editing_bench": {"mean": {"mean": editing}}}
+    return {"split": "search", "models": {"student": student}}
+
+
+def written(content: str) -> str:
+    Path("shifts.py").write_text(content)
+    return "shifts.py"
+
+
+def test_arms_of_a_file_are_replicated_over_three_seeds_under_its_name() -> None:
+    memory = runner.run_study(written(ARMS), ["smoke=true"], execute=scored_by_its_shift)
+    recipes = {(trial.params["arm"], trial.params["seed"]) for trial in memory.trials}
+    assert recipes == {(arm, seed) for arm in ("low", "high") for seed in range(3)}
+    told = json.loads(Path("runs/studies/shifts/study.json").read_text())
+    assert told["question"] == "Which shift?" and [arm["name"] for arm in told["arms"]] == ["low", "high"]
+
+
+def test_a_space_of_a_file_is_searched_without_being_asked() -> None:
+    memory = runner.run_study(written(SPACE), ["smoke=true", "trials=3"], execute=scored_by_its_shift)
+    assert len({trial.params["shift"] for trial in memory.trials}) == 3
+    assert [len(trial.values) for trial in memory.trials] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "message"),
+    [
+        ("QUESTION = 'Which?'", [], "neither ARMS nor suggest"),
+        ("ARMS = {}", [], "no QUESTION"),
+        ("import nothing_of_this_name", [], "does not run: ModuleNotFoundError"),
+        ("ARMS = {", [], "does not run: SyntaxError"),
+        ("QUESTION = 3", [], "QUESTION must be a sentence"),
+        ("QUESTION = 'Which?'\nARMS = {'low': 'dmd.student_shift=2'}", [], "ARMS must map names to lists"),
+        (ARMS + "SEEDS = ('0',)", [], "SEEDS must be whole numbers"),
+        (ARMS + "OBJECTIVES = ('scores',)", [], "OBJECTIVES knows .*did you mean 'score'"),
+        (ARMS + "SAMPLER = 'random'", [], "SAMPLER must be one of tpe, nsga2"),
+        (ARMS.replace("student_shift=2", "student_shft=2"), [], "arm 'low': .*student_shft"),
+        (ARMS.replace("dmd.student_shift=2", "evaluation.t2i_cases=2"), [], "arm 'low' changes the evaluation"),
+        (ARMS, ["search=true"], r"suggest: the file has no suggest\(trial, base\)"),
+        (SPACE.replace("'shift', 1", "'shift', 9"), [], "suggest: ValueError"),
+        (SPACE.replace("return vary", "vary"), [], "suggest gives NoneType, not a recipe"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_before_anything_is_written(
+    content: str, words: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        runner.run_study(written(content), ["smoke=true", *words], execute=scored_by_its_shift)
+    assert not Path("runs").exists()
+
+
+def test_a_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match=r"no study file at nowhere\.py"):
+        study_named("nowhere.py")
