@@ -19,12 +19,13 @@ import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 
+from datamodules.encoded import EncodedDataset
 from studies import summary
 from studies.cells import Call
 from studies.known import study_named
 from studies.opening import Opened, Plan, open_study, patience_for, plan_of
 from studies.progress import Progress
-from studies.seam import Study
+from studies.seam import Study, vary
 from studies.storage import GRACE_S, guard
 from studies.supervisor import WORKER, supervise
 from studies.workers import Worker
@@ -49,10 +50,13 @@ def run_study(
 
     Raises:
         UserError: unknown name or option, invalid recipe in any arm (before anything is written), a storage that
-            does not open, goes away for good or holds a study of another recipe, or not one trial with a score.
+            does not open, goes away for good or holds a study of another recipe, data that are not there, or not one
+            trial with a score.
     """
     words = list(words)
     plan = plan_of(name, words, study or study_named(name))
+    if execute is None and worker is WORKER:
+        _check_data(plan)
     console = Console()
     patience = patience_for(plan.options)
     patience.say = lambda line: console.print(line, markup=False)
@@ -70,6 +74,13 @@ def run_study(
         progress.update()
     _conclude(plan, opened.memory, console)
     return opened.memory
+
+
+def _check_data(plan: Plan) -> None:
+    """One line now, rather than one a trial."""
+    recipes = [plan.base, *(vary(plan.base, overrides) for overrides in plan.study.ARMS.values())]
+    for address in dict.fromkeys(recipe.data.encoded for recipe in recipes):
+        EncodedDataset(address)
 
 
 def _begin(opened: Opened) -> Call:

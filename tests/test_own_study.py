@@ -90,3 +90,9 @@ def test_what_is_wrong_with_a_file_is_said_before_anything_is_written(
 def test_a_file_that_is_not_there_is_named() -> None:
     with pytest.raises(UserError, match=r"no study file at nowhere\.py"):
         study_named("nowhere.py")
+
+
+def test_a_study_without_its_data_ends_before_its_first_trial() -> None:
+    with pytest.raises(UserError, match="no encoded shards at elsewhere.*run `workbench encode`"):
+        runner.run_study(written(ARMS), ["smoke=true", "data.encoded=elsewhere"])
+    assert not Path("runs").exists()
