@@ -74,6 +74,13 @@ def test_a_replication_tells_differences_from_noise(floor: Path) -> None:
         assert address.startswith(("data:", "#", "trial-")), address
 
 
+def test_an_arm_of_another_length_is_told_with_the_budget(tmp_path: Path) -> None:
+    arms_of_two_lengths = {"short": ["optim.beta1=0.5"], "long": ["trainer.updates*=2"]}
+    conduct(SimpleNamespace(**{**vars(MIXTURE), "ARMS": arms_of_two_lengths}), tmp_path / "s", World(), seeds=(0,))
+    page, updates = report(tmp_path / "s").read_text(), base_recipe().trainer.updates
+    assert f"Budget: {updates} student updates ({2 * updates} in long), " in page and "1 seed an arm" in page
+
+
 def test_what_is_smaller_than_the_noise_floor_is_no_difference(tmp_path: Path) -> None:
     conduct(noise_floor, tmp_path / "noise-floor", World(seed_sd=0.3), seeds=range(6))
     conduct(MIXTURE, tmp_path / "mixture", World(effect=better_with_edits, seed_sd=0.001, noise_sd=0), seeds=range(12))
