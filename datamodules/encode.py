@@ -96,10 +96,11 @@ def encode_shards(data: Data, load: Callable[[], Encoder], fingerprint: str, pre
     settings = files.settings_hash(
         [INDEX_VERSION, _identities(data.raw, shards), fingerprint, precision, data.keep_raw, data.resolution]
     )
-    reused = files.claim(folder, settings, INDEX, "data.encoded", "encode")
-    if not reused:
-        with files.given_up_if_empty(folder):
-            _encode_all(data, folder, shards, settings, fingerprint, load)
+    with files.alone(folder):
+        reused = files.claim(folder, settings, INDEX, "data.encoded", "encode")
+        if not reused:
+            with files.given_up_if_empty(folder):
+                _encode_all(data, folder, shards, settings, fingerprint, load)
     dataset = EncodedDataset(str(folder))
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.tar"))
     return EncodeSummary(folder, len(dataset), len(shards), num_bytes, reused)
@@ -180,8 +181,12 @@ def _encode_in_processes(
             executor.submit(_encode_in_worker, data, shards[i], path, uncond_length)
             for i, path in zip(missing, paths, strict=True)
         ]
-        for job in as_completed(jobs):
-            advance(job.result())
+        try:
+            for job in as_completed(jobs):
+                advance(job.result())
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
 
 
 _worker_encoder: list[Encoder] = []

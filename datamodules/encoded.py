@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules import files, remote
-from datamodules.writer import IMAGE_SUFFIXES, decode_image
+from datamodules.images import IMAGE_SUFFIXES, decode_image
 from workbench.batch import Layout, Reference, Task
 from workbench.config import CATEGORIES
 from workbench.errors import UserError

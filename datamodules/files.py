@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from workbench.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+UNFINISHED = "unfinished.json"
+"""Beside shards of which more are to come."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -40,7 +44,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
@@ -103,6 +107,25 @@ def require_space(folder: Path, num_bytes: int, what: str) -> None:
         )
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold `folder`, made if absent, against other processes of this machine: who comes second waits."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process writes {folder}: waiting for it")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def claim(folder: Path, settings: str, finished: str, key: str, command: str) -> bool:
     """Take `folder` for an output made from `settings` (a hash). True if it is complete already.
 
@@ -113,7 +136,7 @@ def claim(folder: Path, settings: str, finished: str, key: str, command: str) ->
         UserError: the folder holds something made from other settings, or shards of unknown origin.
     """
     mend = f"choose another {key} or delete the folder"
-    marker = folder / "unfinished.json"
+    marker = folder / UNFINISHED
     if (folder / finished).exists():
         made_from = read_json(folder / finished, mend).get("settings")
         if made_from != settings:
@@ -135,7 +158,7 @@ def given_up_if_empty(folder: Path) -> Iterator[None]:
         yield
     except BaseException:
         if not any(folder.glob("*.tar")):
-            (folder / "unfinished.json").unlink(missing_ok=True)
+            (folder / UNFINISHED).unlink(missing_ok=True)
             with suppress(OSError):
                 folder.rmdir()
         raise
@@ -146,4 +169,4 @@ def release(folder: Path, finished: str, value: dict[str, Any]) -> None:
     write_json(folder / finished, value)
     for leftover in folder.glob(".*.part"):
         leftover.unlink(missing_ok=True)
-    (folder / "unfinished.json").unlink(missing_ok=True)
+    (folder / UNFINISHED).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 
-from datamodules.writer import IMAGE_SUFFIXES, decode_image, png_bytes
+from datamodules.images import IMAGE_SUFFIXES, decode_image, on_white, png_bytes
 from workbench.config import Data
 from workbench.errors import UserError
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 CUSTOM = "custom"
 ATTRIBUTION_FILE = "ATTRIBUTION.txt"
+_OTHER_IMAGES = (
+    "avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jxl", "psd", "svg", "tga", "tif", "tiff",
+)  # fmt: skip
 _COLUMNS = ("image", "caption", "source", "category")
 
 
@@ -82,13 +86,15 @@ def attribution_of(source: str) -> str:
 
 def _from_folder(folder: Path) -> list[OwnSample]:
     by_name: dict[tuple[str, str], Path] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in _files(folder):
         suffix = path.suffix.lower().lstrip(".")
         relative = path.relative_to(folder)
-        if any(part.startswith(".") for part in relative.parts) or str(relative) == ATTRIBUTION_FILE:
-            continue
         if suffix not in (*IMAGE_SUFFIXES, "txt"):
+            if suffix in _OTHER_IMAGES:
+                raise UserError(f"{path} is none of {', '.join(IMAGE_SUFFIXES)}; convert it, or move it away")
             continue
+        if not path.is_file():
+            raise UserError(f"{path} is a link that leads nowhere; mend it or remove it")
         stem = str(relative)[: -len(path.suffix)]
         kind = "text" if suffix == "txt" else "image"
         if kind == "image" and stem.lower().endswith(".source"):
@@ -106,9 +112,21 @@ def _from_folder(folder: Path) -> list[OwnSample]:
     ]
 
 
+def _files(folder: Path) -> list[Path]:
+    """All files below `folder`, linked folders too, once each; hidden ones and the attribution aside."""
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [name for name in folders if not name.startswith(".")] if real not in seen else []
+        if real not in seen:
+            found += [Path(root) / name for name in names if not name.startswith(".")]
+        seen.add(real)
+    return sorted(path for path in found if path != folder / ATTRIBUTION_FILE)
+
+
 def _from_files(folder: Path, stem: str, caption: Path, image: Path | None, source: Path | None) -> OwnSample:
     try:
-        text = caption.read_text(encoding="utf-8").strip()
+        text = caption.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise UserError(f"{caption} is not UTF-8 ({error.reason}); save it as UTF-8") from error
     if not text:
@@ -120,7 +138,7 @@ def _from_files(folder: Path, stem: str, caption: Path, image: Path | None, sour
 def _from_csv(path: Path) -> list[OwnSample]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             columns = reader.fieldnames or []
             unknown = [name for name in columns if name not in _COLUMNS]
             if "caption" not in columns or unknown:
@@ -168,8 +186,4 @@ def _square(path: Path, resolution: int) -> Image.Image:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check its rights") from error
-    image = decode_image(content, str(path))
-    if image.mode == "RGBA":
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return ImageOps.fit(image.convert("RGB"), (resolution, resolution), Image.Resampling.LANCZOS)
+    return ImageOps.fit(on_white(decode_image(content, str(path))), (resolution, resolution), Image.Resampling.LANCZOS)

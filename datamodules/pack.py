@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from datamodules import files
+from datamodules.images import png_bytes
 from datamodules.own import OwnSample, attribution_of, list_own, own_members
-from datamodules.writer import ShardWriter, png_bytes
+from datamodules.writer import ShardWriter
 from workbench.config import Data, Recipe
 from workbench.errors import UserError
 
@@ -67,10 +68,11 @@ def pack(recipe: Recipe) -> PackSummary:
     if not samples:
         raise UserError("data.samples asks for no samples; give at least one category a count above 0")
     settings = _settings(data, samples)
-    reused = files.claim(folder, settings, FINISHED, "data.raw", "pack")
-    if not reused:
-        with files.given_up_if_empty(folder):
-            _write(data, folder, samples, settings)
+    with files.alone(folder):
+        reused = files.claim(folder, settings, FINISHED, "data.raw", "pack")
+        if not reused:
+            with files.given_up_if_empty(folder):
+                _write(data, folder, samples, settings)
     summary = _summary(folder, reused)
     print(summary)
     return summary

@@ -74,10 +74,18 @@ def fetch_bytes(url: str) -> bytes:
 def describe(url: str) -> dict[str, Any]:
     """What identifies the content behind `url` without reading it: size, entity tag and date of change."""
 
-    def head() -> dict[str, Any]:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_S) as response:
+    def asked(method: str) -> dict[str, Any]:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=TIMEOUT_S) as response:
             names = ("Content-Length", "ETag", "Last-Modified")
             return {"url": url, **{name: response.headers.get(name) for name in names}}
+
+    def head() -> dict[str, Any]:
+        try:
+            return asked("HEAD")
+        except urllib.error.HTTPError as error:
+            if error.code not in (405, 501):
+                raise
+            return asked("GET")  # the body stays unread
 
     return _retry(url, head)
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from datamodules import files
 from datamodules.encoded import Geometry, geometry_to_json, npy_bytes
+from datamodules.images import IMAGE_SUFFIXES
 from datamodules.shards import RawSample, read_raw
-from datamodules.writer import IMAGE_SUFFIXES, ShardWriter
+from datamodules.writer import ShardWriter
 from workbench.config import Data
 from workbench.errors import UserError
 

@@ -22,7 +22,7 @@ from webdataset.gopen import Pipe, gopen
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
 from datamodules import files, remote
-from datamodules.writer import IMAGE_SUFFIXES, decode_image
+from datamodules.images import IMAGE_SUFFIXES, decode_image
 from workbench.batch import TASKS, Task
 from workbench.errors import UserError
 
@@ -66,6 +66,8 @@ def raw_shards(address: str) -> list[str]:
     if remote.is_remote(address):
         return expanded if all(url.endswith(".tar") for url in expanded) else _packed_remote(address)
     if Path(address).is_dir():
+        if (Path(address) / files.UNFINISHED).is_file():
+            raise UserError(f"{address} is half packed: run `workbench pack` again to its end")
         expanded = sorted(str(path) for path in Path(address).glob("*.tar"))
     missing = [path for path in expanded if not Path(path).is_file()]
     if missing or not expanded:
@@ -162,7 +164,7 @@ def _first(error: Exception) -> str:
     # webdataset appends streams and addresses to the arguments; OSError keeps its text apart from them
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error.args[0]) if error.args else type(error).__name__
+    return str(error.args[0]).split(" @ <")[0] if error.args else type(error).__name__
 
 
 def _decode(url: str, grouped: dict[str, Any]) -> RawSample:
@@ -171,7 +173,7 @@ def _decode(url: str, grouped: dict[str, Any]) -> RawSample:
     members = {name: content for name, content in grouped.items() if not name.startswith("__")}
     meta = _json(members.get("json", b"{}"), where)
     try:
-        text = members["txt"].decode().strip()
+        text = members["txt"].decode("utf-8-sig").strip()
     except KeyError:
         raise UserError(f"{where}: {key}.txt is missing; every sample needs a caption") from None
     except UnicodeDecodeError as error:

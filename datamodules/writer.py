@@ -1,39 +1,15 @@
-"""Writing tars whole or not at all, and images to and from bytes; free of torch, so that workers start fast."""
+"""Writing tars whole or not at all; free of torch, so that workers start fast."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import struct
 import tarfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
-from PIL import Image, ImageOps
-
 from datamodules import files
-from workbench.errors import UserError
-
-IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
-_PIL_FORMATS = ("PNG", "JPEG", "WEBP")
-
-
-def decode_image(content: bytes, where: str) -> Image.Image:
-    """The image in `content`, upright, as RGB, or RGBA if it has transparency; UserError naming `where` if broken."""
-    try:
-        with Image.open(io.BytesIO(content), formats=_PIL_FORMATS) as image:
-            upright = ImageOps.exif_transpose(image)
-            return upright.convert("RGBA" if upright.has_transparency_data else "RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise UserError(f"{where}: the image does not decode ({error}); replace it or drop the sample") from error
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    """`image` as PNG, the same bytes for the same pixels."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=6)
-    return buffer.getvalue()
 
 
 class _Digest:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -113,6 +116,42 @@ def test_a_crash_resumes_with_the_unfinished_shard_and_gives_the_same_bytes(tmp_
     encode_shards(other, fake_encoder, "f")
     for path in (tmp_path / "other").iterdir():
         assert path.read_bytes() == (tmp_path / "encoded" / path.name).read_bytes()
+
+
+def test_who_comes_second_waits_and_takes_what_the_first_made(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", COUNTS)
+    data, begun, may_end = data_for(tmp_path), Event(), Event()
+
+    def slow() -> Encoder:
+        begun.set()
+        assert may_end.wait(20)
+        return fake_encoder()
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(encode_shards, data, slow, "f")
+        assert begun.wait(20)
+        second = threads.submit(encode_shards, data, fake_encoder, "f")
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.3)
+        may_end.set()
+        assert (first.result(20).reused, second.result(20).reused) == (False, True)
+
+
+def test_an_error_in_one_shard_stops_the_workers_of_the_others(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", {"t2i/text": 60}, per_shard=2)
+    first = sorted((tmp_path / "raw").glob("*.tar"))[0]
+    first.write_bytes(first.read_bytes()[:700])
+    with pytest.raises(UserError, match="truncated"):
+        encode_shards(data_for(tmp_path, encode_workers=2), slow_encoder, "f")
+    assert len(list((tmp_path / "encoded").glob("*.tar"))) < 20
+
+
+def slow_encoder() -> Encoder:
+    def prompts(texts, images):
+        time.sleep(0.2)
+        return fake_prompts(texts, images)
+
+    return Encoder(prompts, fake_latents)  # type: ignore[arg-type]
 
 
 def test_a_finished_encoding_is_reused_only_for_the_same_inputs(tmp_path: Path) -> None:

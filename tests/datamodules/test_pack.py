@@ -6,11 +6,13 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from shard_fakes import png
 
 from datamodules import pack as packing
+from datamodules.files import UNFINISHED
 from datamodules.pack import FINISHED, pack
 from datamodules.shards import raw_shards, read_raw
 from workbench.config import Data, Recipe
@@ -91,12 +93,43 @@ def broken_folder(tmp_path: Path, files: dict[str, bytes]) -> Path:
         ({"a.png": png(1), "a.jpg": png(1), "a.txt": b"x"}, "same key"),
         ({"a.b.txt": b"x", "a_b.txt": b"x"}, "same key 'a_b'"),
         ({"a.txt": "é".encode("latin-1")}, r"a\.txt is not UTF-8"),
+        ({"a.gif": b"GIF89a", "a.txt": b"x"}, r"a\.gif is none of png, jpg"),
+        ({"a.png": png(1), "a.source.bmp": b"BM", "a.txt": b"x"}, r"a\.source\.bmp is none of png, jpg"),
+        ({"a.txt": b"\xef\xbb\xbf \n"}, r"caption .*a\.txt is empty"),
     ],
 )
 def test_what_is_wrong_in_a_folder_is_named(tmp_path: Path, content: dict[str, bytes], message: str) -> None:
     with pytest.raises(UserError, match=message):
         pack(recipe_for(broken_folder(tmp_path, content), tmp_path / "raw"))
     assert not list((tmp_path / "raw").glob("**/*.tar")) and not (tmp_path / "raw" / FINISHED).exists()
+
+
+def test_linked_folders_are_entered_once_and_links_to_nothing_are_named(tmp_path: Path) -> None:
+    own = broken_folder(tmp_path, {"a.png": png(1), "a.txt": b"\xef\xbb\xbfa cat"})
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "b.txt").write_text("a dog")
+    (own / "dogs").symlink_to(tmp_path / "far")
+    (own / "dogs" / "back").symlink_to(own)
+    pack(recipe_for(own, tmp_path / "raw"))
+    assert {key: sample.text for key, sample in read_all(tmp_path / "raw").items()} == {"a": "a cat", "dogs_b": "a dog"}
+    (own / "c.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(UserError, match=r"c\.png is a link that leads nowhere"):
+        pack(recipe_for(own, tmp_path / "again"))
+
+
+def test_grey_of_sixteen_bits_keeps_its_shades(tmp_path: Path) -> None:
+    own = broken_folder(tmp_path, {"a.txt": b"a ramp"})
+    ramp = np.repeat(np.linspace(0, 65535, 64).astype(np.uint16)[None], 64, 0)
+    Image.fromarray(ramp).save(own / "a.png")
+    pack(recipe_for(own, tmp_path / "raw"))
+    assert (np.asarray(read_all(tmp_path / "raw")["a"].target)[:, :, 0] == ramp >> 8).all()
+
+
+def test_shards_of_which_more_are_to_come_are_not_read(tmp_path: Path) -> None:
+    pack(recipe_for(own_folder(tmp_path / "own"), tmp_path / "raw"))
+    (tmp_path / "raw" / FINISHED).rename(tmp_path / "raw" / UNFINISHED)
+    with pytest.raises(UserError, match="raw is half packed: run `workbench pack` again"):
+        raw_shards(str(tmp_path / "raw"))
 
 
 @pytest.mark.parametrize(
@@ -108,6 +141,7 @@ def test_what_is_wrong_in_a_folder_is_named(tmp_path: Path, content: dict[str, b
         ("caption,image\nx,none.png\n", r"line 2: there is no .*none\.png"),
         ("caption,image\n ,a.png\n", "line 2: the caption is empty"),
         ("caption,image\na house, red,a.png\n", "line 2: more fields than columns"),
+        ('image,caption\na.png,"unclosed\na.png,second\n', "not a UTF-8 CSV file: unexpected end of data"),
     ],
 )
 def test_what_is_wrong_in_a_csv_file_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 import webdataset as wds
 from shard_fakes import COUNTS, make_encoded, members, png, write_raw, write_tar
 
-from datamodules import files
+from datamodules import files, remote
 from datamodules.encoded import INDEX, EncodedDataset, npy_bytes
 from datamodules.shards import raw_shards, read_raw
 from datamodules.writer import ShardWriter
@@ -272,6 +272,13 @@ def test_a_server_that_keeps_failing_leaves_finished_shards_and_no_broken_ones(
     handler.requests.clear()
     EncodedDataset(url)
     assert "/000000.tar" not in handler.requests and "/000001.tar" in handler.requests
+
+
+def test_a_server_that_knows_no_head_is_read_all_the_same(tmp_path: Path, serve) -> None:
+    url, site = serve(write_raw(tmp_path / "raw", {"t2i/text": 2}))
+    whole = remote.describe(f"{url}/000.tar")
+    site.do_HEAD = lambda self: self.send_error(405)
+    assert remote.describe(f"{url}/000.tar") == whole and whole["Content-Length"]
 
 
 def test_a_wrong_content_is_not_cached(tmp_path: Path, serve) -> None:
