@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -85,6 +85,15 @@ def _handler(behaviour: Behaviour, log: Log, lock: threading.Lock) -> type[BaseH
                 case "hang":
                     time.sleep(1.5)
                     self._send(200, completion(reply))
+                case "drip":
+                    content = completion(reply)
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    with suppress(OSError):
+                        for byte in content:
+                            self.wfile.write(bytes([byte]))
+                            time.sleep(0.05)
                 case "429":
                     self._send(429, echo(self.headers["Authorization"]), {"Retry-After": "0.3"})
                 case "500" | "503" | "400" | "401":

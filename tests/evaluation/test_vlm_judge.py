@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,23 @@ def test_trouble_that_stays_is_missing_with_its_reason_and_is_asked_again_later(
         assert isinstance(missing, Unanswered) and missing.reason and KEY not in missing.reason
         panel_at(url, tmp_path, twice).score(cases, images_of(cases))
         assert len(log.texts) == 6 - 1 + 2 * asked and asked == (1 if trouble == "400" else 2)
+
+
+def test_a_server_that_drips_is_late_as_one_that_hangs_is(tmp_path: Path) -> None:
+    cases = cases_of(1)
+    with judge_server(lambda text, before: "drip") as (url, _):
+        began = time.monotonic()
+        replies = panel_at(url, tmp_path, replace(SETTINGS, attempts=1)).score(cases, images_of(cases))["A"]
+    assert isinstance(replies[0], Unanswered) and "no answer within 1 s" in replies[0].reason
+    assert time.monotonic() - began < 3
+
+
+def test_a_judge_that_answered_before_is_not_given_up_for_what_it_refuses(tmp_path: Path) -> None:
+    cases = cases_of(3 * vlm_client.MAX_MISSING_AT_FIRST)
+    with judge_server(lambda text, before: "400" if int(text.rpartition("p")[2]) % 2 else "good") as (url, _):
+        first = scores_of(panel_at(url, tmp_path).score(cases, images_of(cases))["A"])
+        again = scores_of(panel_at(url, tmp_path).score(cases, images_of(cases))["A"])
+    assert again == first and first.count(None) == len(cases) // 2
 
 
 def test_a_refused_key_ends_it_at_once_and_is_not_repeated(tmp_path: Path) -> None:

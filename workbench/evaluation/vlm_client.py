@@ -12,11 +12,12 @@ being cut out of it first, and errors of the library are never chained: their te
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -90,7 +91,8 @@ def endpoint(name: str, environment: Mapping[str, str] = os.environ) -> Endpoint
 class Client:
     """Asks one endpoint, from several threads at once. `stop` wakes and ends whatever waits.
 
-    sleep: how a wait passes, for tests; by default it ends early when the client is stopped.
+    sleep: how a wait passes, for tests; by default it ends early when the client is stopped. has_answered: whether it
+    ever did; then it is not given up, however much it refuses.
     """
 
     def __init__(self, where: Endpoint, settings: Vlm, sleep: Callable[[float], object] | None = None) -> None:
@@ -104,11 +106,14 @@ class Client:
         self.where, self.settings = where, settings
         self._stopped = threading.Event()
         # Without a lock: a count that is off by a thread's worth does no harm.
-        self._num_missing, self._has_answered = 0, False
+        self._num_missing, self.has_answered = 0, False
         self._sleep = sleep or self._stopped.wait
         # Retries are ours: the library knows nothing of malformed replies, nor of being interrupted.
         self._client = openai.OpenAI(
-            api_key=where.key, base_url=where.base_url, timeout=settings.timeout_s, max_retries=0
+            api_key=where.key,
+            base_url=where.base_url,
+            timeout=settings.timeout_s,
+            max_retries=0,
         )
 
     def stop(self) -> None:
@@ -124,11 +129,11 @@ class Client:
             answer = self._ask(messages, parse)
         except Missing as missing:
             self._num_missing += 1
-            if self._num_missing >= MAX_MISSING_AT_FIRST and not self._has_answered:
+            if self._num_missing >= MAX_MISSING_AT_FIRST and not self.has_answered:
                 who = f"judge {self.where.name} ({self.where.model})"
                 raise UserError(f"{who} answered none of {self._num_missing} questions; the last: {missing}") from None
             raise
-        self._has_answered = True
+        self.has_answered = True
         return answer
 
     def _ask(self, messages: list[Any], parse: Callable[[str], Parsed]) -> Parsed:
@@ -149,14 +154,15 @@ class Client:
 
     def _once(self, messages: list[Any]) -> str:
         """Text of one reply, the key cut out. Raises _Again, Missing, Malformed, UserError."""
-        errors = self._errors
+        errors, deadline = self._errors, time.monotonic() + self.settings.timeout_s
         try:
-            completion = self._client.chat.completions.create(
+            with self._client.chat.completions.with_streaming_response.create(
                 model=self.where.model,
                 messages=messages,
                 max_completion_tokens=self.settings.max_tokens,
                 response_format={"type": "json_object"},
-            )
+            ) as response:
+                body = _whole(response.iter_bytes(), deadline, self.settings.timeout_s)
         except errors.APITimeoutError:
             raise _Again(f"no answer within {self.settings.timeout_s:g} s") from None
         except errors.APIConnectionError:
@@ -167,7 +173,7 @@ class Client:
         except (errors.APIError, ValueError):
             raise Malformed("no chat completion") from None
         else:
-            return self.where.redact(_text_of(completion))
+            return self.where.redact(_text_of(body))
         if status >= 500 or status in PASSING:
             raise _Again(f"HTTP {status}", _retry_after_s(headers))
         if status in FATAL:
@@ -183,12 +189,28 @@ class _Again(Exception):
         self.retry_after_s = retry_after_s
 
 
-def _text_of(completion: Any) -> str:
+def _whole(chunks: Iterable[bytes], deadline: float, seconds: float) -> bytes:
+    """The body of a reply, all of it by the deadline: the library's own limit is for each read, and a server may drip.
+
+    Raises: _Again."""
+    body = bytearray()
+    try:
+        for chunk in chunks:
+            body += chunk
+            if time.monotonic() > deadline:
+                raise TimeoutError
+    except Exception as error:  # of whichever HTTP library the client was built on
+        is_late = "Timeout" in type(error).__name__
+        raise _Again(f"no answer within {seconds:g} s" if is_late else "connection dropped") from None
+    return bytes(body)
+
+
+def _text_of(body: bytes) -> str:
     """Text of the first choice; the library does not validate what a server sends."""
     try:
-        choice = completion.choices[0]
-        text, ended = choice.message.content, choice.finish_reason
-    except (AttributeError, IndexError, TypeError):
+        choice = json.loads(body)["choices"][0]
+        text, ended = choice["message"]["content"], choice.get("finish_reason")
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise Malformed("no chat completion") from None
     if ended == "length":
         raise Malformed("cut short")

@@ -97,9 +97,11 @@ class VlmJudge:
     def look_up(self, question: Question) -> Reply | None:
         """What the judge said before; a broken entry counts as none."""
         try:
-            return question.parse(json.loads(self._path(question).read_bytes())["reply"])
+            reply = question.parse(json.loads(self._path(question).read_bytes())["reply"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, Malformed):
             return None
+        self.client.has_answered = True
+        return reply
 
     def ask(self, question: Question) -> Reply | Unanswered:
         """Ask the API and remember a valid reply. Raises UserError, Stopped."""
