@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from datamodules.encode import encode
@@ -262,6 +263,41 @@ def test_a_teacher_that_answered_another_run_is_not_even_loaded(
     assert loaded == [str(finished / "student")]
     assert again["few_step_selection"] == first["few_step_selection"] and again["comparisons"] == first["comparisons"]
     assert again["models"]["teacher"] == first["models"]["teacher"]
+
+
+def test_the_choice_of_the_few_step_teacher_outlives_an_interruption(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, overrides = tmp_path / "run", ["evaluation.t2i_cases=1", "evaluation.editing_cases=1"]
+    shutil.copytree(finished, run)
+    loaded, load = [], pipeline.load
+
+    def told(folder: str, **options: Any) -> Any:
+        loaded.append(folder)
+        return load(folder, **options)
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "load", told)
+    monkeypatch.setattr(inference, "evaluate", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            inference.evaluate_run(run, overrides)
+    assert len(loaded) == 1, "the second time every answer is kept, and nothing is loaded"
+
+
+def test_a_picture_to_edit_is_read_upright_and_named_where_it_cannot_be(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    Image.new("RGB", (160, 64)).save(tmp_path / "photo.jpg", exif=orientation)
+    inference.sample_image(str(finished), "add snow", tmp_path / "photo.jpg", tmp_path / "out.png", 0, resolution=64)
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.height > drawn.width
+    with pytest.raises(UserError, match="--image .*none.png: cannot be read"):
+        inference.sample_image(str(finished), "add snow", tmp_path / "none.png", tmp_path / "out.png", 0)
 
 
 def test_milestones_are_scored_as_the_evaluation_does_and_change_nothing(

@@ -413,7 +413,8 @@ class Vlm:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is scored: cases a category of each benchmark, sampling seeds, and how the full teacher samples.
+    """What is scored: cases a category of each benchmark, sampling seeds, and how the full teacher samples, or any
+    pipeline folder without a grid of its own.
 
     cases: a JSONL file of one's own cases (docs/cases.md) instead of the world's splits. categories: the ones that are
     scored, all when empty. slice_seed: which cases of a category a slice takes; 0 takes the first ones.

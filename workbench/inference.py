@@ -10,14 +10,17 @@ from PIL import Image
 from rich.console import Console
 
 from datamodules.files import whole_file
+from datamodules.images import read_image
 from workbench import export, pipeline, sampling
 from workbench.clock import Clock
 from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.evaluation.benchmark import FULL_CASES
+from workbench.evaluation.case_check import check_heads
 from workbench.evaluation.case_file import write_jsonl
 from workbench.evaluation.chosen import benchmark_cases
-from workbench.evaluation.evaluate import evaluate, select_few_step
+from workbench.evaluation.evaluate import PARTIAL, evaluate, select_few_step, selection_cases
+from workbench.evaluation.judge import LocalJudge
 from workbench.evaluation.models import ModelUnderTest, few_step_candidates, student_sampling, teacher_sampling
 from workbench.evaluation.partial import Store
 from workbench.evaluation.subject import Subject
@@ -54,9 +57,9 @@ def evaluate_run(
     else:
         path = pipeline.resolve(str(target))
         recipe = from_mapping({"model": {"folder": str(target)}}, overrides, origin="evaluate")
-        out = Path("runs/evaluation") / path.resolve().name
+        out = Path("runs/evaluation") / _name_of(path)
     if dry_run:
-        _print_cost(recipe, 3 if folder.is_run() else 1)
+        _print_cost(recipe, is_run=folder.is_run())
         return {}
     # A judge that is not there is said before anything is drawn.
     judges = panel(recipe.evaluation.vlm) if "vlm" in recipe.evaluation.judges else None
@@ -65,11 +68,13 @@ def evaluate_run(
         cases = benchmark_cases(
             recipe, recipe.evaluation.split, recipe.evaluation.t2i_cases, recipe.evaluation.editing_cases
         )
+    check_heads(cases, LocalJudge())
     models: dict[str, ModelUnderTest]
     if folder.is_run():
         models, selection = _models_of_run(recipe, folder, shared, clock)
     else:
-        models, selection = {"model": Subject(str(target), recipe, clock).model()}, []
+        subject = Subject(str(target), recipe, clock)
+        models, selection = {"model": subject.model(subject.shipped_sampling() or teacher_sampling(recipe))}, []
     metrics = evaluate(models, recipe, out, cases=cases, panel=judges, selection=selection, clock=clock)
     if folder.is_run():
         export.add_scores(folder.student, metrics)
@@ -104,7 +109,9 @@ def sample_image(folder: str, prompt: str, image: Path | None, out: Path, seed: 
     run = RunFolder(Path(folder))
     recipe = from_mapping({"evaluation": {"batch_size": 1}})
     subject = Subject(str(run.student) if run.is_run() and run.student.is_dir() else folder, recipe)
-    source = sampling.fit(Image.open(image), resolution) if image is not None else None
+    source = None
+    if image is not None:
+        source = sampling.fit(read_image(image, "--image", "name another picture"), resolution)
     request = sampling.Request(prompt, seed=seed, source=source, height=resolution, width=resolution)
     drawn = subject.sampler()([request], subject.own_sampling().grid())
     with whole_file(out) as file:
@@ -117,7 +124,7 @@ def _models_of_run(
     teacher = Subject(recipe.model.folder, recipe, clock)
     hows = [teacher_sampling(recipe), *few_step_candidates(recipe.evaluation.teacher_cfg_scale)]
     full, *candidates = [replace(teacher.model(how), store=shared) for how in hows]
-    few_step, selection = select_few_step(candidates, recipe)
+    few_step, selection = select_few_step(candidates, recipe, store=Store(folder.path / PARTIAL))
     models = {
         "teacher": full,
         "teacher_few_step": few_step,
@@ -126,14 +133,24 @@ def _models_of_run(
     return models, selection
 
 
-def _print_cost(recipe: Recipe, num_models: int) -> None:
-    chosen = recipe.evaluation
+def _name_of(folder: Path) -> str:
+    """Of a pipeline folder's results: two folders of one name, `a/student` and `b/student`, have two."""
+    if folder in pipeline.SHIPPED.values():
+        return folder.name
+    whole, here = folder.resolve(), Path.cwd()
+    return "-".join((whole.relative_to(here) if whole.is_relative_to(here) else whole).parts).strip("/-")
+
+
+def _print_cost(recipe: Recipe, is_run: bool) -> None:
+    chosen, num_models = recipe.evaluation, 3 if is_run else 1
     cases = benchmark_cases(recipe, chosen.split, chosen.t2i_cases, chosen.editing_cases)
     planned = cost(cases, num_models, recipe)
+    choosing = len(few_step_candidates(chosen.teacher_cfg_scale)) * len(selection_cases(recipe)) if is_run else 0
     console = Console()
     console.print(
-        f"{len(cases)} cases of split {chosen.split}, {num_models} model(s), {len(chosen.seeds)} seed(s): "
-        f"{planned.images:,} images"
+        f"{len(cases)} cases of split {chosen.split}, {num_models} model(s), {len(chosen.seeds)} seed(s), some for "
+        f"diversity: {planned.images:,} images"
+        + (f", and {choosing:,} to choose the few-step teacher" if choosing else "")
     )
     judges = ", ".join(chosen.vlm.judges) if "vlm" in chosen.judges else "none"
     console.print(

@@ -32,6 +32,7 @@ from workbench.pipeline import PIXELS_PER_LATENT, EncodedPrompt
 from workbench.rollout import sample
 
 NOISE_STREAM = "sampling"
+SIDE_MULTIPLE = 2 * PIXELS_PER_LATENT
 GRAPHED_PARAMETERS = 100_000_000
 """Networks up to this size are bound by kernel launches on a GPU."""
 ROW_STEP, TEXT_STEP = 64, 16
@@ -94,6 +95,7 @@ class Samples:
 def fit(image: Image.Image, resolution: int) -> Image.Image:
     """`image` at about resolution^2 pixels, aspect kept, sides multiples of 32: what the pipeline does to sources."""
     width, height, _ = calculate_dimensions(resolution * resolution, image.width / image.height)
+    width, height = max(SIDE_MULTIPLE, width), max(SIDE_MULTIPLE, height)
     mode = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
     return mode if mode.size == (width, height) else mode.resize((width, height), Image.Resampling.LANCZOS)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from workbench.evaluation.answers import Answer, Answers
 from workbench.evaluation.benchmark import Case, openmoji_alike, openmoji_cases
-from workbench.evaluation.diversity import diversity_metrics
+from workbench.evaluation.beside import MIN_KID_IMAGES, _distribution
+from workbench.evaluation.diversity import diversity_metrics, unit_of
 from workbench.evaluation.features import coverage, kid, standardised
-from workbench.evaluation.readings import read_case, residual_noise, target_distance
+from workbench.evaluation.judge import Judgement
+from workbench.evaluation.readings import Reading, read_case, residual_noise, target_distance
 from workbench.recipes import from_mapping
 
 
@@ -45,6 +48,21 @@ def test_kid_needs_equal_numbers() -> None:
     with pytest.raises(ValueError, match="equal numbers"):
         kid(normal(0, 4), normal(1, 5))
     assert kid(normal(0, 1), normal(1, 1)) is None
+
+
+def test_of_few_pictures_no_kernel_distance_is_told() -> None:
+    def told(n: int) -> object:
+        rows = [Answer(f"c{i}", "t2i_bench", "x", 0, Judgement(3, None, None, None), Reading(0)) for i in range(n)]
+        answers, targets = (Answers(rows, list(normal(seed, n))) for seed in (0, 1))
+        return _distribution(answers, targets)["kid"]
+
+    assert told(MIN_KID_IMAGES - 1) is None and told(MIN_KID_IMAGES) is not None
+
+
+def test_targets_that_are_all_alike_give_no_unit_of_diversity() -> None:
+    rows = [Answer(f"c{i}", "t2i_bench", "x", 0, Judgement(3, None, None, None), Reading(0)) for i in range(2)]
+    assert unit_of(Answers(rows, [np.ones(4), np.ones(4)])) is None
+    assert unit_of(Answers(rows, [np.ones(4), np.zeros(4)])) == 2
 
 
 def test_precision_and_recall_tell_lost_modes_from_bad_samples() -> None:

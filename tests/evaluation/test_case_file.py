@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from workbench.batch import TASKS
 from workbench.cli import main
 from workbench.errors import UserError
 from workbench.evaluation.benchmark import Case, openmoji_cases
+from workbench.evaluation.case_check import check_heads
 from workbench.evaluation.case_file import read_jsonl, sliced, write_jsonl
 from workbench.evaluation.chosen import benchmark_cases
+from workbench.evaluation.judge import LocalJudge
 from workbench.recipes import from_mapping
+from workbench.sampling import fit
 
 
 def same(a: Case, b: Case) -> bool:
@@ -70,6 +74,13 @@ EDIT = {**GOOD, "task": "edit", "source": "s.png"}
         ({**GOOD, "named": "sky"}, "named must be"),
         ({**GOOD, "named": ["sky"]}, "'sky', of which scene gives no value"),
         ({**GOOD, "id": "b"}, "stands in line 1 already"),
+        ({**GOOD, "category": "mean"}, "category 'mean' names files"),
+        ({**GOOD, "category": "../up"}, "category '../up' names files"),
+        ({**GOOD, "category": "x" * 65}, "names files and rows: at most 64"),
+        ({**GOOD, "scene": {"word": 5}}, "scene gives word as 5; it must be one name"),
+        ({**GOOD, "scene": {"objects": "tree"}}, 'objects as "tree"; it must be a list of names'),
+        ({**EDIT, "source": "s.png", "source_scene": {"objects": 5}}, "source_scene gives objects as 5"),
+        ({**GOOD, "scene": {"objects": ["a"]}, "accepted": {"objects": ["a"]}}, "accepted gives objects as"),
     ],
 )
 def test_unusable_cases_are_named_by_file_and_line(line: object, message: str, tmp_path: Path) -> None:
@@ -81,6 +92,53 @@ def test_unusable_cases_are_named_by_file_and_line(line: object, message: str, t
     with pytest.raises(UserError, match=message) as caught:
         read_jsonl(path)
     assert str(caught.value).startswith(f"{path}:3: ") and "\n" not in str(caught.value)
+
+
+def test_a_file_may_have_a_mark_windows_ends_and_any_character_in_a_text(tmp_path: Path) -> None:
+    rows = [{**GOOD, "id": name, "prompt": "one\u2028two"} for name in "ab"]
+    content = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "mine.jsonl").write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert [case.prompt for case in read_jsonl(tmp_path / "mine.jsonl")] == ["one\u2028two"] * 2
+
+
+def test_sources_are_read_as_training_reads_them(tmp_path: Path) -> None:
+    """Upright, and what is transparent on white."""
+    photo = Image.new("RGB", (96, 64))
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    photo.save(tmp_path / "photo.jpg", exif=orientation)
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    lines = [{**EDIT, "id": name, "source": name} for name in ("photo.jpg", "clear.png")]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    turned, clear = (case.source for case in read_jsonl(tmp_path / "mine.jsonl"))
+    assert turned is not None and turned.shape == (96, 64, 3)
+    assert clear is not None and (clear == 255).all()
+
+
+def test_a_very_thin_source_still_has_two_sides(tmp_path: Path) -> None:
+    assert fit(Image.new("RGB", (4000, 20)), 64).size[1] == 32
+
+
+@pytest.mark.parametrize(
+    ("scene", "accepted", "message"),
+    [
+        ({"sky": "foggy"}, {}, "case a: the judge knows no sky 'foggy'.*it knows day"),
+        ({"sky": "day"}, {"sky": ["day", "nigt"]}, "no sky 'nigt' .did you mean 'night'"),
+        ({"objects": ["tree", "unicorn"]}, {}, "no objects 'unicorn'"),
+        ({"word": "hello"}, {}, "words of up to 6 capitals, not 'hello'"),
+    ],
+)
+def test_what_the_judge_can_never_see_is_said_before_anything_is_drawn(
+    scene: dict[str, object], accepted: dict[str, list[object]], message: str
+) -> None:
+    case = Case("a", "t2i", "x", "p", scene=scene, named=tuple(scene), accepted=accepted)
+    with pytest.raises(UserError, match=message):
+        check_heads([case], LocalJudge())
+
+
+def test_the_judge_knows_whatever_the_world_asks_for() -> None:
+    for split in ("search", "report"):
+        check_heads([case for task in TASKS for case in openmoji_cases(task, split, 20, 32)], LocalJudge())
 
 
 def test_files_without_cases_are_named(tmp_path: Path) -> None:
@@ -146,7 +204,6 @@ def test_any_pipeline_folder_answers_own_cases(
 ) -> None:
     """A folder for 64 pixels, no run anywhere; cases that define nothing, a head that no judge knows, or everything."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("workbench.evaluation.subject.DEFAULT_STEPS", 1)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
     cases = [
         Case("bare", "t2i", "rooms", "a kitchen"),
@@ -157,17 +214,20 @@ def test_any_pipeline_folder_answers_own_cases(
     ]
     write_jsonl(cases, tmp_path / "mine.jsonl")
     keys = ["evaluation.cases=mine.jsonl", "data.resolution=64", "evaluation.num_bootstrap=20"]
+    keys += ["evaluation.teacher_steps=1", "evaluation.teacher_cfg_scale=2"]
     assert main(["evaluate", str(tiny_pipeline_folder), *keys]) == 0
     assert "1 cases name what local CNN (judge) does not see, left out: mood" in " ".join(
         capsys.readouterr().out.split()
     )
-    out = tmp_path / "runs" / "evaluation" / tiny_pipeline_folder.name
+    (out,) = (tmp_path / "runs" / "evaluation").iterdir()
+    assert out.name.endswith(f"-{tiny_pipeline_folder.name}")
     rows = {row["case"]: row for row in map(json.loads, (out / "evaluation/cases.jsonl").read_text().splitlines())}
     for name in ("bare", "seeded", "foreign", "edit"):
         assert rows[name]["compliance"] is None and rows[name]["kept"] is None and rows[name]["quality"] is not None
     assert rows["exact"]["compliance"] is not None
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["models"]["model"]["t2i_bench"]) == {"rooms", "mean"} and metrics["cases"] == "mine.jsonl"
+    assert metrics["models"]["model"]["nfe"] == 2, "a folder without a grid is sampled as the recipe says"
     assert metrics["models"]["model"]["frechet"] is None and metrics["seconds"]["sampling"]["wall"] > 0
     (tmp_path / "mine.jsonl").write_text("{}\n")
     assert main(["evaluate", str(tiny_pipeline_folder), *keys]) == 2

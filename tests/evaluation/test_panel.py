@@ -15,6 +15,7 @@ from workbench import cli
 from workbench.config import Recipe
 from workbench.evaluation import judge_network, vlm_client, vlm_judge
 from workbench.evaluation.benchmark import Case
+from workbench.evaluation.diversity import DIVERSITY_SAMPLES
 from workbench.evaluation.evaluate import evaluate
 from workbench.evaluation.judge import LocalJudge
 from workbench.evaluation.models import ModelUnderTest
@@ -153,7 +154,7 @@ def test_the_cost_said_beforehand_is_the_number_of_calls_made(
     with judge_server(lambda text, before: "good") as (url, log):
         point_to(url, monkeypatch)
         evaluate(models, chosen, tmp_path, cases=cases, judge=judge, panel=panel(chosen.evaluation.vlm))
-    assert planned.calls == len(log.texts) and planned.images == 2 * 2 * 6
+    assert planned.calls == len(log.texts) and planned.images == 2 * (2 * 6 + DIVERSITY_SAMPLES * 3)
     small = score_question(cases[0], np.zeros((32, 32, 3), np.uint8)).prompt_tokens()
     monkeypatch.setattr(vlm_judge, "MIN_SIDE", 512)
     shown = score_question(cases[0], np.zeros((32, 32, 3), np.uint8)).prompt_tokens()

@@ -17,6 +17,8 @@ from workbench.evaluation.answers import Answers
 from workbench.evaluation.benchmark import BENCHES
 from workbench.evaluation.statistics import bench_intervals
 
+MIN_KID_IMAGES = 20
+"""Of fewer neither the scale that features are told in is known well, nor the width of the interval."""
 MAX_KID_IMAGES = 1000
 """From so many images on the Frechet distance alone is told."""
 
@@ -53,7 +55,7 @@ def _distribution(answers: Answers, targets: Answers) -> dict[str, Any]:
     if n < 2:
         return {"kid": None, "precision": None, "recall": None}
     real, drawn = features.standardised(real, real), features.standardised(drawn, real)
-    found = features.kid(drawn, real) if n < MAX_KID_IMAGES else None
+    found = features.kid(drawn, real) if MIN_KID_IMAGES <= n < MAX_KID_IMAGES else None
     kid = None if found is None else dict(zip(("value", "low", "high"), found, strict=True)) | {"n": n}
     shares = {"precision": features.coverage(drawn, real), "recall": features.coverage(real, drawn)}
     told = {name: None if value is None else {"value": value, "n": n} for name, value in shares.items()}

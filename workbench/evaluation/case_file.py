@@ -11,23 +11,31 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rich.progress import track
 
 from datamodules.files import write_bytes
+from datamodules.images import read_image
 from workbench.batch import TASKS
 from workbench.errors import UserError
 from workbench.evaluation.benchmark import Case, slice_indices
 
 MANY = 200
 """From so many cases on, reading and writing show a progress bar."""
+LISTS = ("objects",)
+"""Heads that hold several values at once."""
+MEAN = "mean"
+"""What a benchmark's mean over its categories is called beside them."""
+_LONGEST_CATEGORY = 64
+_CATEGORY = re.compile(rf"[^\W_][\w .+-]{{0,{_LONGEST_CATEGORY - 1}}}")
 _TEXTS = ("id", "task", "category", "prompt")
 _IMAGES = ("source", "target")
 _NAMES = ("named", "kept")
@@ -58,10 +66,13 @@ def write_jsonl(cases: Sequence[Case], path: Path) -> None:
     write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
-def read_jsonl(path: Path) -> list[Case]:
-    """Cases of a file. Raises UserError naming file and line of anything unusable."""
+def read_jsonl(path: Path, prepare: Callable[[Image.Image], Image.Image] = lambda image: image) -> list[Case]:
+    """Cases of a file. prepare: what becomes of every image as it is read, so that no large ones are held.
+
+    Raises: UserError naming file and line of anything unusable.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the cases in {path}: {error}") from error
     cases: list[Case] = []
@@ -69,7 +80,7 @@ def read_jsonl(path: Path) -> list[Case]:
     for number, line in enumerate(track(lines, f"reading {path.name}", transient=True, disable=len(lines) < MANY), 1):
         if not line.strip():
             continue
-        case = _parse(line, path, f"{path}:{number}")
+        case = _parse(line, path, f"{path}:{number}", prepare)
         if case.id in seen:
             raise UserError(f"{path}:{number}: the id {case.id!r} stands in line {seen[case.id]} already; give another")
         seen[case.id] = number
@@ -105,7 +116,7 @@ def sliced(cases: Sequence[Case], per_category: dict[str, int], categories: Sequ
     return sorted(chosen, key=lambda case: (TASKS.index(case.task), list(count).index((case.task, case.category))))
 
 
-def _parse(line: str, path: Path, where: str) -> Case:
+def _parse(line: str, path: Path, where: str, prepare: Callable[[Image.Image], Image.Image]) -> Case:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -119,7 +130,7 @@ def _parse(line: str, path: Path, where: str) -> Case:
     _check(row, where)
     given: dict[str, Any] = {
         **{name: row[name] for name in _TEXTS},
-        **{name: _image(row, name, path, where) for name in _IMAGES},
+        **{name: _image(row, name, path, where, prepare) for name in _IMAGES},
         **{name: row.get(name, {}) for name in _MAPPINGS},
         **{name: tuple(row.get(name, ())) for name in _NAMES},
     }
@@ -139,6 +150,11 @@ def _check(row: dict[str, Any], where: str) -> None:
         raise UserError(f"{where}: an edit needs a source image")
     if row["task"] == "t2i" and "source" in row:
         raise UserError(f"{where}: a source image makes an edit: write task edit, or drop the source")
+    if row["category"] == MEAN or not _CATEGORY.fullmatch(row["category"]):
+        raise UserError(
+            f"{where}: the category {row['category']!r} names files and rows: at most {_LONGEST_CATEGORY} letters, "
+            f"digits, spaces and _ . + -, beginning with a letter or digit, and not {MEAN!r}"
+        )
     seed = row.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise UserError(f"{where}: seed must be a whole number from 0 on, not {seed!r}")
@@ -147,6 +163,10 @@ def _check(row: dict[str, Any], where: str) -> None:
             raise UserError(f"{where}: {name} must be an object of head names and values")
     if not all(isinstance(values, list) and values for values in row.get("accepted", {}).values()):
         raise UserError(f"{where}: accepted must map heads to non-empty lists of values")
+    for name, head, value in _values(row):
+        if not _is_value(head, value):
+            kind = "a list of names" if head in LISTS else "one name"
+            raise UserError(f"{where}: {name} gives {head} as {json.dumps(value)}; it must be {kind}")
     if not isinstance(row.get("exact", True), bool):
         raise UserError(f"{where}: exact must be true or false, not {row['exact']!r}")
     for name in _NAMES:
@@ -157,11 +177,28 @@ def _check(row: dict[str, Any], where: str) -> None:
             raise UserError(f"{where}: {name} has {lost[0]!r}, of which scene gives no value")
 
 
-def _image(row: dict[str, Any], name: str, path: Path, where: str) -> np.ndarray | None:
+def _values(row: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Every value that a row gives a head: (key of the row, head, value)."""
+    for name in ("scene", "source_scene"):
+        for head, value in row.get(name, {}).items():
+            yield name, head, value
+    for head, values in row.get("accepted", {}).items():
+        for value in values:
+            yield "accepted", head, value
+
+
+def _is_value(head: str, value: Any) -> bool:
+    if head in LISTS:
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return isinstance(value, str)
+
+
+def _image(
+    row: dict[str, Any], name: str, path: Path, where: str, prepare: Callable[[Image.Image], Image.Image]
+) -> np.ndarray | None:
     if name not in row:
         return None
-    try:
-        with Image.open(path.parent / row[name]) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: cannot read the {name} image {row[name]!r}: {error}") from error
+    if not isinstance(row[name], str):
+        raise UserError(f"{where}: the {name} image {row[name]!r} must be a path")
+    image = read_image(path.parent / row[name], f"{where}: the {name} image", "replace it or drop the case")
+    return np.asarray(prepare(image))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from rich.console import Console
 
 from workbench.batch import TASKS
@@ -40,7 +37,7 @@ def benchmark_cases(recipe: Recipe, split: str, t2i_cases: int, editing_cases: i
                 task, split, counts[task], recipe.data.resolution, chosen.categories, chosen.slice_seed
             )
         ]
-    every = read_jsonl(Path(chosen.cases))
+    every = read_jsonl(Path(chosen.cases), lambda image: fit(image, recipe.data.resolution))
     cases = sliced(every, counts, chosen.categories, chosen.slice_seed)
     if not cases:
         raise UserError(f"no case of {chosen.cases} is left: raise evaluation.t2i_cases or evaluation.editing_cases")
@@ -49,8 +46,4 @@ def benchmark_cases(recipe: Recipe, split: str, t2i_cases: int, editing_cases: i
             f"{len(cases)} of the {len(every)} cases in {chosen.cases}: at most {t2i_cases} T2I and {editing_cases} "
             "editing cases a category (evaluation.t2i_cases, evaluation.editing_cases)"
         )
-    return [replace(case, source=_fitted(case.source, recipe), target=_fitted(case.target, recipe)) for case in cases]
-
-
-def _fitted(image: np.ndarray | None, recipe: Recipe) -> np.ndarray | None:
-    return None if image is None else np.asarray(fit(Image.fromarray(image), recipe.data.resolution))
+    return cases

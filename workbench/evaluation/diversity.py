@@ -12,6 +12,7 @@ from workbench.config import Recipe
 from workbench.evaluation import features
 from workbench.evaluation.answers import Answers, answer
 from workbench.evaluation.benchmark import Case, openmoji_alike
+from workbench.evaluation.grids import chosen_cases
 from workbench.evaluation.judge import LocalJudge
 from workbench.evaluation.models import ModelUnderTest
 from workbench.evaluation.partial import Store
@@ -27,9 +28,15 @@ REAL_POOL = 2000
 
 
 def unit_of(targets: Answers) -> float | None:
-    """Mean feature distance between the targets of different prompts; None for fewer than two T2I targets."""
+    """Mean feature distance between the targets of different prompts; None for fewer than two that differ."""
     real = targets.features_of("t2i_bench")
-    return features.mean_pairwise_distance(real) if len(real) > 1 else None
+    return (features.mean_pairwise_distance(real) if len(real) > 1 else 0.0) or None
+
+
+def answered_often(cases: Sequence[Case]) -> list[Case]:
+    """The T2I cases that are answered several times over."""
+    groups = chosen_cases(cases, DIVERSITY_PROMPTS).items()
+    return [case for (task, _), group in groups if task == "t2i" for case in group]
 
 
 def model_spread(

@@ -30,6 +30,8 @@ from workbench.recipes import recipe_hash
 
 SELECTION_CASES = 10
 """Cases a category on which the teacher's best few-step sampling is chosen."""
+PARTIAL = Path("evaluation") / "partial"
+"""Where an output folder keeps answers until its metrics are written."""
 CONSOLE = Console()
 COMPARED = (("student", "teacher_few_step"), ("student", "teacher"), ("teacher_few_step", "teacher"))
 
@@ -58,8 +60,7 @@ def evaluate(
     if cases is None:
         with clock.phase("cases"):
             cases = benchmark_cases(recipe, chosen.split, chosen.t2i_cases, chosen.editing_cases)
-    _tell_unknown_heads(cases, judge)
-    kept_answers = store or Store(out_folder / "evaluation" / "partial")
+    kept_answers = store or Store(out_folder / PARTIAL)
     paired = [case for group in chosen_cases(cases, chosen.vlm.pairs).values() for case in group] if panel else []
     keep = [case.id for group in chosen_cases(cases).values() for case in group] + [case.id for case in paired]
     targets = _judged_as_given(cases, "target", judge, clock)
@@ -121,8 +122,7 @@ def _spreads(
     clock: Clock,
 ) -> tuple[dict[str, diversity.Spread], diversity.Spread]:
     """Spread of the answers to one prompt, of every model and of the world itself, where one is defined."""
-    groups = chosen_cases(cases, diversity.DIVERSITY_PROMPTS).items()
-    several = [case for (task, _), group in groups if task == "t2i" for case in group]
+    several = diversity.answered_often(cases)
     unit = diversity.unit_of(targets) if several else None
     if unit is None:
         return {name: {} for name in models}, {}
@@ -133,15 +133,6 @@ def _spreads(
         return spreads, {}
     with clock.phase("cases"):
         return spreads, diversity.world_spread(several, unit, judge, recipe)
-
-
-def _tell_unknown_heads(cases: Sequence[Case], judge: LocalJudge) -> None:
-    """Heads that a case names and the judge does not see are left out of its axes: not without a word."""
-    seen = {*judge.network.config.heads, "word"}
-    unknown = {head for case in cases for head in (*case.named, *case.kept)} - seen
-    if unknown:
-        count = sum(1 for case in cases if unknown & {*case.named, *case.kept})
-        CONSOLE.print(f"{count} cases name what {judge.name} does not see, left out: {', '.join(sorted(unknown))}")
 
 
 def _judged_as_given(
@@ -203,6 +194,14 @@ def compare_answers(
     return rows
 
 
+def selection_cases(recipe: Recipe) -> list[Case]:
+    """Those on which the few-step teacher is chosen: none of the split that is reported on."""
+    chosen = recipe.evaluation
+    split = "search" if chosen.split != "search" else "calibration"
+    wanted = (min(SELECTION_CASES, number) for number in (chosen.t2i_cases, chosen.editing_cases))
+    return benchmark_cases(recipe, split, *wanted)
+
+
 def select_few_step(
     candidates: Sequence[ModelUnderTest],
     recipe: Recipe,
@@ -216,10 +215,7 @@ def select_few_step(
     recipe evaluates on search.
     """
     judge, chosen = judge or LocalJudge(), recipe.evaluation
-    if cases is None:
-        split = "search" if recipe.evaluation.split != "search" else "calibration"
-        wanted = (min(SELECTION_CASES, n) for n in (recipe.evaluation.t2i_cases, recipe.evaluation.editing_cases))
-        cases = benchmark_cases(recipe, split, *wanted)
+    cases = selection_cases(recipe) if cases is None else cases
     if not cases:
         return candidates[0], []
     scored = []

@@ -91,9 +91,11 @@ class Subject:
 
         return ModelUnderTest(draw, chosen.nfe, chosen.as_dict(), mark)
 
+    def shipped_sampling(self) -> Sampling | None:
+        """The grid that the folder ships, as a student's does."""
+        sigmas = self.loaded.config.sample_sigmas
+        return Sampling(len(sigmas), times=tuple(float(sigma) for sigma in sigmas)) if sigmas else None
+
     def own_sampling(self) -> Sampling:
         """The grid that the folder ships, or the default number of steps through its own scheduler's shift."""
-        sigmas = self.loaded.config.sample_sigmas
-        if sigmas:
-            return Sampling(len(sigmas), times=tuple(float(sigma) for sigma in sigmas))
-        return Sampling(DEFAULT_STEPS, shift=float(self.loaded.scheduler.config.shift))
+        return self.shipped_sampling() or Sampling(DEFAULT_STEPS, shift=float(self.loaded.scheduler.config.shift))

@@ -9,13 +9,15 @@ import numpy as np
 
 from workbench.config import Recipe
 from workbench.evaluation.benchmark import Case
+from workbench.evaluation.diversity import DIVERSITY_SAMPLES, answered_often
 from workbench.evaluation.grids import chosen_cases
 from workbench.evaluation.vlm_judge import REPLY_TOKENS, Question, choice_question, score_question
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Calls to all judges together and roughly the tokens of them, without what a cache would save or retries add."""
+    """Images to be drawn; calls to all judges together and roughly the tokens of them, without what a cache would save
+    or retries add."""
 
     images: int
     calls: int
@@ -26,7 +28,8 @@ class Cost:
 def cost(cases: Sequence[Case], num_models: int, recipe: Recipe) -> Cost:
     """What evaluating `num_models` models on `cases` asks of the recipe's judges."""
     chosen = recipe.evaluation
-    images = len(cases) * num_models * len(chosen.seeds)
+    several = answered_often(cases) if sum(case.task == "t2i" and case.target is not None for case in cases) > 1 else []
+    images = num_models * (len(cases) * len(chosen.seeds) + len(several) * DIVERSITY_SAMPLES)
     if "vlm" not in chosen.judges:
         return Cost(images, 0, 0, 0)
     empty = np.zeros((recipe.data.resolution, recipe.data.resolution, 3), np.uint8)
