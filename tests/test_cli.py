@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 
 from workbench import cli
@@ -81,6 +83,24 @@ def test_an_interrupt_that_the_trainer_turned_into_an_exit_is_an_interrupt(monke
     assert cli.main(["pack", RECIPE]) == 130
 
 
+def test_a_termination_that_the_trainer_caught_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_run", raising(SIGTERMException()))
+    assert cli.main(["distill", RECIPE]) == 143
+    assert only_line(capsys) == "terminated: the same command continues"
+
+
+@pytest.mark.parametrize(
+    "words", ["RECIPE --dry-run a=1 b=2", "RECIPE a=1 --dry-run b=2", "--dry-run RECIPE a=1 b=2", "RECIPE a=1 b=2"]
+)
+def test_overrides_may_stand_after_an_option(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[argparse.Namespace] = []
+    monkeypatch.setattr(cli, "_run", seen.append)
+    assert cli.main(["distill", *words.split()]) == 0
+    assert seen[0].overrides == ["a=1", "b=2"] and seen[0].dry_run == ("--dry-run" in words)
+
+
 def test_the_libraries_are_quiet_during_a_command_and_as_before_after_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,7 +159,14 @@ def test_an_image_that_does_not_decode_is_said_before_a_model_is_loaded(
 
 
 def test_wrong_words_are_refused_with_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([], ["distil"], ["sample", "tiny", "a cat"], ["pack", RECIPE, "--dry-run"]):
+    for words in (
+        [],
+        ["distil"],
+        ["sample", "tiny", "a cat"],
+        ["pack", RECIPE, "--dry-run"],
+        ["distill", RECIPE, "--dry-run", "updates"],
+        ["compare", "a", "b", "c=1"],
+    ):
         with pytest.raises(SystemExit) as stop:
             cli.main(words)
         assert stop.value.code == 2

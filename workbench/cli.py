@@ -1,6 +1,6 @@
 """The command line: one sub-command a verb, each importing only what it runs.
 
-Exit codes: 0 done, 1 unexpected error, 2 something the user can mend, 130 interrupted.
+Exit codes: 0 done, 1 unexpected error, 2 something the user can mend, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -38,20 +38,36 @@ MENDABLE_ERRNOS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = build_parser().parse_args(argv, argparse.Namespace(debug=False))
+    arguments = _parse(argv)
     try:
         with _quiet(arguments.debug):
             _run(arguments)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
-            raise
-        # Lightning's trainer turns the interrupt into a SystemExit of its own.
-        return _fail(130, "interrupted: the same command continues")
+    except KeyboardInterrupt:
+        return _interrupted()
+    except SystemExit as stop:
+        # Lightning's trainer turns an interrupt and a SIGTERM into SystemExits of its own.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            return _interrupted()
+        if _is_termination(stop):
+            return _fail(143, "terminated: the same command continues")
+        raise
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
         return _report(error)
     return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may stand after an option too, where argparse itself takes none."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv, argparse.Namespace(debug=False, overrides=None))
+    wrong = [word for word in rest if arguments.overrides is None or word.startswith("-") or "=" not in word]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -225,6 +241,16 @@ def _folder(path: Path, kind: str) -> Path:
     if not path.is_dir():
         raise UserError(f"no {kind} folder at {path}")
     return path
+
+
+def _is_termination(stop: SystemExit) -> bool:
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    return isinstance(stop, SIGTERMException)
+
+
+def _interrupted() -> int:
+    return _fail(130, "interrupted: the same command continues")
 
 
 def _report(error: Exception) -> int:
