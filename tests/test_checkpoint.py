@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.metadata import Metadata
 
 from workbench import checkpoint
 from workbench.errors import UserError
+from workbench.safe_reader import SafeReader
 
 
 def a_trained_layer(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, dict]:
@@ -94,6 +97,15 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read the checkpoint"):
         checkpoint.load(path, state)
     assert not witness.exists()
+
+
+@pytest.mark.parametrize("module", [b"pathlib", b"pathlib._local"])
+def test_paths_are_read_that_any_python_wrote(tmp_path: Path, module: bytes) -> None:
+    _, _, state = a_trained_layer(0)
+    path = checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))
+    pickled = pickle.dumps(Metadata({}, planner_data=Path("a")), protocol=2)
+    (path / ".metadata").write_bytes(re.sub(rb"cpathlib(\._local)?\n", b"c" + module + b"\n", pickled))
+    assert SafeReader(path).read_metadata().planner_data == Path("a")
 
 
 def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path) -> None:

@@ -38,10 +38,13 @@ _ALLOWED = {
     "collections": {"OrderedDict"},
     "pathlib": {"Path", "PosixPath"},
 }
+_RENAMED = {"pathlib._local": "pathlib"}
+"""Where Python 3.13 keeps what every other version has elsewhere."""
 
 
 class _PlainTypesOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        module = _RENAMED.get(module, module)
         if name not in _ALLOWED.get(module, set()):
             raise ValueError(f"the checkpoint's metadata names {module}.{name}, which no checkpoint of ours holds")
         return getattr(importlib.import_module(module), name)
