@@ -65,6 +65,15 @@ def test_the_best_is_kept_only_where_the_last_is_clearly_worse() -> None:
     assert Watch().best_to_keep() is None
 
 
+def test_a_distance_that_is_no_number_is_never_the_best() -> None:
+    nan = float("nan")
+    assert watch_of(nan, 0.5, 0.2).best() == 2
+    assert watch_of(nan, 0.2, 0.5).best_to_keep() == 1
+    assert watch_of(nan, nan).best() is None and watch_of(nan, nan).best_to_keep() is None
+    assert watch_of(nan, 0.2, *[0.4] * PATIENCE).has_collapsed()
+    assert not watch_of(*[nan] * (PATIENCE + 1)).has_collapsed()
+
+
 class Killed(Exception):
     pass
 

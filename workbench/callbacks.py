@@ -96,8 +96,7 @@ class Milestones(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, RootModule)
-        known = {update: row["distance"] for update, row in read_lines(self.path) if "distance" in row}
-        self.watch = Watch({update: value for update, value in known.items() if update <= module.num_updates})
+        self.watch = Watch.of((update, row) for update, row in read_lines(self.path) if update <= module.num_updates)
         if trainer.is_global_zero:
             drop_lines_after(self.path, module.num_updates)
         if module.num_updates and module.num_updates not in self.watch.distances:

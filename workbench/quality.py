@@ -6,6 +6,8 @@ not ask it to draw a particular picture. It is told on the same prompts and nois
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -34,18 +36,25 @@ class Watch:
 
     distances: dict[int, float] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, rows: Iterable[tuple[int, Mapping[str, float]]]) -> Watch:
+        """From the lines of `milestones.jsonl`, which leave out a distance that is not finite."""
+        return cls({update: row.get("distance", math.nan) for update, row in rows})
+
     def add(self, update: int, distance: float) -> None:
         """Take in a milestone."""
         self.distances[update] = distance
 
     def best(self) -> int | None:
-        """Update of the smallest distance, the earlier of two."""
-        return min(self.distances, key=lambda update: self.distances[update], default=None)
+        """Update of the smallest finite distance, the earlier of two."""
+        finite = [update for update, distance in self.distances.items() if math.isfinite(distance)]
+        return min(finite, key=lambda update: self.distances[update], default=None)
 
     def has_collapsed(self) -> bool:
         """Whether the last `PATIENCE` milestones are all clearly worse than the best before them."""
         distances = list(self.distances.values())
-        before, last = distances[:-PATIENCE], distances[-PATIENCE:]
+        before = [distance for distance in distances[:-PATIENCE] if math.isfinite(distance)]
+        last = distances[-PATIENCE:]
         return bool(before) and all(is_clearly_worse(distance, min(before)) for distance in last)
 
     def best_to_keep(self) -> int | None:
