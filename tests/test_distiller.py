@@ -347,7 +347,7 @@ def test_a_step_that_is_not_finite_is_not_taken(role: str, capsys: pytest.Captur
 
 def test_too_many_such_steps_end_the_run_with_one_clear_line() -> None:
     data = [poisoned(step_data(step), student=True) for step in range(3)]
-    with pytest.raises(UserError, match=r"samples t2i-0, t2i-1.*2 such steps are too many: lower the learning rate"):
+    with pytest.raises(UserError, match=r"samples t2i-0, t2i-1.*2 such steps are too many: .* in a new trainer.folder"):
         fit(make_recipe(3), data)
 
 

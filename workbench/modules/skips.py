@@ -90,6 +90,6 @@ class Skips:
         self.say(line)
         if self._count > self.most:
             raise UserError(
-                f"{line}; {self._count} such steps are too many: lower the learning rate, and continue from the last "
-                "checkpoint with the same command"
+                f"{line}; {self._count} such steps are too many: lower the learning rate and start again in a new "
+                "trainer.folder, or raise trainer.max_skipped_updates to continue this run"
             )
