@@ -60,6 +60,13 @@ def test_a_switch_gives_the_early_steps_to_the_base_teacher() -> None:
     assert rows(kind="switch", at=3, weights={"text": 0.75}) == [base, base, base, late]
 
 
+def test_rounding_leaves_the_base_teacher_no_weight() -> None:
+    names = ["a", "b", "c"]
+    schedule = options(t2i={"weights": dict(zip(names, (0.6, 0.3, 0.1), strict=True))})
+    table = schedules.tables(schedule, num_steps=2, specialists=names)["t2i"]
+    assert table == [[0.0, 0.6, 0.3, 0.1]] * 2
+
+
 def test_schedules_and_tables_stand_side_by_side_and_the_nearest_counts() -> None:
     recipe = from_mapping(
         {

@@ -9,6 +9,9 @@ from workbench import guidance
 from workbench.config import Guidance, Schedule
 from workbench.errors import UserError
 
+ROUNDING = 1e-9
+"""What is left of 1 by rounding alone; a teacher with any weight is run."""
+
 
 def tables(options: Guidance, *, num_steps: int, specialists: Sequence[str]) -> dict[str, list[list[float]]]:
     """For each class K rows over the base teacher and `specialists`; `guidance.lambda_table` checks and routes them.
@@ -42,4 +45,5 @@ def _mix(where: str, weights: Mapping[str, float], specialists: Sequence[str]) -
             known = ", ".join(specialists) or "none"
             raise UserError(f"{where} names {name!r}{mean}, but teachers.specialists has {known}: add it there")
     of_specialists = [float(weights.get(name, 0.0)) for name in specialists]
-    return [max(0.0, 1 - sum(of_specialists)), *of_specialists]
+    left = 1 - sum(of_specialists)
+    return [left if left > ROUNDING else 0.0, *of_specialists]
