@@ -87,8 +87,16 @@ def test_decoupled_the_matching_is_unguided_and_the_guidance_acts_below_the_stud
     assert torch.equal(seen.x0_real, seen_plain.x0_real) and not torch.allclose(decoupled[STUDENT], plain[STUDENT])
     assert network.evaluated.count(TEACHER) == 3
     loss = Distiller(denoiser(), recipe, CATEGORIES)._student_loss
-    assert loss.augmentation_interval(0) == (0.02, 0.98)
-    assert loss.augmentation_interval(1) == (0.02, loss.student.grid[1])
+    assert loss.augmentation_intervals[0] == (0.02, 0.98)
+    assert loss.augmentation_intervals[1] == (0.02, loss.student.grid[1])
+
+
+def test_a_step_that_leaves_the_guidance_term_no_noise_level_is_named() -> None:
+    options = Dmd(student_steps=8, renoise_min=0.4, decoupled=True)
+    message = r"dmd\.decoupled=true leaves student step 7 .* within \[0\.4, 0\.98\]: lower dmd\.renoise_min"
+    with pytest.raises(UserError, match=message):
+        Distiller(denoiser(), make_recipe(teachers=GUIDED, dmd=options), CATEGORIES)
+    Distiller(denoiser(), make_recipe(teachers=GUIDED, dmd=replace(options, decoupled=False)), CATEGORIES)
 
 
 def test_the_first_step_loss_is_zero_where_eulers_step_ends_on_the_teachers_state() -> None:
@@ -129,7 +137,7 @@ def test_the_data_term_is_flow_matching_at_the_students_own_time() -> None:
     x_t = flow.interpolate(batch.target, eps, t)
     v = network.velocity(network.prefix(batch.condition, STUDENT), x_t, t, STUDENT)
     torch.testing.assert_close(found["data"], 0.25 * dmd.flow_matching_loss(v, eps - batch.target))
-    with pytest.raises(UserError, match="dmd.data_weight needs targets, but samples such as t2i-0 have none"):
+    with pytest.raises(UserError, match="dmd.data_weight needs a target of every sample, but not all of t2i-0, t2i-1"):
         terms(make_recipe(dmd=options), step_data(0).student[0], 1)
 
 

@@ -64,7 +64,12 @@ class Distiller(RootModule):
         table = guidance.lambda_table(tables, self.categories, num_steps=num_steps, teachers=teachers)
         self.register_buffer("lambdas", table, persistent=False)
         self._student_loss = StudentLoss(
-            recipe.dmd, self.student, self.fake_score, self.teachers, renoise_intervals(recipe)
+            recipe.dmd,
+            self.student,
+            self.fake_score,
+            self.teachers,
+            renoise_intervals(recipe),
+            augmentation_intervals(recipe) if recipe.dmd.decoupled else [],
         )
         planned = [recipe.mixture.has_weight(name) for name in self.categories]
         self.active = guidance.active_teachers(table, self.categories, planned)
@@ -256,16 +261,31 @@ def renoise_intervals(recipe: Recipe) -> list[tuple[float, float]]:
     Raises:
         UserError: an interval is empty.
     """
+    tied = recipe.dmd.renoise_tied
+    return _intervals(recipe, tied, f"dmd.renoise_tied={tied}")
+
+
+def augmentation_intervals(recipe: Recipe) -> list[tuple[float, float]]:
+    """[low, high] of the noise level of the decoupled guidance term at each student step.
+
+    Raises:
+        UserError: an interval is empty.
+    """
+    return _intervals(recipe, "below", "dmd.decoupled=true")
+
+
+def _intervals(recipe: Recipe, tied: rollout.Tied, option: str) -> list[tuple[float, float]]:
     options, times = recipe.dmd, student_times(recipe).tolist()
     intervals = [
-        rollout.renoise_interval(options.renoise_tied, times, step, options.renoise_min, options.renoise_max)
+        rollout.renoise_interval(tied, times, step, options.renoise_min, options.renoise_max)
         for step in range(len(times) - 1)
     ]
+    mend = "raise dmd.renoise_max or lower" if tied == "above" else "lower dmd.renoise_min or raise"
     for step, (low, high) in enumerate(intervals):
         if not low < high:
             raise UserError(
-                f"dmd.renoise_tied={options.renoise_tied} leaves student step {step} (t = {times[step]:g} to "
-                f"{times[step + 1]:g}) no re-noising time within [{options.renoise_min}, {options.renoise_max}]: widen "
-                "dmd.renoise_min and renoise_max, or lower dmd.student_shift"
+                f"{option} leaves student step {step} (t = {times[step]:g} to {times[step + 1]:g}) no re-noising time "
+                f"within [{options.renoise_min}, {options.renoise_max}]: {mend} dmd.student_shift, or take other "
+                "dmd.student_times"
             )
     return intervals

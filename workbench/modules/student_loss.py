@@ -34,6 +34,7 @@ class StudentLoss:
     """Loss per sample of the student's graded step. It holds networks that others own.
 
     intervals: [low, high] of the re-noising time at each student step.
+    augmentation_intervals: likewise of the noise level of the guidance term, which `decoupled` alone reads.
     """
 
     options: Dmd
@@ -41,6 +42,7 @@ class StudentLoss:
     fake_score: FakeScoreModule
     teachers: TeacherEnsemble
     intervals: list[tuple[float, float]]
+    augmentation_intervals: list[tuple[float, float]]
 
     def __call__(
         self,
@@ -89,17 +91,12 @@ class StudentLoss:
     ) -> Tensor:
         """The guidance term at a noise level below the student's own: what is coarser is settled in its state."""
         options = self.options
-        low, high = self.augmentation_interval(step)
+        low, high = self.augmentation_intervals[step]
         uniform = numbers.uniform("augmentation/t")
         t = rollout.renoise_time(uniform, shift=options.renoise_shift, low=low, high=high)
         x_t = flow.interpolate(x, self._normal(numbers, "augmentation/eps"), t)
         pair = self.teachers.cond_and_uncond(of_teachers, x_t, t, weights)
         return dmd.augmentation_direction(x, *pair, self.teachers.cfg_scale)
-
-    def augmentation_interval(self, step: int) -> tuple[float, float]:
-        """[low, high] of the noise level of the guidance term."""
-        options = self.options
-        return rollout.renoise_interval("below", self.student.grid, step, options.renoise_min, options.renoise_max)
 
     def _first_step(self, numbers: Numbers, x: Tensor, weights: Tensor, of_teachers: TeacherPrefixes) -> Tensor:
         noise, t_next = self._normal(numbers, "noise"), self.student.times[1]
@@ -110,8 +107,8 @@ class StudentLoss:
     def _data(self, batch: Batch, numbers: Numbers, step: int, prefix: object) -> Tensor:
         if batch.target is None:
             raise UserError(
-                f"dmd.data_weight needs targets, but samples such as {batch.sample_ids[0]} have none: leave it out, or "
-                "encode data with pictures"
+                f"dmd.data_weight needs a target of every sample, but not all of {', '.join(batch.sample_ids[:4])}, "
+                "... have one: leave it out, or encode data with pictures"
             )
         eps, t = self._normal(numbers, "data/eps"), self.student.times[step].expand(len(batch.rows))
         x_t = flow.interpolate(batch.target, eps, t)
