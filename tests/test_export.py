@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImage21Pipeline, QwenImage21Transformer2DModel
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from workbench import export as exports
@@ -114,6 +116,55 @@ def test_export_replaces_pipelines_alone_and_whole(bent_teacher: Path, tmp_path:
     with pytest.raises(UserError, match="no pipeline folder"):
         exports.export(str(bent_teacher), state, TIMES, tmp_path / "thesis", metadata=CARD)
     assert (tmp_path / "thesis" / "thesis.tex").is_file()
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FULL, SafetensorError(f"I/O error: {FULL.strerror}"), shutil.Error([("a", "b", str(FULL))])],
+    ids=["system", "safetensors", "copying"],
+)
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(
+    error: Exception, bent_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    state = _student_state(bent_teacher)
+    monkeypatch.setattr(QwenImage21Transformer2DModel, "save_pretrained", full)
+    with pytest.raises(UserError, match=r"cannot write .*student: .*No space left on device.*; free space"):
+        exports.export(str(bent_teacher), state, TIMES, tmp_path / "student", metadata=CARD)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_exports_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    out, gone = tmp_path / "student", 999_999_999
+    names = [f".student.{gone}.part", f".student.{gone}.old", f".student.{os.getppid()}.part", f".other.{gone}.part"]
+    for name in names:
+        (tmp_path / name / "vae").mkdir(parents=True)
+    with pytest.raises(ZeroDivisionError), exports.replaced_folder(out):
+        assert not (tmp_path / names[0]).exists()
+        raise ZeroDivisionError
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+    with exports.replaced_folder(out) as folder:
+        (folder / "model_index.json").write_text("{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[2:], "student"])
+
+
+def test_a_lora_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters = {"layer": (torch.zeros(1, 2), torch.zeros(2, 1))}
+    with pytest.raises(UserError, match="is a folder: name a .safetensors file"):
+        exports.write_lora(adapters, tmp_path, header={})
+
+    def full(*_: object) -> None:
+        raise FULL
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"cannot write .*a\.safetensors: No space left"):
+        exports.write_lora(adapters, tmp_path / "a.safetensors", header={})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_made_for_the_teachers_weights_is_not_passed_on(bent_teacher: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ RECIPE_COMMANDS = {
 }
 MENDABLE_ERRNOS = (
     errno.ENOENT,
+    errno.EEXIST,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,

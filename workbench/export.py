@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from typing import Any, TypeAlias
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DModel
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
@@ -60,12 +62,13 @@ def export(
     appears whole or not at all; a pipeline folder in its place is replaced, anything else is left alone.
 
     Raises:
-        UserError: `out` exists and is no pipeline folder. ValueError: a grid or a state that does not fit.
+        UserError: as `replaced_folder`. ValueError: a grid or a state that does not fit.
     """
     teacher, sigmas = resolve(teacher_folder), sample_sigmas(times)
+    transformer = _transformer(teacher, student_state, dtype)
     with replaced_folder(out) as folder:
         _copy_parts(teacher, folder, _REPLACED)
-        _transformer(teacher, student_state, dtype).save_pretrained(folder / "transformer")
+        transformer.save_pretrained(folder / "transformer")
         # Qwen's pipeline divides timesteps by 1000 whatever the scheduler says.
         FlowMatchEulerDiscreteScheduler(
             num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False
@@ -83,7 +86,7 @@ def export_components(source_folder: str, trained: Mapping[str, PreTrained], out
     in float32 and transformers loads what was stored, and the two must agree for the stock pipeline to run.
 
     Raises:
-        UserError: `out` exists and is no pipeline folder.
+        UserError: as `replaced_folder`.
     """
     source = resolve(source_folder)
     with replaced_folder(out) as folder:
@@ -130,7 +133,7 @@ def export_lora(
     The file carries no alpha: it is in B, and a missing alpha means W + B A to diffusers. The grid is in the header.
 
     Raises:
-        ValueError: no adapters, or a grid that does not fall from 1 to 0.
+        UserError: as `write_lora`. ValueError: no adapters, or a grid that does not fall from 1 to 0.
     """
     header = {"sample_sigmas": json.dumps(sample_sigmas(times)), "recipe_hash": metadata.recipe_hash}
     write_lora(adapters, out, header=header, dtype=dtype)
@@ -142,18 +145,17 @@ def write_lora(
     """Write the safetensors file `out` for `pipeline.load_lora_weights` and `teachers.specialists`.
 
     Raises:
-        ValueError: no adapters.
+        UserError: `out` is a folder, or the disk is full or cannot be written. ValueError: no adapters.
     """
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: name a .safetensors file to write")
     if not adapters:
         raise ValueError("there are no adapters to export")
     state = {}
     for name, (down, up) in adapters.items():
         state[f"transformer.{name}.lora_A.weight"] = down.detach().to("cpu", dtype).contiguous()
         state[f"transformer.{name}.lora_B.weight"] = up.detach().to("cpu", dtype).contiguous()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    save_file(state, part, metadata={"format": "pt", **header})
-    os.replace(part, out)
+    files.write_bytes(out, save(state, metadata={"format": "pt", **header}))
 
 
 def model_card(metadata: Metadata, sigmas: Sequence[float]) -> str:
@@ -222,24 +224,56 @@ def replaced_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `out` once the block ends well and vanishes otherwise.
 
     Raises:
-        UserError: `out` exists and is neither empty nor a pipeline folder.
+        UserError: `out` exists and is neither empty nor a pipeline folder, or the disk is full or cannot be written.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / INDEX_FILE).is_file()):
         raise UserError(f"{out} exists and is no pipeline folder: remove it or name another place")
-    out.parent.mkdir(parents=True, exist_ok=True)
     part, old = (out.with_name(f".{out.name}.{os.getpid()}.{suffix}") for suffix in ("part", "old"))
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    _remove_leftovers(out)
     try:
+        part.mkdir(parents=True)
         yield part
         if out.exists():
             os.replace(out, old)
         os.replace(part, out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {out}: {_reason(error)}; free space or choose another folder") from error
     finally:
         if old.exists() and not out.exists():
             os.replace(old, out)
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove_leftovers(out)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """What this process and killed ones left beside `out`. A folder that stood in its place goes only once another
+    stands there."""
+    name = re.compile(rf"\.{re.escape(out.name)}\.(?P<pid>\d{{1,9}})\.(?P<kind>part|old)")
+    for path in out.parent.iterdir() if out.parent.is_dir() else ():
+        found = name.fullmatch(path.name)
+        if found and not _is_another_process(int(found["pid"])) and (found["kind"] == "part" or out.exists()):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_another_process(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    match error:
+        case shutil.Error():
+            return "; ".join(str(reason) for _, _, reason in error.args[0][:1])
+        case OSError():
+            return error.strerror or str(error)
+        case _:
+            return str(error)
 
 
 def _copy_parts(source: Path, out: Path, left_out: Sequence[str]) -> None:
