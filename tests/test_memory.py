@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workbench import memory, roles
+from workbench import memory, plan, roles
 from workbench.backbone import QwenImage21
 from workbench.batch import Condition, Layout, Reference
 from workbench.bench import data
@@ -75,3 +75,7 @@ def test_state_counts_every_weight_once() -> None:
     moments = sum(p.numel() for p in trained) * 3 * 4
     held = sum(p.numel() * p.element_size() for p in denoiser.parameters())
     assert memory.state_bytes(denoiser, 100) == held + moments + 400
+
+
+def test_the_plan_counts_the_largest_layout_of_a_task() -> None:
+    assert plan.largest([("t2i", 2), ("edit", 3), ("t2i", 5), ("t2i", 1)]) == {"t2i": 5, "edit": 3}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -46,7 +48,7 @@ def _memory(recipe: Recipe, module: Distiller, data: DistillationData) -> str:
         return line
     dtype = torch.bfloat16 if recipe.trainer.precision == "bf16-mixed" else torch.float32
     batches = data.step_data(0, 0, world).student
-    parts = {batch.task: memory.activation_bytes(module.denoiser, batch.condition, dtype) for batch in batches}
+    parts = largest((batch.task, memory.activation_bytes(module.denoiser, batch.condition, dtype)) for batch in batches)
     prefixes = max(
         (2 if batch.uncond is None else 3) * memory.prefix_bytes(module.denoiser, batch.condition, dtype)
         for batch in batches
@@ -58,6 +60,14 @@ def _memory(recipe: Recipe, module: Distiller, data: DistillationData) -> str:
         f"{line}; activations {each} GiB{halved}; prefixes of teacher and fake score {prefixes / 2**30:.2f} GiB; "
         f"peak about {peak / 2**30:.2f} GiB"
     )
+
+
+def largest(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The largest count of each name: a task may have batches of several layouts."""
+    found: dict[str, int] = {}
+    for name, count in counts:
+        found[name] = max(count, found.get(name, 0))
+    return found
 
 
 def _mixture(data: DistillationData, updates: int) -> Table:
