@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import QwenImage21Transformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -328,3 +329,16 @@ def test_a_run_killed_before_its_export_is_exported_by_the_same_command(
     for name, weight in student_weights(finished).items():
         assert torch.equal(weight, student_weights(again)[name])
     assert (again / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
+
+
+def test_a_student_that_the_teachers_folder_could_not_hold_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    deeper = tmp_path / "deeper"
+    shutil.copytree(recipe.model.folder, deeper)
+    config = dict(QwenImage21Transformer2DModel.load_config(deeper / "transformer"))
+    num_layers = config["num_layers"]
+    config["num_layers"] += 1
+    QwenImage21Transformer2DModel.from_config(config).save_pretrained(deeper / "transformer")
+    wanted = replace(in_folder(recipe, tmp_path / "run"), model=replace(recipe.model, student=str(deeper)))
+    with pytest.raises(UserError, match=rf"\(num_layers {num_layers + 1} against {num_layers}\)"):
+        distill(wanted)
+    assert not (tmp_path / "run").exists()

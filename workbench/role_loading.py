@@ -10,6 +10,7 @@ from diffusers import QwenImage21Pipeline, QwenImage21Transformer2DModel
 from workbench import adapters, pipeline, roles
 from workbench.backbone import QwenImage21
 from workbench.config import Recipe
+from workbench.errors import UserError
 from workbench.precision import frozen_dtype
 
 
@@ -20,8 +21,14 @@ def load_for_training(recipe: Recipe, folder: str) -> QwenImage21Pipeline:
 
 
 def load_roles(recipe: Recipe, teacher: QwenImage21Pipeline, dtype: torch.dtype | None = None) -> QwenImage21:
-    """dtype: what frozen weights are held in."""
+    """dtype: what frozen weights are held in.
+
+    Raises:
+        UserError: a folder or file that cannot be used, or a student of another architecture than the teacher.
+    """
     student = load_for_training(recipe, recipe.model.student).transformer if recipe.model.student else None
+    if student is not None:
+        _require_alike(student, teacher.transformer, recipe)
     specialists = {name: load_specialist(recipe, where) for name, where in recipe.teachers.specialists.items()}
     return roles.build(
         teacher.transformer,
@@ -31,6 +38,31 @@ def load_roles(recipe: Recipe, teacher: QwenImage21Pipeline, dtype: torch.dtype 
         seed=recipe.seed,
         frozen_dtype=dtype,
     )
+
+
+def _require_alike(
+    student: QwenImage21Transformer2DModel, teacher: QwenImage21Transformer2DModel, recipe: Recipe
+) -> None:
+    """The student is exported in the teacher's pipeline folder, with the teacher's architecture."""
+    ours, theirs = _architecture(student), _architecture(teacher)
+    different = [
+        f"{name} {ours.get(name)} against {theirs.get(name)}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    if different:
+        raise UserError(
+            f"model.student={recipe.model.student} is of another architecture than model.folder={recipe.model.folder} "
+            f"({', '.join(different)}), so it could not be exported: name a student like the teacher, or leave it out"
+        )
+
+
+def _architecture(network: QwenImage21Transformer2DModel) -> dict[str, object]:
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in network.config.items()
+        if not name.startswith("_")
+    }
 
 
 def load_specialist(recipe: Recipe, where: str) -> QwenImage21Transformer2DModel | adapters.Adapter:
