@@ -26,6 +26,7 @@ from workbench.grids import sample_batch
 from workbench.modules.distiller import Distiller
 from workbench.prompts import PromptTokenizer
 from workbench.recipes import from_mapping
+from workbench.run_folder import RunFolder
 from workbench.runner import distill, export_run, pretrain
 
 SAMPLES = {
@@ -342,3 +343,22 @@ def test_a_student_that_the_teachers_folder_could_not_hold_is_refused(recipe: Re
     with pytest.raises(UserError, match=rf"\(num_layers {num_layers + 1} against {num_layers}\)"):
         distill(wanted)
     assert not (tmp_path / "run").exists()
+
+
+def test_fewer_updates_than_a_run_has_done_are_refused(finished: Path, recipe: Recipe) -> None:
+    kept = (finished / "recipe.yaml").read_text()
+    with pytest.raises(UserError, match=r"has done 4 updates, and trainer\.updates is 3: set it to as many or more"):
+        distill(in_folder(recipe, finished, updates=3))
+    assert (finished / "recipe.yaml").read_text() == kept
+
+
+def test_what_a_killed_beginning_left_is_no_obstacle(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / ".recipe.yaml.123.part").write_text("half")
+    (tmp_path / "environment.json").write_text("{}")
+    folder = RunFolder(tmp_path)
+    folder.begin(recipe)
+    assert folder.read_recipe() == recipe
+    folder.recipe.unlink()
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="is not empty and no run"):
+        folder.begin(recipe)

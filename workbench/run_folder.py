@@ -94,6 +94,17 @@ class RunFolder:
         """Claim the folder for `recipe`; a run of the same recipe in it continues.
 
         Raises:
+            UserError: as `check`.
+        """
+        self.check(recipe)
+        self.path.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(self.recipe, to_yaml(recipe).encode())
+        files.write_bytes(self.environment, (json.dumps(environment(), indent=1) + "\n").encode())
+
+    def check(self, recipe: Recipe) -> None:
+        """Whether `recipe` may begin or continue here; writes nothing.
+
+        Raises:
             UserError: the folder holds another run, or something else.
         """
         if self.is_run():
@@ -101,11 +112,12 @@ class RunFolder:
                 raise UserError(
                     f"{self.path} holds a run of another recipe: choose another trainer.folder, or delete that one"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and not all(map(self._is_of_a_beginning, self.path.iterdir())):
             raise UserError(f"{self.path} is not empty and no run: choose another trainer.folder")
-        self.path.mkdir(parents=True, exist_ok=True)
-        files.write_bytes(self.environment, (json.dumps(environment(), indent=1) + "\n").encode())
-        files.write_bytes(self.recipe, to_yaml(recipe).encode())
+
+    def _is_of_a_beginning(self, path: Path) -> bool:
+        """Whether a `begin` that was killed may have left it."""
+        return path == self.environment or path.match(".*.part")
 
 
 def environment() -> dict[str, object]:

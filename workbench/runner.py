@@ -67,7 +67,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     if dry_run:
         plan.show(recipe, module, data, _seconds_per_update(recipe, module, data), Console())
         return folder.path
-    folder.begin(recipe)
+    _begin(folder, recipe, "trainer.updates", recipe.trainer.updates)
     averaging = Averaging(recipe.optim.ema_decay)
     grid = milestones.distillation_grid(recipe, teacher, data)
     scores = milestones.distillation_scores(recipe, teacher) if recipe.evaluation.milestone_cases else None
@@ -101,7 +101,7 @@ def pretrain(recipe: Recipe) -> Path:
         base.transformer.requires_grad_(False)
         roles.add_adapter(denoiser.network(roles.TEACHER), roles.TEACHER, rank, alpha=rank, seed=recipe.seed)
     module = Pretrainer(denoiser, base.text_encoder, recipe, tokenizer.num_system_tokens)
-    folder.begin(recipe)
+    _begin(folder, recipe, "pretrain.steps", recipe.pretrain.steps)
     averaging = Averaging(recipe.pretrain.ema_decay)
     grid = milestones.pretraining_grid(recipe, base, pictured)
     _fit(recipe, folder, module, data, averaging, grid, recipe.mixture.batch_size)
@@ -185,6 +185,18 @@ def export_run(run: Path, out: Path, lora: bool) -> None:
         export.export(recipe.model.folder, state, times, out, metadata=_metadata(recipe))
 
 
+def _begin(folder: RunFolder, recipe: Recipe, key: str, total: int) -> None:
+    """Claim the folder, unless its run has already gone further than the `total` updates of the recipe's `key`."""
+    folder.check(recipe)
+    found = checkpoint.newest(folder.checkpoints)
+    if found is not None and found[1].num_updates > total:
+        raise UserError(
+            f"{folder.path} has done {found[1].num_updates} updates, and {key} is {total}: set it to as many or more, "
+            "or choose another trainer.folder"
+        )
+    folder.begin(recipe)
+
+
 def _fit(
     recipe: Recipe,
     folder: RunFolder,
@@ -200,7 +212,7 @@ def _fit(
     done = found[1].num_updates if found is not None else 0
     if done:
         _say(f"continuing {folder.path} at update {done} of {module.total_updates}")
-    data.start_step = min(done, module.total_updates)
+    data.start_step = done
     options = recipe.trainer
     wait = DataWait()
     callbacks: list[L.Callback] = [
@@ -215,7 +227,7 @@ def _fit(
     logger = TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=done + 1 if done else None)
     trainer = machine.make_trainer(recipe, callbacks=callbacks, logger=logger)
     trainer.fit(module, datamodule=data)
-    if done >= module.total_updates:
+    if done == module.total_updates:
         # Killed after the last update and before its export: a trainer without batches starts no callback, so none has
         # the weights yet.
         for callback in callbacks[:2] + list(more):
