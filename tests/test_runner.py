@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from datamodules.encode import encode
 from datamodules.pack import pack
-from workbench import inference, pipeline, rollout, text_encoder
+from workbench import inference, milestones, pipeline, rollout, text_encoder
 from workbench.backbone import RoleDenoiser, single_role
 from workbench.config import Guidance, Recipe, Schedule, Teachers
 from workbench.errors import UserError
@@ -362,3 +362,17 @@ def test_what_a_killed_beginning_left_is_no_obstacle(recipe: Recipe, tmp_path: P
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="is not empty and no run"):
         folder.begin(recipe)
+
+
+def test_an_export_delivers_the_best_milestone_as_the_run_did(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {1: 0.2, 2: 0.9}
+    monkeypatch.setattr(milestones, "distillation_distance", lambda *_: lambda module: told[module.num_updates])
+    run = distill(in_folder(recipe, tmp_path / "run", updates=2, sample_every=1, keep="best"))
+    export_run(run, tmp_path / "again", lora=False)
+    last = distill(in_folder(recipe, tmp_path / "last", updates=2, sample_every=1))
+    delivered, of_last = student_weights(run), student_weights(last)
+    again = load_file(tmp_path / "again" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(delivered[name], again[name]) for name in delivered)
+    assert any(not torch.equal(delivered[name], of_last[name]) for name in delivered)

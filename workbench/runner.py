@@ -6,6 +6,7 @@ recipe -> encoded shards -> datamodule -> roles -> trainer -> run folder -> pipe
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from workbench.backbone import QwenImage21, single_role
 from workbench.callbacks import Averaging, Checkpointing, Grid, Milestones, SampleGrid
 from workbench.config import Data, Recipe
 from workbench.errors import UserError
+from workbench.jsonl import read_lines
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
@@ -77,7 +79,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     told = Milestones(folder.milestones, best, recipe.trainer.sample_every, averaging, distance, scores)
     _fit(recipe, folder, module, data, averaging, grid, samples_per_update, told)
     if best is not None:
-        _return_to_best(best, told.watch, averaging)
+        _return_to_best(best, told.watch, averaging.average.average)
     _export_student(recipe, folder, module, averaging)
     return folder.path
 
@@ -157,7 +159,8 @@ def _pretraining_data(
 
 
 def export_run(run: Path, out: Path, lora: bool) -> None:
-    """Write the averaged student of `run`'s newest checkpoint to `out`: a pipeline folder, or a LoRA file.
+    """Write the averaged student of `run`'s newest checkpoint, or with `trainer.keep=best` of its best milestone, to
+    `out`: a pipeline folder, or a LoRA file.
 
     Raises:
         UserError: no run, no checkpoint, or `--lora` for a student with full weights.
@@ -171,11 +174,13 @@ def export_run(run: Path, out: Path, lora: bool) -> None:
         raise UserError(f"{run} trained full weights (model.roles=full): export without --lora")
     denoiser = load_roles(recipe, pipeline.load(recipe.model.folder))
     average = {
-        name: parameter
+        name: parameter.detach()
         for name, parameter in denoiser.named_parameters()
         if parameter.requires_grad and roles.STUDENT in name.split(".")
     }
-    checkpoint.load(found[0], {"average": {name: parameter.detach() for name, parameter in average.items()}})
+    checkpoint.load(found[0], {"average": average})
+    if recipe.trainer.keep == "best":
+        _return_to_best(folder.checkpoints, Watch.of(read_lines(folder.milestones)), average)
     times = student_times(recipe)
     if lora:
         adapters = export.role_adapters(denoiser.network(roles.STUDENT).transformer, roles.STUDENT)
@@ -258,15 +263,15 @@ def _export_student(recipe: Recipe, folder: RunFolder, module: Distiller, averag
         export.export(recipe.model.folder, state, student_times(recipe), folder.student, metadata=_metadata(recipe))
 
 
-def _return_to_best(folder: Path, watch: Watch, averaging: Averaging) -> None:
-    """Load the averaged weights of the best milestone, where the last one is clearly worse."""
+def _return_to_best(folder: Path, watch: Watch, average: Mapping[str, Tensor]) -> None:
+    """Read the weights of the best milestone into `average`, where the last one is clearly worse."""
     best = watch.best_to_keep()
     if best is None:
         return
     if not checkpoint.has_best(folder, best):
         _say(f"the student of update {best} was better than the last, but its weights are gone: the last one is kept")
         return
-    checkpoint.load_best(folder, averaging.average.average, best)
+    checkpoint.load_best(folder, average, best)
     _say(f"the student of update {best} is delivered: at the end of the run it was clearly worse")
 
 
