@@ -16,8 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from datamodules.encode import encode
+from datamodules.encoded import EncodedDataset
 from datamodules.pack import pack
-from workbench import inference, milestones, pipeline, rollout, text_encoder
+from workbench import inference, milestones, pipeline, rollout, runner, text_encoder
 from workbench.backbone import RoleDenoiser, single_role
 from workbench.config import Guidance, Recipe, Schedule, Teachers
 from workbench.errors import UserError
@@ -168,7 +169,78 @@ def test_a_dry_run_writes_nothing(recipe: Recipe, tmp_path: Path, capsys: pytest
     distill(in_folder(recipe, tmp_path / "dry"), dry_run=True)
     assert not (tmp_path / "dry").exists()
     out = capsys.readouterr().out
-    assert "passes" in out and "GiB" in out and "min" in out
+    assert "passes" in out and "GiB" in out and "min" in out and "warning" not in out
+
+
+def test_shards_of_another_encoder_are_one_line_of_warning(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "pipeline_fingerprint", lambda folder: "another")
+    distill(in_folder(recipe, tmp_path / "dry"), dry_run=True)
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"warning: {recipe.data.encoded} was encoded with other files")
+    assert not any("warning" in line for line in rest)
+
+
+def test_fewer_updates_than_a_run_has_done_are_refused(finished: Path, recipe: Recipe) -> None:
+    kept = (finished / "recipe.yaml").read_text()
+    with pytest.raises(UserError, match=r"has done 4 updates, and trainer\.updates is 3: set it to as many or more"):
+        distill(in_folder(recipe, finished, updates=3))
+    assert (finished / "recipe.yaml").read_text() == kept
+
+
+def test_what_a_killed_beginning_left_is_no_obstacle(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / ".recipe.yaml.123.part").write_text("half")
+    (tmp_path / "environment.json").write_text("{}")
+    folder = RunFolder(tmp_path)
+    folder.begin(recipe)
+    assert folder.read_recipe() == recipe
+    folder.recipe.unlink()
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="is not empty and no run"):
+        folder.begin(recipe)
+
+
+def test_a_planned_sample_without_target_is_named_before_training(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = EncodedDataset(recipe.data.encoded)
+    category = texts.categories.index("t2i/text")
+    bare = int((texts.samples.category == category).argmax())
+    monkeypatch.setattr(EncodedDataset, "has_target", lambda self, i: i != bare)
+    wanted = replace(in_folder(recipe, tmp_path / "run"), dmd=replace(recipe.dmd, data_weight=0.1))
+    with pytest.raises(UserError, match=f"target of every sample, but {texts.samples.keys[bare]} of t2i/text has none"):
+        distill(wanted)
+    without = replace(wanted.mixture, categories={"t2i": {"landscape": 0.5, "portrait": 0.5}})
+    distill(replace(wanted, mixture=without), dry_run=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_that_the_teachers_folder_could_not_hold_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    deeper = tmp_path / "deeper"
+    shutil.copytree(recipe.model.folder, deeper)
+    config = dict(QwenImage21Transformer2DModel.load_config(deeper / "transformer"))
+    num_layers = config["num_layers"]
+    config["num_layers"] += 1
+    QwenImage21Transformer2DModel.from_config(config).save_pretrained(deeper / "transformer")
+    wanted = replace(in_folder(recipe, tmp_path / "run"), model=replace(recipe.model, student=str(deeper)))
+    with pytest.raises(UserError, match=rf"\(num_layers {num_layers + 1} against {num_layers}\)"):
+        distill(wanted)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_export_delivers_the_best_milestone_as_the_run_did(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {1: 0.2, 2: 0.9}
+    monkeypatch.setattr(milestones, "distillation_distance", lambda *_: lambda module: told[module.num_updates])
+    run = distill(in_folder(recipe, tmp_path / "run", updates=2, sample_every=1, keep="best"))
+    export_run(run, tmp_path / "again", lora=False)
+    last = distill(in_folder(recipe, tmp_path / "last", updates=2, sample_every=1))
+    delivered, of_last = student_weights(run), student_weights(last)
+    again = load_file(tmp_path / "again" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(delivered[name], again[name]) for name in delivered)
+    assert any(not torch.equal(delivered[name], of_last[name]) for name in delivered)
 
 
 def test_lora_roles_train_and_export(recipe: Recipe, tmp_path: Path) -> None:
@@ -330,49 +402,3 @@ def test_a_run_killed_before_its_export_is_exported_by_the_same_command(
     for name, weight in student_weights(finished).items():
         assert torch.equal(weight, student_weights(again)[name])
     assert (again / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
-
-
-def test_a_student_that_the_teachers_folder_could_not_hold_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    deeper = tmp_path / "deeper"
-    shutil.copytree(recipe.model.folder, deeper)
-    config = dict(QwenImage21Transformer2DModel.load_config(deeper / "transformer"))
-    num_layers = config["num_layers"]
-    config["num_layers"] += 1
-    QwenImage21Transformer2DModel.from_config(config).save_pretrained(deeper / "transformer")
-    wanted = replace(in_folder(recipe, tmp_path / "run"), model=replace(recipe.model, student=str(deeper)))
-    with pytest.raises(UserError, match=rf"\(num_layers {num_layers + 1} against {num_layers}\)"):
-        distill(wanted)
-    assert not (tmp_path / "run").exists()
-
-
-def test_fewer_updates_than_a_run_has_done_are_refused(finished: Path, recipe: Recipe) -> None:
-    kept = (finished / "recipe.yaml").read_text()
-    with pytest.raises(UserError, match=r"has done 4 updates, and trainer\.updates is 3: set it to as many or more"):
-        distill(in_folder(recipe, finished, updates=3))
-    assert (finished / "recipe.yaml").read_text() == kept
-
-
-def test_what_a_killed_beginning_left_is_no_obstacle(recipe: Recipe, tmp_path: Path) -> None:
-    (tmp_path / ".recipe.yaml.123.part").write_text("half")
-    (tmp_path / "environment.json").write_text("{}")
-    folder = RunFolder(tmp_path)
-    folder.begin(recipe)
-    assert folder.read_recipe() == recipe
-    folder.recipe.unlink()
-    (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="is not empty and no run"):
-        folder.begin(recipe)
-
-
-def test_an_export_delivers_the_best_milestone_as_the_run_did(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = {1: 0.2, 2: 0.9}
-    monkeypatch.setattr(milestones, "distillation_distance", lambda *_: lambda module: told[module.num_updates])
-    run = distill(in_folder(recipe, tmp_path / "run", updates=2, sample_every=1, keep="best"))
-    export_run(run, tmp_path / "again", lora=False)
-    last = distill(in_folder(recipe, tmp_path / "last", updates=2, sample_every=1))
-    delivered, of_last = student_weights(run), student_weights(last)
-    again = load_file(tmp_path / "again" / "transformer" / "diffusion_pytorch_model.safetensors")
-    assert all(torch.equal(delivered[name], again[name]) for name in delivered)
-    assert any(not torch.equal(delivered[name], of_last[name]) for name in delivered)

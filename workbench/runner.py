@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from datamodules.distillation import DistillationData
+from datamodules.encode import pipeline_fingerprint
 from datamodules.encoded import EncodedDataset
 from datamodules.live import WorldSource
 from datamodules.pretraining import PretrainingData, ShardSource, Source
@@ -62,6 +63,8 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     )
     teacher = load_for_training(recipe, recipe.model.folder)
     _check_encoding(dataset, teacher, recipe)
+    _warn_of_other_weights(dataset, recipe)
+    _check_targets(dataset, recipe)
     denoiser = load_roles(recipe, teacher, frozen_dtype(recipe))
     if machine.compiles(recipe, denoiser):
         denoiser.compile_blocks()
@@ -241,7 +244,7 @@ def _fit(
 
 @rank_zero_only
 def _say(line: str) -> None:
-    Console().print(line)
+    Console().print(line, soft_wrap=True, markup=False)
 
 
 def _check_encoding(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recipe: Recipe) -> None:
@@ -252,6 +255,30 @@ def _check_encoding(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recip
             f"{recipe.data.encoded} was encoded with another pipeline (embeddings of width {dataset.embedding_dim}, "
             f"{recipe.model.folder} reads {expected}): run `workbench encode` with this model.folder"
         )
+
+
+@rank_zero_only
+def _warn_of_other_weights(dataset: EncodedDataset, recipe: Recipe) -> None:
+    """No more than a warning: a copy that was saved again has the same weights in other files."""
+    if dataset.pipeline_fingerprint != pipeline_fingerprint(pipeline.resolve(recipe.model.folder)):
+        _say(
+            f"warning: {recipe.data.encoded} was encoded with other files of text encoder or autoencoder than those "
+            f"of {recipe.model.folder}: if their weights differ, run `workbench encode` into another data.encoded"
+        )
+
+
+def _check_targets(dataset: EncodedDataset, recipe: Recipe) -> None:
+    """The data term needs a target of every sample that the mixture plans."""
+    if not recipe.dmd.data_weight:
+        return
+    planned = [recipe.mixture.has_weight(name) for name in dataset.categories]
+    for i, category in enumerate(dataset.samples.category.tolist()):
+        if planned[category] and not dataset.has_target(i):
+            raise UserError(
+                f"dmd.data_weight needs a target of every sample, but {dataset.samples.keys[i]} of "
+                f"{dataset.categories[category]} has none: leave it out, take that category out of mixture.categories, "
+                "or encode data with pictures"
+            )
 
 
 def _export_student(recipe: Recipe, folder: RunFolder, module: Distiller, averaging: Averaging) -> None:
