@@ -20,11 +20,14 @@ from datamodules.encoded import EncodedDataset
 from datamodules.pack import pack
 from workbench import inference, milestones, pipeline, rollout, runner, text_encoder
 from workbench.backbone import RoleDenoiser, single_role
+from workbench.batch import CaptionStep
 from workbench.config import Guidance, Recipe, Schedule, Teachers
 from workbench.errors import UserError
 from workbench.evaluation.partial import Store
 from workbench.grids import sample_batch
+from workbench.modules import pretrainer
 from workbench.modules.distiller import Distiller
+from workbench.modules.pretrainer import Pretrainer
 from workbench.prompts import PromptTokenizer
 from workbench.recipes import from_mapping
 from workbench.run_folder import RunFolder
@@ -288,6 +291,20 @@ def test_pretraining_moves_transformer_and_text_encoder(recipe: Recipe, tmp_path
         moved = [name for name in old if not torch.equal(old[name], new[name])]
         assert len(moved) > len(old) // 2, part
     assert any("visual" in name for name in moved)
+
+
+def test_replayed_pretraining_too_ends_after_too_many_skipped_steps(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replayed(self: Pretrainer, data: CaptionStep, _: int) -> None:
+        self._replay(data, [self._draw(batch) for batch in data.batches])
+        self.num_updates += 1
+
+    monkeypatch.setattr(pretrainer, "GraphedStep", lambda step: step)
+    monkeypatch.setattr(Pretrainer, "_captured_update", lambda *_: torch.tensor(math.nan))
+    monkeypatch.setattr(Pretrainer, "training_step", replayed)
+    with pytest.raises(UserError, match="gradient of the teacher at update 1 .* 2 such steps are too many"):
+        pretrain(in_folder(recipe, tmp_path / "pretrain", max_skipped_updates=1))
 
 
 def test_the_trained_text_encoder_is_the_pipelines_own(recipe: Recipe) -> None:

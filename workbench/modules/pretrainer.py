@@ -102,7 +102,7 @@ class Pretrainer(RootModule):
         return Together(optimizers if isinstance(optimizers, list) else [optimizers])
 
     def _replay(self, data: CaptionStep, draws: list[tuple[Tensor, Tensor]]) -> None:
-        """The step as a CUDA graph; one whose gradient is not finite is skipped on the device, without asking back."""
+        """The step as a CUDA graph; one whose gradient is not finite is skipped on the device, and told once known."""
         fields = [tensors_of(batch) for batch in data.batches]
 
         def step(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -123,7 +123,11 @@ class Pretrainer(RootModule):
         for batch, of_batch in zip(data.batches, losses, strict=True):
             self.means.add(f"loss/{TEACHER}/{batch.task}", of_batch, batch.weight)
         self.means.add(f"gradient_norm/{TEACHER}", norm)
-        self.means.add("skipped_share", (~torch.isfinite(norm)).float())
+        finite = torch.isfinite(norm)
+        self.means.add("skipped_share", (~finite).float())
+        self.skips.note(
+            finite, TEACHER, self.num_updates, [name for batch in data.batches for name in batch.sample_ids]
+        )
 
     def _captured_update(self, batches: Sequence[CaptionBatch], losses: Sequence[Tensor]) -> Tensor:
         """Backward, clipping and the optimizers' step; returns the gradient norm, ()."""
