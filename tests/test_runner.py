@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from datamodules.encode import encode
 from datamodules.encoded import EncodedDataset
 from datamodules.pack import pack
-from workbench import inference, milestones, pipeline, rollout, runner, text_encoder
+from workbench import inference, milestones, pipeline, preflight, rollout, text_encoder
 from workbench.backbone import RoleDenoiser, single_role
 from workbench.batch import CaptionStep
 from workbench.config import Guidance, Recipe, Schedule, Teachers
@@ -178,7 +178,7 @@ def test_a_dry_run_writes_nothing(recipe: Recipe, tmp_path: Path, capsys: pytest
 def test_shards_of_another_encoder_are_one_line_of_warning(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runner, "pipeline_fingerprint", lambda folder: "another")
+    monkeypatch.setattr(preflight, "pipeline_fingerprint", lambda folder: "another")
     distill(in_folder(recipe, tmp_path / "dry"), dry_run=True)
     first, *rest = capsys.readouterr().out.splitlines()
     assert first.startswith(f"warning: {recipe.data.encoded} was encoded with other files")

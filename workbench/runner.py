@@ -15,16 +15,14 @@ import torch
 from diffusers import QwenImage21Pipeline
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import Tensor
 
 from datamodules.distillation import DistillationData
-from datamodules.encode import pipeline_fingerprint
 from datamodules.encoded import EncodedDataset
 from datamodules.live import WorldSource
 from datamodules.pretraining import PretrainingData, ShardSource, Source
-from workbench import checkpoint, export, machine, milestones, pipeline, plan, roles
+from workbench import checkpoint, export, machine, milestones, pipeline, plan, preflight, roles
 from workbench.backbone import QwenImage21, single_role
 from workbench.callbacks import Averaging, Checkpointing, Grid, Milestones, SampleGrid
 from workbench.config import Data, Recipe
@@ -39,6 +37,7 @@ from workbench.quality import Watch
 from workbench.recipes import recipe_hash
 from workbench.role_loading import load_for_training, load_roles
 from workbench.run_folder import RunFolder
+from workbench.say import say
 from workbench.scalars import DataWait, Metrics
 
 
@@ -62,9 +61,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         guided=recipe.teachers.cfg_scale != 1,
     )
     teacher = load_for_training(recipe, recipe.model.folder)
-    _check_encoding(dataset, teacher, recipe)
-    _warn_of_other_weights(dataset, recipe)
-    _check_targets(dataset, recipe)
+    preflight.check_data(dataset, teacher, recipe)
     denoiser = load_roles(recipe, teacher, frozen_dtype(recipe))
     if machine.compiles(recipe, denoiser):
         denoiser.compile_blocks()
@@ -219,7 +216,7 @@ def _fit(
     found = checkpoint.newest(folder.checkpoints)
     done = found[1].num_updates if found is not None else 0
     if done:
-        _say(f"continuing {folder.path} at update {done} of {module.total_updates}")
+        say(f"continuing {folder.path} at update {done} of {module.total_updates}")
     data.start_step = done
     options = recipe.trainer
     wait = DataWait()
@@ -242,45 +239,6 @@ def _fit(
             callback.on_train_start(trainer, module)
 
 
-@rank_zero_only
-def _say(line: str) -> None:
-    Console().print(line, soft_wrap=True, markup=False)
-
-
-def _check_encoding(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recipe: Recipe) -> None:
-    """Embeddings of another text encoder would train without a word and be worth nothing."""
-    expected = teacher.transformer.config.context_in_dim
-    if dataset.embedding_dim != expected:
-        raise UserError(
-            f"{recipe.data.encoded} was encoded with another pipeline (embeddings of width {dataset.embedding_dim}, "
-            f"{recipe.model.folder} reads {expected}): run `workbench encode` with this model.folder"
-        )
-
-
-@rank_zero_only
-def _warn_of_other_weights(dataset: EncodedDataset, recipe: Recipe) -> None:
-    """No more than a warning: a copy that was saved again has the same weights in other files."""
-    if dataset.pipeline_fingerprint != pipeline_fingerprint(pipeline.resolve(recipe.model.folder)):
-        _say(
-            f"warning: {recipe.data.encoded} was encoded with other files of text encoder or autoencoder than those "
-            f"of {recipe.model.folder}: if their weights differ, run `workbench encode` into another data.encoded"
-        )
-
-
-def _check_targets(dataset: EncodedDataset, recipe: Recipe) -> None:
-    """The data term needs a target of every sample that the mixture plans."""
-    if not recipe.dmd.data_weight:
-        return
-    planned = [recipe.mixture.has_weight(name) for name in dataset.categories]
-    for i, category in enumerate(dataset.samples.category.tolist()):
-        if planned[category] and not dataset.has_target(i):
-            raise UserError(
-                f"dmd.data_weight needs a target of every sample, but {dataset.samples.keys[i]} of "
-                f"{dataset.categories[category]} has none: leave it out, take that category out of mixture.categories, "
-                "or encode data with pictures"
-            )
-
-
 def _export_student(recipe: Recipe, folder: RunFolder, module: Distiller, averaging: Averaging) -> None:
     averaging.average.swap()
     assert isinstance(module.denoiser, QwenImage21)
@@ -296,10 +254,10 @@ def _return_to_best(folder: Path, watch: Watch, average: Mapping[str, Tensor]) -
     if best is None:
         return
     if not checkpoint.has_best(folder, best):
-        _say(f"the student of update {best} was better than the last, but its weights are gone: the last one is kept")
+        say(f"the student of update {best} was better than the last, but its weights are gone: the last one is kept")
         return
     checkpoint.load_best(folder, average, best)
-    _say(f"the student of update {best} is delivered: at the end of the run it was clearly worse")
+    say(f"the student of update {best} is delivered: at the end of the run it was clearly worse")
 
 
 def _metadata(recipe: Recipe) -> export.Metadata:
