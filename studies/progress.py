@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
@@ -14,6 +15,8 @@ from studies.cells import OVER, Call, error_of
 from studies.opening import Opened
 from studies.storage import shown
 from studies.workers import recipe_of
+from workbench.config import Recipe
+from workbench.recipes import load
 
 
 class Progress:
@@ -23,7 +26,7 @@ class Progress:
         self.opened, self.console, self.queue = opened, console, opened.queue(call)
         self.columns = record.columns(opened.plan.study, opened.plan.base)
         self.began = time.monotonic()
-        self.told = {t.number for t in opened.memory.get_trials(deepcopy=False) if t.state.is_finished()}
+        self.told = {trial.number for trial in self._trials() if trial.state.is_finished()}
         self.done_before = self._num_done()
         columns = (
             TextColumn("{task.description}"),
@@ -36,7 +39,7 @@ class Progress:
 
     def update(self) -> None:
         """Look once; the data base may be away for a while."""
-        trials = self.opened.patience(lambda: self.opened.memory.get_trials(deepcopy=False))
+        trials = self._trials()
         ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in self.told]
         for trial in ended:
             self.told.add(trial.number)
@@ -48,13 +51,37 @@ class Progress:
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
         self.bars.update(self.bar, completed=self._num_done(), pace=self._pace(running))
 
+    def close(self) -> None:
+        """The last look of a call, which also tells what a call that was killed could not."""
+        self.update()
+        self.write()
+        for trial in self._trials():
+            if trial.state == TrialState.COMPLETE and self._lacks_row(trial):
+                self._log(trial)
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.opened.patience(lambda: self.opened.memory.get_trials(deepcopy=False))
+
+    def _lacks_row(self, trial: FrozenTrial) -> bool:
+        run = self.opened.plan.options.folder / trial.user_attrs["run"]
+        return run.is_dir() and not any((run / "tensorboard").glob("*.hparams"))
+
     def _log(self, trial: FrozenTrial) -> None:
         """Its row of HParams; here and not in the workers, since the writer takes seconds to be read."""
-        plan, run = self.opened.plan, trial.user_attrs["run"]
-        recipe, seed = recipe_of(trial, plan.study, plan.base, plan.options)
+        recipe = self._recipe(trial)
         values = {**trial.user_attrs["hparams"], **record.values_of(recipe, self.columns)}
-        hparams = {"arm": summary.arm_of(trial), "seed": seed, **values}
-        summary.log_trial(plan.options.folder / run / "tensorboard", recipe, hparams, trial.user_attrs["metrics"])
+        hparams = {"arm": summary.arm_of(trial), "seed": recipe.seed, **values}
+        place = self.opened.plan.options.folder / trial.user_attrs["run"] / "tensorboard"
+        summary.log_trial(place, recipe, hparams, trial.user_attrs["metrics"])
+
+    def _recipe(self, trial: FrozenTrial) -> Recipe:
+        """As it was run, whatever the study's space may be by now."""
+        plan = self.opened.plan
+        written = plan.options.folder / f"{trial.user_attrs['run']}.yaml"
+        if written.is_file():
+            return load(written)
+        recipe, seed = recipe_of(trial, plan.study, plan.base, plan.options)
+        return replace(recipe, seed=seed)
 
     def write(self) -> None:
         """`study.json`, whole."""

@@ -71,7 +71,7 @@ def run_study(
             run = execute
             Worker(opened, call, uuid.uuid4().hex, lambda recipe, folder, _: run(recipe, folder)).work(progress.update)
     finally:
-        progress.update()
+        progress.close()
     _conclude(plan, opened.memory, console)
     return opened.memory
 

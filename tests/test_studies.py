@@ -255,6 +255,22 @@ def test_hparams_reach_the_trials_own_tensorboard(tmp_path: Path, words: list[st
     assert "_hparams_/session_start_info" in events.summary_metadata
 
 
+def test_what_a_killed_call_could_not_write_the_next_one_does(tmp_path: Path, words: list[str]) -> None:
+    def execute(recipe: Recipe, folder: Path) -> dict[str, Any]:
+        folder.mkdir()
+        return metrics_of(3.0, 4.0)
+
+    runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=execute)
+    told, rows = tmp_path / "mixture" / "study.json", tmp_path / "mixture" / "trial-0002" / "tensorboard"
+    whole = told.read_text()
+    told.write_text(whole.replace('"complete"', '"running"'))
+    for row in rows.iterdir():
+        row.unlink()
+    runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=execute)
+    assert told.read_text() == whole
+    assert list(rows.glob("*.hparams"))
+
+
 def test_a_password_in_the_storage_is_not_written(tmp_path: Path) -> None:
     plan = opening.plan_of("s", [*SMALL, f"folder={tmp_path}", "storage=postgresql://me:secret@host/db"], task_mixture)
     patience = opening.patience_for(plan.options)
