@@ -21,6 +21,7 @@ MAX_REQUEUES = 2
 """So often a cell whose worker dies is tried again in one call: more than that, and it is the cell that kills."""
 SEARCH = "search"
 DIED, INTERRUPTED, BUSY = "its worker died", "interrupted", "another process still writes its run folder"
+TWICE = "queued twice"
 CUT_SHORT = (INTERRUPTED, BUSY)
 OVER = (TrialState.COMPLETE, TrialState.PRUNED)
 OPEN = (TrialState.WAITING, TrialState.RUNNING)
@@ -70,11 +71,11 @@ class Queue:
     folder: Path
 
     def trials(self) -> dict[Cell, list[FrozenTrial]]:
-        """The trials of each of the call's cells, oldest first."""
+        """The attempts at each of the call's cells, oldest first."""
         keys = {cell.key: cell for cell in self.cells}
         found: dict[Cell, list[FrozenTrial]] = {cell: [] for cell in self.cells}
         for trial in self.memory.get_trials(deepcopy=False):
-            if cell := keys.get(trial.user_attrs.get("cell", "")):
+            if (cell := keys.get(trial.user_attrs.get("cell", ""))) and not is_twice(trial):
                 found[cell].append(trial)
         return found
 
@@ -102,7 +103,7 @@ class Queue:
         if error_of(trials[-1]) == DIED:
             deaths = [t for t in trials if t.number >= self.call.before and error_of(t) == DIED]
             return len(deaths) <= MAX_REQUEUES
-        return cell.arm != SEARCH and trials[-1].number < self.call.before
+        return trials[-1].number < self.call.before
 
     def take(self, worker: str, lost: bool = True) -> tuple[Cell, FrozenTrial] | None:
         """Claim a cell for `worker`; None if there is none to begin now. May be repeated after it broke off."""
@@ -143,7 +144,7 @@ class Queue:
 
     def _drop(self, trial: FrozenTrial, other: FrozenTrial) -> None:
         """Queued twice, by an attempt whose answer was lost."""
-        self.storage.set_trial_user_attr(self._id(trial), "error", f"queued twice: trial {other.number} is the same")
+        self.storage.set_trial_user_attr(self._id(trial), "error", f"{TWICE}: trial {other.number} is the same")
         self.storage.set_trial_state_values(self._id(trial), TrialState.FAIL)
 
     def give_up(self, worker: str) -> None:
@@ -176,6 +177,11 @@ def error_of(trial: FrozenTrial) -> str | None:
     """Why a trial failed; one that could not say so itself died with its worker."""
     error: str | None = trial.user_attrs.get("error")
     return error or (DIED if trial.state == TrialState.FAIL else None)
+
+
+def is_twice(trial: FrozenTrial) -> bool:
+    """Whether it is no attempt at all: queued though its cell was already."""
+    return (error_of(trial) or "").startswith(TWICE)
 
 
 def lock_of(folder: Path) -> Path:

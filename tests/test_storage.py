@@ -158,6 +158,17 @@ def test_a_cell_queued_twice_runs_once(tmp_path: Path) -> None:
     assert dropped.user_attrs["error"] == "queued twice: trial 0 is the same"
 
 
+def test_what_was_queued_twice_is_no_attempt_at_its_cell(tmp_path: Path) -> None:
+    found = queue(tmp_path, Call(key="call", before=0))
+    found.fill()
+    found.memory.enqueue_trial(CELLS[0].params, user_attrs={"cell": CELLS[0].key})
+    for worker in ("first", "second"):
+        assert found.take(worker) is not None
+    found.give_up("first")
+    again = found.take("third")
+    assert again is not None and again[0] == CELLS[0] and again[1].user_attrs["run"] == "trial-0000"
+
+
 def test_a_url_is_shown_without_its_password_and_means_our_driver() -> None:
     assert storage.shown("postgresql://me:sesame@host/db") == "postgresql://me:***@host/db"
     assert storage._with_driver(storage.make_url("postgresql://me@host/db")).get_driver_name() == "psycopg"
