@@ -109,8 +109,7 @@ class Progress:
 
 def line_of(trial: FrozenTrial) -> str:
     """How a trial ended, in one line."""
-    shown_as = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in trial.params.items()}
-    what = ", ".join(f"{name} {value}" for name, value in shown_as.items())
+    what = summary.said_params(trial.params)
     match trial.state:
         case TrialState.COMPLETE:
             return f"trial {trial.number} ({what}): {', '.join(f'{value:.3f}' for value in trial.values)}"

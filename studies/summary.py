@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy.engine import make_url
 
 from datamodules.files import write_bytes
-from studies.cells import SEARCH, error_of
+from studies.cells import SEARCH, error_of, is_twice
 from studies.seam import Study
 from workbench import plots, schedules
 from workbench.config import CATEGORIES, Recipe
@@ -31,8 +32,8 @@ BEST_TRIALS = 5
 
 
 def arm_of(trial: FrozenTrial) -> str:
-    """Name of the arm, or `search` for a drawn recipe; one that only waits is known by its cell, `ARM@SEED`."""
-    return str(trial.params.get("arm") or _cell(trial)[0])
+    """Name of the arm, or `search` for a drawn recipe, by its cell, `ARM@SEED`: what it draws may have any name."""
+    return _cell(trial)[0]
 
 
 def _cell(trial: FrozenTrial) -> tuple[str, str]:
@@ -58,12 +59,12 @@ def _without_password(word: str) -> str:
 
 def write_json(memory: optuna.Study, study: Study, name: str, storage: str, path: Path) -> None:
     """`study.json`: every trial by arm, failed and running ones too; of a search its front and what matters."""
-    trials = memory.get_trials(deepcopy=False)
+    trials = [trial for trial in memory.get_trials(deepcopy=False) if not is_twice(trial)]
     replicated = any(arm_of(trial) != SEARCH_ARM for trial in trials)
     by_arm: dict[str, list[dict[str, Any]]] = {arm: [] for arm in study.ARMS if replicated}
     for trial in trials:
         by_arm.setdefault(arm_of(trial), []).append(_row(trial, study))
-    drawn = [trial for trial in trials if trial.state == TrialState.COMPLETE and "arm" not in trial.params]
+    drawn = [trial for trial in trials if trial.state == TrialState.COMPLETE and arm_of(trial) == SEARCH_ARM]
     content = {
         "name": name,
         "question": study.QUESTION,
@@ -134,28 +135,68 @@ def importance(trials: Sequence[FrozenTrial], objectives: Sequence[str]) -> dict
 
 
 def print_table(folder: Path, console: Console) -> None:
-    """Arms of the study in `folder` with their means and intervals, then what the differences are worth."""
+    """Arms of the study in `folder` with their means and intervals, what the differences are worth, and the best of
+    what was drawn."""
     study = arms.read_study(folder)
-    found, floor, objective = arms.read_arms(folder, study), arms.find_floor(folder, None), study["objectives"][0]
-    spread = arms.spread_for(found, objective, floor) if study["reference"] else None
-    tables = arms.tables(found, objective)
-    table = Table(title=study["question"], title_justify="left")
-    for column in ("arm", "n", "failed", objective, "95 % interval"):
-        table.add_column(column, justify="left" if column == "arm" else "right")
+    found, objective = arms.read_arms(folder, study), study["objectives"][0]
+    if replicated := arms.replicated(found):
+        _print_arms(folder, study, replicated, objective, console)
+    for arm in found:
+        if arm.name == SEARCH_ARM and arm.finished:
+            _print_draws(study, arm, objective, console)
+
+
+def _print_arms(
+    folder: Path, study: dict[str, Any], found: Sequence[arms.Arm], objective: str, console: Console
+) -> None:
+    floor = arms.find_floor(folder, None)
+    spread, tables = arms.spread_for(found, objective, floor), arms.tables(found, objective)
+    table = _table(study["question"], ("arm", "n", "failed", objective, "95 % interval"))
     for arm, cases in zip(found, tables, strict=True):
         interval = arms.arm_interval(arm, cases, objective, spread)
-        failed = sum(trial["state"] == "fail" for trial in arm.trials)
         mean = "-" if interval is None else f"{interval.mean:.3f}"
-        table.add_row(arm.name, str(len(arm.finished)), str(failed), mean, _span(interval))
+        table.add_row(Text(arm.name), str(len(arm.finished)), str(_num_failed(arm)), mean, _span(interval))
     console.print(table)
     console.print("Student on the search split; n counts seeds, each a run of its own; intervals over seeds and cases.")
     for arm, cases in list(zip(found, tables, strict=True))[1:]:
         row = arms.compare(arm, found[0], (cases, tables[0]), objective, spread, floor)
-        if row is not None and study["reference"]:
+        if row is not None:
             span = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
             console.print(
                 f"{arm.name} against {found[0].name}: {row['difference']:+.3f}{span}: {row['verdict']}", markup=False
             )
+
+
+def _print_draws(study: dict[str, Any], drawn: arms.Arm, objective: str, console: Console) -> None:
+    """The best draws by the first objective, those of the front before any other."""
+    best = sorted(drawn.finished, key=lambda t: (t["number"] not in study["front"], -t["values"][objective]))
+    table = _table(study["question"], ("trial", *study["objectives"], "drawn"))
+    for trial in best[:BEST_TRIALS]:
+        values = [f"{trial['values'][name]:.3f}" for name in study["objectives"]]
+        table.add_row(str(trial["number"]), *values, Text(said_params(trial["params"])))
+    console.print(table)
+    console.print(
+        f"The best of {len(drawn.finished)} drawn recipes ({_num_failed(drawn)} failed), of one seed each: a best of "
+        "many looks better than it is."
+    )
+
+
+def said_params(params: Mapping[str, Any]) -> str:
+    """What was drawn, in one line."""
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in params.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
+
+
+def _num_failed(arm: arms.Arm) -> int:
+    return sum(trial["state"] == "fail" for trial in arm.trials)
+
+
+def _table(question: str, columns: Sequence[str]) -> Table:
+    """Empty. What a study's author wrote is no markup."""
+    table = Table(title=Text(question), title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("arm", "drawn") else "right")
+    return table
 
 
 def _span(interval: Interval | None) -> str:

@@ -110,14 +110,14 @@ def write_sheets(folder: Path, seed: int) -> None:
 
 def conduct(
     study: Study, folder: Path, world: World, *, base: Recipe | None = None, seeds: Sequence[int] = (0, 1),
-    draws: int = 0, storage: str | None = None, unfinished: int = 0,
+    draws: int = 0, storage: str | None = None, unfinished: int = 0, memory: optuna.Study | None = None,
 ) -> optuna.Study:  # fmt: skip
     """Every arm under every seed, or `draws` recipes of the space, then `study.json`. unfinished: trials left
-    running."""
+    running. memory: of a study that this goes on with."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     base, folder = base or base_recipe(), folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    memory = optuna.create_study(
+    memory = memory or optuna.create_study(
         directions=["maximize"] * len(study.OBJECTIVES), storage=storage, study_name=folder.name,
         sampler=optuna.samplers.RandomSampler(seed=0),
     )  # fmt: skip

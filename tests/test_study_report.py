@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,16 +14,17 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
+from rich.console import Console
 from study_fakes import World, base_recipe, conduct
 
 from studies import noise_floor, record, search, summary, task_mixture, teacher_guidance
 from studies.seam import vary
-from workbench import plots, study_numbers
+from workbench import plots, study_numbers, study_verdict
 from workbench.config import Recipe
 from workbench.errors import UserError
 from workbench.evaluation import arms
 from workbench.report import report
-from workbench.report_study import passes_per_prompt, side_by_side
+from workbench.report_study import passes_per_prompt, side_by_side, study_values
 from workbench.sheets import contact_sheet, cut_sheet
 
 EVIL = "<script>alert('x')</script>"
@@ -136,6 +140,54 @@ def test_a_search_shows_its_front_and_what_matters(tmp_path: Path) -> None:
     assert sum(study["importance"]["t2i"].values()) == pytest.approx(1)
 
 
+def test_arms_and_a_search_in_one_folder_keep_apart(tmp_path: Path) -> None:
+    world = World(effect=better_with_any, seed_sd=0.01, noise_sd=0.01, cases=2, sheets=True)
+    folder, console = tmp_path / "mixture", Console(record=True, width=200, file=io.StringIO())
+    memory = conduct(MIXTURE, folder, world, seeds=(0, 1, 2))
+    alone = arms.spread_for(arms.read_arms(folder, arms.read_study(folder)), "score", None)
+    conduct(MIXTURE, folder, world, draws=9, memory=memory)
+    found = arms.read_arms(folder, arms.read_study(folder))
+    assert arms.spread_for(found, "score", None) == alone
+    floor = arms.floor_of(folder)
+    assert floor is not None and floor.spreads["score"] == alone
+    page = report(folder).read_text()
+    assert "edit-only better" in page and "search better" not in page and "9 recipes drawn from a space of 1" in page
+    assert "<h2>Arms" in page and "<h2>Progress" in page and "The best recipes" in page and "9 finished" not in page
+    summary.print_table(folder, console)
+    told = console.export_text()
+    assert "search against" not in told and "The best of 9 drawn recipes" in told
+
+
+def better_with_any(recipe: Recipe, bench: str) -> float:
+    """The more edits, the better."""
+    return 1 - recipe.mixture.tasks["t2i"]
+
+
+def test_a_waiting_seed_does_not_keep_a_noise_floor_from_being_finished(floor: Path, tmp_path: Path) -> None:
+    for state, finished in (("waiting", True), ("running", False)):
+        study = arms.read_study(floor)
+        study["arms"][0]["trials"].append({"number": 99, "cell": "recipe@99", "state": state})
+        (tmp_path / "study.json").write_text(json.dumps(study))
+        assert (arms.floor_of(tmp_path) is not None) == finished
+
+
+def test_seeds_that_ran_already_are_not_what_is_lacking() -> None:
+    row = {"arm": "new", "reference": "old", "objective": "score", "difference": 0.05, "verdict": arms.NO_DIFFERENCE}
+    told = [{"name": "old", "seeds": 8}, {"name": "new", "seeds": 8}]
+    for sd, lacking in ((0.01, "more cases, not seeds"), (0.1, "seeds an arm")):
+        spread = arms.replicates.Spread(sd, 14)
+        lines = study_verdict.arms_verdict(told, [{**row, "seeds": [8, 8]}], "score", spread)["lines"]
+        assert lacking in lines[-1]
+
+
+def test_commands_can_be_typed_again(tmp_path: Path) -> None:
+    words = ["mixture", "teachers.specialists={a:b,c:d}", "arms=it's one"]
+    (tmp_path / "study.json").write_text(json.dumps({"command": words, "arms": []}))
+    command = study_values(tmp_path)["commands"][0]
+    assert shlex.split(command) == ["workbench", "study", *words]
+    assert subprocess.check_output(["bash", "-c", f"printf '%s\\n' {command}"], text=True).split("\n")[2:5] == words
+
+
 def test_too_few_draws_have_no_importance_and_none_no_page_of_errors(tmp_path: Path) -> None:
     conduct(search, tmp_path / "search", World(cases=1), draws=2)
     assert "Too few finished trials" in report(tmp_path / "search").read_text()
@@ -165,6 +217,16 @@ def test_a_collapse_is_called_one_and_noise_is_not(tmp_path: Path) -> None:
     assert not rows["5:5"]["alarm"] and rows["5:5"]["fall"] == pytest.approx(0.001)
     page = report(tmp_path / "mixture").read_text()
     assert page.count(">collapse<") == 1 and "score at milestones" in page
+
+
+def test_a_search_calls_a_collapse_by_the_noise_floor_alone(floor: Path, tmp_path: Path) -> None:
+    def falls(recipe: Recipe, score: float) -> dict[str, float]:
+        return {"10": {"score": score + 0.3}, "20": {"score": score}}  # type: ignore[dict-item]
+
+    conduct(MIXTURE, tmp_path / "s", World(effect=better_with_any, seed_sd=0.01, milestones=falls), draws=6)
+    found = arms.read_arms(tmp_path / "s", arms.read_study(tmp_path / "s"))
+    assert [row["alarm"] for row in study_numbers.collapses(found, None)] == [None]
+    assert [row["alarm"] for row in study_numbers.collapses(found, arms.floor_of(floor))] == [True]
 
 
 def test_a_trial_tried_again_counts_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, An
     """
     study = arms.read_study(folder)
     found, floor = arms.read_arms(folder, study), arms.find_floor(folder, floor_folder)
-    replicated = [arm for arm in found if arm.name != "search" or study.get("reference")]
-    drawn = [trial for arm in found if arm not in replicated for trial in arm.finished]
+    replicated = arms.replicated(found)
+    drawn = [trial for arm in found if arm.name == arms.SEARCH for trial in arm.finished]
     objectives = [name for name in study.get("objectives", ["score"])]
     told = [*objectives, *(name for name in arms.READINGS if name not in objectives)]
     told = [name for name in told if any(arm.values(name) for arm in found)]
@@ -48,13 +49,13 @@ def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, An
         **_search_values(drawn, study, objectives, floor),
         "curves": plots_study.curves_chart(study_numbers.curves(folder, found), [arm.name for arm in found]),
         "collapses": study_numbers.collapses(found, floor),
-        "sheets": side_by_side(_columns(folder, found, study)),
+        "sheets": side_by_side(_columns(folder, replicated, drawn, study)),
         "cost": study_numbers.cost(found),
         "device": _device(folder, trials),
         "trials": sorted(trials, key=lambda trial: trial["number"]),
         "counts": _counts(trials),
         "passes": _passes(folder, replicated),
-        "commands": [_command(study, folder), f"workbench report {folder}"],
+        "commands": [_command(study, folder), shlex.join(["workbench", "report", str(folder)])],
         "storage": study.get("storage", ""),
     }
 
@@ -99,7 +100,7 @@ def _search_values(drawn: Sequence[Any], study: Any, objectives: list[str], floo
     """Of a search: its front, what matters, and how it went; without drawn trials nothing."""
     scored = [trial for trial in drawn if all(name in trial["values"] for name in objectives)]
     importance, front = study.get("importance") or {}, study.get("front") or []
-    searched = any(arm["name"] == "search" for arm in study.get("arms", [])) and not study.get("reference")
+    searched = any(arm["name"] == arms.SEARCH for arm in study.get("arms", []))
     several = len(objectives) > 1
     best = sorted(scored, key=lambda trial: (trial["number"] not in front, -trial["values"][objectives[0]]))
     return {
@@ -115,15 +116,15 @@ def _search_values(drawn: Sequence[Any], study: Any, objectives: list[str], floo
     }
 
 
-def _columns(folder: Path, found: Sequence[Arm], study: Any) -> list[tuple[str, Path]]:
-    """Name and run folder of the runs that are shown side by side: one seed of every arm, every seed of a single arm,
-    the front of a search."""
+def _columns(folder: Path, found: Sequence[Arm], drawn: Sequence[Any], study: Any) -> list[tuple[str, Path]]:
+    """Name and run folder of the runs that are shown side by side: one seed of every arm, or every seed of a single
+    arm, then the front of a search."""
     if len(found) == 1:
-        front = study.get("front") or []
-        trials = [t for t in found[0].finished if not front or t["number"] in front]
-        named = [(f"seed {t['seed']}" if t.get("seed") is not None else f"trial {t['number']}", t) for t in trials]
+        named = [(f"seed {trial['seed']}", trial) for trial in found[0].finished]
     else:
         named = [(arm.name, min(arm.finished, key=lambda t: t.get("seed") or 0)) for arm in found if arm.finished]
+    front = study.get("front") or [trial["number"] for trial in drawn]
+    named += [(f"trial {trial['number']}", trial) for trial in drawn if trial["number"] in front]
     runs = [(name, arms.run_folder(folder, trial)) for name, trial in named]
     return [(name, run) for name, run in runs if run is not None][:MAX_COLUMNS]
 
@@ -185,10 +186,8 @@ def _counts(trials: Sequence[Any]) -> dict[str, int]:
 
 
 def _command(study: Any, folder: Path) -> str:
-    words = [str(word) for word in study.get("command") or []]
-    return " ".join(["workbench study", *(f"'{word}'" if " " in word else word for word in words)]) if words else (
-        f"workbench study {study.get('name', folder.name)} folder={folder}"
-    )  # fmt: skip
+    words = [str(word) for word in study.get("command") or [study.get("name", folder.name), f"folder={folder}"]]
+    return shlex.join(["workbench", "study", *words])
 
 
 def _device(folder: Path, trials: Sequence[Any]) -> str:

@@ -70,12 +70,19 @@ def arms_verdict(arms: Sequence[Row], rows: Sequence[Row], objective: str, sprea
 
 
 def _wanted(row: Row, spread: Spread | None) -> list[str]:
-    """How many seeds would show the largest of the differences that were not."""
+    """How many seeds would show the largest of the differences that were not; or, where as many have run already, that
+    something else is lacking: cases, or seeds by the wider spread of the noise floor."""
     if spread is None:
         return []
     num = replicates.seeds_needed(spread, row["difference"])
-    seeds = f"more than {replicates.MAX_SEEDS} seeds" if num is None else f"{num} seeds"
-    return [f"The largest of these, {row['arm']} {row['difference']:+.3f}, would take {seeds} an arm to show."]
+    if num is None:
+        lacking = f"more than {replicates.MAX_SEEDS} seeds an arm"
+    elif num > min(row["seeds"]):
+        lacking = f"{num} seeds an arm"
+    else:
+        inside = row["verdict"] == INSIDE
+        lacking = "more seeds, by the noise floor's deviation," if inside else "more cases, not seeds,"
+    return [f"The largest of these, {row['arm']} {row['difference']:+.3f}, would take {lacking} to show."]
 
 
 def search_verdict(

@@ -21,6 +21,8 @@ from workbench.evaluation.replicates import Spread, Table
 from workbench.evaluation.statistics import NO_DIFFERENCE, Interval
 
 NOISE_FLOOR = "noise-floor"
+SEARCH = "search"
+"""What `study.json` calls the recipes that a search drew: no arm, since no two of them are one recipe."""
 BENCHES = {"t2i": ("t2i_bench",), "editing": ("editing_bench",), "score": ("t2i_bench", "editing_bench")}
 """Objective -> the benches it is the mean of; every other objective is a number of the run as a whole."""
 READINGS = ("score", "t2i", "editing", "diversity")
@@ -80,6 +82,11 @@ def read_arms(folder: Path, study: Values) -> list[Arm]:
     return arms
 
 
+def replicated(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms proper, without what a search in the same folder drew."""
+    return [arm for arm in arms if arm.name != SEARCH]
+
+
 def run_folder(folder: Path, trial: Values) -> Path | None:
     """The run folder of a trial, inside the study's."""
     return folder / Path(str(trial["run"])).name if trial.get("run") else None
@@ -119,8 +126,9 @@ def tables(arms: Sequence[Arm], objective: str) -> list[Table]:
 def floor_of(folder: Path) -> Floor | None:
     """The noise floor that a finished study in `folder` found; None unless two of its seeds ended with a score."""
     study = read_study(folder)
-    arms = read_arms(folder, study)
-    running = any(trial.get("state") in ("running", "waiting") for arm in arms for trial in arm.trials)
+    arms = replicated(read_arms(folder, study))
+    # What only waits may wait for good: the seeds of a call that was stopped.
+    running = any(trial.get("state") == "running" for arm in arms for trial in arm.trials)
     spreads = {name: replicates.spread_of([arm.values(name) for arm in arms]) for name in READINGS}
     known = {name: spread for name, spread in spreads.items() if spread is not None}
     return Floor(folder / "study.json", known, budget_of(study)) if known and not running else None
@@ -146,8 +154,9 @@ def budget_of(study: Values) -> dict[str, int]:
 
 
 def spread_for(arms: Sequence[Arm], objective: str, floor: Floor | None) -> Spread | None:
-    """Between seeds, pooled over all arms and the noise floor: an arm of few seeds knows too little of its own."""
-    own = replicates.spread_of([arm.values(objective) for arm in arms])
+    """Between seeds, pooled over all arms and the noise floor: an arm of few seeds knows too little of its own. Draws
+    of a search, which differ in more than the seed, have no part in it."""
+    own = replicates.spread_of([arm.values(objective) for arm in replicated(arms)])
     return replicates.pooled(own, floor.spreads.get(objective) if floor else None)
 
 
