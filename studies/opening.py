@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -74,41 +75,62 @@ def plan_of(name: str, words: Iterable[str], study: Study) -> Plan:
     Raises: UserError naming the option, the key or the arm.
     """
     name = Path(name).stem if name.endswith(".py") else name
-    options = parse(name, words, default_seeds=study.SEEDS, must_search=not study.ARMS)
+    options = parse(name, words, default_seeds=study.SEEDS, must_search=not study.ARMS, known_arms=study.ARMS)
     base = vary(load(options.recipe, options.overrides), ["evaluation.split=search"])
     for arm, overrides in study.ARMS.items():
         _check_variation(f"arm {arm!r}", base, partial(vary, base, overrides))
     if options.search:
-        _check_variation("suggest", base, partial(study.suggest, _any_draw(), base))
+        _check_space(study, base)
     for arm in options.arms:
         if arm not in study.ARMS:
             raise UserError(f"the study {name} has no arm {arm!r}{nearest(arm, study.ARMS)}")
     if options.arms and options.search:
         raise UserError("arms= chooses what is replicated; a search has none: leave it out")
     _check_devices(options, base)
-    floor = None
-    if options.search and len(study.OBJECTIVES) == 1:
-        floor = options.noise_floor or noise_floor_of(options.folder.parent / "noise-floor")
-        if floor is not None and base.evaluation.milestone_cases == 0:
-            raise UserError(
-                "pruning goes by scores at milestones: give evaluation.milestone_cases=4, or no noise_floor"
-            )
-    elif options.noise_floor is not None:
+    return Plan(study, options, base, _noise_floor(study, options, base))
+
+
+def _noise_floor(study: Study, options: Options, base: Recipe) -> float | None:
+    """The one given, or that of the study beside, in what is searched for; None where nothing can be pruned."""
+    prunes, given = options.search and len(study.OBJECTIVES) == 1, options.noise_floor
+    if given is not None and not prunes:
         raise UserError("noise_floor is for pruning, and only a search with one objective prunes: leave it out")
-    return Plan(study, options, base, floor)
+    if given is not None and base.evaluation.milestone_cases == 0:
+        raise UserError("pruning goes by scores at milestones: give evaluation.milestone_cases=4, or no noise_floor")
+    if not prunes or base.evaluation.milestone_cases == 0:
+        return None
+    return given or noise_floor_of(options.folder.parent / "noise-floor", study.OBJECTIVES[0])
 
 
 def _check_variation(what: str, base: Recipe, varied: Callable[[], Recipe]) -> None:
-    """UserError unless the outcome is a recipe that is scored as the base is."""
+    """UserError unless the outcome is a recipe that can stand in one table with the base."""
     try:
         recipe = varied()
     except Exception as error:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         raise UserError(f"{what}: {kind}{error}") from error
+    check_recipe(what, base, recipe)
+
+
+def check_recipe(what: str, base: Recipe, recipe: Any) -> None:
+    """UserError unless it is a recipe, scored as the base is, that leaves to the study what is the study's."""
     if not isinstance(recipe, Recipe):
         raise UserError(f"{what} gives {type(recipe).__name__}, not a recipe: return vary(base, [...])")
     if recipe.evaluation != base.evaluation:
         raise UserError(f"{what} changes the evaluation: trials that are scored differently cannot be compared")
+    if recipe.seed != base.seed:
+        raise UserError(f"{what} sets seed: the study gives every trial its own, by seeds=0,1,2; leave it out")
+    if recipe.trainer.folder != base.trainer.folder:
+        raise UserError(f"{what} sets trainer.folder: every trial has its own in the study folder; leave it out")
+
+
+def _check_space(study: Study, base: Recipe) -> None:
+    """One draw, and the names of what it drew."""
+    trial = _any_draw()
+    _check_variation("suggest", base, partial(study.suggest, trial, base))
+    for name in ("arm", "seed"):
+        if name in trial.params:
+            raise UserError(f"suggest draws a parameter called {name!r}, a name that the study itself uses: rename it")
 
 
 def _any_draw() -> optuna.Trial:

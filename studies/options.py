@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -51,11 +51,17 @@ SEARCH_TRIALS = 20
 
 
 def parse(
-    name: str, words: Iterable[str], *, default_seeds: Sequence[int] = (0, 1, 2), must_search: bool = False
+    name: str,
+    words: Iterable[str],
+    *,
+    default_seeds: Sequence[int] = (0, 1, 2),
+    must_search: bool = False,
+    known_arms: Collection[str] = (),
 ) -> Options:
     """Options of study `name`; what carries a section of the recipe is kept as an override.
 
-    default_seeds: where the words name none. must_search: a study without arms can do nothing else.
+    default_seeds: where the words name none. must_search: a study without arms can do nothing else. known_arms: whose
+    names may hold commas.
 
     Raises: UserError naming the word that is neither, or the value that cannot be read.
     """
@@ -78,6 +84,8 @@ def parse(
             raise UserError(f"unknown option {key!r}{hint}; a study takes {', '.join(OWN)} and section.key=value")
     smoke, search = _flag(own, "smoke"), _flag(own, "search") or must_search
     seeds = own.get("seeds", ",".join(map(str, default_seeds)))
+    if search and "seeds" in own and "," in seeds:
+        raise UserError(f"seeds={seeds}: a search draws and runs under one seed; give one, or leave seeds= out")
     folder = Path(own.get("folder", f"runs/studies/{name}"))
     trials = _whole("trials", own["trials"], least=1) if "trials" in own else None
     return Options(
@@ -85,7 +93,7 @@ def parse(
         folder=folder,
         storage=own.get("storage", f"sqlite:///{folder / 'study.db'}"),
         seeds=tuple(_whole("seeds", seed, least=0) for seed in seeds.strip("[]").split(",")),
-        arms=_names(own.get("arms", "")),
+        arms=_arms(own.get("arms", ""), known_arms),
         trials=SEARCH_TRIALS if search and trials is None else trials,
         search=search,
         workers=_whole("workers", own.get("workers", "1"), least=1),
@@ -98,6 +106,28 @@ def parse(
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.strip("[]").split(",") if item.strip())
+
+
+def _arms(text: str, known: Collection[str]) -> tuple[str, ...]:
+    """Names between commas and, if need be, in brackets; of names that hold commas or brackets themselves those that
+    are known."""
+    found = _whole_names(text, known)
+    return found if all(name in known for name in found) else _whole_names(text.strip("[]"), known)
+
+
+def _whole_names(text: str, known: Collection[str]) -> tuple[str, ...]:
+    """The longest known name first, at every place."""
+    by_words = {_words(name): name for name in known}
+    words, found = _words(text), []
+    while words:
+        size = next((size for size in range(len(words), 0, -1) if words[:size] in by_words), 1)
+        found.append(by_words.get(words[:size], words[0]))
+        words = words[size:]
+    return tuple(name for name in found if name)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
 
 
 def _flag(own: dict[str, str], key: str) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
 import optuna
 
+from studies.cells import SEARCH
 from studies.seam import BENCHES, Sampler, Study
 from workbench.checks import nearest, require
 from workbench.config import Recipe
@@ -44,6 +47,7 @@ class OwnStudy:
             and all(isinstance(name, str) and _all(overrides, str) for name, overrides in self.ARMS.items()),
             'ARMS must map names to lists of overrides, {"slow": ["optim.student_lr=1e-5"]}',
         )
+        require(SEARCH not in self.ARMS, f"an arm may not be called {SEARCH!r}, which names what a search draws")
         require(_all(self.SEEDS, int) and bool(self.SEEDS), "SEEDS must be whole numbers, (0, 1, 2)")
         require(_all(self.OBJECTIVES, str) and bool(self.OBJECTIVES), 'OBJECTIVES must be names, ("score",)')
         for name in self.OBJECTIVES:
@@ -60,13 +64,7 @@ def load_study(path: Path) -> Study:
     """
     if not path.is_file():
         raise UserError(f"no study file at {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"the study file {path} does not run: {type(error).__name__}: {error}") from error
+    module = _module(path)
     said = {name: getattr(module, name) for name in NAMES if hasattr(module, name)}
     if "QUESTION" not in said:
         raise UserError(f"the study file {path} has no QUESTION")
@@ -74,6 +72,20 @@ def load_study(path: Path) -> Study:
         return OwnStudy(**said)
     except UserError as error:
         raise UserError(f"the study file {path}: {error}") from error
+
+
+def _module(path: Path) -> ModuleType:
+    """The file as a module that dataclasses and pickle find, under a name that no other module has."""
+    spec = importlib.util.spec_from_file_location(f"study file {path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module.__name__]
+        raise UserError(f"the study file {path} does not run: {type(error).__name__}: {error}") from error
+    return module
 
 
 def _all(values: Any, kind: type) -> bool:

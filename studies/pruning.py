@@ -14,6 +14,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from datamodules.files import read_json
+from studies.cells import SEARCH
 from workbench.jsonl import read_lines
 
 MARGIN_SDS = 2.0
@@ -43,21 +44,22 @@ def read_milestones(folder: Path) -> Milestones:
     return dict(read_lines(folder / "milestones.jsonl"))
 
 
-def noise_floor_of(folder: Path) -> float | None:
-    """The noise floor that a finished `noise-floor` study in `folder` found, if there is one.
+def noise_floor_of(folder: Path, objective: str) -> float | None:
+    """The noise floor that a finished `noise-floor` study in `folder` found in `objective`, if there is one.
 
-    The standard deviation over seeds of the final scores or of those at a milestone, whichever is largest: fewer cases
-    are scored there.
+    The standard deviation over seeds of the final values or of those at a milestone, whichever is largest: fewer cases
+    are scored there. Recipes that a search drew there differ in more than the seed and do not count.
     """
     if not (folder / "study.json").is_file():
         return None
     content = read_json(folder / "study.json", "run the study noise-floor again, or give noise_floor=")
-    trials = [trial for arm in content.get("arms", []) for trial in arm["trials"] if trial.get("score") is not None]
-    finals = [float(trial["score"]) for trial in trials]
+    arms = [arm for arm in content.get("arms", []) if arm["name"] != SEARCH]
+    trials = [trial for arm in arms for trial in arm["trials"] if objective in trial.get("values", {})]
+    finals = [float(trial["values"][objective]) for trial in trials]
     series: dict[str, list[float]] = {}
     for trial in trials:
         for update, scores in (trial.get("milestones") or {}).items():
-            if "score" in scores:
-                series.setdefault(update, []).append(float(scores["score"]))
+            if objective in scores:
+                series.setdefault(update, []).append(float(scores[objective]))
     spreads = [statistics.stdev(values) for values in (finals, *series.values()) if len(values) > 2]
     return max(spreads) if spreads else None

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from datamodules.encoded import EncodedDataset
 from studies import summary
-from studies.cells import Call
+from studies.cells import SEARCH, Call
 from studies.known import study_named
 from studies.opening import Opened, Plan, open_study, patience_for, plan_of
 from studies.progress import Progress
@@ -31,6 +31,7 @@ from studies.supervisor import WORKER, supervise
 from studies.workers import Worker
 from workbench.config import Recipe
 from workbench.errors import UserError
+from workbench.evaluation import arms
 
 RunTrial = Callable[[Recipe, Path], dict[str, Any]]
 
@@ -72,13 +73,16 @@ def run_study(
             Worker(opened, call, uuid.uuid4().hex, lambda recipe, folder, _: run(recipe, folder)).work(progress.update)
     finally:
         progress.close()
-    _conclude(plan, opened.memory, console)
+    _conclude(opened, console)
     return opened.memory
 
 
 def _check_data(plan: Plan) -> None:
-    """One line now, rather than one a trial."""
-    recipes = [plan.base, *(vary(plan.base, overrides) for overrides in plan.study.ARMS.values())]
+    """One line now, rather than one a trial; of what is still to be run: a finished study needs no data."""
+    trials = [trial for arm in arms.read_study(plan.options.folder).get("arms", []) for trial in arm["trials"]]
+    over = {trial["cell"] for trial in trials if trial["state"] in ("complete", "pruned")}
+    left = {cell.arm for cell in plan.cells if cell.key not in over}
+    recipes = [plan.base if arm == SEARCH else vary(plan.base, plan.study.ARMS[arm]) for arm in sorted(left)]
     for address in dict.fromkeys(recipe.data.encoded for recipe in recipes):
         EncodedDataset(address)
 
@@ -101,15 +105,15 @@ def _begin(opened: Opened) -> Call:
     return opened.patience(begin)
 
 
-def _conclude(plan: Plan, memory: optuna.Study, console: Console) -> None:
-    if not memory.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        errors = [trial.user_attrs["error"] for trial in memory.get_trials() if "error" in trial.user_attrs]
+def _conclude(opened: Opened, console: Console) -> None:
+    trials, folder = opened.patience(lambda: opened.memory.get_trials(deepcopy=False)), opened.plan.options.folder
+    if not any(trial.state == TrialState.COMPLETE for trial in trials):
+        errors = [trial.user_attrs["error"] for trial in trials if "error" in trial.user_attrs]
         said = f"the last said: {errors[-1]}" if errors else "none was begun"
         raise UserError(f"no trial of the study ended with a score; {said}")
-    summary.print_table(plan.options.folder, console)
-    if alive := memory.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+    summary.print_table(folder, console)
+    if alive := [trial for trial in trials if trial.state == TrialState.RUNNING]:
         console.print(
             f"{len(alive)} trial(s) still run elsewhere, or died under {GRACE_S} s ago: the same command continues"
         )
-    folder = plan.options.folder
     console.print(f"{folder}/study.json; the report: workbench report {folder}", markup=False)

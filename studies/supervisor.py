@@ -45,7 +45,7 @@ def supervise(
     """
 
     def start(index: int) -> Started:
-        return _start(index, Task(name, words, uuid.uuid4().hex, call), opened.plan, command)
+        return _start(index, Task(name, words, uuid.uuid4().hex, call, opened.plan.noise_floor), opened.plan, command)
 
     workers = [start(index) for index in range(opened.plan.options.workers)]
     deaths = 0

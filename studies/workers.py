@@ -26,7 +26,7 @@ from studies import record
 from studies.cells import BUSY, INTERRUPTED, SEARCH, Call, Cell
 from studies.isolated import Isolated, Stopped, one_line
 from studies.known import study_named
-from studies.opening import LARGEST_SEED, Opened, open_study, patience_for, plan_of, sampler_of
+from studies.opening import LARGEST_SEED, Opened, check_recipe, open_study, patience_for, plan_of, sampler_of
 from studies.options import Options
 from studies.pruning import Milestones, is_behind, read_milestones, scores_at
 from studies.seam import Study, objectives, vary
@@ -42,12 +42,14 @@ Run = Callable[[Recipe, Path, Callable[[], bool]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """What a supervisor tells a worker. token: the worker's name in the storage."""
+    """What a supervisor tells a worker. token: the worker's name in the storage. noise_floor: by which all workers of
+    a call prune, whatever a study of it beside has found since."""
 
     name: str
     words: list[str]
     token: str
     call: Call
+    noise_floor: float | None
 
 
 class Worker:
@@ -88,7 +90,7 @@ class Worker:
         self.began = time.monotonic()
         if cell.arm == SEARCH:
             self.memory.sampler = sampler_of(self.plan.study, self.plan.options, cell.seed)
-        trial_id = self.opened.id_of(taken.number)
+        trial_id = self.patience(lambda: self.opened.id_of(taken.number))
         with Heartbeat(self.opened.storage, trial_id):
             trial = self.patience(lambda: optuna.trial.Trial(self.memory, trial_id))
             error: str | None = None
@@ -191,9 +193,14 @@ class Watch:
 
 
 def recipe_of(trial: optuna.trial.BaseTrial, study: Study, base: Recipe, options: Options) -> tuple[Recipe, int]:
-    """The recipe and the seed of a trial: of its arm, or drawn."""
+    """The recipe and the seed of a trial: of its arm, or drawn.
+
+    Raises: UserError if this draw, unlike the one that was checked, cannot be compared with the others.
+    """
     if trial.user_attrs.get("cell", "").startswith(f"{SEARCH}@"):
-        return study.suggest(trial, base), options.seeds[0]
+        drawn = study.suggest(trial, base)
+        check_recipe("suggest", base, drawn)
+        return drawn, options.seeds[0]
     arm = trial.suggest_categorical("arm", tuple(study.ARMS))
     return vary(base, study.ARMS[arm]), trial.suggest_int("seed", 0, LARGEST_SEED)
 
@@ -202,9 +209,9 @@ def serve(study_of: Callable[[str], Study], run: Isolated) -> None:
     """A worker process: its task from standard input, its words to standard output."""
     signal.signal(signal.SIGINT, _interrupt_once)
     content = json.loads(sys.stdin.readline())
-    task = Task(content["name"], content["words"], content["token"], Call(**content["call"]))
+    task = Task(**{**content, "call": Call(**content["call"])})
     Thread(target=_stop_with_the_supervisor, daemon=True).start()
-    plan = plan_of(task.name, task.words, study_of(task.name))
+    plan = replace(plan_of(task.name, task.words, study_of(task.name)), noise_floor=task.noise_floor)
     opened = open_study(plan, patience_for(plan.options), is_first=False)
     worker = Worker(opened, task.call, task.token, run)
     if worker.patience(worker.queue.is_open):

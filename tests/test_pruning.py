@@ -43,14 +43,33 @@ def test_milestones_are_read_up_to_a_line_cut_short(tmp_path: Path) -> None:
 
 
 def test_the_noise_floor_is_the_widest_spread_over_seeds(tmp_path: Path) -> None:
-    assert pruning.noise_floor_of(tmp_path) is None
+    assert pruning.noise_floor_of(tmp_path, "score") is None
     finals, halfway = [3.0, 3.2, 3.1], [2.0, 3.0, 2.6]
     trials = [
-        {"score": final, "milestones": {"5": {"distance": 9 * half}, "10": {"distance": 0.1, "score": half}}}
+        {
+            "values": {"score": final, "t2i": 2 * final},
+            "milestones": {"5": {"distance": 9 * half}, "10": {"distance": 0.1, "score": half}},
+        }
         for final, half in zip(finals, halfway, strict=True)
     ]
-    (tmp_path / "study.json").write_text(json.dumps({"arms": [{"trials": [*trials, {"score": None}]}]}))
-    assert pruning.noise_floor_of(tmp_path) == pytest.approx(statistics.stdev(halfway))
+    drawn = [{"values": {"score": 9 * final, "t2i": 9 * final}} for final in finals]
+    told = [{"name": "recipe", "trials": [*trials, {"values": {}}]}, {"name": "search", "trials": drawn}]
+    (tmp_path / "study.json").write_text(json.dumps({"arms": told}))
+    assert pruning.noise_floor_of(tmp_path, "score") == pytest.approx(statistics.stdev(halfway))
+    assert pruning.noise_floor_of(tmp_path, "t2i") == pytest.approx(2 * statistics.stdev(finals))
+    assert pruning.noise_floor_of(tmp_path, "editing") is None
+
+
+def test_a_noise_floor_beside_prunes_only_where_milestones_are_scored(tmp_path: Path) -> None:
+    trials = [{"values": {"score": score}} for score in (3.0, 3.2, 3.1)]
+    (tmp_path / "noise-floor").mkdir()
+    (tmp_path / "noise-floor" / "study.json").write_text(json.dumps({"arms": [{"name": "recipe", "trials": trials}]}))
+    words = ["smoke=true", "search=true", f"folder={tmp_path / 'x'}"]
+    assert opening.plan_of("x", words, task_mixture).noise_floor is None
+    plan = opening.plan_of("x", [*words, "evaluation.milestone_cases=1"], task_mixture)
+    assert plan.noise_floor == pytest.approx(0.1)
+    plan = opening.plan_of("x", [*words, "evaluation.milestone_cases=1", "noise_floor=0.3"], task_mixture)
+    assert plan.noise_floor == 0.3
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import subprocess
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import optuna
 import pytest
 from rich.console import Console
+from sqlalchemy.exc import OperationalError
 
 from studies import cells, opening, options, progress, record, runner, seam, summary, task_mixture, trial, workers
 from studies.storage import connect
@@ -149,6 +151,32 @@ def test_search_draws_from_the_space_and_counts_trials(words: list[str]) -> None
         assert 0 <= recipe.mixture.tasks["t2i"] <= 1
         assert sum(recipe.mixture.tasks.values()) == pytest.approx(1)
     assert len(memory.trials) == 4
+
+
+def test_a_failed_draw_is_tried_again_by_the_same_command(words: list[str]) -> None:
+    search = [*words, "search=true", "trials=3"]
+    first, second = FakeTrials(fails=(1,)), FakeTrials()
+    runner.run_study("task-mixture", search, study=THREE, execute=first)
+    runner.run_study("task-mixture", search, study=THREE, execute=second)
+    assert [(r.mixture.tasks, folder) for r, folder in second.asked] == [
+        (first.asked[1][0].mixture.tasks, first.asked[1][1])
+    ]
+
+
+def test_a_data_base_that_is_away_for_a_moment_is_waited_for(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a call reads it: every reading of all trials fails once."""
+    read, failed = optuna.Study.get_trials, set()
+
+    def flaky(memory: optuna.Study, *given: Any, **named: Any) -> Any:
+        place = str(traceback.extract_stack(limit=3)[:-1])
+        if place not in failed:
+            failed.add(place)
+            raise OperationalError("select", {}, Exception("server closed the connection"))
+        return read(memory, *given, **named)
+
+    monkeypatch.setattr(optuna.Study, "get_trials", flaky)
+    runner.run_study("task-mixture", [*words, "seeds=0", "trials=1"], study=THREE, execute=FakeTrials())
+    assert failed
 
 
 def test_another_recipe_may_not_enter_the_same_study(words: list[str]) -> None:
