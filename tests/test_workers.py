@@ -183,8 +183,8 @@ def test_a_run_folder_that_is_still_written_is_left_alone(folder: Path) -> None:
 
 
 def test_no_trial_is_begun_that_would_end_too_late(folder: Path) -> None:
-    (folder / "seconds").write_text("1")
-    run(folder, "budget=0.05")
+    (folder / "seconds").write_text("4")
+    run(folder, "budget=0.2")
     assert 0 < sum(completed(folder).values()) < len(ALL)
 
 
