@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from datamodules.encode import encode
 from datamodules.encoded import EncodedDataset
 from datamodules.pack import pack
-from workbench import inference, milestones, pipeline, preflight, rollout, text_encoder
+from workbench import inference, milestones, pipeline, preflight, rollout, runner, text_encoder
 from workbench.backbone import RoleDenoiser, single_role
 from workbench.batch import CaptionStep
 from workbench.config import Guidance, Recipe, Schedule, Teachers
@@ -154,10 +154,12 @@ def test_exporting_again_gives_the_same_weights(finished: Path, tmp_path: Path) 
     left = student_weights(finished)
     right = load_file(tmp_path / "student" / "transformer" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(left[name], right[name]) for name in left)
+    rights = {path.stat().st_mode for path in (tmp_path / "student").rglob("*") if path.is_file()}
+    assert len(rights) == 1, "weights are as open to others as every other file"
 
 
 def test_another_recipe_does_not_continue_a_run(finished: Path, recipe: Recipe) -> None:
-    with pytest.raises(UserError, match="another recipe"):
+    with pytest.raises(UserError, match=r"another recipe \(.* was .*, is .*\)"):
         distill(replace(recipe, seed=recipe.seed + 1))
 
 
@@ -166,6 +168,15 @@ def test_a_longer_run_goes_on_from_a_finished_one(recipe: Recipe, tmp_path: Path
     distill(in_folder(recipe, folder, updates=1))
     distill(in_folder(recipe, folder, updates=2))
     assert (folder / "checkpoints" / "update-000002").is_dir()
+
+
+def test_all_that_a_dry_run_reads_off_the_networks_is_told_before_an_update_shards_them(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(runner, "_seconds_per_update", lambda *_: told.append(capsys.readouterr().out) or 1.0)
+    distill(in_folder(recipe, tmp_path / "dry"), dry_run=True)
+    assert "memory: state" in told[0] and "time: 1.00 s" in capsys.readouterr().out
 
 
 def test_a_dry_run_writes_nothing(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,11 +118,13 @@ def build_parser() -> argparse.ArgumentParser:
     text = "write a run's student as a diffusers pipeline folder, or as a LoRA file"
     command = commands.add_parser("export", help=text, description=text, parents=[common])
     command.add_argument("run", metavar="RUN", type=Path)
-    command.add_argument("folder", metavar="FOLDER", type=Path)
+    command.add_argument("folder", metavar="OUT", type=Path, help="a folder; with --lora a .safetensors file")
     command.add_argument("--lora", action="store_true", help="what diffusers' load_lora_weights loads")
 
     text = "run a study: arms times seeds, each trial an ordinary run; the same command continues it"
-    command = commands.add_parser("study", help=text, description=text, parents=[common])
+    own = "also: seeds=0,1,2 arms=A,B trials=N search=true workers=N devices=0,1 budget=MINUTES folder=F recipe=FILE"
+    more = f"{own} storage=URL noise_floor=SD smoke=true"
+    command = commands.add_parser("study", help=text, description=text, epilog=more, parents=[common])
     command.add_argument(
         "name",
         metavar="NAME",
@@ -169,8 +171,11 @@ def _run(arguments: argparse.Namespace) -> None:
             run = _folder(arguments.run, "run")
             from workbench.runner import export_run
 
-            export_run(run, arguments.folder, arguments.lora)
+            sigmas = export_run(run, arguments.folder, arguments.lora)
             print(f"wrote {arguments.folder}")
+            if arguments.lora:
+                grid = ", ".join(f"{sigma:.6g}" for sigma in sigmas)
+                print(f'over the teacher: pipeline.load_lora_weights("{arguments.folder}"), then sigmas=[{grid}]')
         case "study":
             from studies.runner import run_study
 

@@ -26,6 +26,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from datamodules import files
 from workbench import lora
 from workbench.errors import UserError
+from workbench.evaluation.tables import asked
 from workbench.pipeline import INDEX_FILE, resolve
 
 Adapters = Mapping[str, tuple[Tensor, Tensor]]
@@ -175,6 +176,7 @@ def model_card(metadata: Metadata, sigmas: Sequence[float]) -> str:
         f"- Licence: {metadata.licence}",
         "",
         "```python",
+        "# pip install diffusers transformers torchvision",
         "from diffusers import QwenImage21Pipeline",
         'pipeline = QwenImage21Pipeline.from_pretrained("FOLDER")',
         'pipeline("PROMPT", output_resolution=128).images[0]',
@@ -200,7 +202,7 @@ def add_scores(folder: Path, metrics: Mapping[str, Any]) -> None:
         "",
         SCORES_HEADING,
         "",
-        f"Split {metrics['split']}, seeds {metrics['seeds']}, judge {metrics['judge']}; {metrics['interval']}.",
+        f"{asked(metrics).capitalize()}, seeds {metrics['seeds']}, judge {metrics['judge']}; {metrics['interval']}.",
         "",
         "| model | NFE | n | T2I-Bench | Editing-Bench |",
         "|---|---|---|---|---|",
@@ -233,6 +235,7 @@ def replaced_folder(out: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
+        _open_to_others(part)
         if out.exists():
             os.replace(out, old)
         os.replace(part, out)
@@ -242,6 +245,17 @@ def replaced_folder(out: Path) -> Iterator[Path]:
         if old.exists() and not out.exists():
             os.replace(old, out)
         _remove_leftovers(out)
+
+
+def _open_to_others(folder: Path) -> None:
+    """Files of weights are written for their owner alone by the library: give them the rights of any other file."""
+    usual = folder / ".rights"
+    usual.touch()
+    mode = usual.stat().st_mode
+    usual.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _remove_leftovers(out: Path) -> None:

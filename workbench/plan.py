@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
@@ -18,22 +19,24 @@ from workbench.roles import STUDENT, teacher_roles
 
 
 def show(
-    recipe: Recipe, module: Distiller, data: DistillationData, seconds_per_update: float, console: Console
+    recipe: Recipe, module: Distiller, data: DistillationData, seconds_per_update: Callable[[], float], console: Console
 ) -> None:
-    """Print the plan of a distillation run; `seconds_per_update` was measured on this machine."""
+    """Print the plan of a distillation run, once however many ranks make it.
+
+    seconds_per_update: measures on this machine; on every rank, and last, since it shards what the plan is read from.
+    """
     updates = recipe.trainer.updates
-    console.print(
+    tell = rank_zero_only(console.print)
+    tell(
         f"{updates} student updates of {recipe.mixture.batch_size} samples, each after {recipe.dmd.fake_updates} "
         f"fake-score updates; student times {', '.join(f'{t:.3f}' for t in module.student.times.tolist())}"
     )
-    console.print(_mixture(data, updates))
-    console.print(_guidance(recipe, module))
-    console.print(_routing(recipe, module))
-    console.print(_memory(recipe, module, data))
-    console.print(
-        f"time: {seconds_per_update:.2f} s an update here, {seconds_per_update * updates / 60:.1f} min for all "
-        "(training alone)"
-    )
+    tell(_mixture(data, updates))
+    tell(_guidance(recipe, module))
+    tell(_routing(recipe, module))
+    tell(_memory(recipe, module, data))
+    seconds = seconds_per_update()
+    tell(f"time: {seconds:.2f} s an update here, {seconds * updates / 60:.1f} min for all (training alone)")
 
 
 def _memory(recipe: Recipe, module: Distiller, data: DistillationData) -> str:

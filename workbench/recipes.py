@@ -16,6 +16,7 @@ from workbench.checks import nearest, require
 from workbench.config import Guidance, Recipe, Schedule
 from workbench.errors import UserError
 
+BRACES = "; inside braces a space follows each colon: {key: value}"
 # omegaconf lets these of Python's own through beside its own: a scalar as the whole document (OSError, AssertionError),
 # a list where a mapping belongs, a number out of range, an alias of itself.
 UNREADABLE = (
@@ -60,18 +61,21 @@ def from_mapping(values: Any, overrides: Iterable[str] = (), origin: str = "reci
     _check_keys(Recipe, values, origin)
     for layer in layers:
         _check_keys(Recipe, layer, "override")
+    part, hint = origin, ""
     try:
         merged = OmegaConf.structured(Recipe)
         _clear_mappings(merged, Recipe, values)
         merged = OmegaConf.merge(merged, values)
         for item, layer in zip(overrides, layers, strict=True):
+            part, hint = f"override {item!r}", BRACES if "{" in item else ""
             if item.partition("=")[2].lstrip().startswith("{"):
                 _clear_mappings(merged, Recipe, layer)
             merged = OmegaConf.merge(merged, layer)
+        part, hint = origin, ""
         recipe = OmegaConf.to_object(merged)
     except UNREADABLE as error:
         key = getattr(error, "full_key", None)
-        raise UserError(f"{origin}: {f'{key}: ' if key else ''}{_first_line(error)}") from error
+        raise UserError(f"{part}: {f'{key}: ' if key else ''}{_first_line(error)}{hint}") from error
     assert isinstance(recipe, Recipe)
     return recipe
 
@@ -81,7 +85,7 @@ def _from_dots(item: str) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([item]))
     except UNREADABLE as error:
-        hint = "; inside braces a space follows each colon: {key: value}" if "{" in item else ""
+        hint = BRACES if "{" in item else ""
         raise UserError(f"cannot read the override {item!r}: {_first_line(error)}{hint}") from error
 
 

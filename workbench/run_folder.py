@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -110,7 +111,8 @@ class RunFolder:
         if self.is_run():
             if not _continues(self.read_recipe(), recipe):
                 raise UserError(
-                    f"{self.path} holds a run of another recipe: choose another trainer.folder, or delete that one"
+                    f"{self.path} holds a run of another recipe ({_difference(self.read_recipe(), recipe)}): choose "
+                    "another trainer.folder, or delete that one"
                 )
         elif self.path.exists() and not all(map(self._is_of_a_beginning, self.path.iterdir())):
             raise UserError(f"{self.path} is not empty and no run: choose another trainer.folder")
@@ -141,6 +143,26 @@ def environment() -> dict[str, object]:
 
 def _continues(before: Recipe, now: Recipe) -> bool:
     """Whether two recipes train alike: how long, where and how often things are written may differ."""
+    return _training(before) == _training(now)
+
+
+def _difference(before: Recipe, now: Recipe) -> str:
+    """The first keys that train otherwise, `section.key: before, now`."""
+    flat = [_flat(asdict(_training(recipe))) for recipe in (before, now)]
+    keys = [key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key)]
+    told = [f"{key} was {flat[0].get(key)}, is {flat[1].get(key)}" for key in sorted(keys)[:3]]
+    return "; ".join(told) + ("; ..." if len(keys) > 3 else "")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def _training(recipe: Recipe) -> Recipe:
+    """The recipe with all that does not change what is trained set to one value."""
     kept = {"updates": 1, "folder": "", "log_every": 1, "checkpoint_every": 1, "sample_every": 1}
     neutral = {
         "devices": 1,
@@ -153,10 +175,7 @@ def _continues(before: Recipe, now: Recipe) -> bool:
         "keep": "last",
     }
 
-    def training(recipe: Recipe) -> Recipe:
-        trainer = replace(recipe.trainer, **kept, **neutral)  # type: ignore[arg-type]
-        data = replace(recipe.data, num_workers=0, raw="", encode_batch_size=1)
-        pretraining = replace(recipe.pretrain, steps=1)
-        return replace(recipe, trainer=trainer, pretrain=pretraining, evaluation=Evaluation(), data=data)
-
-    return training(before) == training(now)
+    trainer = replace(recipe.trainer, **kept, **neutral)  # type: ignore[arg-type]
+    data = replace(recipe.data, num_workers=0, raw="", encode_batch_size=1)
+    pretraining = replace(recipe.pretrain, steps=1)
+    return replace(recipe, trainer=trainer, pretrain=pretraining, evaluation=Evaluation(), data=data)

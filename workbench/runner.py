@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -67,7 +68,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         denoiser.compile_blocks()
     module = Distiller(denoiser, recipe, data.categories)
     if dry_run:
-        plan.show(recipe, module, data, _seconds_per_update(recipe, module, data), Console())
+        plan.show(recipe, module, data, partial(_seconds_per_update, recipe, module, data), Console())
         return folder.path
     _begin(folder, recipe, "trainer.updates", recipe.trainer.updates)
     averaging = Averaging(recipe.optim.ema_decay)
@@ -158,9 +159,9 @@ def _pretraining_data(
     return over(world(recipe.data)), over(world(replace(recipe.data, samples=few, num_workers=0)))
 
 
-def export_run(run: Path, out: Path, lora: bool) -> None:
+def export_run(run: Path, out: Path, lora: bool) -> list[float]:
     """Write the averaged student of `run`'s newest checkpoint, or with `trainer.keep=best` of its best milestone, to
-    `out`: a pipeline folder, or a LoRA file.
+    `out`: a pipeline folder, or a LoRA file. Returns the times that it is sampled at, from 1 down, without the 0.
 
     Raises:
         UserError: no run, no checkpoint, or `--lora` for a student with full weights.
@@ -188,6 +189,7 @@ def export_run(run: Path, out: Path, lora: bool) -> None:
     else:
         state = roles.merged_state(denoiser, roles.STUDENT)
         export.export(recipe.model.folder, state, times, out, metadata=_metadata(recipe))
+    return export.sample_sigmas(times)
 
 
 def _begin(folder: RunFolder, recipe: Recipe, key: str, total: int) -> None:

@@ -15,9 +15,7 @@ Values = Mapping[str, Any]
 
 def print_metrics(metrics: Values, console: Console) -> None:
     """All tables and verdicts."""
-    title = (
-        f"T2I-Bench and Editing-Bench, 1 to 5: split {metrics['split']}, seeds {metrics['seeds']}, {metrics['judge']}"
-    )
+    title = f"T2I-Bench and Editing-Bench, 1 to 5: {asked(metrics)}, seeds {metrics['seeds']}, {metrics['judge']}"
     console.print(_scores(metrics, title))
     console.print(_beside(metrics))
     for line in metrics["comparisons"]:
@@ -30,6 +28,11 @@ def print_metrics(metrics: Values, console: Console) -> None:
                 console.print(f"judge {name}: {_comparison(line)}")
         for name, found in metrics.get("preference", {}).items():
             console.print(_preference(name, found))
+
+
+def asked(metrics: Values) -> str:
+    """Which cases were scored: of a file, or of a split of the world."""
+    return f"cases of {metrics['cases']}" if metrics.get("cases") else f"split {metrics['split']}"
 
 
 def _seconds(seconds: Values) -> str:
