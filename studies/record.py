@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from studies.seam import Study, TrialFailed, objective_values, vary
 from workbench.config import Recipe
+from workbench.recipes import flat_values
 
 
 def headline(metrics: dict[str, Any]) -> dict[str, float]:
@@ -26,7 +27,7 @@ def headline(metrics: dict[str, Any]) -> dict[str, float]:
 def differences(recipe: Recipe, base: Recipe) -> dict[str, str | float]:
     """What a trial's recipe sets otherwise than the base, dotted: its hyper-parameters. Where it is run is none."""
     elsewhere = replace(recipe, trainer=replace(recipe.trainer, folder=base.trainer.folder))
-    ours, theirs = _flat(elsewhere), _flat(base)
+    ours, theirs = flat_values(elsewhere), flat_values(base)
     return {key: ours.get(key, 0.0) for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)}
 
 
@@ -35,20 +36,12 @@ def columns(study: Study, base: Recipe) -> dict[str, str | float]:
     trial alone, so every trial of a study must name them all."""
     recipes = [vary(base, overrides) for overrides in study.ARMS.values()]
     keys = sorted({key for recipe in recipes for key in differences(recipe, base)})
-    known = [_flat(recipe) for recipe in (base, *recipes)]
+    known = [flat_values(recipe) for recipe in (base, *recipes)]
     return {key: "" if any(isinstance(flat.get(key), str) for flat in known) else 0.0 for key in keys}
 
 
 def values_of(recipe: Recipe, columns: Mapping[str, str | float]) -> dict[str, str | float]:
     """The recipe's value in every column, of one type a column."""
-    flat = _flat(recipe)
+    flat = flat_values(recipe)
     given = {key: flat.get(key, lacking) for key, lacking in columns.items()}
     return {key: str(value) if columns[key] == "" else value for key, value in given.items()}
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str | float]:
-    if is_dataclass(value):
-        value = {item.name: getattr(value, item.name) for item in fields(value)}
-    if isinstance(value, dict):
-        return {name: leaf for key, inner in value.items() for name, leaf in _flat(inner, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): value if isinstance(value, int | float | str) else str(value)}

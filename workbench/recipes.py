@@ -94,6 +94,17 @@ def to_yaml(recipe: Recipe) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
 
 
+def flat_values(value: Any, prefix: str = "") -> dict[str, str | float]:
+    """Every value of a recipe under its dotted key."""
+    if is_dataclass(value):
+        value = {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, dict):
+        return {
+            name: leaf for key, inner in value.items() for name, leaf in flat_values(inner, f"{prefix}{key}.").items()
+        }
+    return {prefix.rstrip("."): value if isinstance(value, int | float | str) else str(value)}
+
+
 def recipe_hash(recipe: Recipe) -> str:
     """Twelve hex digits that name the resolved recipe, run folder aside."""
     nameless = replace(recipe, trainer=replace(recipe.trainer, folder=""))

@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from datamodules import files
 from workbench.config import Evaluation, Recipe
 from workbench.errors import UserError
-from workbench.recipes import load, to_yaml
+from workbench.recipes import flat_values, load, to_yaml
 
 PACKAGES = (
     "few-step-workbench",
@@ -148,17 +147,10 @@ def _continues(before: Recipe, now: Recipe) -> bool:
 
 def _difference(before: Recipe, now: Recipe) -> str:
     """The first keys that train otherwise, `section.key: before, now`."""
-    flat = [_flat(asdict(_training(recipe))) for recipe in (before, now)]
+    flat = [flat_values(_training(recipe)) for recipe in (before, now)]
     keys = [key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key)]
     told = [f"{key} was {flat[0].get(key)}, is {flat[1].get(key)}" for key in sorted(keys)[:3]]
     return "; ".join(told) + ("; ..." if len(keys) > 3 else "")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def _training(recipe: Recipe) -> Recipe:
