@@ -6,7 +6,7 @@
 #   BENCH='key=value ...'  options of `make bench`, see workbench/bench/__main__.py
 #   LOGS=FOLDER            what `make tensorboard` opens: runs; one study folder for the HParams of that study
 #   RUN=FOLDER             the run or study folder of `make report`
-#   ZOO='key=value ...'    options of `make zoo-report` and `make benchmarks`, see studies/zoo/figures.py
+#   ZOO='key=value ...'    options of `make zoo-report` and `make benchmarks`, see studies/tiny_model/figures.py
 #   RECIPE=FILE            base recipe of a study: demo.yaml for CPUs, studies/recipes/gpu.yaml for one GPU
 #   STUDY='key=value ...'  options of a study and overrides of its recipe: workers=4 seeds=0,1 trainer.updates=100
 #   SPECIALISTS='{...}'    teachers.specialists of `make study-teacher study-search`
@@ -117,20 +117,20 @@ study-search: $(BASE_STAMP) $(MADE_ADAPTERS) ## the whole recipe, for T2I, editi
 	$(call study,search,'teachers.specialists=$(SPECIALISTS)')
 
 data/smoke/specialists/%.safetensors: $(BASE_STAMP)
-	$(BIN)/python tests/random_adapter.py $@
+	$(BIN)/python tests/fakes/random_adapter.py $@
 
 zoo: $(BASE_STAMP) ## rebuild the tiny model and the judge from nothing, on one GPU, into runs/zoo; again: continues
-	$(BIN)/python -m studies.zoo.build studies/zoo/zoo.yaml
+	$(BIN)/python -m studies.tiny_model.build studies/tiny_model/zoo.yaml
 
 zoo-smoke: $(BASE_STAMP) ## every stage of the zoo for seconds, on CPU, into runs/zoo-smoke
 	rm -rf runs/zoo-smoke
-	$(BIN)/python -m studies.zoo.build studies/zoo/smoke.yaml
+	$(BIN)/python -m studies.tiny_model.build studies/tiny_model/smoke.yaml
 
 zoo-report: $(BASE_STAMP) ## measure the shipped model again, every row of its card; ZOO='cases=20 card=true ...'
-	$(BIN)/python -m studies.zoo.report $(ZOO)
+	$(BIN)/python -m studies.tiny_model.report $(ZOO)
 
 benchmarks: $(BASE_STAMP) ## real, teacher, specialists, few-step teacher (and ZOO='student=FOLDER') into docs/benchmarks.md
-	$(BIN)/python -m studies.zoo.benchmarks $(ZOO)
+	$(BIN)/python -m studies.tiny_model.benchmarks $(ZOO)
 
 clean: ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

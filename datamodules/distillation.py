@@ -13,11 +13,11 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from datamodules.encoded import EncodedDataset, EncodedSample
 from datamodules.mixture import STUDENT, MixturePlan, fake_stream, micro_batches
+from datamodules.shards.encoded import EncodedDataset, EncodedSample
 from workbench.batch import Batch, Condition, Layout, StepData
-from workbench.config import Mixture
-from workbench.errors import UserError
+from workbench.common.errors import UserError
+from workbench.recipe.config import Mixture
 
 Step = TypeVar("Step", covariant=True)
 AHEAD = 2

@@ -21,8 +21,8 @@ from threading import Lock
 import numpy as np
 
 from workbench.batch import TASKS, Task
-from workbench.config import Mixture
-from workbench.errors import UserError
+from workbench.common.errors import UserError
+from workbench.recipe.config import Mixture
 
 STUDENT = "student"
 _LARGEST_DENOMINATOR = 10**6

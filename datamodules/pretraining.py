@@ -1,7 +1,8 @@
 """The datamodule of pretraining: images with captions in, one `CaptionStep` an update out.
 
 Where the samples come from is a `Source`: encoded shards that kept their captions, or the world, drawn as it is needed
-(`datamodules/live.py`). Everything is in memory, on the device it will be read on, and a step is gathered there.
+(`studies/tiny_model/world_source.py`). Everything is in memory, on the device it will be read on, and a step is
+gathered there.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules import files
 from datamodules.distillation import StepLoader
-from datamodules.encoded import TEXT_TOKENS_MULTIPLE, EncodedDataset, Geometry
 from datamodules.mixture import STUDENT, MixturePlan, micro_batches
-from workbench import rng
+from datamodules.shards.encoded import TEXT_TOKENS_MULTIPLE, EncodedDataset, Geometry
 from workbench.batch import CaptionBatch, CaptionStep, Layout
-from workbench.config import Mixture
-from workbench.errors import UserError
+from workbench.common import files
+from workbench.common.errors import UserError
+from workbench.method import rng
+from workbench.recipe.config import Mixture
 
 Tokenize = Callable[[str, int], list[int]]
 """(text, number of image slots) -> token ids of the whole prompt."""

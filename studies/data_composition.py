@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import optuna
 
-from studies.seam import Sampler, vary
-from workbench.config import T2I_CATEGORIES, Recipe
+from studies.study import Sampler, vary
+from workbench.recipe.config import T2I_CATEGORIES, Recipe
 
 QUESTION = "Does adding data to cover the target hurt a few-step student, and is it the passes per prompt or the mix?"
 

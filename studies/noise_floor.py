@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import optuna
 
-from studies.seam import Sampler, vary
-from workbench.config import Recipe
+from studies.study import Sampler, vary
+from workbench.recipe.config import Recipe
 
 QUESTION = "How far apart do runs of one recipe end when only the seed differs, and what difference can n seeds show?"
 

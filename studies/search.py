@@ -9,10 +9,10 @@ from __future__ import annotations
 import optuna
 
 from studies.data_composition import TEXT
-from studies.seam import Sampler, vary
+from studies.study import Sampler, vary
 from studies.task_mixture import ratio
 from studies.teacher_guidance import draw_guidance
-from workbench.config import T2I_CATEGORIES, Recipe
+from workbench.recipe.config import T2I_CATEGORIES, Recipe
 
 QUESTION = "Which recipes are best at generation, editing and diversity together, and which of their parts matter?"
 

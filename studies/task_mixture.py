@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import optuna
 
-from studies.seam import Sampler, vary
-from workbench.config import Recipe
+from studies.study import Sampler, vary
+from workbench.recipe.config import Recipe
 
 QUESTION = (
     "Does training on edits cost the student generation or help it, and which ratio of T2I to editing serves both?"

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import optuna
 
-from studies.seam import Sampler, vary
-from workbench.config import Recipe
+from studies.study import Sampler, vary
+from workbench.recipe.config import Recipe
 
 QUESTION = (
     "Do specialists guide a student better than the base teacher, at which of its steps, and does it stay stable?"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from studies.zoo.assemble import SMALLEST, assemble
+from studies.tiny_model.assemble import SMALLEST, assemble
 
 CAPTIONS = [
     f'A {colour} {thing} under a {sky} sky, beside a sign that says "{word}". Make the {thing} {colour}.'

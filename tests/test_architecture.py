@@ -1,4 +1,5 @@
-"""Imports point one way: pure core <- data, modules <- runner <- command line; nothing but that line knows studies."""
+"""Imports point one way: every part imports only parts of the levels below its own, and nothing but the command line
+and the studies themselves knows the studies."""
 
 from __future__ import annotations
 
@@ -12,8 +13,23 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("workbench", "datamodules", "studies")
-PURE = ("flow", "guidance", "dmd", "rollout", "rng", "batch", "errors")
-BOTH_SIDES = ("workbench.runner", "workbench.cli")
+LEVELS = (
+    ("workbench.common", "workbench.batch"),
+    ("workbench.method",),
+    ("workbench.recipe",),
+    ("datamodules", "workbench.engine", "workbench.backbones"),
+    ("workbench.modules",),
+    ("workbench.sampling",),
+    ("workbench.evaluation",),
+    ("workbench.reporting",),
+    ("workbench.runs",),
+    ("workbench.bench",),
+    ("studies",),
+    ("workbench.cli",),
+    ("workbench.__main__",),
+)
+"""Parts of one level do not import each other, except that a backbone may use the engine and the world's cases are
+drawn by `datamodules`."""
 OURS = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for package in PACKAGES
@@ -41,6 +57,19 @@ def inside(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
+def part(*packages: str) -> dict[str, Path]:
+    return {module: path for module, path in OURS.items() if inside(module, *packages)}
+
+
+def place(name: str) -> tuple[int, str]:
+    """Level and part of one of our modules, or of a name inside it."""
+    for level, parts in enumerate(LEVELS):
+        for candidate in parts:
+            if inside(name, candidate):
+                return level, candidate
+    raise AssertionError(f"{name} belongs to no level: add its part to LEVELS")
+
+
 def offences(files: dict[str, Path], *forbidden: str) -> list[str]:
     """Imports of `forbidden` packages in `files`, as 'module imports name'."""
     return [
@@ -51,53 +80,36 @@ def offences(files: dict[str, Path], *forbidden: str) -> list[str]:
     ]
 
 
-def part(*packages: str) -> dict[str, Path]:
-    return {module: path for module, path in OURS.items() if inside(module, *packages)}
+def against_the_order() -> list[str]:
+    found = []
+    for module, path in OURS.items():
+        if module == "workbench":
+            continue
+        level, own = place(module)
+        for name in imports(path):
+            if inside(name, *PACKAGES) and name not in PACKAGES:
+                other_level, other = place(name)
+                if other != own and other_level >= level:
+                    found.append(f"{module} imports {name}")
+    return found
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_the_pure_core_imports_torch_alone(name: str) -> None:
+def test_every_part_imports_only_what_lies_below_it() -> None:
+    lazily = ["workbench.cli"]
+    assert [line for line in against_the_order() if line.split()[0] not in lazily] == []
+
+
+def test_the_method_imports_torch_alone() -> None:
     allowed = {"torch", *sys.stdlib_module_names}
-    pure = {f"workbench.{other}" for other in PURE}
-    for imported in imports(ROOT / "workbench" / f"{name}.py"):
-        known = imported.split(".")[0] in allowed or inside(imported, *pure)
-        # `from workbench import flow` reads as workbench.flow
-        assert known, f"workbench.{name} imports {imported}"
+    for module, path in part("workbench.method", "workbench.batch").items():
+        for imported in imports(path):
+            ours = inside(imported, "workbench.method", "workbench.batch", "workbench.common.errors")
+            assert imported.split(".")[0] in allowed or ours, f"{module} imports {imported}"
 
 
-def test_data_never_import_what_learns_from_them() -> None:
-    theirs = [module for module in OURS if inside(module, "workbench")]
-    may = ("workbench.errors", "workbench.batch", "workbench.config", "workbench.pipeline", "workbench.rng")
-    forbidden = [module for module in theirs if module != "workbench" and not inside(module, *may)]
-    assert offences(part("datamodules"), "studies", *forbidden) == []
-
-
-def test_modules_never_import_the_data_or_the_runner() -> None:
-    assert offences(part("workbench.modules"), "datamodules", "studies", "workbench.cli", "workbench.runner") == []
-
-
-def test_only_the_runner_sees_both_sides() -> None:
-    def sees(path: Path, package: str) -> bool:
-        return any(inside(name, package) for name in imports(path))
-
-    both = [
-        module
-        for module, path in part("workbench", "datamodules").items()
-        if sees(path, "datamodules") and sees(path, "workbench.modules")
-    ]
-    # plan and milestones are the runner's own two helpers: what a run would do, and what it draws on the way
-    assert set(both) <= {"workbench.runner", "workbench.plan", "workbench.milestones"}
-
-
-def test_nothing_imports_the_runner_but_the_commands() -> None:
-    below = {module: path for module, path in part("workbench", "datamodules").items() if module not in BOTH_SIDES}
-    assert offences(below, "workbench.runner", "workbench.cli") == ["workbench.__main__ imports workbench.cli.main"]
-
-
-def test_nothing_imports_studies_but_the_command_line_and_that_lazily() -> None:
-    assert offences(part("workbench", "datamodules"), "studies") == ["workbench.cli imports studies.runner.run_study"]
+def test_the_command_line_imports_lazily() -> None:
     top = [node for node in ast.parse(OURS["workbench.cli"].read_text()).body if isinstance(node, ast.ImportFrom)]
-    assert {node.module for node in top if inside(str(node.module), *PACKAGES)} == {"workbench.errors"}
+    assert {node.module for node in top if inside(str(node.module), *PACKAGES)} == {"workbench.common.errors"}
 
 
 def test_there_are_no_cycles() -> None:
@@ -118,4 +130,10 @@ def _home(name: str) -> str | None:
 @pytest.mark.parametrize("word", ["pickle", "cPickle", "dill", "joblib", "cloudpickle"])
 def test_nothing_unpickles(word: str) -> None:
     users = {offence.split()[0] for offence in offences(OURS, word)}
-    assert users <= {"workbench.safe_reader"}, "safe_reader alone may subclass pickle's reader, to refuse"
+    assert users <= {"workbench.runs.safe_reader"}, "safe_reader alone may subclass pickle's reader, to refuse"
+
+
+def test_every_package_states_its_job_in_one_sentence() -> None:
+    for init in (path for path in OURS.values() if path.name == "__init__.py"):
+        docstring = ast.get_docstring(ast.parse(init.read_text()))
+        assert docstring and docstring.split("\n\n")[0].strip().endswith("."), f"{init} has no sentence on its job"

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 
 from workbench import cli
-from workbench.errors import UserError
+from workbench.common.errors import UserError
 
 RECIPE = "studies/recipes/smoke.yaml"
 ROOT = Path(__file__).parent.parent

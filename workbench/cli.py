@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from workbench.errors import UserError
+from workbench.common.errors import UserError
 
 RECIPE_COMMANDS = {
     "pack": "draw the world, or read one's own images, into raw WebDataset shards",
@@ -155,11 +155,11 @@ def _run(arguments: argparse.Namespace) -> None:
         case "sample":
             _sample(arguments)
         case "evaluate":
-            from workbench.inference import evaluate_run
+            from workbench.runs.inference import evaluate_run
 
             evaluate_run(Path(arguments.target), arguments.overrides, arguments.dry_run)
         case "cases":
-            from workbench.inference import write_cases
+            from workbench.runs.inference import write_cases
 
             print(f"wrote {write_cases(arguments.out, arguments.overrides)} cases to {arguments.out}")
         case "compare":
@@ -169,7 +169,7 @@ def _run(arguments: argparse.Namespace) -> None:
             compare_runs(first, second)
         case "export":
             run = _folder(arguments.run, "run")
-            from workbench.runner import export_run
+            from workbench.runs.runner import export_run
 
             sigmas = export_run(run, arguments.folder, arguments.lora)
             print(f"wrote {arguments.folder}")
@@ -177,35 +177,33 @@ def _run(arguments: argparse.Namespace) -> None:
                 grid = ", ".join(f"{sigma:.6g}" for sigma in sigmas)
                 print(f'over the teacher: pipeline.load_lora_weights("{arguments.folder}"), then sigmas=[{grid}]')
         case "study":
-            from studies.runner import run_study
+            from studies.machine.runner import run_study
 
             run_study(arguments.name, arguments.overrides)
         case "report":
             folder = _folder(arguments.folder, "run or study")
-            from workbench.report import report
-
-            print(f"wrote {report(folder, arguments.noise_floor)}")
+            print(f"wrote {_report_on(folder, arguments.noise_floor)}")
 
 
 def _run_recipe(arguments: argparse.Namespace) -> None:
-    from workbench.recipes import load
+    from workbench.recipe.reading import load
 
     recipe = load(arguments.recipe, arguments.overrides)
     match arguments.command:
         case "pack":
-            from datamodules.pack import pack
+            from datamodules.shards.pack import pack
 
             pack(recipe)
         case "encode":
-            from datamodules.encode import encode
+            from datamodules.shards.encode import encode
 
             encode(recipe)
         case "pretrain":
-            from workbench.runner import pretrain
+            from workbench.runs.runner import pretrain
 
             print(f"wrote {pretrain(recipe)}")
         case "distill":
-            from workbench.runner import distill
+            from workbench.runs.runner import distill
 
             folder = distill(recipe, dry_run=arguments.dry_run)
             # Lightning starts this command once more for every further rank.
@@ -225,7 +223,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"--out {out}: the folder {out.parent} is not writable")
 
-    from workbench.inference import sample_image
+    from workbench.runs.inference import sample_image
 
     sample_image(arguments.folder, arguments.prompt, image, out, arguments.seed)
     print(f"wrote {out}")
@@ -241,6 +239,18 @@ def _check_image(path: Path) -> None:
             image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} does not decode as an image ({error}); give a whole PNG, JPEG or WebP") from error
+
+
+def _report_on(folder: Path, noise_floor: Path | None) -> Path:
+    if (folder / "study.json").is_file():
+        from studies.analysis.page import report_study
+
+        return report_study(folder, noise_floor)
+    if noise_floor is not None:
+        raise UserError(f"--noise-floor is for the report of a study, but {folder} holds no study.json")
+    from workbench.reporting.page import report
+
+    return report(folder)
 
 
 def _folder(path: Path, kind: str) -> Path:

@@ -13,7 +13,7 @@ import resvg_py
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from workbench.errors import UserError
+from workbench.common.errors import UserError
 
 Array = NDArray[np.uint8]
 MASTER_PX = 256

@@ -19,7 +19,7 @@ from datamodules.openmoji.scenes import Picture
 from datamodules.openmoji.splits import allowed, belongs
 from datamodules.openmoji.tiles import generator
 from datamodules.openmoji.vocabulary import CATEGORIES, SPLITS
-from workbench.errors import UserError
+from workbench.common.errors import UserError
 
 if TYPE_CHECKING:
     from workbench.batch import Task

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from shard_fakes import Site, make_encoded
 
-from datamodules import remote
-from datamodules.encoded import EncodedDataset
+from datamodules.shards import remote
+from datamodules.shards.encoded import EncodedDataset
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,11 @@ from PIL import Image
 
 from datamodules import distillation
 from datamodules.distillation import AHEAD, DistillationData, batches_for
-from datamodules.encoded import EncodedDataset, EncodedSample
-from workbench import pipeline
+from datamodules.shards.encoded import EncodedDataset, EncodedSample
+from workbench.backbones.qwen_image_21 import pipeline
 from workbench.batch import Batch, StepData
-from workbench.config import Mixture
-from workbench.errors import UserError
+from workbench.common.errors import UserError
+from workbench.recipe.config import Mixture
 
 NUM_STEPS = 6
 

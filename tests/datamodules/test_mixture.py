@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from datamodules import mixture
 from datamodules.mixture import MixturePlan, advance_quotas, fake_stream, micro_batches
-from workbench.config import CATEGORIES, Mixture
-from workbench.errors import UserError
+from workbench.common.errors import UserError
+from workbench.recipe.config import CATEGORIES, Mixture
 
 NAMES = tuple(f"{task}/{name}" for task, names in CATEGORIES.items() for name in names)
 

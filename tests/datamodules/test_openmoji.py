@@ -37,9 +37,9 @@ from datamodules.openmoji.vocabulary import (
     grounds_of,
     with_article,
 )
-from workbench.errors import UserError
-from workbench.evaluation.benchmark import Case
-from workbench.evaluation.judge import judge_case
+from workbench.common.errors import UserError
+from workbench.evaluation.cases.case import Case
+from workbench.evaluation.judges.local import judge_case
 
 plan = lru_cache(maxsize=None)(uncached_plan)
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workbench import pipeline as pipelines
-from workbench.backbone import RoleDenoiser, single_role
-from workbench.config import Recipe
-from workbench.errors import UserError
-from workbench.evaluation import judge_network
-from workbench.evaluation.benchmark import Case, openmoji_cases
+from workbench.backbones.qwen_image_21 import pipeline as pipelines
+from workbench.backbones.qwen_image_21.transformer import RoleDenoiser, single_role
+from workbench.common.errors import UserError
+from workbench.evaluation.cases.case import Case, openmoji_cases
 from workbench.evaluation.compare import compare_runs
 from workbench.evaluation.evaluate import evaluate, select_few_step
-from workbench.evaluation.judge import LocalJudge
+from workbench.evaluation.judges import local_network
+from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.models import Encodings, ModelUnderTest, Sampling, few_step_candidates, from_sampler
-from workbench.recipes import from_mapping
-from workbench.sampling import Sampler
+from workbench.recipe.config import Recipe
+from workbench.recipe.reading import from_mapping
+from workbench.sampling.sampler import Sampler
 
 HEADS = {"category": ("landscape", "portrait", "text"), "sky": ("day", "night"), "objects": ("tree", "house", "car")}
 
@@ -28,8 +28,8 @@ HEADS = {"category": ("landscape", "portrait", "text"), "sky": ("day", "night"),
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> LocalJudge:
     folder = tmp_path_factory.mktemp("judge")
-    config = judge_network.JudgeConfig(HEADS, resolution=32, widths=(8, 8, 8, 8), num_features=8)
-    judge_network.save(judge_network.JudgeNetwork(config), folder, {})
+    config = local_network.JudgeConfig(HEADS, resolution=32, widths=(8, 8, 8, 8), num_features=8)
+    local_network.save(local_network.JudgeNetwork(config), folder, {})
     return LocalJudge(folder)
 
 

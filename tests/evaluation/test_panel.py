@@ -12,18 +12,18 @@ from judge_server import KEY, judge_server, true_score
 from rich.console import Console
 
 from workbench import cli
-from workbench.config import Recipe
-from workbench.evaluation import judge_network, vlm_client, vlm_judge
-from workbench.evaluation.benchmark import Case
+from workbench.evaluation.cases.case import Case
 from workbench.evaluation.diversity import DIVERSITY_SAMPLES
 from workbench.evaluation.evaluate import evaluate
-from workbench.evaluation.judge import LocalJudge
+from workbench.evaluation.judges import local_network, vlm_client, vlm_judge
+from workbench.evaluation.judges.local import LocalJudge
+from workbench.evaluation.judges.vlm_judge import panel, score_question
 from workbench.evaluation.models import ModelUnderTest
+from workbench.evaluation.panel_cost import cost
 from workbench.evaluation.tables import print_metrics
-from workbench.evaluation.vlm_judge import panel, score_question
-from workbench.evaluation.vlm_plan import cost
-from workbench.recipes import from_mapping
-from workbench.report import report
+from workbench.recipe.config import Recipe
+from workbench.recipe.reading import from_mapping
+from workbench.reporting.page import report
 
 pytest.importorskip("openai")
 HEADS = {"category": ("landscape", "portrait", "text"), "sky": ("day", "night"), "objects": ("tree", "house", "car")}
@@ -32,8 +32,8 @@ HEADS = {"category": ("landscape", "portrait", "text"), "sky": ("day", "night"),
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> LocalJudge:
     folder = tmp_path_factory.mktemp("judge")
-    config = judge_network.JudgeConfig(HEADS, resolution=32, widths=(8, 8, 8, 8), num_features=8)
-    judge_network.save(judge_network.JudgeNetwork(config), folder, {})
+    config = local_network.JudgeConfig(HEADS, resolution=32, widths=(8, 8, 8, 8), num_features=8)
+    local_network.save(local_network.JudgeNetwork(config), folder, {})
     return LocalJudge(folder)
 
 

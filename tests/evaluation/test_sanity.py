@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from studies.zoo.corruptions import CORRUPTIONS
+from studies.tiny_model.corruptions import CORRUPTIONS
 from workbench.evaluation.answers import Answers, judge_into
-from workbench.evaluation.benchmark import Case, openmoji_cases
-from workbench.evaluation.judge import LocalJudge
-from workbench.evaluation.readings import residual_noise
+from workbench.evaluation.cases.case import Case, openmoji_cases
+from workbench.evaluation.judges.local import LocalJudge
+from workbench.evaluation.measures.readings import residual_noise
 
 PER_CATEGORY = 8
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.errors import UserError
-from workbench.evaluation.benchmark import Case
-from workbench.evaluation.case_file import read_jsonl, write_jsonl
-from workbench.evaluation.judge import (
+from workbench.common.errors import UserError
+from workbench.evaluation.cases.case import Case
+from workbench.evaluation.cases.case_file import read_jsonl, write_jsonl
+from workbench.evaluation.judges.local import (
     SEVERE,
     SEVERE_CAP,
     edit_distance,

@@ -10,10 +10,10 @@ import pytest
 
 from datamodules.openmoji import CATEGORIES, draw, plan
 from datamodules.openmoji.splits import combinations, split_of
-from studies.runner import run_study
-from studies.seam import TrialFailed, objective_values
-from workbench.config import Recipe
-from workbench.evaluation.benchmark import FULL_CASES
+from studies.machine.runner import run_study
+from studies.study import TrialFailed, objective_values
+from workbench.evaluation.cases.case import FULL_CASES
+from workbench.recipe.config import Recipe
 
 HELD_OUT = ("search", "report", "calibration")
 CELLS = [(task, category) for task, names in CATEGORIES.items() for category in names]

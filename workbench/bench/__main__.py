@@ -21,15 +21,15 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from workbench import roles
-from workbench.backbone import QwenImage21
+from workbench.backbones import roles
+from workbench.backbones.precision import frozen_dtype
+from workbench.backbones.qwen_image_21.transformer import QwenImage21
 from workbench.batch import Task
 from workbench.bench import data, measure
 from workbench.bench.plain import PlainEngine
-from workbench.config import Dmd, Mixture, Model, Recipe, Teachers, Trainer
-from workbench.errors import UserError
+from workbench.common.errors import UserError
 from workbench.modules.distiller import Distiller
-from workbench.precision import frozen_dtype
+from workbench.recipe.config import Dmd, Mixture, Model, Recipe, Teachers, Trainer
 
 WARMUP_OF_GRAPHS = 24
 """Iterations after which hardly any of the student's steps has come less than twice: graphs are recorded then."""

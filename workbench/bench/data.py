@@ -11,7 +11,7 @@ import torch
 from diffusers import QwenImage21Transformer2DModel
 
 from workbench.batch import Batch, Condition, Layout, Reference, StepData, Task
-from workbench.errors import UserError
+from workbench.common.errors import UserError
 
 CATEGORIES = ("t2i/any", "edit/any")
 PREFIX_SLOT = 3
@@ -76,7 +76,7 @@ def folder_transformer(folder: str) -> QwenImage21Transformer2DModel:
     Raises:
         UserError: no pipeline folder there.
     """
-    from workbench import pipeline
+    from workbench.backbones.qwen_image_21 import pipeline
 
     return QwenImage21Transformer2DModel.from_pretrained(Path(pipeline.resolve(folder)), subfolder="transformer")
 

@@ -23,17 +23,18 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from workbench import rng, roles
-from workbench.adapters import Adapter, AdapterLayer
-from workbench.backbone import QwenImage21, RoleDenoiser
+from workbench.backbones import roles
+from workbench.backbones.lora import role_linears
+from workbench.backbones.lora_files import Adapter, AdapterLayer
+from workbench.backbones.qwen_image_21.transformer import QwenImage21, RoleDenoiser
+from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.batch import Batch, StepData, Task
 from workbench.bench import data, measure
 from workbench.bench.plain import PlainEngine
-from workbench.config import Dmd, Guidance, Mixture, Model, Recipe, Teachers, Trainer
-from workbench.errors import UserError
-from workbench.lora import role_linears
+from workbench.common.errors import UserError
+from workbench.method import rng
 from workbench.modules.distiller import Distiller
-from workbench.roles import FAKE_SCORE, STUDENT
+from workbench.recipe.config import Dmd, Guidance, Mixture, Model, Recipe, Teachers, Trainer
 
 SPECIALISTS = ("a", "b")
 LAMBDAS = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]

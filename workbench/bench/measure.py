@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from workbench.backbone import Prefix, QwenImage21
+from workbench.backbones.precision import trainer_precision
+from workbench.backbones.qwen_image_21.transformer import Prefix, QwenImage21
+from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.batch import Condition, StepData
 from workbench.bench.data import CATEGORIES
 from workbench.bench.plain import PlainEngine
-from workbench.config import Recipe
 from workbench.modules.distiller import Distiller
-from workbench.precision import trainer_precision
-from workbench.roles import FAKE_SCORE, STUDENT
+from workbench.recipe.config import Recipe
 
 PLAIN_WARMUP = 1
 

@@ -2,7 +2,7 @@
 
 Every network evaluation is diffusers' own forward over the whole sequence, eager; nothing is kept between evaluations;
 the teacher's cond and uncond passes are separate. It draws the random numbers that `Distiller` draws, so losses and
-gradients of one step agree (`tests/test_equivalence.py`), and `workbench.bench` measures the engine against it.
+gradients of one step agree (`tests/modules/test_equivalence.py`), and `workbench.bench` measures the engine against it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from diffusers import QwenImage21Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from workbench import dmd, flow, guidance, lora, rng, rollout
-from workbench.backbone import QwenImage21
+from workbench.backbones import lora
+from workbench.backbones.qwen_image_21.transformer import QwenImage21
+from workbench.backbones.roles import FAKE_SCORE, STUDENT, teacher_roles
 from workbench.batch import Batch, Condition, StepData
-from workbench.config import Recipe
-from workbench.optimisation import clip_gradients, learning_rate_factor, uncached_casts
-from workbench.roles import FAKE_SCORE, STUDENT, teacher_roles
+from workbench.engine.optimisation import clip_gradients, learning_rate_factor, uncached_casts
+from workbench.method import dmd, flow, guidance, rng, rollout
+from workbench.recipe.config import Recipe
 
 
 class PlainNetworks:

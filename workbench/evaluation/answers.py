@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.files import write_bytes
-from workbench.clock import Clock
-from workbench.errors import UserError
-from workbench.evaluation.benchmark import Case, usable_cores
-from workbench.evaluation.judge import LocalJudge, judge_case
+from workbench.common.clock import Clock
+from workbench.common.errors import UserError
+from workbench.common.files import write_bytes
+from workbench.evaluation.answer_cache import Answer, Chunk, Store, chunk_key
+from workbench.evaluation.cases.case import Case, usable_cores
+from workbench.evaluation.judges.local import LocalJudge, judge_case
+from workbench.evaluation.judges.vlm_judge import Panel, Unanswered
+from workbench.evaluation.judges.vlm_reply import Verdict
+from workbench.evaluation.measures.readings import read_case
 from workbench.evaluation.models import ModelUnderTest
-from workbench.evaluation.partial import Answer, Chunk, Store, chunk_key
-from workbench.evaluation.readings import read_case
-from workbench.evaluation.vlm_judge import Panel, Unanswered
-from workbench.evaluation.vlm_reply import Verdict
 
 CHUNK = 256
 """Cases drawn, judged and forgotten at once."""

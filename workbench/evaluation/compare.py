@@ -9,9 +9,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from workbench.errors import UserError
+from workbench.common.errors import UserError
 from workbench.evaluation.answers import read_scores
-from workbench.evaluation.statistics import Interval, paired_differences, verdict
+from workbench.evaluation.measures.statistics import Interval, paired_differences, verdict
 
 Key = tuple[str, str, str, int]
 """(bench, category, case, seed)."""

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from workbench.clock import Clock
-from workbench.config import Recipe
-from workbench.evaluation import features
+from workbench.common.clock import Clock
+from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.answers import Answers, answer
-from workbench.evaluation.benchmark import Case, openmoji_alike
-from workbench.evaluation.grids import chosen_cases
-from workbench.evaluation.judge import LocalJudge
+from workbench.evaluation.cases.case import Case, openmoji_alike
+from workbench.evaluation.judges.local import LocalJudge
+from workbench.evaluation.measures import distances
+from workbench.evaluation.measures.statistics import bench_intervals
 from workbench.evaluation.models import ModelUnderTest
-from workbench.evaluation.partial import Store
-from workbench.evaluation.statistics import bench_intervals
+from workbench.evaluation.sheets import chosen_cases
+from workbench.recipe.config import Recipe
 
 DIVERSITY_PROMPTS = 4
 """T2I cases a category that are answered several times over."""
@@ -30,7 +30,7 @@ REAL_POOL = 2000
 def unit_of(targets: Answers) -> float | None:
     """Mean feature distance between the targets of different prompts; None for fewer than two that differ."""
     real = targets.features_of("t2i_bench")
-    return (features.mean_pairwise_distance(real) if len(real) > 1 else 0.0) or None
+    return (distances.mean_pairwise_distance(real) if len(real) > 1 else 0.0) or None
 
 
 def answered_often(cases: Sequence[Case]) -> list[Case]:
@@ -46,14 +46,14 @@ def model_spread(
     repeats = answer(model, cases, range(DIVERSITY_SAMPLES), judge, store=store, clock=clock, stream="diversity/")
     # (samples, cases, D): the k-th sample of every case stands together.
     drawn = np.stack(repeats.features).reshape(DIVERSITY_SAMPLES, len(cases), -1)
-    return {case.id: features.mean_pairwise_distance(drawn[:, i]) / unit for i, case in enumerate(cases)}
+    return {case.id: distances.mean_pairwise_distance(drawn[:, i]) / unit for i, case in enumerate(cases)}
 
 
 def world_spread(cases: Sequence[Case], unit: float, judge: LocalJudge, recipe: Recipe) -> Spread:
     """The same among renders of the world that a prompt describes equally well, of the cases that have several."""
     alike = openmoji_alike(cases, recipe.evaluation.split, recipe.data.resolution, REAL_POOL, DIVERSITY_SAMPLES)
     return {
-        case: features.mean_pairwise_distance(judge.see(images)[2]) / unit
+        case: distances.mean_pairwise_distance(judge.see(images)[2]) / unit
         for case, images in alike.items()
         if len(images) > 1
     }

@@ -11,22 +11,23 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 
-from datamodules.files import write_bytes
-from workbench.clock import Clock
-from workbench.config import Recipe
-from workbench.evaluation import diversity, features
+from workbench.common.clock import Clock
+from workbench.common.files import write_bytes
+from workbench.evaluation import diversity
+from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.answers import CHUNK, Answers, answer, chunks, judge_into, write_answers
-from workbench.evaluation.benchmark import BENCHES, Case, is_of_world
-from workbench.evaluation.beside import beside_metrics
-from workbench.evaluation.chosen import benchmark_cases
-from workbench.evaluation.grids import chosen_cases, write_grids
-from workbench.evaluation.judge import LocalJudge
+from workbench.evaluation.cases.case import BENCHES, Case, is_of_world
+from workbench.evaluation.cases.choose import benchmark_cases
+from workbench.evaluation.judges.local import LocalJudge
+from workbench.evaluation.judges.vlm_judge import Panel
+from workbench.evaluation.measures import distances
+from workbench.evaluation.measures.statistics import bench_intervals, comparison, paired_differences
 from workbench.evaluation.models import ModelUnderTest
-from workbench.evaluation.partial import Store
-from workbench.evaluation.statistics import bench_intervals, comparison, paired_differences
-from workbench.evaluation.vlm_judge import Panel
-from workbench.evaluation.vlm_metrics import judged, panel_metrics, preferences, write_verdicts
-from workbench.recipes import recipe_hash
+from workbench.evaluation.panel_metrics import judged, panel_metrics, preferences, write_verdicts
+from workbench.evaluation.secondary import beside_metrics
+from workbench.evaluation.sheets import chosen_cases, write_grids
+from workbench.recipe.config import Recipe
+from workbench.recipe.reading import recipe_hash
 
 SELECTION_CASES = 10
 """Cases a category on which the teacher's best few-step sampling is chosen."""
@@ -175,7 +176,7 @@ def frechet_to(answers: Answers, targets: Answers) -> dict[str, float | int] | N
     real = targets.features_of("t2i_bench")
     seeds = sorted({row.seed for row in answers.rows})
     drawn = [answers.features_of("t2i_bench", seed) for seed in seeds]
-    found = [features.frechet(of_seed, real) for of_seed in drawn if len(of_seed) and len(real)]
+    found = [distances.frechet(of_seed, real) for of_seed in drawn if len(of_seed) and len(real)]
     known = [value for value in found if value is not None]
     return {"value": float(np.mean(known)), "n": len(real)} if known else None
 

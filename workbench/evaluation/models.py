@@ -11,12 +11,12 @@ from diffusers import QwenImage21Pipeline
 from PIL import Image
 from torch import Tensor
 
-from workbench import sampling
-from workbench.clock import Clock
-from workbench.config import Recipe
-from workbench.evaluation.benchmark import Case
-from workbench.evaluation.partial import Store
-from workbench.rollout import explicit_grid, time_grid
+from workbench.common.clock import Clock
+from workbench.evaluation.answer_cache import Store
+from workbench.evaluation.cases.case import Case
+from workbench.method.rollout import explicit_grid, time_grid
+from workbench.recipe.config import Recipe
+from workbench.sampling.sampler import EncodedRequest, Request, Sampler, encode, fit
 
 Draw = Callable[[Sequence[Case], Sequence[int]], tuple[list[np.ndarray], float]]
 """Images (H, W, 3) uint8 for cases of one task with a noise seed each, and the seconds it took."""
@@ -90,24 +90,24 @@ class Encodings:
         """clock: gets the time of the phase `encoding`."""
         self.pipeline, self.resolution, self.batch_size = pipeline, resolution, batch_size
         self.clock = clock or Clock()
-        self._encoded: dict[str, sampling.Case] = {}
+        self._encoded: dict[str, EncodedRequest] = {}
 
-    def __call__(self, cases: Sequence[Case], seeds: Sequence[int]) -> list[sampling.Case]:
+    def __call__(self, cases: Sequence[Case], seeds: Sequence[int]) -> list[EncodedRequest]:
         """Encoded cases, the noise of each from its seed."""
         missing = [case for case in cases if case.id not in self._encoded]
         if missing:
             with self.clock.phase("encoding"):
-                found = sampling.encode(self.pipeline, [self._request(case) for case in missing], self.batch_size)
+                found = encode(self.pipeline, [self._request(case) for case in missing], self.batch_size)
             self._encoded |= {case.id: encoded for case, encoded in zip(missing, found, strict=True)}
         encoded = [self._encoded[case.id] for case in cases]
         return [replace(e, request=replace(e.request, seed=s)) for e, s in zip(encoded, seeds, strict=True)]
 
-    def _request(self, case: Case) -> sampling.Request:
-        source = sampling.fit(Image.fromarray(case.source), self.resolution) if case.source is not None else None
-        return sampling.Request(case.prompt, source=source, height=self.resolution, width=self.resolution)
+    def _request(self, case: Case) -> Request:
+        source = fit(Image.fromarray(case.source), self.resolution) if case.source is not None else None
+        return Request(case.prompt, source=source, height=self.resolution, width=self.resolution)
 
 
-def from_sampler(sampler: sampling.Sampler, encodings: Encodings, how: Sampling) -> ModelUnderTest:
+def from_sampler(sampler: Sampler, encodings: Encodings, how: Sampling) -> ModelUnderTest:
     """A denoiser of a pipeline, sampled as `how` says."""
 
     def draw(cases: Sequence[Case], seeds: Sequence[int]) -> tuple[list[np.ndarray], float]:

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from diffusers import QwenImage21Pipeline
 
-from workbench import adapters, pipeline, roles, sampling
-from workbench.backbone import QwenImage21, RoleDenoiser, single_role
-from workbench.clock import Clock
-from workbench.config import Recipe
-from workbench.evaluation.benchmark import Case
+from workbench.backbones import lora_files, roles
+from workbench.backbones.qwen_image_21 import pipeline
+from workbench.backbones.qwen_image_21.transformer import QwenImage21, RoleDenoiser, single_role
+from workbench.common.clock import Clock
+from workbench.common.fingerprint import fingerprint
+from workbench.evaluation.cases.case import Case
 from workbench.evaluation.models import Encodings, ModelUnderTest, Sampling, from_sampler
-from workbench.fingerprint import fingerprint
+from workbench.recipe.config import Recipe
+from workbench.sampling.sampler import Sampler, default_batch_size
 
 DEFAULT_STEPS = 40
 
@@ -43,7 +45,7 @@ class Subject:
         self._folder, self._recipe, self._specialists = folder, recipe, dict(specialists or {})
         self._path = pipeline.resolve(folder)
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._samplers: dict[str, sampling.Sampler] = {}
+        self._samplers: dict[str, Sampler] = {}
 
     @cached_property
     def loaded(self) -> QwenImage21Pipeline:
@@ -55,13 +57,13 @@ class Subject:
     def batch_size(self) -> int:
         """The recipe's, or what suits the device and the model."""
         chosen = self._recipe.evaluation.batch_size
-        return chosen or sampling.default_batch_size(self.loaded, self._recipe.data.resolution)
+        return chosen or default_batch_size(self.loaded, self._recipe.data.resolution)
 
     @cached_property
     def _denoiser(self) -> QwenImage21:
         denoiser = single_role(self.loaded.transformer, roles.TEACHER)
         for name, path in self._specialists.items():
-            roles.adapt(denoiser.network(roles.TEACHER), name, adapters.read(path))
+            roles.adapt(denoiser.network(roles.TEACHER), name, lora_files.read(path))
             denoiser.network_of_role[name] = roles.TEACHER
         return denoiser
 
@@ -69,12 +71,12 @@ class Subject:
     def _encodings(self) -> Encodings:
         return Encodings(self.loaded, self._recipe.data.resolution, self.batch_size, self.clock)
 
-    def sampler(self, specialist: str | None = None) -> sampling.Sampler:
+    def sampler(self, specialist: str | None = None) -> Sampler:
         """Of the base network, or of one of the specialists."""
         role = specialist or roles.TEACHER
         if role not in self._samplers:
             denoiser = RoleDenoiser(self._denoiser, role)
-            self._samplers[role] = sampling.Sampler(self.loaded, denoiser, self.batch_size, self.clock)
+            self._samplers[role] = Sampler(self.loaded, denoiser, self.batch_size, self.clock)
         return self._samplers[role]
 
     def model(self, how: Sampling | None = None, specialist: str | None = None) -> ModelUnderTest:

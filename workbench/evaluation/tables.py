@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from workbench.evaluation.benchmark import BENCHES
+from workbench.evaluation.cases.case import BENCHES
 
 Values = Mapping[str, Any]
 

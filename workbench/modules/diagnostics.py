@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from workbench import diagnostics
 from workbench.batch import Batch
-from workbench.metrics import Means
+from workbench.engine.means import Means
+from workbench.method import diagnostics
 from workbench.modules.student_loss import Comparison
 
 
@@ -27,7 +27,8 @@ def record(
     """Log under `x0_gap/TASK`, `per_step/QUANTITY/CATEGORY/step K` and `teacher_share/TEACHER/CATEGORY`.
 
     Quantities: x0_gap |x0_fake - x0_real|; spread and flat_noise of the student's sample against x0_real (see
-    `workbench.diagnostics`); gap_TEACHER |x0_teacher - x0_base| of each specialist that ran beside the base teacher.
+    `workbench.method.diagnostics`); gap_TEACHER |x0_teacher - x0_base| of each specialist that ran with the base
+    teacher.
 
     Args:
         weights: lambda of each sample at this step, (B, M + 1), columns named by `teachers`.

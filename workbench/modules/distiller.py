@@ -9,23 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench import guidance, rollout, schedules
-from workbench.backbone import QwenImage21, RoleDenoiser
+from workbench.backbones.qwen_image_21.transformer import QwenImage21, RoleDenoiser
+from workbench.backbones.roles import FAKE_SCORE, STUDENT, teacher_roles
+from workbench.backbones.sharding import shard
 from workbench.batch import Batch, StepData
-from workbench.config import Recipe
-from workbench.errors import UserError
-from workbench.metrics import Means
+from workbench.common.errors import UserError
+from workbench.engine.draws import Draws
+from workbench.engine.graph_steps import Replayed, Unit, Work, run_eagerly
+from workbench.engine.means import Means
+from workbench.engine.optimisation import uncached_casts
+from workbench.method import guidance, rollout
 from workbench.modules import diagnostics
-from workbench.modules.draws import Draws
 from workbench.modules.fake_score import FakeScoreModule
 from workbench.modules.root import RootModule
 from workbench.modules.student import StudentModule
 from workbench.modules.student_loss import StudentLoss
 from workbench.modules.teachers import TeacherEnsemble
-from workbench.modules.units import Replayed, Unit, Work, run_eagerly
-from workbench.optimisation import uncached_casts
-from workbench.roles import FAKE_SCORE, STUDENT, teacher_roles
-from workbench.sharding import shard
+from workbench.recipe import lambda_tables
+from workbench.recipe.config import Recipe
 
 Loss = tuple[Batch, Callable[[], Tensor]]
 """A batch, and what computes its loss per sample (B,)."""
@@ -60,7 +61,9 @@ class Distiller(RootModule):
             recipe.teachers.cfg_rescale,
         )
         num_steps = len(times) - 1
-        tables = schedules.tables(recipe.guidance, num_steps=num_steps, specialists=list(recipe.teachers.specialists))
+        tables = lambda_tables.tables(
+            recipe.guidance, num_steps=num_steps, specialists=list(recipe.teachers.specialists)
+        )
         table = guidance.lambda_table(tables, self.categories, num_steps=num_steps, teachers=teachers)
         self.register_buffer("lambdas", table, persistent=False)
         self._student_loss = StudentLoss(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import lightning as L
 from torch import Tensor
 
-from workbench import dmd, flow
-from workbench.backbone import RoleDenoiser
+from workbench.backbones.qwen_image_21.transformer import RoleDenoiser
 from workbench.batch import Condition
+from workbench.method import dmd, flow
 
 
 class FakeScoreModule(L.LightningModule):

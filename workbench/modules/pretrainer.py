@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer
 
-from workbench import dmd, flow, rng, text_encoder
-from workbench.backbone import QwenImage21
+from workbench.backbones.qwen_image_21 import text_encoder
+from workbench.backbones.qwen_image_21.transformer import QwenImage21
+from workbench.backbones.roles import TEACHER
 from workbench.batch import CaptionBatch, CaptionStep, Condition, Layout, tensors_of
-from workbench.config import Recipe
-from workbench.graphs import GraphedStep
+from workbench.engine.graphs import GraphedStep
+from workbench.engine.muon import BatchedMuon
+from workbench.engine.optimisation import Together, clip_gradients
+from workbench.method import dmd, flow, rng
 from workbench.modules.root import RootModule
-from workbench.muon import BatchedMuon
-from workbench.optimisation import Together, clip_gradients
-from workbench.roles import TEACHER
+from workbench.recipe.config import Recipe
 
 
 class Pretrainer(RootModule):

@@ -10,9 +10,9 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from workbench.metrics import Means
-from workbench.modules.skips import Skips
-from workbench.optimisation import clip_gradients, learning_rate_factor
+from workbench.engine.means import Means
+from workbench.engine.nonfinite import Skips
+from workbench.engine.optimisation import clip_gradients, learning_rate_factor
 
 
 class RootModule(L.LightningModule, ABC):

@@ -8,10 +8,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from workbench import rollout
-from workbench.backbone import Prefix, RoleDenoiser
+from workbench.backbones.qwen_image_21.transformer import Prefix, RoleDenoiser
 from workbench.batch import Batch, Condition
-from workbench.modules.draws import Numbers
+from workbench.engine.draws import Numbers
+from workbench.method import rollout
 
 
 class StudentModule(L.LightningModule):

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench import dmd, flow, rollout
 from workbench.batch import Batch
-from workbench.config import Dmd
-from workbench.errors import UserError
-from workbench.modules.draws import Numbers
+from workbench.common.errors import UserError
+from workbench.engine.draws import Numbers
+from workbench.method import dmd, flow, rollout
 from workbench.modules.fake_score import FakeScoreModule
 from workbench.modules.student import StudentModule
 from workbench.modules.teachers import TeacherEnsemble, TeacherPrefixes, mixed
+from workbench.recipe.config import Dmd
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from workbench import flow, guidance, rollout
-from workbench.backbone import Prefix, RoleDenoiser
+from workbench.backbones.qwen_image_21.transformer import Prefix, RoleDenoiser
 from workbench.batch import Batch, Condition, Layout
+from workbench.method import flow, guidance, rollout
 
 TeacherPrefixes = dict[int, tuple[Prefix, ...]]
 """Of each teacher that runs, by its column: of the prompt, and of the empty one where there is guidance."""

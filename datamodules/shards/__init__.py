@@ -1,0 +1,1 @@
+"""WebDataset shards: raw and encoded, written and read."""

@@ -1,0 +1,172 @@
+"""One shard, from raw to encoded: samples of one size in batches through an encoder, their members into a tar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datamodules.shards.encoded import Geometry, geometry_to_json, npy_bytes
+from datamodules.shards.raw import RawSample, read_raw
+from datamodules.shards.writer import ShardWriter
+from workbench.common import files
+from workbench.common.errors import UserError
+from workbench.common.images import IMAGE_SUFFIXES
+from workbench.recipe.config import Data
+
+if TYPE_CHECKING:
+    from workbench.backbones.qwen_image_21.pipeline import EncodedPrompt
+
+PIXELS_PER_TOKEN = 16
+"""Side of the square of pixels behind one latent token (QwenImage21Pipeline)."""
+_SIDE_MULTIPLE = 2 * PIXELS_PER_TOKEN
+_WINDOW_BATCHES = 4
+"""Samples are read this many batches ahead, so that those of one size find each other."""
+_RAW_IMAGES = (*IMAGE_SUFFIXES, *(f"source.{suffix}" for suffix in IMAGE_SUFFIXES))
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A pipeline's text encoder and VAE: prompts as its `encode_prompts` gives them, images
+    (uint8, (B, H, W, 3|4)) to latents (B, N, C) as its `encode_images`."""
+
+    prompts: Callable[[list[str], list[list[Image.Image]] | None], Sequence[EncodedPrompt]]
+    images: Callable[[Tensor], Tensor]
+
+
+def record_path(path: Path) -> Path:
+    """Where the record of an encoded shard lies until the index holds it."""
+    return path.with_name(f".{path.name}.json")
+
+
+def finished(path: Path) -> dict[str, Any] | None:
+    """The record of a shard that an interrupted run finished, or None."""
+    if not path.is_file() or not record_path(path).is_file():
+        return None
+    record = files.read_json(record_path(path), f"delete {path.parent} and encode again")
+    return record if record["bytes"] == path.stat().st_size else None
+
+
+def encode_shard(
+    data: Data, encoder: Encoder, url: str, path: Path, uncond_length: int, advance: Callable[[int], None]
+) -> dict[str, Any]:
+    """Encode the raw shard at `url` into `path`, in the order of its samples; returns and keeps its record.
+
+    Args:
+        uncond_length: text positions of the empty prompt of a T2I sample. advance: told how many samples are done.
+
+    Raises:
+        UserError: a sample that cannot be read or encoded, by its key.
+    """
+    samples = read_raw(url)
+    entries: list[dict[str, Any]] = []
+    with ShardWriter(path) as shard:
+        while window := list(islice(samples, _WINDOW_BATCHES * data.encode_batch_size)):
+            for raw, (geometry, arrays) in zip(window, _encode_window(data, encoder, url, window), strict=True):
+                where = f"sample {raw.key} of {url}"
+                members = {name: npy_bytes(values, f"{where}, {name}") for name, values in arrays.items()}
+                kept = ("txt", *_RAW_IMAGES) if data.keep_raw else ("txt",)
+                members |= {name: raw.members[name] for name in kept if name in raw.members}
+                lengths = {
+                    "length": len(arrays["prompt.npy"]),
+                    "uncond_length": len(arrays["uncond.npy"]) if "uncond.npy" in arrays else uncond_length,
+                }
+                entry = {"task": raw.task, "category": raw.category, **lengths}
+                plain = geometry_to_json(geometry)
+                members["json"] = json.dumps({**entry, **plain}).encode()
+                places = {name: shard.add(f"{raw.key}.{name}", content) for name, content in members.items()}
+                entries.append({"key": raw.key, **entry, "geometry": plain, "members": places})
+            advance(len(window))
+    record = {"name": path.name, "bytes": shard.num_bytes, "sha256": shard.sha256, "samples": entries}
+    files.write_json(record_path(path), record)
+    return record
+
+
+def _encode_window(
+    data: Data, encoder: Encoder, url: str, window: list[RawSample]
+) -> Iterator[tuple[Geometry, dict[str, np.ndarray]]]:
+    """Geometry and arrays of each sample, in order; encoded in batches of one task and one pair of image sizes."""
+    alike: dict[Any, list[int]] = {}
+    for i, raw in enumerate(window):
+        images = [(image.size, image.mode) if image is not None else None for image in (raw.target, raw.source)]
+        alike.setdefault((raw.task, *images), []).append(i)
+    encoded: dict[int, tuple[Geometry, dict[str, np.ndarray]]] = {}
+    for indices in alike.values():
+        for start in range(0, len(indices), data.encode_batch_size):
+            chosen = indices[start : start + data.encode_batch_size]
+            encoded.update(zip(chosen, _encode_batch(data, encoder, url, [window[i] for i in chosen]), strict=True))
+    return (encoded[i] for i in range(len(window)))
+
+
+def _encode_batch(
+    data: Data, encoder: Encoder, url: str, batch: list[RawSample]
+) -> list[tuple[Geometry, dict[str, np.ndarray]]]:
+    first = batch[0]
+    height, width = _target_size(data, first, url)
+    sources = [[raw.source] for raw in batch if raw.source is not None] or None
+    prompts = encoder.prompts([raw.text for raw in batch], sources)
+    unconds = encoder.prompts([""] * len(batch), sources) if sources else None
+    where = f"sample {first.key} of {url}"
+    targets = _latents(encoder, [raw.target for raw in batch if raw.target is not None], where)
+    references = _latents(encoder, [raw.source for raw in batch if raw.source is not None], where)
+    results = []
+    for i, prompt in enumerate(prompts):
+        uncond = unconds[i].references if unconds else ()
+        geometry = Geometry(first.task, height, width, tuple(prompt.references), tuple(uncond))
+        arrays = {"prompt.npy": array(prompt.embeddings)}
+        if unconds:
+            arrays["uncond.npy"] = array(unconds[i].embeddings)
+        if targets is not None:
+            arrays["latent.npy"] = targets[i]
+        if references is not None:
+            arrays["source_latent.npy"] = references[i]
+            slots = sum(reference.num_tokens for reference in geometry.references)
+            if slots != len(references[i]):
+                raise UserError(
+                    f"sample {batch[i].key} of {url}: the text encoder sees {slots} tokens of the source image and the "
+                    f"VAE {len(references[i])}; resize source images to what the pipeline's processor keeps"
+                )
+        results.append((geometry, arrays))
+    return results
+
+
+def _target_size(data: Data, raw: RawSample, url: str) -> tuple[int, int]:
+    """(height, width) in latent tokens of the target: of the image, else of the source, else of the meta data."""
+    image = raw.target or raw.source
+    stated = (raw.meta.get("height", data.resolution), raw.meta.get("width", data.resolution))
+    size = (image.height, image.width) if image else stated
+    for each in (raw.target, raw.source):
+        if each is not None and (each.width % _SIDE_MULTIPLE or each.height % _SIDE_MULTIPLE):
+            raise UserError(
+                f"sample {raw.key} of {url} is {each.width} x {each.height} pixels; sides must be multiples of "
+                f"{_SIDE_MULTIPLE}: let `workbench pack` resize the images (data.source=FOLDER)"
+            )
+    if not all(isinstance(side, int) and side > 0 and side % _SIDE_MULTIPLE == 0 for side in size):
+        raise UserError(f"sample {raw.key} of {url}: height and width {size} must be multiples of {_SIDE_MULTIPLE}")
+    return size[0] // PIXELS_PER_TOKEN, size[1] // PIXELS_PER_TOKEN
+
+
+def _latents(encoder: Encoder, images: list[Image.Image], where: str) -> np.ndarray | None:
+    """(B, N, C) float32, or None for no images."""
+    if not images:
+        return None
+    latents = array(encoder.images(torch.from_numpy(np.stack([np.asarray(image) for image in images]))))
+    num_tokens = images[0].width * images[0].height // PIXELS_PER_TOKEN**2
+    if latents.shape[1] != num_tokens:
+        raise UserError(
+            f"{where}: the VAE makes {latents.shape[1]} tokens of an image, not {num_tokens}; use another VAE"
+        )
+    return latents
+
+
+def array(values: Tensor) -> np.ndarray:
+    """As float32 on the host."""
+    return values.detach().float().cpu().numpy()

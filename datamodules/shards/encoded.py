@@ -1,0 +1,290 @@
+"""Encoded shards: what the text encoder and the VAE make of raw ones, readable at any position at once.
+
+The shards are valid WebDataset tars; `index.json` beside them holds byte offset and size of every member, so a sample
+is one `pread` a member. Members: KEY.prompt.npy (L, D), KEY.uncond.npy (edits), KEY.latent.npy (N, C) if there is a
+target, KEY.source_latent.npy (R, C) for edits, all arrays float16; KEY.txt, KEY.json; with `data.keep_raw` also
+KEY.source.* and the target image. `uncond_t2i.npy` (L, D) is the empty prompt of every T2I sample.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from datamodules.shards import remote
+from workbench.batch import Layout, Reference, Task
+from workbench.common import files
+from workbench.common.errors import UserError
+from workbench.common.images import IMAGE_SUFFIXES, decode_image
+from workbench.recipe.config import CATEGORIES
+
+INDEX_VERSION = 1
+INDEX = "index.json"
+UNCOND_T2I = "uncond_t2i.npy"
+TEXT_TOKENS_MULTIPLE = 8
+"""Text is padded to the longest of its geometry, rounded up to this, so that the shapes of a run are few."""
+
+
+@dataclass(frozen=True, order=True)
+class Geometry:
+    """What samples share that can be batched together. Sizes in latent tokens; `uncond_references` differ from
+    `references` only where the empty prompt moves the image slots."""
+
+    task: Task
+    height: int
+    width: int
+    references: tuple[Reference, ...] = ()
+    uncond_references: tuple[Reference, ...] = ()
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """One entry a sample: its key, index of its category and of its geometry, valid text lengths in tokens."""
+
+    keys: tuple[str, ...]
+    category: np.ndarray
+    geometry: np.ndarray
+    length: np.ndarray
+    uncond_length: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """float16 arrays: prompt (L, D), uncond (L', D), latent (N, C), source_latent (R, C); None where there is none or
+    where it was not asked for."""
+
+    prompt: np.ndarray
+    uncond: np.ndarray | None
+    latent: np.ndarray | None
+    source_latent: np.ndarray | None
+
+
+def sort_categories(names: set[str]) -> tuple[str, ...]:
+    """Qualified names (`task/category`): those of the world in its own order, then the others by name."""
+    known = [f"{task}/{name}" for task, of_task in CATEGORIES.items() for name in of_task]
+    return tuple(name for name in known if name in names) + tuple(sorted(names - set(known)))
+
+
+class EncodedDataset:
+    """Encoded shards in a folder, or behind an http(s) address (then cached whole first).
+
+    categories: qualified names of the samples' categories. geometries: what `samples.geometry` counts into.
+    Threads and processes may share one: no file stays open between two reads.
+
+    Raises:
+        UserError: no index, a missing or truncated shard, an index that does not fit its shards.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        mend = "run `workbench encode`, or change data.encoded"
+        if remote.is_remote(address):
+            folder = remote.cache_folder(address)
+            files.write_bytes(folder / INDEX, remote.fetch_bytes(f"{address.rstrip('/')}/{INDEX}"))
+        else:
+            folder = Path(address)
+            if not (folder / INDEX).is_file():
+                raise UserError(f"no encoded shards at {address}: {INDEX} is missing; {mend}")
+        index = files.read_json(folder / INDEX, mend)
+        if index.get("version") != INDEX_VERSION:
+            raise UserError(f"{folder / INDEX} has version {index.get('version')}, not {INDEX_VERSION}; encode again")
+        try:
+            self._read_index(index)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise UserError(f"{folder / INDEX} is damaged ({type(error).__name__}: {error}); encode again") from error
+        self._paths = self._whole_shards(folder)
+        self.uncond_t2i = _array(self._paths[-1].read_bytes(), str(self._paths[-1]))
+        self._text_tokens = self._padded_lengths()
+
+    def _read_index(self, index: dict[str, Any]) -> None:
+        self.pipeline_fingerprint = str(index["pipeline"])
+        self.attribution = str(index["attribution"])
+        self._shards = [(str(s["name"]), int(s["bytes"]), str(s["sha256"])) for s in index["shards"]]
+        constant = index["uncond_t2i"]
+        self._shards.append((UNCOND_T2I, int(constant["bytes"]), str(constant["sha256"])))
+        if any(Path(name).name != name or name.startswith(".") for name, _, _ in self._shards):
+            raise ValueError("a shard's name is not a plain file name")
+        self.geometries = tuple(geometry_from_json(value) for value in index["geometries"])
+        samples = index["samples"]
+        qualified = [f"{sample['task']}/{sample['category']}" for sample in samples]
+        self.categories = sort_categories(set(qualified))
+        number = {name: i for i, name in enumerate(self.categories)}
+        self.samples = SampleTable(
+            keys=tuple(str(sample["key"]) for sample in samples),
+            category=np.array([number[name] for name in qualified], dtype=np.int64),
+            geometry=np.array([sample["geometry"] for sample in samples], dtype=np.int64),
+            length=np.array([sample["length"] for sample in samples], dtype=np.int64),
+            uncond_length=np.array([sample["uncond_length"] for sample in samples], dtype=np.int64),
+        )
+        self._members = [{name: (int(s), int(o), int(n)) for name, (s, o, n) in x["members"].items()} for x in samples]
+        if not len(self.samples) or self.samples.geometry.max() >= len(self.geometries):
+            raise ValueError("no samples, or a sample of unknown geometry")
+        for key, members in zip(self.samples.keys, self._members, strict=True):
+            for shard, offset, size in members.values():
+                if offset < 0 or size < 0 or offset + size > self._shards[shard][1]:
+                    raise ValueError(f"sample {key} lies outside its shard")
+
+    def _whole_shards(self, folder: Path) -> list[Path]:
+        """Paths of all shards (and of the T2I constant last), each there with its full size."""
+        if remote.is_remote(self.address):
+            return remote.cache_files(self.address, self._shards, folder)
+        for name, num_bytes, _ in self._shards:
+            if not (folder / name).is_file():
+                raise UserError(f"shard {folder / name} is missing; encode again")
+            found = (folder / name).stat().st_size
+            if found != num_bytes:
+                state = "truncated" if found < num_bytes else "not the one of the index"
+                raise UserError(f"shard {folder / name} is {state}: {found} bytes of {num_bytes}; encode again")
+        return [folder / name for name, _, _ in self._shards]
+
+    def _padded_lengths(self) -> list[tuple[int, int]]:
+        def padded(lengths: np.ndarray) -> int:
+            return -(-int(lengths.max()) // TEXT_TOKENS_MULTIPLE) * TEXT_TOKENS_MULTIPLE
+
+        masks = [self.samples.geometry == i for i in range(len(self.geometries))]
+        return [
+            (padded(self.samples.length[mask]), padded(self.samples.uncond_length[mask])) if mask.any() else (0, 0)
+            for mask in masks
+        ]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def embedding_dim(self) -> int:
+        """D, the width of the prompt embeddings."""
+        return int(self.uncond_t2i.shape[1])
+
+    def layouts(self, geometry: int) -> tuple[Layout, Layout]:
+        """Layouts of the prompt and of the empty prompt of a geometry's samples, text padded to constant lengths."""
+        shape, (text, uncond) = self.geometries[geometry], self._text_tokens[geometry]
+        return (
+            Layout(text, shape.height, shape.width, shape.references),
+            Layout(uncond, shape.height, shape.width, shape.uncond_references),
+        )
+
+    def read(self, i: int, uncond: bool = True, latent: bool = True) -> EncodedSample:
+        """Sample `i`; without its empty prompt or target latents if they are not needed, which saves their reads."""
+        members = self._members[i]
+        empty = self._read_array(i, "uncond.npy") if uncond and "uncond.npy" in members else self.uncond_t2i
+        return EncodedSample(
+            prompt=self._read_array(i, "prompt.npy"),
+            uncond=empty if uncond else None,
+            latent=self._read_array(i, "latent.npy") if latent and "latent.npy" in members else None,
+            source_latent=self._read_array(i, "source_latent.npy") if "source_latent.npy" in members else None,
+        )
+
+    def has_target(self, i: int) -> bool:
+        """Whether sample `i` has a target image (prompt-only samples have none)."""
+        return "latent.npy" in self._members[i]
+
+    def read_text(self, i: int) -> str:
+        """Caption or instruction of sample `i`."""
+        return self._read_raw_member(i, ("txt",))[1].decode()
+
+    def read_source(self, i: int) -> Image.Image | None:
+        """Source image of an edit as PIL, None for T2I. UserError unless encoded with `data.keep_raw`."""
+        if not self.geometries[self.samples.geometry[i]].references:
+            return None
+        name, content = self._read_raw_member(i, tuple(f"source.{suffix}" for suffix in IMAGE_SUFFIXES))
+        return decode_image(content, f"sample {self.samples.keys[i]}, {name}")
+
+    def read_target(self, i: int) -> Image.Image | None:
+        """Target image as PIL, None for prompt-only samples. UserError unless encoded with `data.keep_raw`."""
+        if not self.has_target(i):
+            return None
+        name, content = self._read_raw_member(i, IMAGE_SUFFIXES)
+        return decode_image(content, f"sample {self.samples.keys[i]}, {name}")
+
+    def _read_raw_member(self, i: int, names: tuple[str, ...]) -> tuple[str, bytes]:
+        for name in names:
+            if name in self._members[i]:
+                return name, self._read_member(i, name)
+        raise UserError(
+            f"sample {self.samples.keys[i]} of {self.address} has no {names[0]}; "
+            "encode with data.keep_raw=true into another data.encoded"
+        )
+
+    def _read_array(self, i: int, name: str) -> np.ndarray:
+        return _array(self._read_member(i, name), f"sample {self.samples.keys[i]} of {self.address}, {name}")
+
+    def _read_member(self, i: int, name: str) -> bytes:
+        shard, offset, size = self._members[i][name]
+        try:
+            with open(self._paths[shard], "rb", buffering=0) as file:
+                content = os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            raise UserError(f"cannot read shard {self._paths[shard]}: {error.strerror}") from error
+        if len(content) != size:
+            raise UserError(f"shard {self._paths[shard]} is truncated at sample {self.samples.keys[i]}; encode again")
+        return content
+
+
+def geometry_to_json(geometry: Geometry) -> dict[str, Any]:
+    """As `index.json` holds it."""
+
+    def plain(references: tuple[Reference, ...]) -> list[list[int]]:
+        return [[reference.slot, reference.height, reference.width] for reference in references]
+
+    return {
+        "task": geometry.task,
+        "height": geometry.height,
+        "width": geometry.width,
+        "references": plain(geometry.references),
+        "uncond_references": plain(geometry.uncond_references),
+    }
+
+
+def geometry_from_json(value: dict[str, Any]) -> Geometry:
+    """Inverse of `geometry_to_json`."""
+    return Geometry(
+        task=value["task"],
+        height=int(value["height"]),
+        width=int(value["width"]),
+        references=tuple(Reference(*map(int, reference)) for reference in value["references"]),
+        uncond_references=tuple(Reference(*map(int, reference)) for reference in value["uncond_references"]),
+    )
+
+
+def npy_bytes(values: np.ndarray, where: str) -> bytes:
+    """`values` as a float16 .npy file. UserError naming `where` if a value is not finite in float16."""
+    with np.errstate(over="ignore"):
+        half = np.ascontiguousarray(values, dtype=np.float16)
+    if not np.isfinite(half).all():
+        largest = float(np.abs(np.asarray(values, dtype=np.float64)).max())
+        raise UserError(f"{where}: values up to {largest:g} do not fit float16 (65504 at most); use other weights")
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, half, allow_pickle=False)
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=4096)
+def _parsed_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
+    """dtype and shape of an .npy header. Parsing one takes longer than reading an array, and few differ."""
+    stream = io.BytesIO(header)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("of an unknown version")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject or is_fortran:
+        raise ValueError("not of numbers in C order")
+    return dtype, shape
+
+
+def _array(content: bytes, where: str) -> np.ndarray:
+    """The array in an .npy file, read-only. Objects, which would be unpickled, are refused."""
+    try:
+        start = 10 + int.from_bytes(content[8:10], "little")
+        dtype, shape = _parsed_header(content[:start])
+        return np.frombuffer(content, dtype, offset=start).reshape(shape)
+    except ValueError as error:
+        raise UserError(f"{where}: not a plain array ({error}); encode again") from error

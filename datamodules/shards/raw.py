@@ -1,0 +1,210 @@
+"""Raw shards: img2dataset-style tars of captions and images, streamed in.
+
+A sample is KEY.txt (caption or instruction), KEY.json, an optional target KEY.png|jpg|webp and, for edits,
+KEY.source.png|jpg|webp. The tar reading and grouping is webdataset's; decoding is done here alone, because
+webdataset's default decoders unpickle.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import braceexpand
+from PIL import Image
+from webdataset.gopen import Pipe, gopen
+from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
+
+from datamodules.shards import remote
+from workbench.batch import TASKS, Task
+from workbench.common import files
+from workbench.common.errors import UserError
+from workbench.common.images import IMAGE_SUFFIXES, decode_image
+
+_MEMBER_SUFFIXES = (*IMAGE_SUFFIXES, *(f"source.{suffix}" for suffix in IMAGE_SUFFIXES), "txt", "json")
+_END_OF_TAR_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One sample as the user made it.
+
+    target: PIL image (RGB or RGBA), or None for prompt-only data. source: the image to edit, edits only.
+    meta: KEY.json without `task` and `category`. members: the encoded files as they lie in the shard, by suffix.
+    """
+
+    key: str
+    task: Task
+    category: str
+    text: str
+    target: Image.Image | None
+    source: Image.Image | None
+    meta: dict[str, Any]
+    members: dict[str, bytes] = field(repr=False)
+
+
+def raw_shards(address: str) -> list[str]:
+    """Addresses of the shards behind `data.raw`.
+
+    `address` is a folder of tars, one tar, an http(s) address of tars with braces (`http://h/x-{000..009}.tar`) or of
+    a folder that `workbench pack` wrote, or a `pipe:` shell command that prints a tar (braces expand to several).
+
+    Raises:
+        UserError: nothing there.
+    """
+    try:
+        expanded = list(braceexpand.braceexpand(address))
+    except ValueError as error:
+        raise UserError(f"data.raw={address} has unbalanced braces: {error}") from error
+    if address.startswith("pipe:"):
+        return expanded
+    if remote.is_remote(address):
+        return expanded if all(url.endswith(".tar") for url in expanded) else _packed_remote(address)
+    if Path(address).is_dir():
+        if (Path(address) / files.UNFINISHED).is_file():
+            raise UserError(f"{address} is half packed: run `workbench pack` again to its end")
+        expanded = sorted(str(path) for path in Path(address).glob("*.tar"))
+    missing = [path for path in expanded if not Path(path).is_file()]
+    if missing or not expanded:
+        where = missing[0] if missing else address
+        raise UserError(f"no raw shards at {where}; run `workbench pack` or change data.raw")
+    return expanded
+
+
+def _packed_remote(address: str) -> list[str]:
+    url = f"{address.rstrip('/')}/pack.json"
+    try:
+        names = [shard["name"] for shard in json.loads(remote.fetch_bytes(url))["shards"]]
+    except (UserError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"data.raw={address} has no readable pack.json ({error}); name the tars themselves, as in "
+            f"{address.rstrip('/')}/shard-{{000..009}}.tar"
+        ) from error
+    return [f"{address.rstrip('/')}/{name}" for name in names]
+
+
+class _Tail:
+    """A stream that remembers its last bytes, to tell a whole tar from one that was cut between two members."""
+
+    def __init__(self, stream: BinaryIO | Pipe) -> None:
+        self.stream = stream
+        self.tail = b""
+
+    def read(self, size: int = -1) -> bytes:
+        chunk = self.stream.read(size)
+        if not chunk and isinstance(self.stream, Pipe):
+            self.stream.wait_for_child()  # so that a failed command is told apart from an empty shard
+        self.tail = (self.tail + chunk)[-_END_OF_TAR_BYTES:]
+        return chunk
+
+    def drain(self) -> None:
+        while self.read(files.CHUNK_BYTES):
+            pass
+
+
+def _open(url: str) -> BinaryIO | Pipe:
+    match url.split(":", 1)[0]:
+        case "http" | "https":
+            return cast(BinaryIO, remote.open_url(url))
+        case "pipe":
+            return gopen(url)
+        case _:
+            return open(url, "rb")
+
+
+def _stream(url: str) -> Iterator[dict[str, Any]]:
+    """webdataset's (url, stream) pair of one shard; once it has been read, the check that it was whole."""
+    stream = _open(url)
+    try:
+        tail = _Tail(stream)
+        yield {"url": url, "stream": tail}
+        tail.drain()
+        if tail.tail != bytes(_END_OF_TAR_BYTES):
+            raise tarfile.ReadError("the end-of-archive mark is missing")
+    finally:
+        with suppress(OSError):  # a command that is stopped early complains of its broken pipe
+            stream.close()
+
+
+def _known(members: Iterator[dict[str, Any]], url: str) -> Iterator[dict[str, Any]]:
+    """Members whose suffix is known; any other is an error, before its bytes are looked at."""
+    for member in members:
+        if member and base_plus_ext(member["fname"])[1] not in _MEMBER_SUFFIXES:
+            raise UserError(
+                f"shard {url}: member {member['fname']!r} is not of a known kind; "
+                f"a shard holds KEY.({'|'.join(_MEMBER_SUFFIXES)})"
+            )
+        yield member
+
+
+def read_raw(url: str) -> Iterator[RawSample]:
+    """The samples of one shard in order, read as a stream.
+
+    Raises:
+        UserError: naming the shard, the sample and the mend, for a shard that is missing, truncated or answers with
+            an error, an unknown member, an image or JSON that does not decode, a missing or empty caption.
+    """
+    try:
+        for grouped in group_by_keys(_known(tar_file_expander(_stream(url)), url)):
+            yield _decode(url, grouped)
+    except tarfile.TarError as error:
+        raise UserError(f"shard {url} is truncated or no tar: {_first(error)}; fetch or write it again") from error
+    except (OSError, HTTPException) as error:
+        raise UserError(f"cannot read shard {url}: {_first(error)}; check the address and its rights") from error
+    except ValueError as error:
+        raise UserError(f"shard {url} has a member twice: {_first(error)}; keys must be unique") from error
+
+
+def _first(error: Exception) -> str:
+    # webdataset appends streams and addresses to the arguments; OSError keeps its text apart from them
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error.args[0]).split(" @ <")[0] if error.args else type(error).__name__
+
+
+def _decode(url: str, grouped: dict[str, Any]) -> RawSample:
+    key = grouped["__key__"]
+    where = f"shard {url}, sample {key}"
+    members = {name: content for name, content in grouped.items() if not name.startswith("__")}
+    meta = _json(members.get("json", b"{}"), where)
+    try:
+        text = members["txt"].decode("utf-8-sig").strip()
+    except KeyError:
+        raise UserError(f"{where}: {key}.txt is missing; every sample needs a caption") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: {key}.txt is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    if not text:
+        raise UserError(f"{where}: the caption {key}.txt is empty; write one or drop the sample")
+    target = _image(members, "", where)
+    source = _image(members, "source.", where)
+    task = meta.pop("task", "edit" if source is not None else "t2i")
+    if task not in TASKS or (task == "edit") != (source is not None):
+        have = "has no source image" if source is None else "has a source image"
+        raise UserError(f"{where}: task {task!r}, but the sample {have}; edits (`edit`) have one, `t2i` has none")
+    category = str(meta.pop("category", "custom"))
+    return RawSample(key, task, category, text, target, source, meta, members)
+
+
+def _json(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        meta = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{where}: broken JSON ({error}); write it again") from error
+    if not isinstance(meta, dict):
+        raise UserError(f"{where}: the JSON must be an object of fields, not {type(meta).__name__}")
+    return meta
+
+
+def _image(members: dict[str, bytes], prefix: str, where: str) -> Image.Image | None:
+    found = [suffix for suffix in IMAGE_SUFFIXES if prefix + suffix in members]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise UserError(f"{where}: has {' and '.join(prefix + suffix for suffix in found)}; keep one of them")
+    return decode_image(members[prefix + found[0]], f"{where}, {prefix}{found[0]}")

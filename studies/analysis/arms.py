@@ -1,0 +1,201 @@
+"""The trials of a study as arms: what each scored, how it differs from the reference arm, and what that is worth.
+
+`study.json` gives the trials; their run folders beside it give the score of every case (`evaluation/cases.jsonl`), the
+training curves and the resolved recipe. Whatever of these is missing, the rest is still told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from studies.analysis import replicates
+from studies.analysis.replicates import Spread, Table
+from workbench.common.errors import UserError
+from workbench.evaluation.answers import read_scores
+from workbench.evaluation.measures.statistics import NO_DIFFERENCE, Interval
+
+NOISE_FLOOR = "noise-floor"
+SEARCH = "search"
+"""What `study.json` calls the recipes that a search drew: no arm, since no two of them are one recipe."""
+BENCHES = {"t2i": ("t2i_bench",), "editing": ("editing_bench",), "score": ("t2i_bench", "editing_bench")}
+"""Objective -> the benches it is the mean of; every other objective is a number of the run as a whole."""
+READINGS = ("score", "t2i", "editing", "diversity")
+"""What arms are told by, higher being better."""
+INSIDE = "inside the noise floor"
+ONE_SEED = "one seed says nothing of others"
+
+Values = Mapping[str, Any]
+Key = tuple[str, str, str, int]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm's trials in the order run. finished: those with a score. cases: of each finished trial the student's
+    score by (bench, category, case, evaluation seed), empty where the run folder has none."""
+
+    name: str
+    trials: Sequence[Values]
+    finished: Sequence[Values]
+    cases: Sequence[Mapping[Key, float]]
+
+    def values(self, objective: str) -> list[float]:
+        """The objective's value of every finished trial that has it."""
+        found = (trial.get("values", {}).get(objective) for trial in self.finished)
+        return [float(value) for value in found if value is not None]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A finished noise floor. spreads: objective -> spread between its seeds. budget: what it was measured at."""
+
+    path: Path
+    spreads: dict[str, Spread]
+    budget: dict[str, int] = field(default_factory=dict)
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """`study.json` of a study folder; nothing if it is missing or broken."""
+    try:
+        found = json.loads((folder / "study.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_arms(folder: Path, study: Values) -> list[Arm]:
+    """The arms of a study in its own order, a trial that was tried again under a new number counted once."""
+    arms = []
+    for arm in study.get("arms", []):
+        # Attempts at one cell share a run folder; the one that ended well counts, or the last.
+        attempts = sorted(arm.get("trials", []), key=lambda trial: (trial.get("state") == "complete", trial["number"]))
+        newest = {trial.get("cell") or trial["number"]: trial for trial in attempts}
+        finished = [trial for trial in newest.values() if trial.get("state") == "complete" and trial.get("values")]
+        finished.sort(key=lambda trial: trial["number"])
+        cases = [_cases(run_folder(folder, trial)) for trial in finished]
+        arms.append(Arm(arm["name"], list(newest.values()), finished, cases))
+    return arms
+
+
+def replicated(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms proper, without what a search in the same folder drew."""
+    return [arm for arm in arms if arm.name != SEARCH]
+
+
+def run_folder(folder: Path, trial: Values) -> Path | None:
+    """The run folder of a trial, inside the study's."""
+    return folder / Path(str(trial["run"])).name if trial.get("run") else None
+
+
+def _cases(run: Path | None) -> dict[Key, float]:
+    if run is None:
+        return {}
+    try:
+        return read_scores(run / "evaluation" / "cases.jsonl").get("student", {})
+    except UserError:
+        return {}
+
+
+def tables(arms: Sequence[Arm], objective: str) -> list[Table]:
+    """For each arm (bench, category) -> scores (runs, cases), seeds of the evaluation averaged, over the cases that all
+    finished trials of all arms share; empty if a trial has no cases or they share none."""
+    everywhere = [cases for arm in arms for cases in arm.cases]
+    if objective not in BENCHES or not everywhere:
+        return [{} for _ in arms]
+    shared = sorted(set.intersection(*(set(cases) for cases in everywhere)))
+    groups: dict[tuple[str, str], dict[str, list[Key]]] = {}
+    for key in shared:
+        if key[0] in BENCHES[objective]:
+            groups.setdefault(key[:2], {}).setdefault(key[2], []).append(key)
+    return [
+        {
+            group: np.array([[np.mean([run[key] for key in keys]) for keys in of.values()] for run in arm.cases])
+            for group, of in groups.items()
+        }
+        if arm.cases
+        else {}
+        for arm in arms
+    ]
+
+
+def floor_of(folder: Path) -> Floor | None:
+    """The noise floor that a finished study in `folder` found; None unless two of its seeds ended with a score."""
+    study = read_study(folder)
+    arms = replicated(read_arms(folder, study))
+    # What only waits may wait for good: the seeds of a call that was stopped.
+    running = any(trial.get("state") == "running" for arm in arms for trial in arm.trials)
+    spreads = {name: replicates.spread_of([arm.values(name) for arm in arms]) for name in READINGS}
+    known = {name: spread for name, spread in spreads.items() if spread is not None}
+    return Floor(folder / "study.json", known, budget_of(study)) if known and not running else None
+
+
+def find_floor(folder: Path, given: Path | None) -> Floor | None:
+    """The noise floor in the folder given, or in `noise-floor` beside `folder`.
+
+    Raises: UserError if the one given is not a finished noise floor.
+    """
+    if given is not None:
+        found = floor_of(given)
+        if found is None:
+            raise UserError(f"{given} holds no finished noise floor: run `workbench study {NOISE_FLOOR}` there first")
+        return found
+    beside = folder.resolve().parent / NOISE_FLOOR
+    return floor_of(beside) if beside != folder.resolve() else None
+
+
+def budget_of(study: Values) -> dict[str, int]:
+    """Student updates and cases of the base recipe, by which two studies can be compared."""
+    return {name: int(value) for name, value in (study.get("budget") or {}).items()}
+
+
+def spread_for(arms: Sequence[Arm], objective: str, floor: Floor | None) -> Spread | None:
+    """Between seeds, pooled over all arms and the noise floor: an arm of few seeds knows too little of its own. Draws
+    of a search, which differ in more than the seed, have no part in it."""
+    own = replicates.spread_of([arm.values(objective) for arm in replicated(arms)])
+    return replicates.pooled(own, floor.spreads.get(objective) if floor else None)
+
+
+def arm_interval(arm: Arm, table: Table, objective: str, spread: Spread | None) -> Interval | None:
+    """The arm's mean with its interval over seeds and, where the cases are known, over them."""
+    values = arm.values(objective)
+    if not values:
+        return None
+    return replicates.mean_interval(table, spread) if table else replicates.seeds_alone(values, spread)
+
+
+def compare(
+    arm: Arm, reference: Arm, paired: tuple[Table, Table], objective: str, spread: Spread | None, floor: Floor | None
+) -> dict[str, Any] | None:
+    """The difference arm - reference with its interval, the least that so many seeds can show, and the verdict."""
+    a, b = arm.values(objective), reference.values(objective)
+    if not a or not b:
+        return None
+    if paired[0] and paired[1]:
+        found = replicates.difference_interval(*paired, spread)
+    else:
+        found = replicates.difference_alone(a, b, spread)
+    known = floor.spreads.get(objective) if floor else None
+    least = None if known is None or spread is None else _least(known, a, b, spread.df)
+    num_cases = sum(scores.shape[1] for scores in paired[0].values()) if paired[1] else None
+    row = {"arm": arm.name, "reference": reference.name, "objective": objective, "num_cases": num_cases}
+    numbers = {"difference": found.mean, "low": found.low, "high": found.high, "least": least}
+    return {**row, "seeds": [len(a), len(b)], **numbers, "verdict": _verdict(found, least, arm.name, reference.name)}
+
+
+def _least(known: Spread, a: Sequence[float], b: Sequence[float], df: int) -> float:
+    return replicates.minimal_difference(known, len(a), len(b), df)
+
+
+def _verdict(found: Interval, least: float | None, arm: str, reference: str) -> str:
+    if found.low is None or found.high is None:
+        return ONE_SEED
+    if found.low <= 0 <= found.high:
+        return NO_DIFFERENCE
+    if least is not None and abs(found.mean) < least:
+        return INSIDE
+    return f"{arm if found.mean > 0 else reference} better"

@@ -1,0 +1,238 @@
+"""The page of a study folder: which sections it has depends on what the study did (one recipe, arms, a search)."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from studies.analysis import arms, numbers, plots
+from studies.analysis.arms import Arm, Floor
+from studies.analysis.verdict import TITLES, arms_verdict, noise_verdict, search_verdict
+from workbench.common.errors import UserError
+from workbench.recipe.config import Recipe
+from workbench.recipe.reading import load
+from workbench.reporting.page import write_page
+from workbench.reporting.plots import inline_bytes
+from workbench.sampling.contact_sheet import contact_sheet, cut_sheet
+
+MAX_COLUMNS = 12
+SHEET_ROWS = 2
+MAX_FRONT = 6
+
+
+def report_study(folder: Path, floor_folder: Path | None = None) -> Path:
+    """Write `report.html` into a study folder (one that holds `study.json`).
+
+    floor_folder: study whose noise floor differences are compared with; `noise-floor` beside `folder` when absent.
+
+    Raises: UserError if `floor_folder` is given and holds no finished noise floor.
+    """
+    return write_page(
+        folder, "study.html.j2", {**study_values(folder, floor_folder), "titles": TITLES}, "studies.analysis"
+    )
+
+
+def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, Any]:
+    """Everything that the study's page shows.
+
+    Raises: UserError if `floor_folder` is given and holds no finished noise floor.
+    """
+    study = arms.read_study(folder)
+    found, floor = arms.read_arms(folder, study), arms.find_floor(folder, floor_folder)
+    replicated = arms.replicated(found)
+    drawn = [trial for arm in found if arm.name == arms.SEARCH for trial in arm.finished]
+    objectives = [name for name in study.get("objectives", ["score"])]
+    told = [*objectives, *(name for name in arms.READINGS if name not in objectives)]
+    told = [name for name in told if any(arm.values(name) for arm in found)]
+    trials = [{**trial, "arm": arm.name, "link": _link(trial)} for arm in found for trial in arm.trials]
+    return {
+        "title": study.get("name", folder.resolve().name),
+        "question": study.get("question") or "No question recorded.",
+        "objectives": objectives,
+        "told": told,
+        "budget": arms.budget_of(study),
+        "floor": floor,
+        "floor_differs": floor is not None and bool(floor.budget) and floor.budget != arms.budget_of(study),
+        **_arms_values(replicated, study, objectives[0], told, floor),
+        **_search_values(drawn, study, objectives, floor),
+        "curves": plots.curves_chart(numbers.curves(folder, found), [arm.name for arm in found]),
+        "collapses": numbers.collapses(found, floor),
+        "sheets": side_by_side(_columns(folder, replicated, drawn, study)),
+        "cost": numbers.cost(found),
+        "device": _device(folder, trials),
+        "trials": sorted(trials, key=lambda trial: trial["number"]),
+        "counts": _counts(trials),
+        "passes": _passes(folder, replicated),
+        "commands": [_command(study, folder), shlex.join(["workbench", "report", str(folder)])],
+        "storage": study.get("storage", ""),
+    }
+
+
+def _arms_values(
+    found: Sequence[Arm], study: Any, objective: str, told: list[str], floor: Floor | None
+) -> dict[str, Any]:
+    """Of a replication: empty sections for a search."""
+    rows = numbers.arm_rows(found, told, floor)
+    is_floor = len(found) == 1
+    compared = numbers.comparisons(found, study.get("reference"), told, floor)
+    first = [{"name": row["name"], **row["objectives"][objective]} for row in rows if objective in row["objectives"]]
+    columns, categories = numbers.category_rows(found)
+    floors = []
+    if is_floor:
+        floors = [
+            floor_row
+            for name in told
+            if (floor_row := numbers.noise_floor(found[0], arms.tables(found, name)[0], name)) is not None
+        ]
+    if is_floor:
+        verdict = noise_verdict(floors[0] if floors else None)
+    else:
+        spread = arms.spread_for(found, objective, floor)
+        verdict = arms_verdict(rows, compared, objective, spread)
+    return {
+        "arms": rows,
+        "verdicts": [verdict] if found else [],
+        "arms_chart": plots.arms_chart(first, TITLES[objective]),
+        "comparisons": compared,
+        "differences_chart": plots.differences_chart(
+            [row for row in compared if row["objective"] == objective], TITLES[objective]
+        ),
+        "category_columns": columns,
+        "categories": categories,
+        "floors": floors,
+        "floor_chart": plots.detectable_chart(floors[0]["planned"], *floors[0]["factors"]) if floors else "",
+    }
+
+
+def _search_values(drawn: Sequence[Any], study: Any, objectives: list[str], floor: Floor | None) -> dict[str, Any]:
+    """Of a search: its front, what matters, and how it went; without drawn trials nothing."""
+    scored = [trial for trial in drawn if all(name in trial["values"] for name in objectives)]
+    importance, front = study.get("importance") or {}, study.get("front") or []
+    searched = any(arm["name"] == arms.SEARCH for arm in study.get("arms", []))
+    several = len(objectives) > 1
+    best = sorted(scored, key=lambda trial: (trial["number"] not in front, -trial["values"][objectives[0]]))
+    return {
+        "searched": searched,
+        "search_verdict": search_verdict(scored, front, objectives, importance, floor) if searched else None,
+        "front_chart": plots.front_chart(scored, front, objectives) if several else "",
+        "progress_chart": "" if several else plots.progress_chart(scored, objectives[0]),
+        "importance_chart": plots.importance_chart(importance),
+        "slices_chart": plots.slices_chart(scored, objectives[0]),
+        "best": [trial for trial in best if trial["number"] in front] if several else best[:MAX_FRONT],
+    }
+
+
+def _columns(folder: Path, found: Sequence[Arm], drawn: Sequence[Any], study: Any) -> list[tuple[str, Path]]:
+    """Name and run folder of the runs that are shown side by side: one seed of every arm, or every seed of a single
+    arm, then the front of a search."""
+    if len(found) == 1:
+        named = [(f"seed {trial['seed']}", trial) for trial in found[0].finished]
+    else:
+        named = [(arm.name, min(arm.finished, key=lambda t: t.get("seed") or 0)) for arm in found if arm.finished]
+    front = study.get("front") or [trial["number"] for trial in drawn]
+    named += [(f"trial {trial['number']}", trial) for trial in drawn if trial["number"] in front]
+    runs = [(name, arms.run_folder(folder, trial)) for name, trial in named]
+    return [(name, run) for name, run in runs if run is not None][:MAX_COLUMNS]
+
+
+def side_by_side(columns: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
+    """Per category one picture: the source and target, the teacher, and each run's student on the same cases from the
+    same noise, cut from the runs' own contact sheets."""
+    sheets: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, run in columns:
+        for entry, cells in _sheets(run):
+            sheet = sheets.setdefault((entry["task"], entry["category"]), {"prompts": [], "cells": {}, **entry})
+            if not sheet["prompts"]:
+                sheet["prompts"] = [row["prompt"] for row in entry["rows"]][:SHEET_ROWS]
+                sheet["cells"] |= {given: cells[given] for given in ("source", "target", "teacher") if given in cells}
+            if "student" in cells and [row["prompt"] for row in entry["rows"]][:SHEET_ROWS] == sheet["prompts"]:
+                sheet["cells"][name] = cells["student"]
+    return [
+        {"task": task, "category": category, "prompts": sheet["prompts"], "columns": len(sheet["cells"]),
+         "image": _inline(sheet["cells"])}
+        for (task, category), sheet in sheets.items()
+    ]  # fmt: skip
+
+
+def _sheets(run: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Index entry and cells of every contact sheet of a run."""
+    place = run / "samples" / "evaluation"
+    try:
+        index = json.loads((place / "index.json").read_text())
+    except (OSError, ValueError):
+        return []
+    found = []
+    for entry in index:
+        try:
+            with Image.open(place / Path(entry["file"]).name) as sheet:
+                cells = cut_sheet(sheet, entry["columns"], len(entry["rows"]))
+        except (OSError, UnidentifiedImageError):
+            continue
+        found.append((entry, {name: column[:SHEET_ROWS] for name, column in cells.items()}))
+    return found
+
+
+def _inline(cells: dict[str, Any]) -> str:
+    encoded = io.BytesIO()
+    contact_sheet(cells).save(encoded, format="PNG")
+    return inline_bytes(encoded.getvalue(), max_width=1800)
+
+
+def _link(trial: Any) -> str:
+    """Link to a trial's own report; its run folder is named by its last part, inside the study folder."""
+    return f"{Path(str(trial['run'])).name}/report.html" if trial.get("run") else ""
+
+
+def _counts(trials: Sequence[Any]) -> dict[str, int]:
+    """State -> trials, finished ones first."""
+    states = [str(trial.get("state")) for trial in trials]
+    return {
+        state: states.count(state) for state in ("complete", "running", "waiting", "pruned", "fail") if state in states
+    }
+
+
+def _command(study: Any, folder: Path) -> str:
+    words = [str(word) for word in study.get("command") or [study.get("name", folder.name), f"folder={folder}"]]
+    return shlex.join(["workbench", "study", *words])
+
+
+def _device(folder: Path, trials: Sequence[Any]) -> str:
+    """What the first run that says so ran on."""
+    for trial in trials:
+        run = arms.run_folder(folder, trial)
+        if run is not None and (run / "environment.json").is_file():
+            found = json.loads((run / "environment.json").read_text())
+            devices = found.get("cuda_devices") or []
+            return f"{len(devices)} x {devices[0]}" if devices else f"CPU, {found.get('cpu_threads', '?')} thread(s)"
+    return ""
+
+
+def _passes(folder: Path, found: Sequence[Arm]) -> dict[str, dict[str, float]]:
+    """Arm -> category -> how often the student's own updates showed each of its prompts, where arms differ in it."""
+    passes = {}
+    for arm in found:
+        run = arms.run_folder(folder, arm.finished[0]) if arm.finished else None
+        if run is not None and (run / "recipe.yaml").is_file():
+            try:
+                passes[arm.name] = passes_per_prompt(load(run / "recipe.yaml"))
+            except UserError:
+                continue
+    return passes if len({json.dumps(of, sort_keys=True) for of in passes.values()}) > 1 else {}
+
+
+def passes_per_prompt(recipe: Recipe) -> dict[str, float]:
+    """`task/category` -> draws of the student's updates over samples packed, of categories with any weight."""
+    found = {}
+    for task, counts in recipe.data.samples.items():
+        weights = recipe.mixture.categories.get(task) or counts
+        for name, count in counts.items():
+            share = recipe.mixture.tasks.get(task, 0.0) * weights.get(name, 0.0) / sum(weights.values())
+            if count and share:
+                found[f"{task}/{name}"] = recipe.trainer.updates * recipe.mixture.batch_size * share / count
+    return found

@@ -1,0 +1,225 @@
+"""What a study found: `study.json` for the report, a table on the terminal, HParams for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy.engine import make_url
+
+from studies.analysis import arms
+from studies.machine.trial_queue import SEARCH, error_of, is_twice
+from studies.study import Study
+from workbench.common.files import write_bytes
+from workbench.evaluation.measures.statistics import Interval
+from workbench.recipe import lambda_tables
+from workbench.recipe.config import CATEGORIES, Recipe
+from workbench.reporting import plots
+
+SEARCH_ARM = SEARCH
+MIN_FOR_IMPORTANCE = 8
+"""With fewer drawn trials the best of them are too few to tell which parameters they share."""
+BEST_TRIALS = 5
+
+
+def arm_of(trial: FrozenTrial) -> str:
+    """Name of the arm, or `search` for a drawn recipe, by its cell, `ARM@SEED`: what it draws may have any name."""
+    return _cell(trial)[0]
+
+
+def _cell(trial: FrozenTrial) -> tuple[str, str]:
+    arm, _, seed = str(trial.user_attrs.get("cell", f"{SEARCH_ARM}@{trial.number}")).rpartition("@")
+    return arm, seed
+
+
+def describe(memory: optuna.Study, study: Study, base: Recipe, command: Sequence[str]) -> None:
+    """Write into the storage what `study.json` says of the study as a whole, whichever worker writes it, and what
+    optuna-dashboard calls its objectives."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        memory.set_metric_names([*study.OBJECTIVES])
+    cases = len(CATEGORIES["t2i"]) * base.evaluation.t2i_cases + len(CATEGORIES["edit"]) * base.evaluation.editing_cases
+    memory.set_user_attr("budget", {"updates": base.trainer.updates, "cases": cases})
+    memory.set_user_attr("command", [_without_password(word) for word in command])
+
+
+def _without_password(word: str) -> str:
+    key, _, value = word.partition("=")
+    return f"{key}={make_url(value).render_as_string(hide_password=True)}" if key == "storage" else word
+
+
+def write_json(memory: optuna.Study, study: Study, name: str, storage: str, path: Path) -> None:
+    """`study.json`: every trial by arm, failed and running ones too; of a search its front and what matters."""
+    trials = [trial for trial in memory.get_trials(deepcopy=False) if not is_twice(trial)]
+    replicated = any(arm_of(trial) != SEARCH_ARM for trial in trials)
+    by_arm: dict[str, list[dict[str, Any]]] = {arm: [] for arm in study.ARMS if replicated}
+    for trial in trials:
+        by_arm.setdefault(arm_of(trial), []).append(_row(trial, study))
+    drawn = [trial for trial in trials if trial.state == TrialState.COMPLETE and arm_of(trial) == SEARCH_ARM]
+    content = {
+        "name": name,
+        "question": study.QUESTION,
+        "reference": next(iter(study.ARMS)) if replicated else None,
+        "objectives": list(study.OBJECTIVES),
+        "storage": storage,
+        "budget": memory.user_attrs.get("budget", {}),
+        "command": memory.user_attrs.get("command", []),
+        "arms": [{"name": arm, "trials": rows} for arm, rows in by_arm.items()],
+        "front": [trial.number for trial in front(drawn)],
+        "importance": importance(drawn, study.OBJECTIVES),
+    }
+    write_bytes(path, json.dumps(content, indent=1).encode())
+
+
+def _row(trial: FrozenTrial, study: Study) -> dict[str, Any]:
+    """One trial of `study.json`. Times in seconds since 1970."""
+    metrics, done = trial.user_attrs.get("metrics", {}), trial.state == TrialState.COMPLETE
+    values = {name: metrics[name] for name in arms.READINGS if name in metrics}
+    if done:
+        values |= dict(zip(study.OBJECTIVES, trial.values, strict=True))
+    reported = {str(update): value for update, value in trial.intermediate_values.items() if math.isfinite(value)}
+    return {
+        "number": trial.number,
+        "cell": "@".join(_cell(trial)),
+        "run": trial.user_attrs.get("run"),
+        "seed": trial.params.get("seed"),
+        "state": trial.state.name.lower(),
+        "values": values if done else {},
+        "score": values.get("score") if done else None,
+        "hparams": trial.user_attrs.get("hparams", {}),
+        "params": {name: value for name, value in trial.params.items() if name not in ("arm", "seed")},
+        "metrics": metrics,
+        "milestones": trial.user_attrs.get("milestones", reported),
+        "cost": trial.user_attrs.get("cost", {}),
+        "started": trial.datetime_start.timestamp() if trial.datetime_start else None,
+        "finished": trial.datetime_complete.timestamp() if trial.datetime_complete else None,
+        "error": error_of(trial),
+    }
+
+
+def front(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that no other one beats or equals in every objective while beating it in one; all are maximised."""
+
+    def dominates(a: FrozenTrial, b: FrozenTrial) -> bool:
+        pairs = list(zip(a.values, b.values, strict=True))
+        return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
+
+    return [trial for trial in trials if not any(dominates(other, trial) for other in trials)]
+
+
+def importance(trials: Sequence[FrozenTrial], objectives: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Objective -> parameter -> share of what tells the best trials from the rest: functional analysis of variance in
+    closed form (PED-ANOVA, arXiv 2304.10255). Empty for too few trials."""
+    if len(trials) < MIN_FOR_IMPORTANCE:
+        return {}
+    drawn = optuna.create_study(directions=["maximize"] * len(objectives))
+    drawn.add_trials([trial for trial in trials])
+    best = min(0.5, max(0.1, BEST_TRIALS / len(trials)))
+    evaluator = PedAnovaImportanceEvaluator(target_quantile=best)
+    with warnings.catch_warnings():
+        # It warns, always, that low values of its target are what it explains: hence the sign below.
+        warnings.simplefilter("ignore", UserWarning)
+        return {
+            name: get_param_importances(drawn, evaluator=evaluator, target=lambda trial, i=i: -trial.values[i])  # type: ignore[misc]
+            for i, name in enumerate(objectives)
+        }
+
+
+def print_table(folder: Path, console: Console) -> None:
+    """Arms of the study in `folder` with their means and intervals, what the differences are worth, and the best of
+    what was drawn."""
+    study = arms.read_study(folder)
+    found, objective = arms.read_arms(folder, study), study["objectives"][0]
+    if replicated := arms.replicated(found):
+        _print_arms(folder, study, replicated, objective, console)
+    for arm in found:
+        if arm.name == SEARCH_ARM and arm.finished:
+            _print_draws(study, arm, objective, console)
+
+
+def _print_arms(
+    folder: Path, study: dict[str, Any], found: Sequence[arms.Arm], objective: str, console: Console
+) -> None:
+    floor = arms.find_floor(folder, None)
+    spread, tables = arms.spread_for(found, objective, floor), arms.tables(found, objective)
+    table = _table(study["question"], ("arm", "n", "failed", objective, "95 % interval"))
+    for arm, cases in zip(found, tables, strict=True):
+        interval = arms.arm_interval(arm, cases, objective, spread)
+        mean = "-" if interval is None else f"{interval.mean:.3f}"
+        table.add_row(Text(arm.name), str(len(arm.finished)), str(_num_failed(arm)), mean, _span(interval))
+    console.print(table)
+    console.print("Student on the search split; n counts seeds, each a run of its own; intervals over seeds and cases.")
+    for arm, cases in list(zip(found, tables, strict=True))[1:]:
+        row = arms.compare(arm, found[0], (cases, tables[0]), objective, spread, floor)
+        if row is not None:
+            span = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
+            console.print(
+                f"{arm.name} against {found[0].name}: {row['difference']:+.3f}{span}: {row['verdict']}", markup=False
+            )
+
+
+def _print_draws(study: dict[str, Any], drawn: arms.Arm, objective: str, console: Console) -> None:
+    """The best draws by the first objective, those of the front before any other."""
+    best = sorted(drawn.finished, key=lambda t: (t["number"] not in study["front"], -t["values"][objective]))
+    table = _table(study["question"], ("trial", *study["objectives"], "drawn"))
+    for trial in best[:BEST_TRIALS]:
+        values = [f"{trial['values'][name]:.3f}" for name in study["objectives"]]
+        table.add_row(str(trial["number"]), *values, Text(said_params(trial["params"])))
+    console.print(table)
+    console.print(
+        f"The best of {len(drawn.finished)} drawn recipes ({_num_failed(drawn)} failed), of one seed each: a best of "
+        "many looks better than it is."
+    )
+
+
+def said_params(params: Mapping[str, Any]) -> str:
+    """What was drawn, in one line."""
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in params.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
+
+
+def _num_failed(arm: arms.Arm) -> int:
+    return sum(trial["state"] == "fail" for trial in arm.trials)
+
+
+def _table(question: str, columns: Sequence[str]) -> Table:
+    """Empty. What a study's author wrote is no markup."""
+    table = Table(title=Text(question), title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("arm", "drawn") else "right")
+    return table
+
+
+def _span(interval: Interval | None) -> str:
+    if interval is None or interval.low is None:
+        return "needs two seeds"
+    return f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def log_trial(folder: Path, recipe: Recipe, hparams: dict[str, str | float], metrics: dict[str, float]) -> None:
+    """A row of TensorBoard's HParams table and the trial's lambda tables as a picture, in the trial's own TensorBoard
+    folder, so that its curves and samples stand under the same name. metrics: none for a trial that failed."""
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams as summaries
+
+    named = {f"search/{name}": value for name, value in metrics.items()}
+    specialists = list(recipe.teachers.specialists)
+    lambdas = lambda_tables.tables(recipe.guidance, num_steps=recipe.dmd.student_steps, specialists=specialists)
+    with SummaryWriter(log_dir=str(folder), filename_suffix=".hparams") as writer:
+        assert writer.file_writer is not None
+        for summary in summaries(hparams, named):
+            writer.file_writer.add_summary(summary)
+        for name, value in named.items():
+            writer.add_scalar(name, value)
+        if lambdas:
+            writer.add_image("lambda", plots.lambda_picture(lambdas, ["base", *specialists]), dataformats="HWC")

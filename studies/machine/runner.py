@@ -1,0 +1,118 @@
+"""Runs a study: arms times seeds (or a search), each trial an ordinary run folder, all in one Optuna storage.
+
+    runs/studies/NAME/  study.db  study.json  tensorboard/  teacher/  worker-0.log  trial-0003.{yaml,log,lock}
+                        trial-0003/ (a run folder)
+
+The same command continues a study: what finished is not repeated, what was cut short or failed is tried again in its
+own run folder. Any number of hosts may run one study at once, each with its own workers; cells.py keeps them apart.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from rich.console import Console
+
+from datamodules.shards.encoded import EncodedDataset
+from studies.analysis import arms, table
+from studies.catalogue import study_named
+from studies.machine.progress import Progress
+from studies.machine.session import Opened, Plan, open_study, patience_for, plan_of
+from studies.machine.storage import GRACE_S, guard
+from studies.machine.supervisor import WORKER, supervise
+from studies.machine.trial_queue import SEARCH, Call
+from studies.machine.workers import Worker
+from studies.study import Study, vary
+from workbench.common.errors import UserError
+from workbench.recipe.config import Recipe
+
+RunTrial = Callable[[Recipe, Path], dict[str, Any]]
+
+
+def run_study(
+    name: str,
+    words: Iterable[str],
+    *,
+    study: Study | None = None,
+    execute: RunTrial | None = None,
+    worker: tuple[str, ...] = WORKER,
+) -> optuna.Study:
+    """Run what is missing of study `name` and print its table.
+
+    study: what the name would give. execute: runs all trials in this process, one after another. worker: the command
+    that starts a worker. Tests hand in their own.
+
+    Raises:
+        UserError: unknown name or option, invalid recipe in any arm (before anything is written), a storage that
+            does not open, goes away for good or holds a study of another recipe, data that are not there, or not one
+            trial with a score.
+    """
+    words = list(words)
+    plan = plan_of(name, words, study or study_named(name))
+    if execute is None and worker is WORKER:
+        _check_data(plan)
+    console = Console()
+    patience = patience_for(plan.options)
+    patience.say = lambda line: console.print(line, markup=False)
+    opened = open_study(plan, patience, is_first=True)
+    patience(lambda: table.describe(opened.memory, plan.study, plan.base, [name, *words]))
+    call = _begin(opened)
+    progress = Progress(opened, call, console)
+    try:
+        if execute is None:
+            supervise(name, words, opened, call, worker, progress)
+        else:
+            run = execute
+            Worker(opened, call, uuid.uuid4().hex, lambda recipe, folder, _: run(recipe, folder)).work(progress.update)
+    finally:
+        progress.close()
+    _conclude(opened, console)
+    return opened.memory
+
+
+def _check_data(plan: Plan) -> None:
+    """One line now, rather than one a trial; of what is still to be run: a finished study needs no data."""
+    trials = [trial for arm in arms.read_study(plan.options.folder).get("arms", []) for trial in arm["trials"]]
+    over = {trial["cell"] for trial in trials if trial["state"] in ("complete", "pruned")}
+    left = {cell.arm for cell in plan.cells if cell.key not in over}
+    recipes = [plan.base if arm == SEARCH else vary(plan.base, plan.study.ARMS[arm]) for arm in sorted(left)]
+    for address in dict.fromkeys(recipe.data.encoded for recipe in recipes):
+        EncodedDataset(address)
+
+
+def _begin(opened: Opened) -> Call:
+    """This call, and its cells queued."""
+    options = opened.plan.options
+
+    def begin() -> Call:
+        with guard(opened.storage, opened.study_id):
+            call = Call(
+                key=uuid.uuid4().hex,
+                before=len(opened.memory.get_trials(deepcopy=False)),
+                quota=None if options.search else options.trials,
+                deadline=time.time() + options.budget_s if options.budget_s is not None else None,
+            )
+            opened.queue(call).fill()
+        return call
+
+    return opened.patience(begin)
+
+
+def _conclude(opened: Opened, console: Console) -> None:
+    trials, folder = opened.patience(lambda: opened.memory.get_trials(deepcopy=False)), opened.plan.options.folder
+    if not any(trial.state == TrialState.COMPLETE for trial in trials):
+        errors = [trial.user_attrs["error"] for trial in trials if "error" in trial.user_attrs]
+        said = f"the last said: {errors[-1]}" if errors else "none was begun"
+        raise UserError(f"no trial of the study ended with a score; {said}")
+    table.print_table(folder, console)
+    if alive := [trial for trial in trials if trial.state == TrialState.RUNNING]:
+        console.print(
+            f"{len(alive)} trial(s) still run elsewhere, or died under {GRACE_S} s ago: the same command continues"
+        )
+    console.print(f"{folder}/study.json; the report: workbench report {folder}", markup=False)

@@ -1,0 +1,209 @@
+"""A study opened: options, base recipe and its place in the storage, alike in every process that works on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import SQLAlchemyError
+
+from studies.machine.options import Options, parse
+from studies.machine.pruning import noise_floor_of
+from studies.machine.storage import Patience, connect, guard, shown, unopened
+from studies.machine.trial_queue import SEARCH, Call, Cell, Queue
+from studies.study import Study, vary
+from workbench.common.errors import UserError
+from workbench.recipe.checks import nearest
+from workbench.recipe.config import Recipe
+from workbench.recipe.reading import load, recipe_hash
+
+LARGEST_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study's words ask for, before anything is written. noise_floor: inside which nothing is pruned; None: no
+    pruning at all."""
+
+    study: Study
+    options: Options
+    base: Recipe
+    noise_floor: float | None
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Seed by seed, so that a study cut short has compared all arms; or the numbered draws of a search."""
+        if self.options.search:
+            assert self.options.trials is not None
+            return tuple(Cell(SEARCH, slot) for slot in range(self.options.trials))
+        arms = [arm for arm in self.study.ARMS if not self.options.arms or arm in self.options.arms]
+        return tuple(Cell(arm, seed) for seed in self.options.seeds for arm in arms)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A plan and its storage."""
+
+    plan: Plan
+    storage: RDBStorage
+    memory: optuna.Study
+    study_id: int
+    patience: Patience
+
+    def queue(self, call: Call) -> Queue:
+        """The cells as `call` sees them."""
+        return Queue(self.memory, self.storage, self.study_id, self.plan.cells, call, self.plan.options.folder)
+
+    def id_of(self, number: int) -> int:
+        """The storage's own number of a trial."""
+        return self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
+
+
+def plan_of(name: str, words: Iterable[str], study: Study) -> Plan:
+    """Read the words and check every arm, and a draw of a search; nothing is written. name: of the study, or its file.
+
+    Raises: UserError naming the option, the key or the arm.
+    """
+    name = Path(name).stem if name.endswith(".py") else name
+    options = parse(name, words, default_seeds=study.SEEDS, must_search=not study.ARMS, known_arms=study.ARMS)
+    base = vary(load(options.recipe, options.overrides), ["evaluation.split=search"])
+    for arm, overrides in study.ARMS.items():
+        _check_variation(f"arm {arm!r}", base, partial(vary, base, overrides))
+    if options.search:
+        _check_space(study, base)
+    for arm in options.arms:
+        if arm not in study.ARMS:
+            raise UserError(f"the study {name} has no arm {arm!r}{nearest(arm, study.ARMS)}")
+    if options.arms and options.search:
+        raise UserError("arms= chooses what is replicated; a search has none: leave it out")
+    _check_devices(options, base)
+    return Plan(study, options, base, _noise_floor(study, options, base))
+
+
+def _noise_floor(study: Study, options: Options, base: Recipe) -> float | None:
+    """The one given, or that of the study beside, in what is searched for; None where nothing can be pruned."""
+    prunes, given = options.search and len(study.OBJECTIVES) == 1, options.noise_floor
+    if given is not None and not prunes:
+        raise UserError("noise_floor is for pruning, and only a search with one objective prunes: leave it out")
+    if given is not None and base.evaluation.milestone_cases == 0:
+        raise UserError("pruning goes by scores at milestones: give evaluation.milestone_cases=4, or no noise_floor")
+    if not prunes or base.evaluation.milestone_cases == 0:
+        return None
+    return given or noise_floor_of(options.folder.parent / "noise-floor", study.OBJECTIVES[0])
+
+
+def _check_variation(what: str, base: Recipe, varied: Callable[[], Recipe]) -> None:
+    """UserError unless the outcome is a recipe that can stand in one table with the base."""
+    try:
+        recipe = varied()
+    except Exception as error:
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"{what}: {kind}{error}") from error
+    check_recipe(what, base, recipe)
+
+
+def check_recipe(what: str, base: Recipe, recipe: Any) -> None:
+    """UserError unless it is a recipe, scored as the base is, that leaves to the study what is the study's."""
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{what} gives {type(recipe).__name__}, not a recipe: return vary(base, [...])")
+    if recipe.evaluation != base.evaluation:
+        raise UserError(f"{what} changes the evaluation: trials that are scored differently cannot be compared")
+    if recipe.seed != base.seed:
+        raise UserError(f"{what} sets seed: the study gives every trial its own, by seeds=0,1,2; leave it out")
+    if recipe.trainer.folder != base.trainer.folder:
+        raise UserError(f"{what} sets trainer.folder: every trial has its own in the study folder; leave it out")
+
+
+def _check_space(study: Study, base: Recipe) -> None:
+    """One draw, and the names of what it drew."""
+    trial = _any_draw()
+    _check_variation("suggest", base, partial(study.suggest, trial, base))
+    for name in ("arm", "seed"):
+        if name in trial.params:
+            raise UserError(f"suggest draws a parameter called {name!r}, a name that the study itself uses: rename it")
+
+
+def _any_draw() -> optuna.Trial:
+    """A trial of no study that is kept, to see that a space can be drawn from."""
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    return optuna.create_study(sampler=RandomSampler(seed=0)).ask()
+
+
+def _check_devices(options: Options, base: Recipe) -> None:
+    """A trial of several devices wants as many for itself."""
+    wanted = base.trainer.devices
+    if options.devices and len(options.devices) < wanted:
+        raise UserError(f"devices={','.join(options.devices)} are too few for trials of trainer.devices={wanted}")
+    in_all = wanted * options.workers
+    if wanted > 1 and in_all > max(wanted, len(options.devices)) and base.trainer.accelerator != "cpu":
+        raise UserError(
+            f"{options.workers} workers with trainer.devices={wanted} each need devices= with {in_all} GPUs"
+        )
+
+
+def open_study(plan: Plan, patience: Patience, *, is_first: bool) -> Opened:
+    """The study in its storage, made if absent.
+
+    is_first: a storage that does not answer is then an error at once, not something to wait for.
+
+    Raises: UserError where it does not open, or holds a study of another recipe.
+    """
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    plan.options.folder.mkdir(parents=True, exist_ok=True)
+    if is_first:
+        try:
+            return _open(plan, patience)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            raise unopened(error) from error
+    return patience(lambda: _open(plan, patience))
+
+
+def _open(plan: Plan, patience: Patience) -> Opened:
+    options, study = plan.options, plan.study
+    storage = connect(options.storage)
+    memory = optuna.create_study(
+        storage=storage,
+        study_name=options.folder.name,
+        directions=["maximize"] * len(study.OBJECTIVES),
+        sampler=sampler_of(study, options, 0),
+        pruner=optuna.pruners.NopPruner(),
+        load_if_exists=True,
+    )
+    study_id = storage.get_study_id_from_name(options.folder.name)
+    # Trials of different recipes must not stand in one table.
+    content = json.dumps([recipe_hash(replace(plan.base, seed=0)), study.ARMS, study.OBJECTIVES])
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()[:12]
+    with guard(storage, study_id):
+        if memory.user_attrs.get("fingerprint", fingerprint) != fingerprint:
+            raise UserError(
+                f"{options.folder} holds a study of another base recipe or other arms; give a new one with folder=..."
+            )
+        memory.set_user_attr("fingerprint", fingerprint)
+    return Opened(plan, storage, memory, study_id, patience)
+
+
+def sampler_of(study: Study, options: Options, slot: int) -> BaseSampler:
+    """The sampler of one numbered draw: workers side by side, and a draw tried again, each get their own numbers."""
+    seed = (options.seeds[0] * 1_000_003 + slot) % LARGEST_SEED
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match study.SAMPLER:
+            case "tpe":
+                return TPESampler(seed=seed, constant_liar=True)
+            case "nsga2":
+                return NSGAIISampler(seed=seed)
+
+
+def patience_for(options: Options) -> Patience:
+    """Named by the storage's URL, password hidden."""
+    return Patience(shown(options.storage) if "://" in options.storage else options.storage)

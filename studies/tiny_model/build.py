@@ -1,0 +1,256 @@
+"""Everything that ships, from nothing: `python -m studies.tiny_model.build [PLAN] [key=value ...]` (`make zoo`).
+
+vae -> judge -> start -> teacher -> specialists -> assets. PLAN is a YAML file of differences from `Plan`, zoo.yaml by
+default. Every stage ends by itself; interrupted, the same command goes on from what the stage saved, and a stage that
+is done under the same settings, with all that it builds on unchanged, is left alone. What ships is then in
+FOLDER/assets, to be copied over `workbench/assets`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from studies.tiny_model import judge, vae
+from studies.tiny_model.assemble import CORPUS_TEXTS, SMALLEST, TINY, Sizes, assemble, put_autoencoder
+from studies.tiny_model.shipped import ship
+from studies.tiny_model.stages import Stage, key_of, world_fingerprint
+from workbench.backbones.qwen_image_21 import pipeline
+from workbench.common.errors import UserError
+from workbench.recipe import reading
+from workbench.recipe.config import Recipe
+from workbench.runs.runner import pretrain
+
+PLAN = Path(__file__).parent / "zoo.yaml"
+CONSOLE = Console()
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RecipeStage:
+    """A `workbench pretrain` of `recipe` with `overrides`; minutes: expected, for the plan alone."""
+
+    recipe: str = ""
+    overrides: list[str] = field(default_factory=list)
+    minutes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages' settings. folder: where everything goes. corpus_texts: lines that the tokenizer is trained on."""
+
+    folder: str = "runs/zoo"
+    sizes: Literal["tiny", "smallest"] = "tiny"
+    seed: int = 0
+    corpus_texts: int = CORPUS_TEXTS
+    vae: vae.Options = field(default_factory=vae.Options)
+    judge: judge.Options = field(default_factory=judge.Options)
+    teacher: RecipeStage = field(default_factory=RecipeStage)
+    specialists: dict[str, RecipeStage] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage as the builder sees it. minutes: of training, planned. run: does it; what it found out.
+
+    run_folder: that goes on by itself from what is in it, so it must be of the same settings.
+    """
+
+    name: str
+    minutes: float
+    stage: Stage
+    run: Callable[[], Report]
+    run_folder: Path | None = None
+
+
+def read(arguments: list[str]) -> Plan:
+    """The plan of a YAML file, if one is named first, and `key=value` words.
+
+    Raises:
+        UserError: no such file, broken YAML, an unknown key or an impossible value.
+    """
+    path = Path(arguments.pop(0)) if arguments and "=" not in arguments[0] else PLAN
+    if not path.is_file():
+        raise UserError(f"no plan at {path}")
+    try:
+        words = OmegaConf.from_dotlist(arguments)
+        plan = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), OmegaConf.load(path), words))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    assert isinstance(plan, Plan)
+    return plan
+
+
+def steps_of(plan: Plan) -> list[Step]:
+    """All stages in order. Nothing is written before every recipe among them is valid."""
+    root, sizes = Path(plan.folder), TINY if plan.sizes == "tiny" else SMALLEST
+    places = {name: root / name for name in ("vae", "judge", "start", "teacher", "assets", *plan.specialists)}
+    if len(places) != 5 + len(plan.specialists):
+        raise UserError("specialists may not be called vae, judge, start, teacher or assets")
+    teacher = _recipe(plan, plan.teacher, places["start"], places["teacher"])
+    specialists = {
+        name: _recipe(plan, of, places["teacher"] / "teacher", places[name]) for name, of in plan.specialists.items()
+    }
+    keys: dict[str, str] = {}
+
+    def stage(name: str, settings: Mapping[str, Any], *builds_on: str) -> Stage:
+        """Kept beside the stages' folders: pipeline and run folders hold nothing foreign."""
+        whole = {"world": world_fingerprint(), **settings, "on": [keys[other] for other in builds_on]}
+        keys[name] = key_of(whole)
+        return Stage(root / "stages" / name, whole)
+
+    assembled = {"sizes": asdict(sizes), "texts": plan.corpus_texts, "seed": plan.seed}
+    steps = [
+        Step(
+            "vae",
+            plan.vae.minutes,
+            stage("vae", vae.settings(plan.vae, sizes)),
+            lambda: vae.train(places["vae"], plan.vae, sizes),
+        ),
+        Step(
+            "judge",
+            plan.judge.minutes,
+            stage("judge", judge.settings(plan.judge)),
+            lambda: judge.brief(judge.run(places["judge"], plan.judge)),
+        ),
+        Step(
+            "start",
+            0.0,
+            stage("start", assembled, "vae"),
+            lambda: _start(plan, sizes, places["start"], places["vae"]),
+        ),
+        _pretraining("teacher", plan.teacher, teacher, stage("teacher", _settings(teacher), "start")),
+    ]
+    for name, recipe in specialists.items():
+        on = stage(name, _settings(recipe), "teacher")
+        steps.append(_pretraining(name, plan.specialists[name], recipe, on))
+    adapters = {name: places[name] / f"{name}.safetensors" for name in specialists}
+    stages = {step.name: step.stage for step in steps}
+
+    def assets() -> Report:
+        reports = {name: {**of.report, "wall_s": of.wall_s} for name, of in stages.items()}
+        return dict(ship(places["assets"], places["teacher"] / "teacher", adapters, places["judge"], reports))
+
+    steps.append(Step("assets", 0.0, stage("assets", {}, *list(keys)), assets))
+    return steps
+
+
+def build(plan: Plan) -> dict[str, Report]:
+    """Run what is not done yet; what every stage found out."""
+    steps = steps_of(plan)
+    CONSOLE.print(_planned(steps))
+    with SummaryWriter(str(Path(plan.folder) / "tensorboard")) as log:
+        for number, step in enumerate(steps, 1):
+            if step.stage.done:
+                continue
+            CONSOLE.rule(f"{number} of {len(steps)}: {step.name}")
+            began = time.monotonic()
+            begin(step)
+            report = step.run()
+            wall_s = step.stage.wall_s + time.monotonic() - began
+            step.stage.write(1, wall_s, done=True, report=report)
+            log.add_scalar(f"seconds/{step.name}", wall_s, 0)
+    CONSOLE.print(_summary(steps))
+    return {step.name: step.stage.report for step in steps}
+
+
+def begin(step: Step) -> None:
+    """Claim the stage's place for its settings.
+
+    Raises:
+        UserError: a run of other settings is in its way.
+    """
+    if step.stage.is_other and step.run_folder is not None and step.run_folder.exists():
+        raise UserError(f"{step.run_folder} was trained under other settings, or on another start: delete it")
+    step.stage.write(0, step.stage.wall_s, done=False)
+
+
+def _recipe(plan: Plan, of: RecipeStage, model: Path, run: Path) -> Recipe:
+    where = [f"model.folder={model}", f"trainer.folder={run}", f"seed={plan.seed}"]
+    return reading.load(of.recipe, [*of.overrides, *where])
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What decides the result, apart from the machine."""
+    plain = asdict(recipe)
+    trainer = {name: plain["trainer"][name] for name in ("precision", "max_skipped_updates")}
+    return {name: plain[name] for name in ("data", "mixture", "pretrain", "seed")} | {"trainer": trainer}
+
+
+def _pretraining(name: str, of: RecipeStage, recipe: Recipe, stage: Stage) -> Step:
+    folder = Path(recipe.trainer.folder)
+
+    def run() -> Report:
+        pretrain(recipe)
+        return {"steps": recipe.pretrain.steps, **last_losses(folder / "metrics.jsonl")}
+
+    return Step(name, of.minutes, stage, run, folder)
+
+
+def _start(plan: Plan, sizes: Sizes, out: Path, autoencoder: Path) -> Report:
+    from datamodules.openmoji import corpus
+
+    with CONSOLE.status("training the tokenizer, assembling the pipeline folder"):
+        assemble(out, corpus(plan.corpus_texts, seed=plan.seed), seed=plan.seed, sizes=sizes)
+        put_autoencoder(autoencoder, out)
+    pipeline.resolve(str(out))
+    return {}
+
+
+def last_losses(scalars: Path) -> Report:
+    """Training losses of the last line of a run's `metrics.jsonl`."""
+    last = json.loads(scalars.read_text().splitlines()[-1])
+    return {name: value for name, value in last.items() if name.startswith("loss/")}
+
+
+def _planned(steps: list[Step]) -> Table:
+    table = Table("stage", "minutes of training", "state", title="the plan")
+    for step in steps:
+        state = "done" if step.stage.done else "begun" if step.stage.wall_s else "to do"
+        table.add_row(step.name, f"{step.minutes:g}" if step.minutes else "-", state)
+    todo = sum(step.minutes for step in steps if not step.stage.done)
+    table.add_row("left in all", f"{todo:g}", "")
+    return table
+
+
+def _summary(steps: list[Step]) -> Table:
+    table = Table("stage", "seconds", "found", title="what was built")
+    for step in steps:
+        found = (f"{name} {value:.4g}" for name, value in step.stage.report.items() if isinstance(value, int | float))
+        table.add_row(step.name, f"{step.stage.wall_s:.0f}", ", ".join(found))
+    return table
+
+
+def main(arguments: list[str]) -> int:
+    """Command line: [PLAN] name=value ..."""
+    # The libraries' chatter drowns the plan, the bars and the table.
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            build(read(list(arguments)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        logging.disable(before)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,176 @@
+"""The shipped folder ready to be measured, and the figures that measuring it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from workbench.backbones.qwen_image_21 import pipeline as pipelines
+from workbench.evaluation.answer_cache import Store
+from workbench.evaluation.answers import Answers, answer, judge_into
+from workbench.evaluation.cases.case import BENCHES, FULL_CASES, Case
+from workbench.evaluation.cases.choose import benchmark_cases
+from workbench.evaluation.evaluate import select_few_step
+from workbench.evaluation.judges.local import ASSET, LocalJudge
+from workbench.evaluation.measures.statistics import Interval, bench_intervals
+from workbench.evaluation.models import ModelUnderTest, Sampling, few_step_candidates
+from workbench.evaluation.sheets import chosen_cases
+from workbench.evaluation.subject import Subject
+from workbench.recipe.config import Recipe
+from workbench.recipe.reading import from_mapping
+
+CFG_SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
+TEACHER_STEPS = 40
+PARTS = ("transformer", "text_encoder", "vae", "processor", "scheduler")
+
+
+@dataclass(frozen=True)
+class Options:
+    """cases: T2I cases a category, 0 for both full benchmarks; edits get 250 / 600 of it. choosing: cases a category on
+    which CFG and the few-step sampling are chosen, of a split that is not reported. seeds: of sampling, three at least
+    for a standard deviation. card: write the table into the folder's README. student: run or folder to show beside."""
+
+    folder: str = "tiny"
+    judge: str = str(ASSET)
+    out: str = "runs/zoo-report"
+    docs: str = "docs/zoo"
+    student: str = ""
+    cases: int = 0
+    choosing: int = 40
+    seeds: list[int] | None = None
+    shift: float = 2.0
+    card: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the table. bar: what it should reach; n: cases behind it; form: how it is printed."""
+
+    what: str
+    value: float
+    bar: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    form: str = ".2f"
+    note: str = ""
+
+    @property
+    def reached(self) -> bool | None:
+        return None if self.bar is None else self.value >= self.bar
+
+
+class Zoo:
+    """The shipped folder, its judge and the benchmarks, ready to be measured."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.path = pipelines.resolve(options.folder)
+        self.seeds = options.seeds or [0, 1, 2]
+        t2i = options.cases or FULL_CASES["t2i"]
+        edits = max(1, t2i * FULL_CASES["edit"] // FULL_CASES["t2i"])
+        self.recipe: Recipe = from_mapping(
+            {
+                "model": {"folder": options.folder},
+                "evaluation": {
+                    "t2i_cases": t2i,
+                    "editing_cases": edits,
+                    "seeds": list(self.seeds),
+                    "teacher_steps": TEACHER_STEPS,
+                    "teacher_shift": options.shift,
+                },
+            }
+        )
+        self.store = Store(Path(options.out) / "answers")
+
+    @cached_property
+    def judge(self) -> LocalJudge:
+        return LocalJudge(Path(self.options.judge))
+
+    @cached_property
+    def specialists(self) -> dict[str, Path]:
+        """LoRA files of the folder, by the name of the file."""
+        every = sorted(self.path.rglob("*.safetensors"))
+        return {file.stem: file for file in every if file.relative_to(self.path).parts[0] not in PARTS}
+
+    @cached_property
+    def subject(self) -> Subject:
+        return Subject(self.options.folder, self.recipe, specialists=self.specialists)
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        """Of the report split."""
+        how = self.recipe.evaluation
+        return benchmark_cases(self.recipe, "report", how.t2i_cases, how.editing_cases)
+
+    @cached_property
+    def choosing(self) -> list[Case]:
+        """Of the search split: nothing that is reported is chosen on what it is reported on."""
+        count = min(self.options.choosing, self.recipe.evaluation.t2i_cases)
+        return benchmark_cases(self.recipe, "search", count, max(1, count // 2))
+
+    @cached_property
+    def full(self) -> tuple[Sampling, list[dict[str, object]]]:
+        """The teacher's best guidance, and the score of every one."""
+        ways = [Sampling(TEACHER_STEPS, self.options.shift, scale) for scale in CFG_SCALES]
+        return self._best(ways)
+
+    @cached_property
+    def few(self) -> tuple[Sampling, list[dict[str, object]]]:
+        """The teacher's best use of 4 evaluations, and the score of every one."""
+        return self._best(few_step_candidates(max(1.5, self.full[0].cfg_scale)))
+
+    def _best(self, ways: Sequence[Sampling]) -> tuple[Sampling, list[dict[str, object]]]:
+        models = [self.subject.model(way) for way in ways]
+        best, rows = select_few_step(models, self.recipe, self.judge, self.choosing, self.store)
+        return ways[models.index(best)], rows
+
+    @cached_property
+    def student(self) -> ModelUnderTest | None:
+        """What `student` names: a pipeline folder, or a run with one inside."""
+        if not self.options.student:
+            return None
+        folder = Path(self.options.student)
+        inside = folder / "student" if (folder / "student").is_dir() else folder
+        return Subject(str(inside), self.recipe).model()
+
+    def answers(self, how: Sampling, specialist: str | None = None) -> Answers:
+        """To all cases under all seeds."""
+        return self.answers_of(self.subject.model(how, specialist))
+
+    def answers_of(self, model: ModelUnderTest) -> Answers:
+        keep = [case.id for group in chosen_cases(self.cases).values() for case in group]
+        return answer(model, self.cases, self.seeds, self.judge, keep, store=self.store)
+
+    @cached_property
+    def targets(self) -> Answers:
+        """The held-out renders themselves, judged."""
+        real = Answers()
+        for bench in BENCHES.values():
+            of = [case for case in self.cases if case.bench == bench]
+            judge_into(real, of, [case.target for case in of if case.target is not None], 0, self.judge)
+        return real
+
+
+def interval_figure(what: str, found: Interval, bar: float | None, form: str = ".3f") -> Figure:
+    return Figure(what, found.mean, bar, found.low, found.high, found.n, form)
+
+
+def mean_figure(what: str, values: Sequence[float], bar: float | None, form: str = ".2f") -> Figure:
+    return interval_figure(what, bench_intervals({"all": np.array(values)[:, None]})["mean"], bar, form)
+
+
+def nested_figure(what: str, values: dict[str, list[float]], bar: float | None) -> Figure:
+    """Of case -> value under every seed."""
+    return interval_figure(what, bench_intervals({"all": np.array(list(values.values()))})["mean"], bar, ".1%")
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float, int]:
+    """95 % score interval of a share of n (Wilson 1927), and n."""
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
+    return middle - half, middle + half, n

@@ -1,0 +1,245 @@
+"""The world as an endless source of pretraining samples: drawn in processes while the device trains, never on disk.
+
+Every `every` updates a fresh chunk of the same composition takes the place of the last one. Chunk c holds the samples
+c n, ..., c n + n - 1 of each category, so what an update sees is a function of its number, and a resumed run goes on
+with the chunk that it was in.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.pretraining import Held, padded_ids, places
+from datamodules.shards.encoded import Geometry
+from workbench.backbones.qwen_image_21.pipeline import PIXELS_PER_LATENT
+from workbench.batch import LATENT_TOKENS_PER_SLOT, TASKS, Reference, Task
+from workbench.common import files
+from workbench.common.errors import UserError
+from workbench.recipe.config import Data
+
+EncodeImages = Callable[[Tensor], Tensor]
+"""Images (B, H, W, 3) uint8 -> latents (B, N, C)."""
+
+SAMPLES_PER_JOB = 64
+IMAGES_PER_PASS = 512
+
+
+class Prompts(Protocol):
+    """Prompts as token ids; see `workbench.backbones.qwen_image_21.prompts`."""
+
+    num_system_tokens: int
+
+    def __call__(self, text: str, num_slots: int) -> list[int]: ...
+
+    def first_slot(self, ids: list[int]) -> int: ...
+
+
+def _geometries(resolution: int, prompts: Prompts) -> dict[Task, Geometry]:
+    """Of the world's pictures: one reference image in an edit, of the target's size."""
+    side = resolution // PIXELS_PER_LATENT
+    slots = side * side // LATENT_TOKENS_PER_SLOT
+    first = prompts.first_slot(prompts("", slots)) - prompts.num_system_tokens
+    references = (Reference(first, side, side),)
+    return {"t2i": Geometry("t2i", side, side), "edit": Geometry("edit", side, side, references, references)}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Samples `first`, `first` + 1, ... of a category, drawn to rows `row`, ... of the files."""
+
+    task: Task
+    category: str
+    first: int
+    count: int
+    row: int
+    num_rows: int
+    resolution: int
+    files: tuple[Path, Path]
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """A chunk in the making: the texts of each job as it gets done."""
+
+    chunk: int
+    jobs: list[_Job]
+    texts: Iterator[list[str]]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A chunk's pictures of one task, (n, H, W, 3) uint8 each, and their texts."""
+
+    targets: np.ndarray
+    sources: np.ndarray | None
+    texts: tuple[str, ...]
+
+
+class WorldSource:
+    """Samples of the OpenMoji world by `data.samples`, drawn anew every `every` updates.
+
+    Args:
+        encode: the pipeline's autoencoder on `device`, where the samples are kept.
+        num_steps: updates of the whole run; nothing is drawn for later ones.
+
+    Raises:
+        UserError: no samples are asked for, or of a category that the world lacks.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        prompts: Prompts,
+        *,
+        encode: EncodeImages,
+        every: int,
+        num_steps: int,
+        device: torch.device,
+    ) -> None:
+        self._data, self._prompts, self._encode = data, prompts, encode
+        self._every, self._last_chunk, self._device = every, (num_steps - 1) // every, device
+        self._cells = [
+            (task, name, data.samples[task][name])
+            for task in TASKS
+            for name in data.samples.get(task, {})
+            if data.samples[task][name] > 0
+        ]
+        if not self._cells:
+            raise UserError("data.samples asks for no samples; give at least one category a count above 0")
+        tasks = [task for task in TASKS if any(cell[0] == task for cell in self._cells)]
+        geometries = _geometries(data.resolution, prompts)
+        self.geometries = tuple(geometries[task] for task in tasks)
+        self.categories = tuple(f"{task}/{name}" for task, name, _ in self._cells)
+        self.category = np.repeat(np.arange(len(self._cells)), [count for *_, count in self._cells])
+        self.geometry = np.array([tasks.index(self._cells[i][0]) for i in self.category])
+        self._place = places(self.geometry, len(self.geometries))
+        self._first = np.cumsum([0, *(count for *_, count in self._cells)])
+        self._folder = TemporaryDirectory(prefix="workbench-world-")
+        self._pool: ProcessPoolExecutor | None = None
+        self._ahead: _Coming | None = None
+        self._chunk = -1
+        self._widths: dict[Task, int] = {}
+        self._held: list[Held] = []
+
+    def held(self, geometry: int, step: int) -> Held:
+        """See `Source`."""
+        chunk = step // self._every
+        if chunk != self._chunk:
+            self._held = self._load(chunk)
+            self._chunk = chunk
+        return self._held[geometry]
+
+    def key(self, index: int, step: int) -> str:
+        """See `Source`."""
+        task, name, count = self._cells[int(self.category[index])]
+        number = step // self._every * count + index - int(self._first[self.category[index]])
+        return f"{task}-{name}-train-{number:08d}"
+
+    def text(self, index: int) -> str:
+        """See `Source`."""
+        from datamodules.openmoji.world import plan
+
+        task, name, _ = self._cells[int(self.category[index])]
+        return plan(task, name, "train", index - int(self._first[self.category[index]])).text
+
+    def _load(self, chunk: int) -> list[Held]:
+        """Chunk `chunk`, encoded; the next one begins to be drawn."""
+        coming = self._ahead if self._ahead is not None and self._ahead.chunk == chunk else self._start(chunk)
+        drawn = self._finish(coming)
+        held = [self._encoded(part, shape) for part, shape in zip(drawn, self.geometries, strict=True)]
+        self._ahead = self._start(chunk + 1) if chunk < self._last_chunk else None
+        return held
+
+    def _encoded(self, drawn: _Drawn, shape: Geometry) -> Held:
+        ids, lengths = padded_ids(drawn.texts, shape, self._prompts)
+        # A shorter chunk takes the width of those before: each new width is compiled and captured again.
+        width = self._widths[shape.task] = max(self._widths.get(shape.task, 0), ids.shape[1])
+        ids = torch.nn.functional.pad(ids, (0, width - ids.shape[1]))
+        images = None if drawn.sources is None else torch.from_numpy(np.array(drawn.sources)).to(self._device)
+        latents = self._latents(torch.from_numpy(np.array(drawn.targets)).to(self._device))
+        references = None if images is None else self._latents(images)
+        return Held(ids.to(self._device), lengths.to(self._device), latents, references, images)
+
+    def _latents(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([self._encode(part).half() for part in images.split(IMAGES_PER_PASS)])
+
+    def _start(self, chunk: int) -> _Coming:
+        jobs = list(self._jobs(chunk))
+        if not self._data.num_workers:
+            return _Coming(chunk, jobs, map(_draw, jobs))
+        if self._pool is None:
+            # spawned, because forking a process that runs threads may deadlock
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._data.num_workers, mp_context=context)
+        return _Coming(chunk, jobs, self._pool.map(_draw, jobs))
+
+    def _jobs(self, chunk: int) -> Iterator[_Job]:
+        sizes = np.bincount(self.geometry)
+        for cell, (task, name, count) in enumerate(self._cells):
+            begin = int(self._first[cell])
+            geometry = int(self.geometry[begin])
+            for start in range(0, count, SAMPLES_PER_JOB):
+                yield _Job(
+                    task,
+                    name,
+                    first=chunk * count + start,
+                    count=min(SAMPLES_PER_JOB, count - start),
+                    row=int(self._place[begin]) + start,
+                    num_rows=int(sizes[geometry]),
+                    resolution=self._data.resolution,
+                    files=self._files(chunk, geometry),
+                )
+
+    def _finish(self, coming: _Coming) -> list[_Drawn]:
+        with files.progress() as bar:
+            description = f"drawing chunk {coming.chunk} of the world"
+            texts = list(bar.track(coming.texts, total=len(coming.jobs), description=description))
+        drawn = []
+        for geometry, shape in enumerate(self.geometries):
+            target, source = self._files(coming.chunk, geometry)
+            on_disk = (int((self.geometry == geometry).sum()), self._data.resolution, self._data.resolution, 3)
+            sources = np.memmap(source, np.uint8, "r", shape=on_disk) if shape.references else None
+            of_task = [lines for job, lines in zip(coming.jobs, texts, strict=True) if job.files[0] == target]
+            drawn.append(_Drawn(np.memmap(target, np.uint8, "r", shape=on_disk), sources, tuple(chain(*of_task))))
+        return drawn
+
+    def _files(self, chunk: int, geometry: int) -> tuple[Path, Path]:
+        """Two pairs of files take turns: one is read while the other is drawn."""
+        folder = Path(self._folder.name)
+        return folder / f"target-{geometry}-{chunk % 2}.u8", folder / f"source-{geometry}-{chunk % 2}.u8"
+
+
+def _draw(job: _Job) -> list[str]:
+    from datamodules.openmoji import draw
+
+    shape = (job.num_rows, job.resolution, job.resolution, 3)
+    targets = _opened(job.files[0], shape)
+    sources = _opened(job.files[1], shape) if job.task == "edit" else None
+    texts = []
+    for i in range(job.count):
+        sample = draw(job.task, job.category, "train", job.first + i, resolution=job.resolution)
+        targets[job.row + i] = sample.target
+        if sources is not None:
+            assert sample.source is not None
+            sources[job.row + i] = sample.source
+        texts.append(sample.text)
+    return texts
+
+
+def _opened(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """The file at its full size, whoever comes first."""
+    with path.open("ab") as file:
+        file.truncate(int(np.prod(shape)))
+    return np.memmap(path, np.uint8, "r+", shape=shape)

@@ -1,0 +1,212 @@
+"""The exported folder and LoRA file, sampled by stock diffusers, against our own Euler over the stock transformer."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, QwenImage21Pipeline, QwenImage21Transformer2DModel
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from workbench.backbones import lora
+from workbench.backbones.qwen_image_21 import export as exports
+from workbench.backbones.qwen_image_21 import pipeline as pipelines
+from workbench.common.errors import UserError
+from workbench.method.rollout import Velocity, sample, time_grid
+
+PROMPT = "a red house under a clear sky"
+TIMES = time_grid(4, 3.0)
+CARD = exports.Metadata(
+    recipe_hash="abc123", data="OpenMoji", licence="CC BY-SA 4.0", metrics={"student": {"score": 1.5}}
+)
+
+
+@pytest.fixture(scope="module")
+def bent_teacher(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher whose scheduler bends every grid that it is given."""
+    folder = tmp_path_factory.mktemp("teacher") / "teacher"
+    shutil.copytree(tiny_pipeline_folder, folder)
+    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, shift_terminal=0.02).save_pretrained(
+        folder / "scheduler"
+    )
+    return folder
+
+
+def _student_state(folder: Path) -> dict[str, Tensor]:
+    transformer = QwenImage21Transformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: value + 0.05 * torch.randn(value.shape, generator=generator)
+        for name, value in transformer.state_dict().items()
+    }
+
+
+def _stock_velocity(pipeline: QwenImage21Pipeline, image: Image.Image | None, side: int) -> Velocity:
+    """Velocity of the stock transformer, unpadded and without cache, under the stock pipeline's own encoding."""
+    embeddings, mask, slots = pipeline.encode_prompt(PROMPT, image=[image] if image is not None else None)
+    slots = torch.cat([slots, slots.new_ones(1, side * side // 4)], dim=1)
+    shapes, references = [(1, side, side)], None
+    if image is not None:
+        pixels = pipeline.image_processor.preprocess(image.convert("RGBA")).unsqueeze(2)
+        references = pipeline._encode_vae_image(pixels, None).flatten(2).transpose(1, 2)
+        shapes = [(1, side, side), *shapes]
+
+    def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+        tokens = x_t if references is None else torch.cat([references, x_t], dim=1)
+        output = pipeline.transformer(
+            tokens, embeddings, t, [shapes], slots, encoder_hidden_states_mask=mask, return_dict=False
+        )[0]
+        return output[:, -x_t.shape[1] :]
+
+    return velocity
+
+
+@pytest.mark.parametrize("task", ["t2i", "edit"])
+@torch.no_grad()
+def test_stock_pipeline_samples_our_grid(bent_teacher: Path, tmp_path: Path, task: str) -> None:
+    state, out, side = _student_state(bent_teacher), tmp_path / "student", 8
+    exports.export(str(bent_teacher), state, TIMES, out, metadata=CARD, dtype=torch.float32)
+    pipeline = pipelines.load(str(out))
+    image = None
+    if task == "edit":
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
+    noise = torch.randn(1, side * side, 8, generator=torch.Generator().manual_seed(0))
+    stock = pipeline(PROMPT, image=image, output_resolution=128, latents=noise, output_type="latent").images
+
+    pipeline.transformer.load_state_dict(state)
+    ours = sample(_stock_velocity(pipeline, image, side), noise, TIMES)
+    torch.testing.assert_close(stock, ours, atol=1e-4, rtol=1e-4)
+    assert (stock - noise).abs().max() > 0.1
+
+
+def test_the_rest_of_the_folder_is_the_teachers(bent_teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    exports.export(str(bent_teacher), _student_state(bent_teacher), TIMES, out, metadata=CARD)
+    for name in ("vae", "text_encoder", "processor"):
+        for file in (bent_teacher / name).iterdir():
+            assert (out / name / file.name).read_bytes() == file.read_bytes()
+    index = json.loads((out / "model_index.json").read_text())
+    assert index["sample_sigmas"] == TIMES[:-1].tolist()
+    card = (out / "README.md").read_text()
+    assert all(text in card for text in ("abc123", "CC BY-SA 4.0", "**4**", "| student | 1.5 |"))
+    with safe_open(out / "transformer" / "diffusion_pytorch_model.safetensors", "pt") as weights:
+        assert weights.get_tensor("img_in.weight").dtype == torch.bfloat16
+
+
+def test_export_replaces_pipelines_alone_and_whole(bent_teacher: Path, tmp_path: Path) -> None:
+    state, out = _student_state(bent_teacher), tmp_path / "student"
+    exports.export(str(bent_teacher), state, TIMES, out, metadata=CARD)
+    (out / "old").write_text("x")
+    with pytest.raises(ValueError, match="img_in"):
+        exports.export(str(bent_teacher), {**state, "img_in.weight": torch.zeros(1)}, TIMES, out, metadata=CARD)
+    assert (out / "old").is_file() and [path.name for path in tmp_path.iterdir()] == ["student"]
+    exports.export(str(bent_teacher), state, TIMES, out, metadata=CARD)
+    assert not (out / "old").exists() and [path.name for path in tmp_path.iterdir()] == ["student"]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="no pipeline folder"):
+        exports.export(str(bent_teacher), state, TIMES, tmp_path / "thesis", metadata=CARD)
+    assert (tmp_path / "thesis" / "thesis.tex").is_file()
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [FULL, SafetensorError(f"I/O error: {FULL.strerror}"), shutil.Error([("a", "b", str(FULL))])],
+    ids=["system", "safetensors", "copying"],
+)
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(
+    error: Exception, bent_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    state = _student_state(bent_teacher)
+    monkeypatch.setattr(QwenImage21Transformer2DModel, "save_pretrained", full)
+    with pytest.raises(UserError, match=r"cannot write .*student: .*No space left on device.*; free space"):
+        exports.export(str(bent_teacher), state, TIMES, tmp_path / "student", metadata=CARD)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_exports_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    out, gone = tmp_path / "student", 999_999_999
+    names = [f".student.{gone}.part", f".student.{gone}.old", f".student.{os.getppid()}.part", f".other.{gone}.part"]
+    for name in names:
+        (tmp_path / name / "vae").mkdir(parents=True)
+    with pytest.raises(ZeroDivisionError), exports.replaced_folder(out):
+        assert not (tmp_path / names[0]).exists()
+        raise ZeroDivisionError
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+    with exports.replaced_folder(out) as folder:
+        (folder / "model_index.json").write_text("{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[2:], "student"])
+
+
+def test_a_lora_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters = {"layer": (torch.zeros(1, 2), torch.zeros(2, 1))}
+    with pytest.raises(UserError, match="is a folder: name a .safetensors file"):
+        exports.write_lora(adapters, tmp_path, header={})
+
+    def full(*_: object) -> None:
+        raise FULL
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"cannot write .*a\.safetensors: No space left"):
+        exports.write_lora(adapters, tmp_path / "a.safetensors", header={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_made_for_the_teachers_weights_is_not_passed_on(bent_teacher: Path, tmp_path: Path) -> None:
+    source = tmp_path / "teacher"
+    shutil.copytree(bent_teacher, source)
+    for name in ("portrait.safetensors", "measured.json", "LICENSE.txt"):
+        (source / name).write_text("x")
+    exports.export(str(source), _student_state(bent_teacher), TIMES, tmp_path / "student", metadata=CARD)
+    found = {path.name for path in (tmp_path / "student").iterdir()}
+    assert found.isdisjoint({"portrait.safetensors", "measured.json"})
+    assert found >= {"LICENSE.txt", "README.md", "model_index.json", "vae", "processor"}
+
+
+@pytest.mark.parametrize("times", [[0.9, 0.0], [1.0, 0.5], [1.0, 0.5, 0.5, 0.0], [1.0], [1.0, math.nan, 0.0]])
+def test_a_grid_that_is_none_is_refused(times: list[float]) -> None:
+    with pytest.raises(ValueError, match="falls strictly"):
+        exports.sample_sigmas(times)
+
+
+@torch.no_grad()
+def test_stock_pipeline_loads_the_lora(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    pipeline, rank, alpha = pipelines.load(str(tiny_pipeline_folder)), 4, 10.0
+    transformer, generator = pipeline.transformer, torch.Generator().manual_seed(0)
+    whole = {name: value.clone() for name, value in transformer.state_dict().items()}
+    lora.install(transformer)
+    for name, layer in lora.role_linears(transformer):
+        layer.add_adapter("student", rank, alpha, generator)
+        up, down = layer.lora_B["student"].weight, layer.lora_A["student"].weight
+        assert isinstance(up, Tensor) and isinstance(down, Tensor)
+        up.copy_(0.1 * torch.randn(up.shape, generator=generator))
+        whole[f"{name}.weight"] += alpha / rank * up @ down
+    file = tmp_path / "lora" / "student.safetensors"
+    exports.export_lora(exports.role_adapters(transformer, "student"), TIMES, file, metadata=CARD, dtype=torch.float32)
+    with safe_open(file, "pt") as header:
+        sigmas = json.loads(header.metadata()["sample_sigmas"])
+
+    noise = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(0))
+    settings = {"height": 64, "width": 64, "latents": noise, "sigmas": sigmas, "output_type": "latent"}
+    adapted, merged = (pipelines.load(str(tiny_pipeline_folder)) for _ in range(2))
+    plain = adapted(PROMPT, **settings).images
+    adapted.load_lora_weights(str(file.parent), weight_name=file.name)
+    merged.transformer.load_state_dict(whole)
+    images = adapted(PROMPT, **settings).images
+    torch.testing.assert_close(images, merged(PROMPT, **settings).images, atol=1e-4, rtol=1e-4)
+    assert (images - plain).abs().max() > 1e-2

@@ -1,0 +1,140 @@
+"""Prompts, images and latents as the stock pipeline treats them; errors that a user can mend."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import QwenImage21Pipeline
+from PIL import Image
+
+from workbench.backbones.qwen_image_21 import pipeline as pipelines
+from workbench.common.errors import UserError
+
+PROMPTS = ("a red house", "", 'a blue fox under a starry sky, with a sign that says "HELLO"')
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline_folder: Path) -> QwenImage21Pipeline:
+    return pipelines.load(str(tiny_pipeline_folder))
+
+
+def _image(seed: int, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, len(mode)), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_encoded_prompt_begins_with_the_user_message(pipeline: QwenImage21Pipeline) -> None:
+    ids = pipelines.tokenize(pipeline, ["a red house"])["input_ids"][0]
+    text = pipeline.processor.tokenizer.decode(ids[pipeline._drop_idx :])
+    assert text == "<|im_start|>user\na red house<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_text_alone_equals_stock_sample_by_sample(pipeline: QwenImage21Pipeline) -> None:
+    for prompt, ours in zip(PROMPTS, pipelines.encode_prompts(pipeline, PROMPTS), strict=True):
+        stock, mask, _ = pipeline.encode_prompt(prompt)
+        assert mask is None and ours.references == ()
+        torch.testing.assert_close(ours.embeddings, stock[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_edits_with_their_own_images_equal_stock(pipeline: QwenImage21Pipeline, num_images: int) -> None:
+    modes = ("RGB", "RGBA")
+    images = [[_image(10 * row + i, modes[i]) for i in range(num_images)] for row in range(len(PROMPTS))]
+    encoded = pipelines.encode_prompts(pipeline, PROMPTS, images)
+    for prompt, group, ours in zip(PROMPTS, images, encoded, strict=True):
+        stock, _, slots = pipeline.encode_prompt(prompt, image=group)
+        torch.testing.assert_close(ours.embeddings, stock[0], atol=1e-5, rtol=1e-5)
+        expected = torch.zeros(len(ours.embeddings), dtype=torch.bool)
+        for reference in ours.references:
+            assert (reference.height, reference.width) == (4, 4)
+            expected[reference.slot : reference.slot + reference.num_slots] = True
+        assert torch.equal(slots[0], expected) and len(ours.references) == num_images
+
+
+def test_embeddings_depend_on_the_image_and_carry_gradients(pipeline: QwenImage21Pipeline) -> None:
+    inputs = pipelines.tokenize(pipeline, ["", ""], [[_image(0)], [_image(1)]])
+    hidden, mask = pipelines.embed(pipeline.text_encoder, inputs)
+    first, second = pipelines.trim(pipeline, inputs, hidden, mask)
+    assert (first.embeddings - second.embeddings).abs().max() > 1e-3
+    (first.embeddings.square().sum() + second.embeddings.square().sum()).backward()
+    gradients = [p.grad for p in pipeline.text_encoder.model.parameters() if p.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+    pipeline.text_encoder.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_image_latents_equal_stock(pipeline: QwenImage21Pipeline, mode: str) -> None:
+    pipeline.vae.register_to_config(latents_mean=[0.1 * i for i in range(8)], latents_std=[1.0 + i for i in range(8)])
+    images = [_image(seed, mode) for seed in range(2)]
+    ours = pipelines.encode_images(pipeline, torch.from_numpy(np.stack([np.asarray(image) for image in images])))
+    for image, latents in zip(images, ours, strict=True):
+        pixels = pipeline.image_processor.preprocess(image.convert("RGBA"), width=64, height=64).unsqueeze(2)
+        _, stock = pipeline.prepare_latents([pixels], 1, 8, 64, 64, torch.float32, "cpu", None)
+        torch.testing.assert_close(latents, stock[0], atol=1e-5, rtol=1e-5)
+
+
+def test_decoded_images_equal_stock(pipeline: QwenImage21Pipeline) -> None:
+    noise = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0))
+    images = pipeline(["a house", "a house"], height=64, width=64, latents=noise, sigmas=[1e-6]).images
+    latents = pipeline(
+        ["a house", "a house"], height=64, width=64, latents=noise, sigmas=[1e-6], output_type="latent"
+    ).images
+    for image, ours in zip(images, pipelines.decode_latents(pipeline, latents, 4, 4), strict=True):
+        assert np.abs(np.asarray(image)[..., :3].astype(int) - ours.numpy().astype(int)).max() <= 1
+
+
+def test_conditions_pad_on_the_right(pipeline: QwenImage21Pipeline) -> None:
+    encoded = pipelines.encode_prompts(pipeline, PROMPTS)
+    condition = pipelines.conditions(encoded, None, 4, 4, text_tokens=60)
+    assert condition.prompt.shape[:2] == (3, 60) and condition.layout.text_tokens == 60
+    for row, length, item in zip(condition.prompt, condition.lengths, encoded, strict=True):
+        assert torch.equal(row[:length], item.embeddings) and not row[length:].any()
+    with pytest.raises(ValueError, match="does not fit"):
+        pipelines.conditions(encoded, None, 4, 4, text_tokens=5)
+    edit = pipelines.encode_prompts(pipeline, ["x"], [[_image(0)]])
+    with pytest.raises(ValueError, match="share their references"):
+        pipelines.conditions([*encoded, *edit], None, 4, 4)
+
+
+def _broken(folder: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    return copy
+
+
+def test_another_family_is_named(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    folder = _broken(tiny_pipeline_folder, tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
+    with pytest.raises(UserError, match="is a FluxPipeline"):
+        pipelines.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "model_index.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "transformer/config.json",
+        "scheduler/scheduler_config.json",
+        "processor/preprocessor_config.json",
+    ],
+)
+def test_a_missing_file_is_named(tiny_pipeline_folder: Path, tmp_path: Path, missing: str) -> None:
+    folder = _broken(tiny_pipeline_folder, tmp_path)
+    (folder / missing).unlink()
+    with pytest.raises(UserError, match=missing.partition("/")[0]):
+        pipelines.load(str(folder))
+
+
+def test_truncated_weights_are_a_user_error(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    folder = _broken(tiny_pipeline_folder, tmp_path)
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot load"):
+        pipelines.load(str(folder))

@@ -1,0 +1,290 @@
+"""FSDP2 over two CPU processes (gloo), through Lightning's ModelParallelStrategy as the runner uses it.
+
+The slow file of the suite: one pair of processes starts, trains every case of `CASES`, and writes what it got.
+Each test then compares that with one process, which trains on the whole global batch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import pytest
+import torch
+from diffusers import QwenImage21Transformer2DModel
+from lightning.pytorch.strategies import ModelParallelStrategy
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from workbench.backbones import roles
+from workbench.backbones.lora_files import AdapterLayer
+from workbench.backbones.roles import FAKE_SCORE, STUDENT, TEACHER
+from workbench.batch import Batch, Condition, Layout, Reference, StepData, Task
+from workbench.engine.optimisation import MovingAverage
+from workbench.modules.distiller import Distiller
+from workbench.recipe.config import Dmd, Guidance, Mixture, Model, Optim, Recipe, Schedule, Teachers, Trainer
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+UPDATES = 5
+WORLD = 2
+CATEGORIES = ("t2i/text", "edit/text")
+NUM_SAMPLES: dict[Task, int] = {"t2i": 5, "edit": 3}
+LAYOUTS: dict[Task, Layout] = {"t2i": Layout(7, 4, 4), "edit": Layout(9, 4, 4, (Reference(3, 2, 4),))}
+
+
+@dataclass(frozen=True)
+class Case:
+    kind: Literal["full", "lora"]
+    gradient_checkpointing: bool
+    rollout: Literal["euler", "renoise"]
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    reusing: bool = False
+    """One rollout for all updates, and a low-rank specialist over the base teacher."""
+    compiled: bool = False
+    """The two processes compile their blocks, the one that they are compared with does not."""
+
+
+CASES = {
+    "full": Case("full", False, "euler"),
+    "lora, checkpointed": Case("lora", True, "renoise"),
+    "reusing, routed": Case("full", False, "euler", reusing=True),
+    "bfloat16": Case("full", True, "euler", "bf16-mixed"),
+    "lora, checkpointed, compiled": Case("lora", True, "euler", compiled=True),
+    "lora over a bfloat16 base": Case("lora", True, "euler", "bf16-mixed", reusing=True, compiled=True),
+}
+
+
+def make_recipe(case: Case) -> Recipe:
+    return Recipe(
+        model=Model(roles=case.kind, lora_rank=3, lora_alpha=3.0, gradient_checkpointing=case.gradient_checkpointing),
+        mixture=Mixture(batch_size=sum(NUM_SAMPLES.values())),
+        teachers=Teachers(specialists={"text": "lora"} if case.reusing else {}),
+        guidance=Guidance(schedules={"default": Schedule("ramp", {"text": 1.0})} if case.reusing else {}),
+        dmd=Dmd(
+            student_steps=3,
+            rollout=case.rollout,
+            fake_updates=2 if case.reusing else 1,
+            fake_samples="student_rollout" if case.reusing else "fresh",
+        ),
+        optim=Optim(student_lr=1e-4, fake_lr=1e-4, student_clip=0.5, fake_clip=0.5, warmup_updates=2),
+        trainer=Trainer(updates=UPDATES, accelerator="cpu", devices=WORLD, precision=case.precision),
+    )
+
+
+def make_distiller(case: Case, world: int = 1) -> Distiller:
+    transformer = QwenImage21Transformer2DModel(
+        in_channels=8,
+        out_channels=8,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=24,
+        axes_dims_rope=(4, 6, 6),
+    )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in transformer.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=generator)
+    recipe = make_recipe(case)
+    update = torch.randn(2, 2, 32, generator=generator)
+    adapter = {"transformer_blocks.1.attn.to_q": AdapterLayer(update[0], update[1].T, 0.5)}
+    specialists = {"text": adapter} if case.reusing else {}
+    dtype = torch.bfloat16 if case.kind == "lora" and case.precision == "bf16-mixed" else None
+    denoiser = roles.build(transformer, recipe.model, specialists=specialists, frozen_dtype=dtype)
+    if case.compiled and world > 1:
+        # Cut into forward and backward as on a GPU, and run by torch's own kernels.
+        denoiser.compile_blocks("aot_eager")
+    return Distiller(denoiser, recipe, CATEGORIES)
+
+
+def make_batch(task: Task, seed: int, rank: int, world: int) -> Batch:
+    """The rows of one rank; a rank that is a row short repeats its last one at weight 0."""
+    layout, count = LAYOUTS[task], NUM_SAMPLES[task]
+    generator = torch.Generator().manual_seed(seed)
+    prompt = torch.randn(count, layout.text_tokens, 24, generator=generator)
+    num_reference_tokens = sum(reference.num_tokens for reference in layout.references)
+    references = torch.randn(count, num_reference_tokens, 8, generator=generator)
+    rows = rank + world * torch.arange(-(-count // world))
+    weight, rows = (rows < count).float(), rows.clamp_max(count - 1)
+    return Batch(
+        task=task,
+        condition=Condition(
+            prompt[rows], (layout.text_tokens - rows % 2), layout, references[rows] if layout.references else None
+        ),
+        uncond=None,
+        target=None,
+        rows=rows,
+        weight=weight,
+        num_samples=count,
+        category=torch.full((len(rows),), CATEGORIES.index(f"{task}/text")),
+        sample_ids=tuple(f"{task}-{row}" for row in rows.tolist()),
+    )
+
+
+def make_data(rank: int, world: int) -> list[StepData]:
+    def groups(seed: int) -> tuple[Batch, ...]:
+        return make_batch("t2i", seed, rank, world), make_batch("edit", seed + 1, rank, world)
+
+    return [StepData(step, groups(100 * step), (groups(100 * step + 10),)) for step in range(UPDATES)]
+
+
+class Witness(L.Callback):
+    """Losses and gradient norms of every update, the student's moving average and its samples, and what is whole."""
+
+    def __init__(self) -> None:
+        self.means: list[dict[str, float]] = []
+        self.unsharded: list[str] = []
+        self.average: dict[str, Tensor] = {}
+        self.samples = torch.empty(0)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, Distiller)
+        self._average = MovingAverage(dict(module.named_parameters_of(STUDENT)), 0.9)
+        self._look(module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, Distiller)
+        self.means.append(module.means.pop())
+        self._average.update(module.num_updates)
+        self._look(module)
+        if module.num_updates == 2:
+            self._sample_the_average(module)
+
+    def _look(self, module: Distiller) -> None:
+        trainable = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+        assert trainable
+        self.unsharded += [name for name, parameter in trainable if not is_sharded(parameter)]
+
+    def _sample_the_average(self, module: Distiller) -> None:
+        """As the grid of fixed prompts does; the training that goes on must not see the averaged weights."""
+        condition = make_batch("t2i", 7, 0, 1).condition
+        noise = torch.randn(NUM_SAMPLES["t2i"], 16, 8, generator=torch.Generator().manual_seed(0))
+        self._average.swap()
+        self.samples = module.student.sample(condition, noise)
+        self._average.swap()
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, Distiller)
+        self._average.swap()
+        self.average = roles.merged_state(module.denoiser, STUDENT)  # type: ignore[arg-type]
+        self._average.swap()
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    return isinstance(parameter, DTensor) and parameter.placements[0].is_shard()
+
+
+def train(case: Case, rank: int, world: int) -> tuple[Distiller, Witness]:
+    distiller, witness = make_distiller(case, world), Witness()
+    strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1) if world > 1 else "auto"
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=world,
+        strategy=strategy,
+        max_epochs=1,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[witness],
+    )
+    loader = DataLoader(make_data(rank, world), batch_size=None, collate_fn=lambda item: item)  # type: ignore[arg-type]
+    trainer.fit(distiller, loader)
+    return distiller, witness
+
+
+def weights(distiller: Distiller, witness: Witness) -> dict[str, Tensor]:
+    """Whole weights of every role, and of the student's moving average with what it draws."""
+    merged = {role: roles.merged_state(distiller.denoiser, role) for role in (STUDENT, FAKE_SCORE, TEACHER)}  # type: ignore[arg-type]
+    merged["average"] = {**witness.average, "samples": witness.samples}
+    return {f"{role}/{name}": tensor.contiguous() for role, state in merged.items() for name, tensor in state.items()}
+
+
+def run_rank(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
+    for name, case in CASES.items():
+        distiller, witness = train(case, rank, WORLD)
+        whole = weights(distiller, witness)
+        (Path(folder) / f"{name}-{rank}.json").write_text(
+            json.dumps({"means": witness.means, "unsharded": witness.unsharded})
+        )
+        if rank == 0:
+            save_file(whole, Path(folder) / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharding")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(run_rank, (port, str(folder)), nprocs=WORLD)
+    return folder
+
+
+def report(folder: Path, name: str, rank: int) -> dict[str, Any]:
+    return json.loads((folder / f"{name}-{rank}.json").read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_trainable_parameter_is_sharded(name: str, two_processes: Path) -> None:
+    for rank in range(WORLD):
+        assert report(two_processes, name, rank)["unsharded"] == []
+
+
+@pytest.mark.parametrize("name", ["full", "lora, checkpointed", "reusing, routed", "lora, checkpointed, compiled"])
+def test_two_processes_train_as_one(name: str, two_processes: Path) -> None:
+    """Same losses, gradient norms, weights and moving average, with 5 + 3 samples in rows of 3 + 2 a process."""
+    distiller, witness = train(CASES[name], 0, 1)
+    for rank in range(WORLD):
+        means = report(two_processes, name, rank)["means"]
+        assert len(means) == UPDATES
+        for found, expected in zip(means, witness.means, strict=True):
+            assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    found, expected = load_file(two_processes / f"{name}.safetensors"), weights(distiller, witness)
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+    trained = weights(make_distiller(CASES[name]), witness)
+    moved = {key.partition("/")[0] for key in trained if not torch.equal(trained[key], expected[key])}
+    assert moved == {STUDENT, FAKE_SCORE}
+
+
+def test_bfloat16_computes_roughly_the_same_and_keeps_float32_shards(two_processes: Path) -> None:
+    _, witness = train(CASES["full"], 0, 1)
+    first = report(two_processes, "bfloat16", 0)["means"][0]
+    assert first.keys() == witness.means[0].keys()
+    for name in ("loss/fake_score/t2i", "loss/fake_score/edit", "gradient_norm/fake_score"):
+        assert first[name] == pytest.approx(witness.means[0][name], rel=0.005), name
+    assert all(
+        math.isfinite(value) for update in report(two_processes, "bfloat16", 0)["means"] for value in update.values()
+    )
+    assert all(t.dtype == torch.float32 for t in load_file(two_processes / "bfloat16.safetensors").values())
+
+
+def test_adapters_over_a_bfloat16_base_learn_and_leave_it_alone(two_processes: Path) -> None:
+    """The frozen weights are gathered in bfloat16 beside float32 adapters, in one group a block."""
+    name = "lora over a bfloat16 base"
+    found = load_file(two_processes / f"{name}.safetensors")
+    before = weights(make_distiller(CASES[name]), Witness())
+    for key, tensor in found.items():
+        role, _, layer = key.partition("/")
+        if role == TEACHER:
+            assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, before[key]), key
+        elif role in (STUDENT, FAKE_SCORE) and "attn.to_q" in layer:
+            assert tensor.dtype == torch.float32 and not torch.equal(tensor, before[key]), key
+    means = report(two_processes, name, 0)["means"]
+    assert all(math.isfinite(value) for update in means for value in update.values())
+    _, alone = train(replace(CASES[name], precision="32-true"), 0, 1)
+    for loss in ("loss/fake_score/t2i", "loss/fake_score/edit"):
+        assert means[0][loss] == pytest.approx(alone.means[0][loss], rel=0.01), loss

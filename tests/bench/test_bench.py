@@ -1,0 +1,70 @@
+"""The benchmark: what it measures is what it says, and bad options are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from workbench.bench import __main__ as command
+from workbench.bench.data import Shapes, random_batch
+from workbench.common.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SMALL = ["model=random:blocks=2,width=32,heads=2,text=24,channels=8", "device=cpu", "batch_size=2", "side=4"]
+
+
+def test_a_report_of_both_engines_and_every_phase(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    code = command.main([*SMALL, "fake_updates=2", "repeats=3", "text_tokens=8", f"json={out}"])
+    assert code == 0
+    results = json.loads(out.read_text())["results"]
+    assert set(results) == {"t2i", "edit", "5:5"}
+    for mix, result in results.items():
+        samples = 2 * (2 if mix == "5:5" else 1) * (1 + 2)
+        for engine in ("ours", "plain", "student_rollout"):
+            row = result[engine]
+            assert len(row["wall_s"]) == 3 and min(row["wall_s"]) > 0
+            assert row["samples_per_s"] == pytest.approx(samples / row["median_s"])
+        assert result["ours"]["speed_up"] > 0 and result["student_rollout"]["speed_up"] > 0
+        phases = result["phases_s"]
+        assert {"student rollout", "student graded: forward", "student graded: backward", "teacher", "optimiser"} < set(
+            phases
+        )
+        assert min(phases.values()) >= 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["repeats"], "key=value"),
+        (["repeat=3"], "repeat"),
+        (["side=5"], "even"),
+        (["batch_size=0"], "batch_size"),
+        (["model=random:depth=3"], "depth=3"),
+        (["model=random:width=100"], "width"),
+        (["model=/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and told in lines[0]
+
+
+def test_prompts_are_padded_and_keep_the_reference_slots() -> None:
+    batch = random_batch(Shapes(8, 20, 4, 6, 8), "edit", seed=1, guided=True)
+    layout = batch.condition.layout
+    (reference,) = layout.references
+    assert batch.condition.lengths.max() == layout.text_tokens and batch.condition.lengths.min() < layout.text_tokens
+    assert batch.condition.lengths.min() > reference.slot + reference.num_slots
+    assert batch.uncond is not None and torch.equal(batch.uncond.references, batch.condition.references)
+
+
+def test_overrides_read_back() -> None:
+    options = command.read_options(["model=random:blocks=2,width=64", "cfg_scale=1.0", "mix=5:5"])
+    assert (options.model, options.cfg_scale, options.mix) == ("random:blocks=2,width=64", 1.0, "5:5")
+    with pytest.raises(UserError):
+        command.read_options(["mix=both"])

@@ -1,0 +1,234 @@
+"""Encoding keeps order, batches what is alike, resumes by shard and never leaves a half-made index."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+from shard_fakes import COUNTS, fake_encoder, fake_latents, fake_prompts, members, png, write_raw, write_tar
+
+from datamodules.shards.encode import encode, encode_shards
+from datamodules.shards.encode_shard import Encoder
+from datamodules.shards.encoded import INDEX, EncodedDataset
+from datamodules.shards.pack import pack
+from datamodules.shards.raw import raw_shards, read_raw
+from workbench.backbones.qwen_image_21 import pipeline as pipelines
+from workbench.common.errors import UserError
+from workbench.recipe.config import Data, Model, Recipe
+
+
+def data_for(tmp_path: Path, **values) -> Data:
+    return Data(raw=str(tmp_path / "raw"), encoded=str(tmp_path / "encoded"), encode_batch_size=3, **values)
+
+
+def mixed(tmp_path: Path) -> Data:
+    """Two tasks, two sizes and prompt-only samples, all mixed up."""
+    halves: list[dict[str, bytes]] = [{}, {}]
+    for i in range(20):
+        sample = members(f"k{i:02d}", i, "edit" if i % 3 == 0 else "t2i", "any", prompt_only=i % 5 == 1)
+        if i % 4 == 0:
+            sample = {name: png(i, (64, 32)) if name.endswith(".png") else value for name, value in sample.items()}
+        halves[i > 12] |= sample
+    for name, content in zip("ab", halves, strict=True):
+        write_tar(tmp_path / "raw" / f"{name}.tar", content)
+    return data_for(tmp_path, keep_raw=True, resolution=32)
+
+
+def test_each_sample_is_encoded_as_if_alone_and_in_order(tmp_path: Path) -> None:
+    data = mixed(tmp_path)
+    calls = []
+
+    def prompts(texts, images):
+        calls.append(len(texts))
+        return fake_prompts(texts, images)
+
+    encode_shards(data, lambda: Encoder(prompts, fake_latents), "f")  # type: ignore[arg-type]
+    assert max(calls) == data.encode_batch_size
+    dataset = EncodedDataset(data.encoded)
+    raws = [raw for shard in raw_shards(data.raw) for raw in read_raw(shard)]
+    assert [raw.key for raw in raws] == list(dataset.samples.keys)
+    for i, raw in enumerate(raws):
+        encoded = dataset.read(i)
+        images = [[raw.source]] if raw.source else None
+        alone, empty = fake_prompts([raw.text], images)[0], fake_prompts([""], images)[0]
+        half = lambda x: np.asarray(x, dtype=np.float16)  # noqa: E731
+        np.testing.assert_array_equal(encoded.prompt, half(alone.embeddings))
+        np.testing.assert_array_equal(encoded.uncond, half(empty.embeddings))
+        for image, latent in ((raw.target, encoded.latent), (raw.source, encoded.source_latent)):
+            assert (image is None) == (latent is None)
+            if image is not None:
+                np.testing.assert_array_equal(latent, half(fake_latents(torch.from_numpy(np.array(image)[None]))[0]))
+        assert dataset.geometries[dataset.samples.geometry[i]].references == alone.references
+        assert dataset.has_target(i) == (raw.target is not None)
+        assert dataset.read_text(i) == raw.text
+        assert (dataset.read_source(i) is None) == (raw.source is None)
+    assert dataset.categories == ("edit/any", "t2i/any")
+
+
+def test_padded_lengths_hold_the_longest_prompt_of_a_geometry(dataset: EncodedDataset) -> None:
+    for geometry in range(len(dataset.geometries)):
+        mine = dataset.samples.geometry == geometry
+        layout, uncond = dataset.layouts(geometry)
+        for tokens, lengths in (
+            (layout.text_tokens, dataset.samples.length),
+            (uncond.text_tokens, dataset.samples.uncond_length),
+        ):
+            assert tokens % 8 == 0 and 0 <= tokens - lengths[mine].max() < 8
+    assert dataset.categories == ("t2i/landscape", "t2i/text", "edit/scene", "edit/own")
+
+
+def test_without_keep_raw_there_is_text_and_asking_for_an_image_says_how_to_get_it(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", COUNTS)
+    encode_shards(data_for(tmp_path), fake_encoder, "f")
+    dataset = EncodedDataset(str(tmp_path / "encoded"))
+    assert all(dataset.read_text(i) for i in range(len(dataset)))
+    with pytest.raises(UserError, match="keep_raw=true"):
+        dataset.read_target(next(i for i in range(len(dataset)) if dataset.has_target(i)))
+
+
+def test_a_crash_resumes_with_the_unfinished_shard_and_gives_the_same_bytes(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", COUNTS)
+    data, calls = data_for(tmp_path), []
+
+    def crash(texts, images):
+        calls.append(len(texts))
+        if len(calls) == 6:
+            raise RuntimeError("out of memory")
+        return fake_prompts(texts, images)
+
+    with pytest.raises(RuntimeError):
+        encode_shards(data, lambda: Encoder(crash, fake_latents), "f")  # type: ignore[arg-type]
+    finished = sorted(path.name for path in (tmp_path / "encoded").glob("*.tar"))
+    assert finished == ["000000.tar"] and not (tmp_path / "encoded" / INDEX).exists()
+    assert not list((tmp_path / "encoded").glob(".*.part"))
+    stamp = (tmp_path / "encoded" / "000000.tar").stat().st_mtime_ns
+    with pytest.raises(UserError, match="unfinished"):
+        encode_shards(data, fake_encoder, "another")
+    assert not encode_shards(data, fake_encoder, "f").reused
+    assert (tmp_path / "encoded" / "000000.tar").stat().st_mtime_ns == stamp
+    other = replace(data, encoded=str(tmp_path / "other"))
+    encode_shards(other, fake_encoder, "f")
+    for path in (tmp_path / "other").iterdir():
+        assert path.read_bytes() == (tmp_path / "encoded" / path.name).read_bytes()
+
+
+def test_who_comes_second_waits_and_takes_what_the_first_made(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", COUNTS)
+    data, begun, may_end = data_for(tmp_path), Event(), Event()
+
+    def slow() -> Encoder:
+        begun.set()
+        assert may_end.wait(20)
+        return fake_encoder()
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(encode_shards, data, slow, "f")
+        assert begun.wait(20)
+        second = threads.submit(encode_shards, data, fake_encoder, "f")
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.3)
+        may_end.set()
+        assert (first.result(20).reused, second.result(20).reused) == (False, True)
+
+
+def test_an_error_in_one_shard_stops_the_workers_of_the_others(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", {"t2i/text": 60}, per_shard=2)
+    first = sorted((tmp_path / "raw").glob("*.tar"))[0]
+    first.write_bytes(first.read_bytes()[:700])
+    with pytest.raises(UserError, match="truncated"):
+        encode_shards(data_for(tmp_path, encode_workers=2), slow_encoder, "f")
+    assert len(list((tmp_path / "encoded").glob("*.tar"))) < 20
+
+
+def slow_encoder() -> Encoder:
+    def prompts(texts, images):
+        time.sleep(0.2)
+        return fake_prompts(texts, images)
+
+    return Encoder(prompts, fake_latents)  # type: ignore[arg-type]
+
+
+def test_a_finished_encoding_is_reused_only_for_the_same_inputs(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", COUNTS)
+    data = data_for(tmp_path)
+    encode_shards(data, fake_encoder, "f")
+
+    def never() -> Encoder:
+        raise AssertionError("nothing is left to encode")
+
+    assert encode_shards(data, never, "f").reused
+    for changed, fingerprint in ((data, "g"), (replace(data, keep_raw=True), "f")):
+        with pytest.raises(UserError, match="other settings or inputs"):
+            encode_shards(changed, never, fingerprint)
+    write_raw(tmp_path / "raw", {**COUNTS, "t2i/text": 6})
+    with pytest.raises(UserError, match="other settings or inputs"):
+        encode_shards(data, never, "f")
+
+
+def test_encoding_from_a_pipe_and_over_http(tmp_path: Path, serve) -> None:
+    url, _ = serve(write_raw(tmp_path / "raw", COUNTS))
+    local = data_for(tmp_path)
+    encode_shards(local, fake_encoder, "f")
+    for name, raw in (("pipe", f"pipe:cat {tmp_path}/raw/{{000..003}}.tar"), ("http", f"{url}/{{000..003}}.tar")):
+        encode_shards(replace(local, raw=raw, encoded=str(tmp_path / name)), fake_encoder, "f")
+        for shard in (tmp_path / "encoded").glob("*.tar"):
+            assert shard.read_bytes() == (tmp_path / name / shard.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a.txt": b"x", "a.png": png(1, (40, 32))}, "a of .*40 x 32 pixels.*multiples of 32"),
+        ({"a.txt": b"x", "a.json": b'{"height": "tall"}'}, "height and width"),
+        ({}, "no samples"),
+    ],
+)
+def test_what_cannot_be_encoded_is_named(tmp_path: Path, content: dict[str, bytes], message: str) -> None:
+    write_tar(tmp_path / "raw" / "x.tar", content)
+    with pytest.raises(UserError, match=message):
+        encode_shards(data_for(tmp_path), fake_encoder, "f")
+    assert not (tmp_path / "encoded" / INDEX).exists()
+
+
+def test_a_key_that_occurs_twice_is_named_with_both_shards(tmp_path: Path) -> None:
+    for name in ("one.tar", "two.tar"):
+        write_tar(tmp_path / "raw" / name, {"a.txt": b"x"})
+    with pytest.raises(UserError, match=r"key 'a' occurs in .*one\.tar and in .*two\.tar"):
+        encode_shards(data_for(tmp_path), fake_encoder, "f")
+
+
+def test_an_overflow_names_the_sample(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", {"t2i/text": 2})
+    huge = Encoder(fake_prompts, lambda images: fake_latents(images) * 1e6)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"t2i-text-0000.*latent\.npy.*float16"):
+        encode_shards(data_for(tmp_path), lambda: huge, "f")
+
+
+def test_a_real_pipeline_encodes_the_world_as_it_would_each_sample_alone(
+    tmp_path: Path, tiny_pipeline_folder: Path
+) -> None:
+    samples = {"t2i": {"landscape": 2, "text": 1}, "edit": {"object": 2}}
+    data = data_for(tmp_path, resolution=64, samples=samples, num_workers=0)
+    recipe = Recipe(model=Model(folder=str(tiny_pipeline_folder)), data=data)
+    pack(recipe)
+    assert encode(recipe).num_samples == 5
+    assert encode(recipe).reused
+    dataset = EncodedDataset(data.encoded)
+    pipeline = pipelines.load(str(tiny_pipeline_folder))
+    for i, raw in enumerate(raw for shard in raw_shards(data.raw) for raw in read_raw(shard)):
+        stored = dataset.read(i)
+        images = [[raw.source]] if raw.source is not None else None
+        for values, prompt in ((stored.prompt, raw.text), (stored.uncond, "")):
+            alone = pipelines.encode_prompts(pipeline, [prompt], images)[0]
+            np.testing.assert_allclose(values, alone.embeddings.numpy(), rtol=1e-3, atol=1e-3)
+            if images:
+                assert dataset.geometries[dataset.samples.geometry[i]].references == alone.references
+        assert raw.target is not None and stored.latent is not None
+        latent = pipelines.encode_images(pipeline, torch.from_numpy(np.array(raw.target)[None]))[0]
+        np.testing.assert_allclose(stored.latent, latent.numpy(), rtol=1e-3, atol=1e-3)

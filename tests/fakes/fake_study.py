@@ -1,0 +1,89 @@
+"""A study of fast fake trials that worker processes can import: `python -c "from fake_study import main; main()"`.
+
+What a trial does is told by files in the study folder, since a process takes no closures along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from studies import study
+from studies.machine import workers
+from studies.machine.trial_process import Isolated
+from workbench.recipe.config import Recipe
+
+WORKER = (sys.executable, "-c", "from fake_study import main; main()")
+
+QUESTION = "Does the machine lose anything?"
+ARMS: dict[str, list[str]] = {name: [f"dmd.student_shift={shift}"] for name, shift in (("a", 2.0), ("b", 4.0))}
+OBJECTIVES: tuple[str, ...] = ("score",)
+SAMPLER: study.Sampler = "tpe"
+SEEDS = (0, 1, 2)
+
+
+def suggest(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:
+    return study.vary(base, [f"dmd.student_shift={trial.suggest_float('shift', 1.0, 5.0)}"])
+
+
+def execute(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """A trial of `seconds` (a file of the study folder, 0.5 without it), in steps that each leave a line in the run
+    folder: what an earlier attempt has done is not done again, and a line of somebody else between two is an error."""
+    told = folder.parent
+    folder.mkdir(exist_ok=True)
+    steps, log = 5, folder / "steps.jsonl"
+    done = len(log.read_text().splitlines()) if log.exists() else 0
+    seconds = float((told / "seconds").read_text()) if (told / "seconds").exists() else 0.5
+    for step in range(done, steps):
+        time.sleep(seconds / steps)
+        _misbehave(told, recipe, step)
+        score = 3 + 0.1 * recipe.dmd.student_shift + 0.01 * recipe.seed
+        with (folder / "milestones.jsonl").open("a") as file:
+            file.write(json.dumps({"update": step, "score": score}) + "\n")
+        with log.open("a") as file:
+            file.write(json.dumps({"step": step, "process": os.getpid()}) + "\n")
+    steps_done = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps_done == list(range(steps)), f"two processes wrote {folder}: {steps_done}"
+    student = {"nfe": 4, "n": 3, "t2i_bench": {"mean": {"mean": score_of(recipe)}}}
+    return {"split": "search", "models": {"student": student}, "cost": {"distill": seconds / 2, "evaluate": 0.0}}
+
+
+def score_of(recipe: Recipe) -> float:
+    return 3 + 0.1 * recipe.dmd.student_shift + 0.01 * recipe.seed
+
+
+def _misbehave(told: Path, recipe: Recipe, step: int) -> None:
+    """What the file `fault` of the study folder asks for, in the trials of seed 1 at step 2."""
+    fault = (told / "fault").read_text() if (told / "fault").exists() else ""
+    if recipe.seed != 1 or step != 2:
+        return
+    match fault:
+        case "":
+            pass
+        case "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "diverged":
+            raise ArithmeticError("the loss\nis not finite")
+        case "exit":
+            os._exit(7)
+        case other:
+            raise AssertionError(other)
+
+
+def main() -> None:
+    """A worker of this study."""
+    workers.main(lambda name: sys.modules[__name__], Isolated(execute))  # type: ignore[return-value,arg-type]
+
+
+if __name__ == "__main__":
+    # A whole command: `python fake_study.py FOLDER words...`, as another host would start it.
+    from studies.machine import runner
+
+    runner.run_study("fake", sys.argv[1:], study=sys.modules[__name__], worker=WORKER)  # type: ignore[arg-type]

@@ -1,0 +1,117 @@
+"""Checkpoints: exact, atomic, and read without trusting them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.checkpoint.metadata import Metadata
+
+from workbench.common.errors import UserError
+from workbench.runs import checkpoint
+from workbench.runs.safe_reader import SafeReader
+
+
+def a_trained_layer(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, dict]:
+    torch.manual_seed(seed)
+    layer = nn.Linear(3, 4)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    checkpoint.prime(optimizer)
+    layer(torch.randn(2, 3)).square().sum().backward()
+    optimizer.step()
+    average = {name: parameter.detach() + 1 for name, parameter in layer.named_parameters()}
+    return layer, optimizer, checkpoint.training_state(dict(layer.named_parameters()), average, [optimizer])
+
+
+def flat(state: dict) -> list[torch.Tensor]:
+    moments = [tensor for moment in state["moments"].values() for tensor in moment.values()]
+    return [*state["parameters"].values(), *state["average"].values(), *moments]
+
+
+def test_round_trip_is_bit_exact_and_keeps_the_last_two(tmp_path: Path) -> None:
+    _, _, saved = a_trained_layer(0)
+    for update in (1, 2, 3):
+        checkpoint.save(tmp_path, saved, checkpoint.Progress(update, 0))
+    _, _, loaded = a_trained_layer(1)
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and found[1] == checkpoint.Progress(3, 0)
+    checkpoint.load(found[0], loaded)
+    assert all(torch.equal(left, right) for left, right in zip(flat(saved), flat(loaded), strict=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["update-000002", "update-000003"]
+
+
+def test_priming_changes_no_step() -> None:
+    results = []
+    for prime in (False, True):
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(5))
+        optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.1)
+        if prime:
+            checkpoint.prime(optimizer)
+        for _ in range(3):
+            optimizer.zero_grad()
+            parameter.pow(3).sum().backward()
+            optimizer.step()
+        results.append(parameter.detach())
+    assert torch.equal(*results)
+
+
+def test_a_failing_write_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, state = a_trained_layer(0)
+    checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save(tmp_path, state, checkpoint.Progress(2, 0))
+    assert [path.name for path in tmp_path.iterdir()] == ["update-000001"]
+
+
+def test_a_killed_write_is_not_seen(tmp_path: Path) -> None:
+    _, _, state = a_trained_layer(0)
+    checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))
+    partial = tmp_path / ".update-000002.partial"
+    partial.mkdir()
+    (partial / "__0_0.distcp").write_bytes(b"half")
+    found = checkpoint.newest(tmp_path)
+    assert found is not None and found[1].num_updates == 1
+
+
+def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path) -> None:
+    _, _, state = a_trained_layer(0)
+    path = checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))
+    witness = tmp_path / "witness"
+
+    class Hostile:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {witness}",)
+
+    (path / ".metadata").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(UserError, match="cannot read the checkpoint"):
+        checkpoint.load(path, state)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("module", [b"pathlib", b"pathlib._local"])
+def test_paths_are_read_that_any_python_wrote(tmp_path: Path, module: bytes) -> None:
+    _, _, state = a_trained_layer(0)
+    path = checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))
+    pickled = pickle.dumps(Metadata({}, planner_data=Path("a")), protocol=2)
+    (path / ".metadata").write_bytes(re.sub(rb"cpathlib(\._local)?\n", b"c" + module + b"\n", pickled))
+    assert SafeReader(path).read_metadata().planner_data == Path("a")
+
+
+def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
+    _, _, state = a_trained_layer(0)
+    path = checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))
+    shard = next(path.glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(UserError, match="delete that folder"):
+        checkpoint.load(path, state)

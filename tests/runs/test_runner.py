@@ -1,0 +1,434 @@
+"""The main job on a very small pipeline: data to run folder, exact resume, pretraining, export."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import QwenImage21Transformer2DModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from datamodules.shards.encode import encode
+from datamodules.shards.encoded import EncodedDataset
+from datamodules.shards.pack import pack
+from workbench.backbones.qwen_image_21 import pipeline, text_encoder
+from workbench.backbones.qwen_image_21.prompts import PromptTokenizer
+from workbench.backbones.qwen_image_21.transformer import RoleDenoiser, single_role
+from workbench.batch import CaptionStep
+from workbench.common.errors import UserError
+from workbench.evaluation.answer_cache import Store
+from workbench.method import rollout
+from workbench.modules import pretrainer
+from workbench.modules.distiller import Distiller
+from workbench.modules.pretrainer import Pretrainer
+from workbench.recipe.config import Guidance, Recipe, Schedule, Teachers
+from workbench.recipe.reading import from_mapping
+from workbench.runs import inference, milestones, preflight, runner
+from workbench.runs.run_folder import RunFolder
+from workbench.runs.runner import distill, export_run, pretrain
+from workbench.sampling.fixed_prompts import sample_batch
+
+SAMPLES = {
+    "t2i": {"landscape": 3, "portrait": 3, "text": 3},
+    "edit": {"scene": 2, "enhance": 2, "object": 2, "text": 2, "identity": 2, "style": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    root = tmp_path_factory.mktemp("runner")
+    made = from_mapping(
+        {
+            "model": {"folder": str(tiny_pipeline_folder)},
+            "data": {
+                "samples": SAMPLES,
+                "resolution": 64,
+                "raw": str(root / "raw"),
+                "encoded": str(root / "encoded"),
+                "keep_raw": True,
+                "num_workers": 0,
+            },
+            "mixture": {"batch_size": 4},
+            "dmd": {"fake_updates": 1},
+            "optim": {"warmup_updates": 1, "student_lr": 1e-3},
+            "pretrain": {"steps": 3, "warmup_steps": 1},
+            "trainer": {
+                "folder": str(root / "run"),
+                "accelerator": "cpu",
+                "updates": 4,
+                "log_every": 1,
+                "checkpoint_every": 2,
+                "sample_every": 4,
+            },
+            "evaluation": {"teacher_steps": 3},
+        }
+    )
+    pack(made)
+    encode(made)
+    return made
+
+
+def in_folder(recipe: Recipe, folder: Path, **trainer: object) -> Recipe:
+    return replace(recipe, trainer=replace(recipe.trainer, folder=str(folder), **trainer))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Recipe) -> Path:
+    return distill(recipe)
+
+
+def student_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "student" / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def test_a_run_folder_holds_what_it_promises(finished: Path, recipe: Recipe) -> None:
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines] == [1, 2, 3, 4]
+    assert all(line["mixture/t2i/landscape"] >= 0 and line["gradient_norm/student"] > 0 for line in lines)
+    assert (finished / "samples" / "update-000004.png").is_file()
+    assert list((finished / "tensorboard").glob("events*"))
+    index = json.loads((finished / "student" / "model_index.json").read_text())
+    assert index["sample_sigmas"] == pytest.approx(rollout.time_grid(4, 3.0)[:-1].tolist())
+    assert not list(finished.rglob("*.partial"))
+
+
+def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
+    finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Distiller.training_step
+
+    def dies_at_update_three(self: Distiller, data: object, index: int) -> None:
+        if self.num_updates == 3:
+            raise RuntimeError("killed")
+        step(self, data, index)  # type: ignore[arg-type]
+
+    again = in_folder(recipe, tmp_path / "again")
+    monkeypatch.setattr(Distiller, "training_step", dies_at_update_three)
+    with pytest.raises(RuntimeError, match="killed"):
+        distill(again)
+    monkeypatch.setattr(Distiller, "training_step", step)
+    distill(again)
+
+    straight, resumed = student_weights(finished), student_weights(tmp_path / "again")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    lines = [json.loads(line)["update"] for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4]
+
+
+def test_the_student_left_the_teacher(finished: Path, recipe: Recipe) -> None:
+    teacher = pipeline.load(recipe.model.folder).transformer.state_dict()
+    student = student_weights(finished)
+    assert any((student[name].float() - teacher[name].float()).abs().max() > 1e-4 for name in student)
+
+
+@pytest.mark.parametrize("with_image", [False, True], ids=["t2i", "edit"])
+def test_stock_diffusers_draws_the_exported_student(finished: Path, with_image: bool) -> None:
+    """Same noise, fp32: the stock pipeline on the exported folder against this project's own forward and sampler."""
+    from PIL import Image
+
+    loaded = pipeline.load(str(finished / "student"))
+    image = Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 20).convert("RGB") if with_image else None
+    noise = torch.randn(1, 16, loaded.transformer.config.in_channels, generator=torch.Generator().manual_seed(3))
+    stock = loaded(
+        prompt="a red house", image=image, latents=noise, output_type="latent", output_resolution=64
+    ).images  # fmt: skip
+    encoded = pipeline.encode_prompts(loaded, ["a red house"], [[image]] if image else None)
+    references = None
+    if image is not None:
+        import numpy as np
+
+        references = pipeline.encode_images(loaded, torch.from_numpy(np.asarray(image).copy())[None])
+    condition = pipeline.conditions(encoded, references, 4, 4)
+    network = RoleDenoiser(single_role(loaded.transformer), "teacher")
+    ours = sample_batch(network, condition, None, noise, rollout.time_grid(4, 3.0), 1.0)
+    assert (ours - stock).abs().max() < 1e-4
+
+
+def test_exporting_again_gives_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    export_run(finished, tmp_path / "student", lora=False)
+    left = student_weights(finished)
+    right = load_file(tmp_path / "student" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    rights = {path.stat().st_mode for path in (tmp_path / "student").rglob("*") if path.is_file()}
+    assert len(rights) == 1, "weights are as open to others as every other file"
+
+
+def test_another_recipe_does_not_continue_a_run(finished: Path, recipe: Recipe) -> None:
+    with pytest.raises(UserError, match=r"another recipe \(.* was .*, is .*\)"):
+        distill(replace(recipe, seed=recipe.seed + 1))
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(recipe: Recipe, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    distill(in_folder(recipe, folder, updates=1))
+    distill(in_folder(recipe, folder, updates=2))
+    assert (folder / "checkpoints" / "update-000002").is_dir()
+
+
+def test_all_that_a_dry_run_reads_off_the_networks_is_told_before_an_update_shards_them(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(runner, "_seconds_per_update", lambda *_: told.append(capsys.readouterr().out) or 1.0)
+    distill(in_folder(recipe, tmp_path / "dry"), dry_run=True)
+    assert "memory: state" in told[0] and "time: 1.00 s" in capsys.readouterr().out
+
+
+def test_a_dry_run_writes_nothing(recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    distill(in_folder(recipe, tmp_path / "dry"), dry_run=True)
+    assert not (tmp_path / "dry").exists()
+    out = capsys.readouterr().out
+    assert "passes" in out and "GiB" in out and "min" in out and "warning" not in out
+
+
+def test_shards_of_another_encoder_are_one_line_of_warning(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(preflight, "pipeline_fingerprint", lambda folder: "another")
+    distill(in_folder(recipe, tmp_path / "dry"), dry_run=True)
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"warning: {recipe.data.encoded} was encoded with other files")
+    assert not any("warning" in line for line in rest)
+
+
+def test_fewer_updates_than_a_run_has_done_are_refused(finished: Path, recipe: Recipe) -> None:
+    kept = (finished / "recipe.yaml").read_text()
+    with pytest.raises(UserError, match=r"has done 4 updates, and trainer\.updates is 3: set it to as many or more"):
+        distill(in_folder(recipe, finished, updates=3))
+    assert (finished / "recipe.yaml").read_text() == kept
+
+
+def test_what_a_killed_beginning_left_is_no_obstacle(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / ".recipe.yaml.123.part").write_text("half")
+    (tmp_path / "environment.json").write_text("{}")
+    folder = RunFolder(tmp_path)
+    folder.begin(recipe)
+    assert folder.read_recipe() == recipe
+    folder.recipe.unlink()
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="is not empty and no run"):
+        folder.begin(recipe)
+
+
+def test_a_planned_sample_without_target_is_named_before_training(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = EncodedDataset(recipe.data.encoded)
+    category = texts.categories.index("t2i/text")
+    bare = int((texts.samples.category == category).argmax())
+    monkeypatch.setattr(EncodedDataset, "has_target", lambda self, i: i != bare)
+    wanted = replace(in_folder(recipe, tmp_path / "run"), dmd=replace(recipe.dmd, data_weight=0.1))
+    with pytest.raises(UserError, match=f"target of every sample, but {texts.samples.keys[bare]} of t2i/text has none"):
+        distill(wanted)
+    without = replace(wanted.mixture, categories={"t2i": {"landscape": 0.5, "portrait": 0.5}})
+    distill(replace(wanted, mixture=without), dry_run=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_that_the_teachers_folder_could_not_hold_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    deeper = tmp_path / "deeper"
+    shutil.copytree(recipe.model.folder, deeper)
+    config = dict(QwenImage21Transformer2DModel.load_config(deeper / "transformer"))
+    num_layers = config["num_layers"]
+    config["num_layers"] += 1
+    QwenImage21Transformer2DModel.from_config(config).save_pretrained(deeper / "transformer")
+    wanted = replace(in_folder(recipe, tmp_path / "run"), model=replace(recipe.model, student=str(deeper)))
+    with pytest.raises(UserError, match=rf"\(num_layers {num_layers + 1} against {num_layers}\)"):
+        distill(wanted)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_export_delivers_the_best_milestone_as_the_run_did(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {1: 0.2, 2: 0.9}
+    monkeypatch.setattr(milestones, "distillation_distance", lambda *_: lambda module: told[module.num_updates])
+    run = distill(in_folder(recipe, tmp_path / "run", updates=2, sample_every=1, keep="best"))
+    export_run(run, tmp_path / "again", lora=False)
+    last = distill(in_folder(recipe, tmp_path / "last", updates=2, sample_every=1))
+    delivered, of_last = student_weights(run), student_weights(last)
+    again = load_file(tmp_path / "again" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(delivered[name], again[name]) for name in delivered)
+    assert any(not torch.equal(delivered[name], of_last[name]) for name in delivered)
+
+
+def test_lora_roles_train_and_export(recipe: Recipe, tmp_path: Path) -> None:
+    small = replace(recipe, model=replace(recipe.model, roles="lora", lora_rank=4))
+    run = distill(in_folder(small, tmp_path / "lora", updates=1))
+    out = tmp_path / "student.safetensors"
+    export_run(run, out, lora=True)
+    merged = student_weights(run)
+    base = pipeline.load(recipe.model.folder)
+    base.load_lora_weights(out)
+    base.fuse_lora()
+    fused = base.transformer.state_dict()
+    name = "transformer_blocks.0.attn.to_q"
+    weight = fused.get(f"{name}.weight", fused.get(f"{name}.base_layer.weight"))
+    torch.testing.assert_close(weight.float(), merged[f"{name}.weight"].float(), atol=2e-3, rtol=2e-2)
+
+
+def test_a_run_with_a_specialist_from_a_lora_file(
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A student's adapter, exported, is a specialist of the next run; the plan says what routing it costs."""
+    small = replace(recipe, model=replace(recipe.model, roles="lora", lora_rank=2))
+    earlier = in_folder(small, tmp_path / "earlier", updates=1)
+    export_run(distill(earlier), tmp_path / "text.safetensors", lora=True)
+    routed = replace(
+        recipe,
+        teachers=Teachers(specialists={"text": str(tmp_path / "text.safetensors")}, cfg_scale=2.0),
+        guidance=Guidance(schedules={"default": Schedule(), "t2i/text": Schedule("switch", {"text": 0.5}, at=2)}),
+        dmd=replace(recipe.dmd, fake_samples="student_rollout"),
+    )
+    run = distill(in_folder(routed, tmp_path / "routed", updates=1))
+    assert (run / "student").is_dir()
+    capsys.readouterr()
+    distill(in_folder(routed, tmp_path / "dry", updates=1), dry_run=True)
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["t2i", "2", "2", "4", "4", "3.00", "teacher,", "teacher_text"] in lines
+    assert ["edit", "2", "2", "2", "2", "2.00", "teacher"] in lines
+
+
+def test_pretraining_moves_transformer_and_text_encoder(recipe: Recipe, tmp_path: Path) -> None:
+    folder = pretrain(in_folder(recipe, tmp_path / "pretrain"))
+    before, after = pipeline.load(recipe.model.folder), pipeline.load(str(folder))
+    for part in ("transformer", "text_encoder"):
+        old, new = getattr(before, part).state_dict(), getattr(after, part).state_dict()
+        moved = [name for name in old if not torch.equal(old[name], new[name])]
+        assert len(moved) > len(old) // 2, part
+    assert any("visual" in name for name in moved)
+
+
+def test_replayed_pretraining_too_ends_after_too_many_skipped_steps(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replayed(self: Pretrainer, data: CaptionStep, _: int) -> None:
+        self._replay(data, [self._draw(batch) for batch in data.batches])
+        self.num_updates += 1
+
+    monkeypatch.setattr(pretrainer, "GraphedStep", lambda step: step)
+    monkeypatch.setattr(Pretrainer, "_captured_update", lambda *_: torch.tensor(math.nan))
+    monkeypatch.setattr(Pretrainer, "training_step", replayed)
+    with pytest.raises(UserError, match="gradient of the teacher at update 1 .* 2 such steps are too many"):
+        pretrain(in_folder(recipe, tmp_path / "pretrain", max_skipped_updates=1))
+
+
+def test_the_trained_text_encoder_is_the_pipelines_own(recipe: Recipe) -> None:
+    """What pretraining computes is what the pipeline will feed the transformer."""
+    import numpy as np
+    from PIL import Image
+
+    loaded = pipeline.load(recipe.model.folder)
+    tokenizer = PromptTokenizer(loaded)
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for text, image in (("a red fox", None), ("", None), ("make it green", Image.fromarray(pixels))):
+        (expected,) = pipeline.encode_prompts(loaded, [text], [[image]] if image else None)
+        ids = tokenizer(text, 4 if image else 0)
+        slots = text_encoder.ImageSlots(tokenizer.first_slot(ids), 2, 2) if image else None
+        images = torch.from_numpy(pixels)[None] if image else None
+        hidden = text_encoder.embed(loaded.text_encoder, torch.tensor([ids]), images, slots)
+        torch.testing.assert_close(hidden[0, tokenizer.num_system_tokens :], expected.embeddings, atol=1e-5, rtol=1e-5)
+
+
+def test_the_exported_folder_runs_when_no_dtype_is_asked_for(finished: Path) -> None:
+    """diffusers then loads its parts in float32 and transformers what was stored: they must agree."""
+    from diffusers import QwenImage21Pipeline
+
+    from workbench.backbones.qwen_image_21.processor import load_processor
+
+    folder = finished / "student"
+    stock = QwenImage21Pipeline.from_pretrained(folder, processor=load_processor(folder / "processor"))
+    drawn = stock("a red house", output_resolution=64, output_type="latent").images
+    assert torch.isfinite(drawn).all() and stock.scheduler.timesteps.shape == (4,)
+
+
+def test_a_teacher_that_answered_another_run_is_not_even_loaded(
+    finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides, shared = ["evaluation.t2i_cases=1", "evaluation.editing_cases=1"], Store(tmp_path)
+    loaded, load = [], pipeline.load
+
+    def told(folder: str, **options: Any) -> Any:
+        loaded.append(folder)
+        return load(folder, **options)
+
+    monkeypatch.setattr(pipeline, "load", told)
+    first = inference.evaluate_run(finished, overrides, shared=shared)
+    assert sorted(loaded) == sorted([recipe.model.folder, str(finished / "student")])
+    loaded.clear()
+    again = inference.evaluate_run(finished, overrides, shared=shared)
+    assert loaded == [str(finished / "student")]
+    assert again["few_step_selection"] == first["few_step_selection"] and again["comparisons"] == first["comparisons"]
+    assert again["models"]["teacher"] == first["models"]["teacher"]
+
+
+def test_the_choice_of_the_few_step_teacher_outlives_an_interruption(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, overrides = tmp_path / "run", ["evaluation.t2i_cases=1", "evaluation.editing_cases=1"]
+    shutil.copytree(finished, run)
+    loaded, load = [], pipeline.load
+
+    def told(folder: str, **options: Any) -> Any:
+        loaded.append(folder)
+        return load(folder, **options)
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "load", told)
+    monkeypatch.setattr(inference, "evaluate", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            inference.evaluate_run(run, overrides)
+    assert len(loaded) == 1, "the second time every answer is kept, and nothing is loaded"
+
+
+def test_a_picture_to_edit_is_read_upright_and_named_where_it_cannot_be(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
+    Image.new("RGB", (160, 64)).save(tmp_path / "photo.jpg", exif=orientation)
+    inference.sample_image(str(finished), "add snow", tmp_path / "photo.jpg", tmp_path / "out.png", 0, resolution=64)
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.height > drawn.width
+    with pytest.raises(UserError, match="--image .*none.png: cannot be read"):
+        inference.sample_image(str(finished), "add snow", tmp_path / "none.png", tmp_path / "out.png", 0)
+
+
+def test_milestones_are_scored_as_the_evaluation_does_and_change_nothing(
+    finished: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    """The last milestone is the finished student's: scored through its export, it gets the same."""
+    evaluation = replace(recipe.evaluation, milestone_cases=1, t2i_cases=1, editing_cases=1, split="search")
+    scored = replace(in_folder(recipe, tmp_path / "scored", sample_every=2), evaluation=evaluation)
+    run = distill(scored)
+    rows = [json.loads(line) for line in (run / "milestones.jsonl").read_text().splitlines()]
+    assert [row["update"] for row in rows] == [2, 4] and all(row["alarm"] == 0 for row in rows)
+    assert all(math.isfinite(row["distance"]) for row in rows)
+    metrics = inference.evaluate_run(run, [])["models"]["student"]
+    assert rows[-1]["t2i"] == pytest.approx(metrics["t2i_bench"]["mean"]["mean"], abs=1e-3)
+    assert rows[-1]["editing"] == pytest.approx(metrics["editing_bench"]["mean"]["mean"], abs=1e-3)
+    assert rows[-1]["score"] == pytest.approx((rows[-1]["t2i"] + rows[-1]["editing"]) / 2)
+    for name, weight in student_weights(finished).items():
+        assert torch.equal(weight, student_weights(run)[name])
+
+
+def test_a_run_killed_before_its_export_is_exported_by_the_same_command(
+    finished: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(finished, again)
+    shutil.rmtree(again / "student")
+    distill(in_folder(recipe, again))
+    for name, weight in student_weights(finished).items():
+        assert torch.equal(weight, student_weights(again)[name])
+    assert (again / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()

@@ -1,0 +1,142 @@
+"""Sampling through our split networks against the stock pipeline; independence of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import QwenImage21Pipeline
+from PIL import Image
+
+from workbench.backbones.qwen_image_21 import pipeline as pipelines
+from workbench.backbones.qwen_image_21.transformer import RoleDenoiser, single_role
+from workbench.method import rng
+from workbench.method.rollout import time_grid
+from workbench.sampling.sampler import CPU_ROWS, NOISE_STREAM, Request, Sampler, default_batch_size, encode, fit
+
+TIMES = time_grid(3, 2.0)
+
+
+def _image(seed: int, mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], len(mode)), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+REQUESTS = (
+    Request("a red house", seed=0, row=0, height=64, width=64),
+    Request("make it blue", seed=0, row=1, source=_image(1)),
+    Request("a fox under a starry sky, with a sign", seed=0, row=2, height=64, width=64),
+    Request("", seed=3, row=0, source=_image(2, "RGBA")),
+    Request("a tree", seed=0, row=4, height=64, width=96),
+)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline_folder: Path) -> QwenImage21Pipeline:
+    return pipelines.load(str(tiny_pipeline_folder))
+
+
+@pytest.fixture(scope="module")
+def sampler(pipeline: QwenImage21Pipeline) -> Sampler:
+    return Sampler(pipeline, RoleDenoiser(single_role(pipeline.transformer), "teacher"))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_equals_the_stock_pipeline(pipeline: QwenImage21Pipeline, sampler: Sampler, scale: float) -> None:
+    samples = sampler(REQUESTS, TIMES, scale)
+    assert samples.nfe == (3 if scale == 1 else 6)
+    for request, ours, latents in zip(REQUESTS, samples.images, samples.latents, strict=True):
+        width, height = request.source.size if request.source else (request.width, request.height)
+        noise = rng.normal(
+            (width * height // 256, 8),
+            torch.tensor([0]),
+            seed=request.seed,
+            stream=NOISE_STREAM,
+            step=request.row,
+            num_rows=1,
+        )
+        settings = {
+            "prompt": request.prompt,
+            "image": request.source,
+            "negative_prompt": "" if scale > 1 else None,
+            "true_cfg_scale": scale,
+            "height": height,
+            "width": width,
+            "output_resolution": 64,
+            "sigmas": TIMES[:-1].tolist(),
+            "latents": noise,
+        }
+        stock = pipeline(**settings, output_type="latent").images[0]
+        torch.testing.assert_close(latents, stock, atol=1e-4, rtol=1e-4)
+        picture = np.asarray(pipeline(**settings).images[0])[..., :3].astype(int)
+        assert ours.shape == (height, width, 3) and np.abs(picture - ours.astype(int)).max() <= 1
+
+
+def test_an_image_does_not_depend_on_its_batch(pipeline: QwenImage21Pipeline, sampler: Sampler) -> None:
+    together = sampler(REQUESTS, TIMES, 1.5).latents
+    small = Sampler(pipeline, sampler.denoiser, batch_size=1)
+    backwards = small(REQUESTS[::-1], TIMES, 1.5).latents[::-1]
+    for first, second in zip(together, backwards, strict=True):
+        torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
+
+
+def test_seed_and_row_alone_set_the_noise(sampler: Sampler) -> None:
+    same = [
+        Request("a tree", seed=seed, row=row, height=64, width=64) for seed, row in ((0, 0), (0, 1), (1, 0), (0, 0))
+    ]
+    first, other_row, other_seed, again = sampler(same, TIMES).latents
+    torch.testing.assert_close(first, again, atol=1e-6, rtol=1e-6)
+    assert (first - other_row).abs().max() > 0.1 and (first - other_seed).abs().max() > 0.1
+
+
+def test_fit_is_the_pipelines_resize(pipeline: QwenImage21Pipeline) -> None:
+    image = _image(0, size=(90, 50))
+    ours = fit(image, 64)
+    stock = pipeline.image_processor.resize(image, width=ours.width, height=ours.height)
+    assert ours.size != image.size and ours.width % 32 == ours.height % 32 == 0
+    assert np.array_equal(np.asarray(ours), np.asarray(stock))
+
+
+def test_odd_sizes_are_refused(pipeline: QwenImage21Pipeline) -> None:
+    with pytest.raises(ValueError, match="multiples of 32"):
+        encode(pipeline, [Request("x", height=48, width=64)])
+
+
+def test_no_requests_give_no_images(sampler: Sampler) -> None:
+    assert sampler([], TIMES).images == []
+
+
+def test_rows_and_text_that_fill_a_recorded_shape_change_no_sample(
+    pipeline: QwenImage21Pipeline, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does, its recording replaced by the function that it records."""
+    shapes: list[tuple[int, ...]] = []
+
+    def record(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor]:
+        shapes.append(tuple(tensors[0].shape[:2]) + tuple(tensors[2].shape[-1:]))
+        return recorded._evaluate(tensors)
+
+    recorded = Sampler(pipeline, sampler.denoiser, batch_size=3)
+    monkeypatch.setattr(recorded, "_graphed", True)
+    monkeypatch.setattr(recorded, "_recorded", record)
+    monkeypatch.setattr("workbench.sampling.sampler.ROW_STEP", 4)
+    for scale in (1.0, 2.0):
+        filled, plain = recorded(REQUESTS, TIMES, scale), sampler(REQUESTS, TIMES, scale)
+        for a, b in zip(filled.latents, plain.latents, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-5)
+    assert {rows for rows, _, _ in shapes} == {4}
+
+
+def test_the_batch_follows_the_device_unless_it_is_given(pipeline: QwenImage21Pipeline) -> None:
+    assert default_batch_size(pipeline, 64) == CPU_ROWS
+
+
+def test_images_decoded_the_short_way_are_the_stock_ones(pipeline: QwenImage21Pipeline) -> None:
+    latents = torch.randn(3, 16, pipeline.transformer.config.in_channels, generator=torch.Generator().manual_seed(0))
+    fast = pipelines.fast_vae(pipeline)
+    assert fast is not None
+    stock, ours = (pipelines.decode_latents(pipeline, latents, 4, 4, vae) for vae in (None, fast))
+    assert (stock.int() - ours.int()).abs().max() <= 1 and stock.float().std() > 1

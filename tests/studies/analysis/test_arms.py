@@ -1,0 +1,125 @@
+"""Every arm and every draw of every study is a recipe that could be run, and differs in what it says it differs in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from study_fakes import base_recipe
+
+from studies import data_composition, study, task_mixture, teacher_guidance
+from studies.catalogue import KNOWN
+from workbench.common.errors import UserError
+from workbench.method import guidance
+from workbench.recipe import lambda_tables
+from workbench.recipe.config import CATEGORIES, Recipe
+
+BASE = base_recipe()
+NAMES = [f"{task}/{name}" for task, names in CATEGORIES.items() for name in names]
+
+
+def table(recipe: Recipe) -> dict[str, list[list[float]]]:
+    """lambda of every category, as the distiller resolves it."""
+    specialists = list(recipe.teachers.specialists)
+    tables = lambda_tables.tables(recipe.guidance, num_steps=recipe.dmd.student_steps, specialists=specialists)
+    teachers = ["base", *specialists]
+    found = guidance.lambda_table(tables, NAMES, num_steps=recipe.dmd.student_steps, teachers=teachers)
+    return dict(zip(NAMES, found.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(("name", "arm"), [(name, arm) for name, study in KNOWN.items() for arm in study.ARMS])
+def test_every_arm_is_a_recipe_with_resolvable_guidance(name: str, arm: str) -> None:
+    recipe = study.vary(BASE, KNOWN[name].ARMS[arm])
+    assert set(table(recipe)) == set(NAMES)
+    assert recipe.evaluation == BASE.evaluation, "arms that are scored differently cannot be compared"
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_arms_differ_from_each_other(name: str) -> None:
+    recipes = [study.vary(BASE, overrides) for overrides in KNOWN[name].ARMS.values()]
+    assert all(a != b for i, a in enumerate(recipes) for b in recipes[:i])
+
+
+class Drawing(optuna.trial.FixedTrial):
+    """A trial whose draws hypothesis makes."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        super().__init__({})
+        self.data = data
+
+    def _suggest(self, name, distribution):  # type: ignore[no-untyped-def]
+        match distribution:
+            case optuna.distributions.CategoricalDistribution():
+                value = self.data.draw(st.sampled_from(distribution.choices), name)
+            case optuna.distributions.IntDistribution():
+                value = self.data.draw(st.integers(distribution.low, distribution.high), name)
+            case _ if distribution.step is not None:
+                num = round((distribution.high - distribution.low) / distribution.step)
+                value = distribution.low + distribution.step * self.data.draw(st.integers(0, num), name)
+            case _:
+                value = self.data.draw(st.floats(distribution.low, distribution.high), name)
+        self._params = {name: value}
+        return super()._suggest(name, distribution)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@given(data=st.data())
+@settings(max_examples=12, deadline=None)
+def test_every_draw_is_a_recipe(name: str, data: st.DataObject) -> None:
+    recipe = KNOWN[name].suggest(Drawing(data), BASE)
+    assert set(table(recipe)) == set(NAMES)
+    assert recipe.evaluation == BASE.evaluation and recipe.seed == BASE.seed
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+def test_guidance_can_be_drawn_for_any_number_of_steps(steps: int) -> None:
+    base = base_recipe(f"dmd.student_steps={steps}")
+    drawn = {"guidance": "switch", "late_weight": 0.7, "early_weight": 0.2, "switch_step": 1, "routed": True}
+    assert len(table(teacher_guidance.suggest(optuna.trial.FixedTrial(drawn), base))["t2i/text"]) == steps
+
+
+def test_mixed_arms_use_the_specialists_alike_and_only_their_own() -> None:
+    doses = {}
+    for arm, overrides in teacher_guidance.ARMS.items():
+        lambdas = table(study.vary(BASE, overrides))
+        doses[arm] = sum(1 - row[0] for row in lambdas["t2i/text"]) / 4
+        if "unrouted" not in arm:
+            assert all(row == [1, 0, 0, 0] for row in lambdas["t2i/landscape"])
+            assert all(row[1] == row[3] == 0 for row in lambdas["t2i/text"])
+    assert doses.pop("base-alone") == 0 and doses.pop("specialist-alone") == 1
+    assert doses == pytest.approx(dict.fromkeys(doses, 0.5), abs=1e-6)
+    step_wise, base_late = (table(study.vary(BASE, teacher_guidance.ARMS[arm])) for arm in ("step-wise", "base-late"))
+    assert step_wise["edit/style"] == base_late["edit/style"][::-1]
+    assert step_wise["edit/style"][0] == [1, 0, 0, 0] and step_wise["edit/style"][-1] == [0, 0, 0, 1]
+
+
+def test_compositions_hold_iterations_or_passes_fixed() -> None:
+    passes = {}
+    for arm, overrides in data_composition.ARMS.items():
+        recipe = study.vary(base_recipe("trainer.updates=7"), overrides)
+        shares = recipe.mixture.categories["t2i"]
+        assert recipe.mixture.tasks == {"t2i": 1.0} and sum(shares.values()) == pytest.approx(1)
+        passes[arm] = {name: share * recipe.trainer.updates for name, share in shares.items()}
+    assert all(sum(of.values()) == pytest.approx(7) for arm, of in passes.items() if "passes" not in arm)
+    for arm in ("E1-landscape", "E4-passes", "E5-passes"):
+        assert list(passes[arm].values()) == pytest.approx([7] * len(passes[arm]), rel=1e-6)
+    text = [study.vary(BASE, o).mixture.categories["t2i"].get("text", 0) for o in data_composition.ARMS.values()]
+    assert sorted({round(share, 2) for share in text}) == [0, 0.1, 0.25, 0.33, 0.5, 1]
+
+
+def test_ratios_are_those_of_the_paper_and_beyond() -> None:
+    shares = [study.vary(BASE, overrides).mixture.tasks["t2i"] for overrides in task_mixture.ARMS.values()]
+    assert shares == [1, 0.9, 0.7, 0.5, 0.3, 0.1, 0]
+
+
+def test_an_override_may_multiply_the_bases_number() -> None:
+    base = replace(BASE, trainer=replace(BASE.trainer, updates=72))
+    assert study.vary(base, ["trainer.updates*=1.5"]).trainer.updates == 108
+    assert study.vary(base, ["optim.fake_lr*=0.25"]).optim.fake_lr == pytest.approx(base.optim.fake_lr / 4)
+    with pytest.raises(UserError, match=r"model.folder holds 'tiny', which is no number"):
+        study.vary(base, ["model.folder*=2"])
+    with pytest.raises(UserError, match="no number"):
+        study.vary(base, ["trainer.updatez*=2"])

@@ -1,0 +1,288 @@
+"""Reports of studies: what they must say, of whole, partial, failed, single-seed and multi-objective ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import optuna
+import pytest
+from rich.console import Console
+from study_fakes import World, base_recipe, conduct
+
+from studies import noise_floor, search, task_mixture, teacher_guidance
+from studies.analysis import arms, numbers, table, verdict
+from studies.analysis.page import passes_per_prompt, report_study, side_by_side, study_values
+from studies.machine import study_file
+from studies.study import vary
+from workbench.common.errors import UserError
+from workbench.recipe.config import Recipe
+from workbench.reporting import plots
+from workbench.sampling.contact_sheet import contact_sheet, cut_sheet
+
+EVIL = "<script>alert('x')</script>"
+MIXTURE = SimpleNamespace(
+    **{name: getattr(task_mixture, name) for name in ("QUESTION", "SEEDS", "OBJECTIVES", "SAMPLER", "suggest")},
+    ARMS={arm: task_mixture.ARMS[arm] for arm in ("t2i-only", "5:5", "edit-only")},
+)
+
+
+def better_with_edits(recipe: Recipe, bench: str) -> float:
+    """Half a point for any edits, a hundredth more for nothing but."""
+    return {1.0: 0.0, 0.5: 0.5, 0.0: 0.51}[recipe.mixture.tasks["t2i"]]
+
+
+@pytest.fixture(scope="module")
+def floor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("studies") / "noise-floor"
+    conduct(noise_floor, folder, World(seed_sd=0.05), seeds=range(8))
+    return folder
+
+
+def test_a_noise_floor_says_what_n_seeds_can_show(floor: Path) -> None:
+    page = report_study(floor).read_text()
+    first = page[: page.index("What n seeds can show")]
+    assert ">answered<" in first and "8 seeds, 72 cases" in first
+    found = arms.floor_of(floor)
+    assert found is not None and 0.02 < found.spreads["score"].sd < 0.15 and found.spreads["score"].df == 7
+    least = numbers.noise_floor(*_single(floor), "score")
+    assert least is not None
+    three = next(row for row in least["planned"] if row["seeds"] == 3)
+    assert f"{three['alone']:.3f}" in first
+    assert three["pooled"] < three["alone"] and three["all_cases"] < three["alone"]
+
+
+def _single(folder: Path) -> tuple[arms.Arm, arms.replicates.Table]:
+    (arm,) = arms.read_arms(folder, arms.read_study(folder))
+    return arm, arms.tables([arm], "score")[0]
+
+
+def test_a_replication_tells_differences_from_noise(floor: Path) -> None:
+    folder = floor.parent / "mixture"
+    conduct(MIXTURE, folder, World(effect=better_with_edits, sheets=True), seeds=(0, 1, 2))
+    page = report_study(folder).read_text()
+    first = page[: page.index("<h2>Arms")]
+    assert "Against t2i-only, score:" in first and "edit-only +0." in first and ">answered<" in first
+    assert "noise-floor/study.json" in first and "4 NFE" in first and "9 finished" in first
+    assert page.count("5:5 better") == 3 and "diversity</td>" in page and "no difference shown" in page
+    assert page.count("data:image/webp") == 3
+    assert "Passes per prompt" in page and "workbench study mixture" in page
+    for address in re.findall(r'(?:src|href)="([^"]*)"', page):
+        assert address.startswith(("data:", "#", "trial-")), address
+
+
+def test_an_arm_of_another_length_is_told_with_the_budget(tmp_path: Path) -> None:
+    arms_of_two_lengths = {"short": ["optim.beta1=0.5"], "long": ["trainer.updates*=2"]}
+    conduct(SimpleNamespace(**{**vars(MIXTURE), "ARMS": arms_of_two_lengths}), tmp_path / "s", World(), seeds=(0,))
+    page, updates = report_study(tmp_path / "s").read_text(), base_recipe().trainer.updates
+    assert f"Budget: {updates} student updates ({2 * updates} in long), " in page and "1 seed an arm" in page
+
+
+def test_what_is_smaller_than_the_noise_floor_is_no_difference(tmp_path: Path) -> None:
+    conduct(noise_floor, tmp_path / "noise-floor", World(seed_sd=0.3), seeds=range(6))
+    conduct(MIXTURE, tmp_path / "mixture", World(effect=better_with_edits, seed_sd=0.001, noise_sd=0), seeds=range(12))
+    found = arms.read_arms(tmp_path / "mixture", arms.read_study(tmp_path / "mixture"))
+    floor = arms.floor_of(tmp_path / "noise-floor")
+    wide = [row for row in numbers.comparisons(found, "5:5", ["score"], floor) if row["arm"] == "edit-only"]
+    assert wide[0]["verdict"] == arms.NO_DIFFERENCE
+    alone = [row for row in numbers.comparisons(found, "5:5", ["score"], None) if row["arm"] == "edit-only"]
+    assert alone[0]["verdict"] == "edit-only better" and alone[0]["difference"] == pytest.approx(0.01, abs=0.003)
+    spread = arms.replicates.Spread(0.001, 33)
+    # An interval that excludes 0, yet too few seeds to have been looking for so little.
+    few = arms.Floor(tmp_path, {"score": arms.replicates.Spread(0.02, 7)})
+    tables = [table for table in arms.tables(found, "score")]
+    row = arms.compare(found[2], found[1], (tables[2], tables[1]), "score", spread, few)
+    assert row is not None and row["low"] > 0 and row["verdict"] == arms.INSIDE
+
+
+def test_a_partial_study_shows_what_failed_runs_and_waits(tmp_path: Path) -> None:
+    world = World(fails={"trial-0001": f"error: out of memory {EVIL}", "trial-0002": "diverged"})
+    conduct(MIXTURE, tmp_path / "mixture", world, seeds=(0,), unfinished=1)
+    page = report_study(tmp_path / "mixture").read_text()
+    first = page[: page.index("<h2>Arms")]
+    assert "not answered yet" in first and "Not finished once: 5:5, edit-only." in first
+    assert "1 finished, 1 running, 2 failed" in " ".join(first.split())
+    assert "out of memory" in page and "<script" not in page and "diverged" in page and "+ 1 running" in page
+    assert "workbench study noise-floor" in first
+
+
+def test_one_seed_shows_nothing_without_a_noise_floor_and_something_with(floor: Path, tmp_path: Path) -> None:
+    conduct(MIXTURE, tmp_path / "mixture", World(effect=better_with_edits, seed_sd=0.01), seeds=(0,))
+    page = report_study(tmp_path / "mixture").read_text()
+    assert "Every arm has one seed and no noise floor is known" in page and "one seed" in page
+    page = report_study(tmp_path / "mixture", floor).read_text()
+    assert "edit-only better" in page and "Noise floor:" in page
+    with pytest.raises(UserError, match="no finished noise floor"):
+        report_study(tmp_path / "mixture", tmp_path)
+
+
+def test_a_search_shows_its_front_and_what_matters(tmp_path: Path) -> None:
+    def effect(recipe: Recipe, bench: str) -> float:
+        share = recipe.mixture.tasks["t2i"]
+        return share if bench == "t2i_bench" else -share
+
+    memory = conduct(search, tmp_path / "search", World(effect=effect, seed_sd=0, noise_sd=0.01, cases=2), draws=10)
+    page = report_study(tmp_path / "search").read_text()
+    first = page[: page.index("<h2>Front")]
+    assert "10 recipes drawn from a space of 11 parameters" in first and "Preliminary: about 110 trials" in first
+    best = max(memory.trials, key=lambda trial: trial.values[0])
+    assert f"trial {best.number}" in first and "What tells the best from the rest" in first
+    assert "<h2>Against" not in page and "importance, summing to 1" in page and "t2i share" in page
+    study = arms.read_study(tmp_path / "search")
+    assert study["front"] == [trial.number for trial in memory.best_trials]
+    assert sum(study["importance"]["t2i"].values()) == pytest.approx(1)
+
+
+def test_arms_and_a_search_in_one_folder_keep_apart(tmp_path: Path) -> None:
+    world = World(effect=better_with_any, seed_sd=0.01, noise_sd=0.01, cases=2, sheets=True)
+    folder, console = tmp_path / "mixture", Console(record=True, width=200, file=io.StringIO())
+    memory = conduct(MIXTURE, folder, world, seeds=(0, 1, 2))
+    alone = arms.spread_for(arms.read_arms(folder, arms.read_study(folder)), "score", None)
+    conduct(MIXTURE, folder, world, draws=9, memory=memory)
+    found = arms.read_arms(folder, arms.read_study(folder))
+    assert arms.spread_for(found, "score", None) == alone
+    floor = arms.floor_of(folder)
+    assert floor is not None and floor.spreads["score"] == alone
+    page = report_study(folder).read_text()
+    assert "edit-only better" in page and "search better" not in page and "9 recipes drawn from a space of 1" in page
+    assert "<h2>Arms" in page and "<h2>Progress" in page and "The best recipes" in page and "9 finished" not in page
+    table.print_table(folder, console)
+    told = console.export_text()
+    assert "search against" not in told and "The best of 9 drawn recipes" in told
+
+
+def better_with_any(recipe: Recipe, bench: str) -> float:
+    """The more edits, the better."""
+    return 1 - recipe.mixture.tasks["t2i"]
+
+
+def test_a_waiting_seed_does_not_keep_a_noise_floor_from_being_finished(floor: Path, tmp_path: Path) -> None:
+    for state, finished in (("waiting", True), ("running", False)):
+        study = arms.read_study(floor)
+        study["arms"][0]["trials"].append({"number": 99, "cell": "recipe@99", "state": state})
+        (tmp_path / "study.json").write_text(json.dumps(study))
+        assert (arms.floor_of(tmp_path) is not None) == finished
+
+
+def test_seeds_that_ran_already_are_not_what_is_lacking() -> None:
+    row = {"arm": "new", "reference": "old", "objective": "score", "difference": 0.05, "verdict": arms.NO_DIFFERENCE}
+    told = [{"name": "old", "seeds": 8}, {"name": "new", "seeds": 8}]
+    for sd, lacking in ((0.01, "more cases, not seeds"), (0.1, "seeds an arm")):
+        spread = arms.replicates.Spread(sd, 14)
+        lines = verdict.arms_verdict(told, [{**row, "seeds": [8, 8]}], "score", spread)["lines"]
+        assert lacking in lines[-1]
+
+
+def test_commands_can_be_typed_again(tmp_path: Path) -> None:
+    words = ["mixture", "teachers.specialists={a:b,c:d}", "arms=it's one"]
+    (tmp_path / "study.json").write_text(json.dumps({"command": words, "arms": []}))
+    command = study_values(tmp_path)["commands"][0]
+    assert shlex.split(command) == ["workbench", "study", *words]
+    assert subprocess.check_output(["bash", "-c", f"printf '%s\\n' {command}"], text=True).split("\n")[2:5] == words
+
+
+def test_too_few_draws_have_no_importance_and_none_no_page_of_errors(tmp_path: Path) -> None:
+    conduct(search, tmp_path / "search", World(cases=1), draws=2)
+    assert "Too few finished trials" in report_study(tmp_path / "search").read_text()
+    (tmp_path / "empty").mkdir()
+    table.write_json(optuna.create_study(), search, "empty", "sqlite", tmp_path / "empty" / "study.json")
+    assert "No trial has been recorded yet" in report_study(tmp_path / "empty").read_text()
+
+
+@pytest.mark.parametrize("missing", ["evaluation", "metrics.jsonl", "environment.json", "recipe.yaml"])
+def test_run_folders_may_lack_anything(tmp_path: Path, missing: str) -> None:
+    conduct(MIXTURE, tmp_path / "mixture", World(effect=better_with_edits, sheets=True, cases=2), seeds=(0, 1))
+    for run in (tmp_path / "mixture").glob("trial-*"):
+        (run / missing).rename(run / "gone")
+    page = report_study(tmp_path / "mixture").read_text()
+    assert "</html>" in page and ("by seeds" in page or missing != "evaluation")
+
+
+def test_a_collapse_is_called_one_and_noise_is_not(tmp_path: Path) -> None:
+    def falls(recipe: Recipe, score: float) -> dict[str, float]:
+        depth = 0.8 if recipe.mixture.tasks["t2i"] == 1 else 0.001
+        return {"10": {"score": score - 0.5}, "20": {"score": score + depth}, "30": {"score": score}}  # type: ignore[dict-item]
+
+    conduct(MIXTURE, tmp_path / "mixture", World(milestones=falls), seeds=(0, 1, 2))
+    found = arms.read_arms(tmp_path / "mixture", arms.read_study(tmp_path / "mixture"))
+    rows = {row["arm"]: row for row in numbers.collapses(found, None)}
+    assert rows["t2i-only"]["alarm"] and rows["t2i-only"]["peak_update"] == 20
+    assert not rows["5:5"]["alarm"] and rows["5:5"]["fall"] == pytest.approx(0.001)
+    page = report_study(tmp_path / "mixture").read_text()
+    assert page.count(">collapse<") == 1 and "score at milestones" in page
+
+
+def test_a_search_calls_a_collapse_by_the_noise_floor_alone(floor: Path, tmp_path: Path) -> None:
+    def falls(recipe: Recipe, score: float) -> dict[str, float]:
+        return {"10": {"score": score + 0.3}, "20": {"score": score}}  # type: ignore[dict-item]
+
+    conduct(MIXTURE, tmp_path / "s", World(effect=better_with_any, seed_sd=0.01, milestones=falls), draws=6)
+    found = arms.read_arms(tmp_path / "s", arms.read_study(tmp_path / "s"))
+    assert [row["alarm"] for row in numbers.collapses(found, None)] == [None]
+    assert [row["alarm"] for row in numbers.collapses(found, arms.floor_of(floor))] == [True]
+
+
+def test_a_trial_tried_again_counts_once(tmp_path: Path) -> None:
+    rows = [
+        {"number": n, "cell": "a@0", "run": "trial-0000", "state": state, "values": {"score": 3.0} if done else {}}
+        for n, (state, done) in enumerate([("fail", False), ("complete", True), ("fail", False)])
+    ]
+    (tmp_path / "study.json").write_text(json.dumps({"arms": [{"name": "a", "trials": rows}]}))
+    (arm,) = arms.read_arms(tmp_path, arms.read_study(tmp_path))
+    assert [trial["number"] for trial in arm.trials] == [1] and arm.values("score") == [3.0]
+
+
+def test_a_contact_sheet_comes_apart_again() -> None:
+    generator = np.random.default_rng(0)
+    columns = {name: [generator.integers(0, 255, (16, 16, 3)).astype(np.uint8) for _ in range(2)] for name in "abc"}
+    assert contact_sheet(columns, ["one", "two"]).width > contact_sheet(columns).width
+    cells = cut_sheet(contact_sheet(columns), list(columns), 2)
+    for name, column in columns.items():
+        np.testing.assert_array_equal(cells[name], column)
+
+
+def test_runs_stand_side_by_side_on_the_same_cases(tmp_path: Path) -> None:
+    world = World(sheets=True, cases=1)
+    for seed in (1, 2):
+        world(replace(base_recipe(), seed=seed), tmp_path / f"trial-{seed}")
+    sheets = side_by_side([("one", tmp_path / "trial-1"), ("two", tmp_path / "trial-2")])
+    assert [sheet["category"] for sheet in sheets] == ["landscape", "portrait", "text"]
+    assert sheets[0]["columns"] == 4 and sheets[0]["prompts"] == ["prompt 0 of landscape", "prompt 1 of landscape"]
+
+
+def test_passes_are_draws_over_prompts() -> None:
+    recipe = base_recipe(
+        "trainer.updates=10", "mixture.batch_size=6", "mixture.tasks={t2i: 1.0}",
+        "mixture.categories={t2i: {landscape: 0.5, text: 0.5}}",
+        "data.samples={t2i: {landscape: 5, portrait: 7, text: 10}}",
+    )  # fmt: skip
+    assert passes_per_prompt(recipe) == {"t2i/landscape": 6.0, "t2i/text": 3.0}
+
+
+def test_every_trial_of_a_study_has_every_column_of_hyper_parameters() -> None:
+    columns = study_file.columns(teacher_guidance, base_recipe())
+    rows = [
+        study_file.values_of(vary(base_recipe(), overrides), columns) for overrides in teacher_guidance.ARMS.values()
+    ]
+    key = "guidance.schedules.t2i/text.kind"
+    assert [row[key] for row in rows] == ["", "switch", "constant", "constant", "switch", "ramp", ""]
+    assert all(set(row) == set(columns) for row in rows)
+    assert all(len({isinstance(row[key], str) for row in rows}) == 1 for key in columns), "one type a column"
+
+
+def test_lambda_is_a_picture_in_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = base_recipe("guidance.schedules={default: {kind: ramp, weights: {text: 1.0}}}")
+    table.log_trial(tmp_path, recipe, {"arm": "a"}, {"score": 3.0})
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Tags()["images"] == ["lambda"] and "_hparams_/session_start_info" in events.summary_metadata
+    picture = plots.lambda_picture({"default": [[1, 0], [0, 1]]}, ["base", "text"])
+    assert picture.ndim == 3 and picture.dtype == np.uint8 and picture.std() > 10

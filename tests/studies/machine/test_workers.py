@@ -1,0 +1,238 @@
+"""Workers as processes: side by side, killed, interrupted, and trials that die in every way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fake_study
+import optuna
+import pytest
+
+from studies.machine import runner, session
+from studies.machine.storage import locked
+from studies.machine.trial_queue import lock_of
+from workbench.common.errors import UserError
+
+FAKES = Path(__file__).parents[2] / "fakes"
+ROOT = FAKES.parents[1]
+ALL = Counter((arm, seed) for arm in fake_study.ARMS for seed in (0, 1, 2))
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers find this folder's modules."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAKES), str(ROOT)]))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "fake"
+    place.mkdir()
+    return place
+
+
+def run(folder: Path, *words: str) -> optuna.Study:
+    return runner.run_study(
+        "fake",
+        ["smoke=true", f"folder={folder}", *words],
+        study=fake_study,  # type: ignore[arg-type]
+        worker=fake_study.WORKER,
+    )
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """The same command as a process, of its own group."""
+    command = [sys.executable, str(FAKES / "fake_study.py"), "smoke=true", f"folder={folder}", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0)
+
+
+def trials(folder: Path) -> list[dict[str, Any]]:
+    content = json.loads((folder / "study.json").read_text())
+    return [{**trial, "arm": arm["name"]} for arm in content["arms"] for trial in arm["trials"]]
+
+
+def completed(folder: Path) -> Counter[tuple[str, int]]:
+    return Counter((trial["arm"], trial["seed"]) for trial in trials(folder) if trial["state"] == "complete")
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it never happened")
+
+
+def writers(folder: Path) -> dict[str, list[int]]:
+    """Run folder -> the processes that wrote its steps, in order."""
+    return {
+        path.parent.name: [json.loads(line)["process"] for line in path.read_text().splitlines()]
+        for path in folder.glob("trial-*/steps.jsonl")
+    }
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def test_three_workers_run_every_cell_once(folder: Path) -> None:
+    memory = run(folder, "workers=3")
+    assert completed(folder) == ALL
+    assert len(memory.trials) == len(ALL)
+    assert len({trial.user_attrs["worker"] for trial in memory.trials}) > 1
+    for trial in memory.trials:
+        cost = trial.user_attrs["cost"]
+        assert cost["start"] + cost["distill"] + cost["evaluate"] == pytest.approx(cost["wall"])
+        assert trial.intermediate_values.keys() == {0, 1, 2, 3, 4}
+
+
+def test_two_commands_at_once_share_the_cells(folder: Path) -> None:
+    commands = [start(folder, "workers=2") for _ in range(2)]
+    outputs = [command.communicate(timeout=280)[0] for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], outputs
+    run(folder)
+    assert completed(folder) == ALL
+    assert len(trials(folder)) == len(ALL)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("killed", "killed by the system (SIGKILL): out of memory, most likely"),
+        ("diverged", "ArithmeticError: the loss is not finite"),
+        ("exit", "ended with 7 without a word"),
+    ],
+)
+def test_a_trial_that_dies_is_recorded_and_the_study_goes_on(folder: Path, fault: str, error: str) -> None:
+    (folder / "fault").write_text(fault)
+    (folder / "seconds").write_text("0.1")
+    run(folder, "workers=2")
+    assert completed(folder) == {cell: 1 for cell in ALL if cell[1] != 1}
+    failed = [trial for trial in trials(folder) if trial["state"] == "fail"]
+    assert len(failed) == 2 and all(trial["error"].startswith(error) for trial in failed)
+    (folder / "fault").unlink()
+    run(folder, "workers=2")
+    assert completed(folder) == ALL
+    # Tried again in their own folders, from where they were.
+    assert len(writers(folder)) == len(ALL)
+
+
+def test_a_worker_killed_by_force_loses_nothing_and_its_trial_goes_on(folder: Path) -> None:
+    (folder / "seconds").write_text("3")
+    command = start(folder, "workers=2", "seeds=0,1")
+    begun = wait_for(lambda: next((pids for pids in writers(folder).values() if len(pids) > 1), None))
+    fork_server = parent_of(begun[0])
+    os.kill(parent_of(fork_server), signal.SIGKILL)
+    output = command.communicate(timeout=280)[0]
+    assert command.returncode == 0, output
+    assert "another takes its place" in output
+    assert completed(folder) == {cell: 1 for cell in ALL if cell[1] < 2}
+    died = [trial for trial in trials(folder) if trial["state"] == "fail"]
+    assert [trial["error"] for trial in died] == ["its worker died"]
+    (again,) = (t for t in trials(folder) if t["run"] == died[0]["run"] and t["state"] == "complete")
+    assert len(set(writers(folder)[again["run"]])) == 2, "a second process goes on where the first was"
+
+
+def test_a_supervisor_killed_by_force_takes_its_workers_along(folder: Path) -> None:
+    (folder / "seconds").write_text("20")
+    command = start(folder, "workers=2", "seeds=0")
+    begun = wait_for(lambda: [pids[0] for pids in writers(folder).values() if pids])
+    command.kill()
+    wait_for(lambda: not any(Path(f"/proc/{process}").exists() for process in begun))
+    (folder / "seconds").write_text("0.1")
+    run(folder, "seeds=0")
+    assert completed(folder) == {cell: 1 for cell in ALL if cell[1] == 0}
+
+
+def test_an_interrupt_stops_all_workers_and_the_same_command_continues(folder: Path) -> None:
+    (folder / "seconds").write_text("20")
+    command = start(folder, "workers=2", "seeds=0")
+    wait_for(lambda: len(writers(folder)) == 2)
+    os.killpg(command.pid, signal.SIGINT)
+    command.communicate(timeout=60)
+    assert {trial["error"] for trial in trials(folder)} == {"interrupted"}
+    (folder / "seconds").write_text("0.1")
+    run(folder, "workers=2", "seeds=0")
+    assert completed(folder) == {cell: 1 for cell in ALL if cell[1] == 0}
+    assert len(writers(folder)) == 2
+
+
+def test_a_run_folder_that_is_still_written_is_left_alone(folder: Path) -> None:
+    (folder / "fault").write_text("diverged")
+    (folder / "seconds").write_text("0.1")
+    run(folder)
+    (folder / "fault").unlink()
+    failed = next(trial for trial in trials(folder) if trial["state"] == "fail")
+    with locked(lock_of(folder / failed["run"])):
+        command = start(folder)
+        wait_for(lambda: sum(completed(folder).values()) == len(ALL) - 1)
+        time.sleep(2)
+        assert command.poll() is None
+        assert sum(completed(folder).values()) == len(ALL) - 1
+    assert command.wait(timeout=60) == 0
+    assert completed(folder) == ALL
+
+
+def test_no_trial_is_begun_that_would_end_too_late(folder: Path) -> None:
+    (folder / "seconds").write_text("4")
+    run(folder, "budget=0.2")
+    assert 0 < sum(completed(folder).values()) < len(ALL)
+
+
+def test_workers_that_cannot_go_on_say_why(folder: Path) -> None:
+    worker = (sys.executable, "-c", "print('error: no luck'); raise SystemExit(2)")
+    with pytest.raises(UserError, match="no luck"):
+        runner.run_study("fake", ["smoke=true", f"folder={folder}"], study=fake_study, worker=worker)  # type: ignore[arg-type]
+    worker = (sys.executable, "-c", "raise SystemExit(1)")
+    with pytest.raises(UserError, match="again and again"):
+        runner.run_study("fake", ["smoke=true", f"folder={folder}"], study=fake_study, worker=worker)  # type: ignore[arg-type]
+
+
+def test_a_search_draws_every_slot_once_and_differently(folder: Path) -> None:
+    (folder / "seconds").write_text("0.1")
+    memory = run(folder, "search=true", "trials=6", "workers=3")
+    shifts = [trial.params["shift"] for trial in memory.trials]
+    assert len(shifts) == len(set(shifts)) == 6
+    run(folder, "search=true", "trials=6", "workers=3")
+    assert len(trials(folder)) == 6
+
+
+def test_a_search_prunes_what_is_far_below_the_median(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the noise floor that its supervisor found: the workers are told, and do not look themselves."""
+    monkeypatch.setattr(session, "noise_floor_of", lambda *_: 0.001)
+    (folder / "seconds").write_text("3")
+    memory = run(folder, "search=true", "trials=8", "workers=2", "evaluation.milestone_cases=1")
+    states = Counter(trial.state.name for trial in memory.trials)
+    assert states["PRUNED"] >= 1 and states["COMPLETE"] >= 4 and states.total() == 8
+    for trial in memory.trials:
+        if trial.state.name == "PRUNED":
+            assert len(writers(folder)[trial.user_attrs["run"]]) < 5
+
+
+def test_libraries_are_read_once_and_before_the_first_trial(tmp_path: Path) -> None:
+    """Reading takes seconds, which are no part of a trial."""
+    (tmp_path / "slow_library.py").write_text("print('read', flush=True)\n")
+    (tmp_path / "__main__.py").write_text(
+        "from studies.machine.trial_process import Isolated\n"
+        "import fake_study\n"
+        "if __name__ == '__main__':\n"
+        "    trials = Isolated(fake_study.execute, ['slow_library'])\n"
+        "    trials.prepare()\n"
+        "    print('prepared', flush=True)\n"
+        "    trials.prepare()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(FAKES), str(ROOT)])}
+    told = subprocess.run(
+        [sys.executable, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert told.stdout.split() == ["read", "prepared"], told.stderr

@@ -1,0 +1,149 @@
+"""A study file of one's own: run as those that ship are, and refused by name where it cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from studies.catalogue import study_named
+from studies.machine import runner
+from studies.machine.options import parse
+from workbench.common.errors import UserError
+from workbench.recipe.config import Recipe
+
+ARMS = """
+QUESTION = "Which shift?"
+ARMS = {"low": ["dmd.student_shift=2"], "high": ["dmd.student_shift*=2"]}
+"""
+SPACE = """
+from studies.study import vary
+
+QUESTION = "Which shift?"
+OBJECTIVES = ["t2i", "editing"]
+
+
+def suggest(trial, base):
+    return vary(base, [f"dmd.student_shift={trial.suggest_float('shift', 1, 5)}"])
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def scored_by_its_shift(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """metrics.json of a trial that was not run."""
+    t2i, editing = recipe.dmd.student_shift / 2, 4 - recipe.dmd.student_shift / 5
+    student = {"nfe": 4, "n": 3, "t2i_bench": {"mean": {"mean": t2i}}, "editing_bench": {"mean": {"mean": editing}}}
+    return {"split": "search", "models": {"student": student}}
+
+
+def written(content: str) -> str:
+    Path("shifts.py").write_text(content)
+    return "shifts.py"
+
+
+def test_arms_of_a_file_are_replicated_over_three_seeds_under_its_name() -> None:
+    memory = runner.run_study(written(ARMS), ["smoke=true"], execute=scored_by_its_shift)
+    recipes = {(trial.params["arm"], trial.params["seed"]) for trial in memory.trials}
+    assert recipes == {(arm, seed) for arm in ("low", "high") for seed in range(3)}
+    told = json.loads(Path("runs/studies/shifts/study.json").read_text())
+    assert told["question"] == "Which shift?" and [arm["name"] for arm in told["arms"]] == ["low", "high"]
+
+
+def test_a_space_of_a_file_is_searched_without_being_asked() -> None:
+    memory = runner.run_study(written(SPACE), ["smoke=true", "trials=3"], execute=scored_by_its_shift)
+    assert len({trial.params["shift"] for trial in memory.trials}) == 3
+    assert [len(trial.values) for trial in memory.trials] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "message"),
+    [
+        ("QUESTION = 'Which?'", [], "neither ARMS nor suggest"),
+        ("ARMS = {}", [], "no QUESTION"),
+        ("import nothing_of_this_name", [], "does not run: ModuleNotFoundError"),
+        ("ARMS = {", [], "does not run: SyntaxError"),
+        ("QUESTION = 3", [], "QUESTION must be a sentence"),
+        ("QUESTION = 'Which?'\nARMS = {'low': 'dmd.student_shift=2'}", [], "ARMS must map names to lists"),
+        (ARMS + "SEEDS = ('0',)", [], "SEEDS must be whole numbers"),
+        (ARMS + "OBJECTIVES = ('scores',)", [], "OBJECTIVES knows .*did you mean 'score'"),
+        (ARMS + "SAMPLER = 'random'", [], "SAMPLER must be one of tpe, nsga2"),
+        (ARMS.replace("student_shift=2", "student_shft=2"), [], "arm 'low': .*student_shft"),
+        (ARMS.replace("dmd.student_shift=2", "evaluation.t2i_cases=2"), [], "arm 'low' changes the evaluation"),
+        (ARMS, ["search=true"], r"suggest: the file has no suggest\(trial, base\)"),
+        (SPACE.replace("'shift', 1", "'shift', 9"), [], "suggest: ValueError"),
+        (SPACE.replace("return vary", "vary"), [], "suggest gives NoneType, not a recipe"),
+        (SPACE.replace("'shift', 1", "'arm', 1"), [], "suggest draws a parameter called 'arm'.*rename it"),
+        (SPACE, ["seeds=0,1"], "a search draws and runs under one seed"),
+        (ARMS.replace('"low"', '"search"'), [], "an arm may not be called 'search'"),
+        (ARMS.replace("dmd.student_shift=2", "seed=3"), [], "arm 'low' sets seed.*leave it out"),
+        (ARMS.replace("dmd.student_shift=2", "trainer.folder=x"), [], "arm 'low' sets trainer.folder.*leave it out"),
+        ("raise SystemExit(3)", [], "does not run: SystemExit: 3"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_before_anything_is_written(
+    content: str, words: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        runner.run_study(written(content), ["smoke=true", *words], execute=scored_by_its_shift)
+    assert not Path("runs").exists()
+
+
+def test_a_file_may_hold_data_classes() -> None:
+    header = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+    assert study_named(written(f"{header}@dataclass\nclass Shift:\n    value: float\n{ARMS}")).QUESTION
+
+
+def test_names_are_printed_as_they_are_written(capsys: pytest.CaptureFixture[str]) -> None:
+    content = ARMS.replace("Which shift?", "Which [/b]?").replace("low", "low [/]").replace("high", "[b]")
+    runner.run_study(written(content), ["smoke=true", "seeds=0,1"], execute=scored_by_its_shift)
+    told = capsys.readouterr().out
+    assert "Which [/b]?" in told and told.count("low [/]") >= 2 and "[b] against low [/]" in told
+
+
+def test_an_arm_is_chosen_by_its_name_even_with_commas_and_brackets() -> None:
+    known = ("0.98", "0.98, twice as long", "[x]")
+    chosen = {
+        "0.98, twice as long": (known[1],),
+        "[0.98,0.98,twice as long]": (known[0], known[1]),
+        "[x],0.98": (known[2], known[0]),
+        "0.9,twice as long": ("0.9", "twice as long"),
+    }
+    for text, names in chosen.items():
+        assert parse("x", [f"arms={text}"], known_arms=known).arms == names
+
+
+def test_a_draw_that_is_scored_otherwise_fails_and_says_why() -> None:
+    drawn = "trial.suggest_int('shift', 1, 5)"
+    content = SPACE.replace("return", "cases = b.t2i_cases + (shift == 2)\n    return")
+    content = content.replace("    cases", f"    shift, b = {drawn}, base.evaluation\n    cases")
+    content = content.replace(
+        "f\"dmd.student_shift={trial.suggest_float('shift', 1, 5)}\"", 'f"evaluation.t2i_cases={cases}"'
+    )
+    memory = runner.run_study(written(content), ["smoke=true", "trials=9"], execute=scored_by_its_shift)
+    failed = {t.params["shift"]: t.user_attrs["error"] for t in memory.trials if "error" in t.user_attrs}
+    assert failed.keys() == {2} and failed[2].startswith("UserError: suggest changes the evaluation")
+
+
+def test_a_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match=r"no study file at nowhere\.py"):
+        study_named("nowhere.py")
+
+
+def test_a_study_without_its_data_ends_before_its_first_trial() -> None:
+    with pytest.raises(UserError, match="no encoded shards at elsewhere.*run `workbench encode`"):
+        runner.run_study(written(ARMS), ["smoke=true", "data.encoded=elsewhere"])
+    assert not Path("runs").exists()
+
+
+def test_data_are_asked_for_by_what_is_still_to_be_run() -> None:
+    file, here = written(ARMS.replace("dmd.student_shift*=2", "data.encoded=later")), ["smoke=true", "seeds=0"]
+    runner.run_study(file, [*here, "data.encoded=gone", "arms=low"], execute=scored_by_its_shift)
+    runner.run_study(file, [*here, "data.encoded=gone", "arms=low"])
+    with pytest.raises(UserError, match="no encoded shards at later"):
+        runner.run_study(file, [*here, "data.encoded=gone"])

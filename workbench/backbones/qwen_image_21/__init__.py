@@ -1,0 +1,1 @@
+"""All that knows the family of Qwen-Image-2.1."""

@@ -1,0 +1,169 @@
+"""One transformer block over a run of tokens, its attention to what was computed before, and its compiled form.
+
+The body is a function of tensors: the adapter of a role is looked up before it, so that one compiled body serves all
+blocks and roles, and a recomputation sees the weights that its forward saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from workbench.backbones import lora
+from workbench.backbones.lora import Projection, project
+from workbench.backbones.qwen_image_21.rotary import Rotary, rotate
+
+KeyValue = tuple[Tensor, Tensor]
+Modulation = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Scale and gate of attention, then of the feed-forward: (B or 1, 1, width) each, all blocks share them."""
+Segment = tuple[int, int, Tensor | None]
+"""(start, end, mask) of a run of prefix tokens; mask (end - start, end) bool for text, None for a reference."""
+MAX_COMPILED_BODIES = 64
+"""Prefix and velocity, with and without gradient and adapter, of each layout; beyond it blocks run uncompiled."""
+
+
+@dataclass(frozen=True)
+class PrefixAttention:
+    """Block-causal attention inside the prefix: text is causal, each reference sees itself whole and all before it.
+
+    Padding comes last and later text never looks ahead, so no mask by length is needed here.
+    """
+
+    segments: tuple[Segment, ...]
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        outputs = [
+            # Text that starts the sequence is causal from its corner on: no mask to read, and the kernel skips half.
+            _attention(query[:, start:end], key[:, :end], value[:, :end], None, is_causal=True)
+            if start == 0 and mask is not None
+            else _attention(query[:, start:end], key[:, :end], value[:, :end], mask)
+            for start, end, mask in self.segments
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+@dataclass(frozen=True)
+class TargetAttention:
+    """Target tokens see all valid prefix tokens and each other. Text after a shared prefix likewise sees what comes
+    before it: then the mask is causal.
+
+    key_valid: bool over context and own keys, as `Prefix` holds it, or (S, P + S); without it all are valid.
+    """
+
+    context: KeyValue
+    key_valid: Tensor | None
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        prefix_key, prefix_value = (part.expand(len(query), -1, -1, -1).to(key.dtype) for part in self.context)
+        return _attention(
+            query, torch.cat([prefix_key, key], dim=1), torch.cat([prefix_value, value], dim=1), self.key_valid
+        )
+
+
+Attend = PrefixAttention | TargetAttention
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal).transpose(1, 2)
+
+
+class Projections(NamedTuple):
+    """The linear layers of a block as one role sees them."""
+
+    query: Projection
+    key: Projection
+    value: Projection
+    attention_out: Projection
+    gate: Projection
+    up: Projection
+    down: Projection
+
+
+class SplitBlock(nn.Module):
+    """One transformer block of diffusers' model over a run of tokens that may also attend to a context."""
+
+    block: Any
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        assert isinstance(self.block.img_mlp.activation_fn, nn.SiLU), "the feed-forward is written out with SiLU"
+        self._body: Body = body
+
+    def compile_body(self, backend: str) -> None:
+        """Run the body compiled from now on; for each new shape the first call compiles, which takes seconds."""
+        self._body = _compiled_body(backend)
+
+    def uncompile_body(self) -> None:
+        """Run the body as it is written."""
+        self._body = body
+
+    def forward(
+        self, x: Tensor, modulation: Modulation, rotary: Rotary, attend: Attend | None, role: str | None
+    ) -> tuple[Tensor, KeyValue]:
+        """x (B, S, width) -> new x, and the keys and values of these S tokens.
+
+        attend: None where only keys and values are wanted; x then comes back as it went in.
+        """
+        attn, mlp = self.block.attn, self.block.img_mlp
+        linears = (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0], mlp.gate_layer, mlp.proj, mlp.out)
+        projections = Projections(*(lora.projection(linear, role, x.dtype) for linear in linears))
+        # Keys and values alone are two products: not worth a compiled body of their own.
+        run = self._body if attend is not None else body
+        return run(self.block, projections, x, modulation, rotary, attend)
+
+
+Body = Callable[[nn.Module, Projections, Tensor, Modulation, Rotary, Attend | None], tuple[Tensor, KeyValue]]
+
+
+def body(
+    block: Any,
+    projections: Projections,
+    x: Tensor,
+    modulation: Modulation,
+    rotary: Rotary,
+    attend: Attend | None,
+) -> tuple[Tensor, KeyValue]:
+    """What `SplitBlock` computes; of `block` it reads norms alone."""
+    attn = block.attn
+    scale_1, gate_1, scale_2, gate_2 = modulation
+
+    h = _times(block.img_norm1(x), scale_1)
+    heads = (-1, attn.inner_dim // attn.heads)
+    key = project(projections.key, h).unflatten(-1, heads)
+    value = project(projections.value, h).unflatten(-1, heads)
+    key = rotate(attn.norm_k(key).to(value.dtype), rotary)
+    if attend is None:
+        return x, (key, value)
+    query = project(projections.query, h).unflatten(-1, heads)
+    query = rotate(attn.norm_q(query).to(value.dtype), rotary)
+    h = project(projections.attention_out, attend(query, key, value).flatten(2))
+    x = torch.addcmul(x, gate_1, h)
+
+    h = _times(block.img_norm2(x), scale_2)
+    gate = F.silu(project(projections.gate, h), inplace=not torch.is_grad_enabled())
+    h = project(projections.down, _times(gate, project(projections.up, h)))
+    # x is this block's own by now.
+    x = torch.addcmul(x, gate_2, h) if torch.is_grad_enabled() else x.addcmul_(gate_2, h)
+    return x, (key, value)
+
+
+def _times(x: Tensor, factor: Tensor) -> Tensor:
+    """x * factor, into x itself, which nobody else holds, where no gradient needs it: fresh memory costs more than the
+    product."""
+    return x * factor if torch.is_grad_enabled() or factor.dtype != x.dtype else x.mul_(factor)
+
+
+@cache
+def _compiled_body(backend: str) -> Body:
+    """One for the process: its compiled graphs are found again by every block."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILED_BODIES)
+    # Layouts are few and static, and static shapes give the faster kernels.
+    return torch.compile(body, backend=backend, dynamic=False)

@@ -1,0 +1,61 @@
+"""The pipeline's processor on machines without torchvision.
+
+transformers builds `Qwen3VLProcessor` with a video processor, which needs torchvision. The pipeline never sees a video,
+so here the same class is built over the tokenizer and the Pillow image processor alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import is_torchvision_available
+
+from workbench.common.errors import UserError
+
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+
+
+class ImageTextProcessor(Qwen3VLProcessor):
+    """`Qwen3VLProcessor` less videos: calls, chat template and image slots are the parent's own."""
+
+    def __init__(
+        self,
+        image_processor: Qwen2VLImageProcessorPil,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+    ) -> None:
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.vision_start_token, self.vision_end_token = "<|vision_start|>", "<|vision_end|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        self.vision_start_token_id = tokenizer.convert_tokens_to_ids(self.vision_start_token)
+        self.vision_end_token_id = tokenizer.convert_tokens_to_ids(self.vision_end_token)
+        # The parent's own __init__ would ask for the video processor.
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def load_processor(folder: Path) -> Qwen3VLProcessor:
+    """Processor saved in `folder`: the stock class where torchvision is installed, `ImageTextProcessor` elsewhere.
+
+    Raises:
+        UserError: a file that it needs is missing.
+    """
+    for name in (IMAGE_PROCESSOR_FILE, CHAT_TEMPLATE_FILE, "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} lacks {name}: copy the processor folder of the pipeline again")
+    if is_torchvision_available():
+        return Qwen3VLProcessor.from_pretrained(folder)
+    settings = json.loads((folder / IMAGE_PROCESSOR_FILE).read_text())
+    settings = {
+        key: value for key, value in settings.items() if not key.endswith(("processor_type", "processor_class"))
+    }
+    return ImageTextProcessor(
+        Qwen2VLImageProcessorPil(**settings),
+        AutoTokenizer.from_pretrained(folder),
+        chat_template=(folder / CHAT_TEMPLATE_FILE).read_text(),
+    )

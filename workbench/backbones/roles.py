@@ -1,0 +1,129 @@
+"""Which weights play which role: full copies, or adapters over one shared frozen base."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from diffusers import QwenImage21Transformer2DModel
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from workbench.backbones import lora
+from workbench.backbones.lora_files import Adapter
+from workbench.backbones.precision import cast_parameters
+from workbench.backbones.qwen_image_21.transformer import QwenImage21, SplitTransformer
+from workbench.common.errors import UserError
+from workbench.method import rng
+from workbench.recipe.config import Model, Teachers
+
+STUDENT = "student"
+FAKE_SCORE = "fake_score"
+TEACHER = "teacher"
+
+
+def teacher_roles(teachers: Teachers) -> tuple[str, ...]:
+    """The base teacher, then the specialists in the order of the lambda table's columns."""
+    return (TEACHER, *(f"{TEACHER}_{name}" for name in teachers.specialists))
+
+
+def build(
+    base: QwenImage21Transformer2DModel,
+    model: Model,
+    *,
+    student: QwenImage21Transformer2DModel | None = None,
+    specialists: Mapping[str, QwenImage21Transformer2DModel | Adapter] | None = None,
+    seed: int = 0,
+    frozen_dtype: torch.dtype | None = None,
+) -> QwenImage21:
+    """Denoiser with the roles student, fake score, teacher and one a specialist.
+
+    specialists: each a network of its own, or an adapter over the base teacher's, whose weights it then shares.
+    student: weights that student and fake score start from, when they are not the base teacher's.
+    frozen_dtype: what frozen weights are cast to, in place; trained ones stay as they come, adapters are float32.
+    Only student and fake score are left trainable; the fake score starts where the student does.
+
+    Raises:
+        UserError: LoRA roles that start elsewhere than at the base teacher, or an adapter that does not fit it.
+    """
+    base = base.requires_grad_(False)
+    split = partial(
+        SplitTransformer, gradient_checkpointing=model.gradient_checkpointing, stored_blocks=model.stored_blocks
+    )
+    networks = {TEACHER: split(base)}
+    network_of_role = {TEACHER: TEACHER}
+    match model.roles:
+        case "full":
+            for role in (STUDENT, FAKE_SCORE):
+                weights = copy.deepcopy(student if student is not None else base).requires_grad_(True)
+                networks[role] = split(weights)
+                network_of_role[role] = role
+            cast_parameters(base, frozen_dtype)
+        case "lora":
+            if student is not None:
+                raise UserError(
+                    "model.roles=lora starts at the base teacher: leave model.student out, or use roles=full"
+                )
+            cast_parameters(base, frozen_dtype)
+            for role in (STUDENT, FAKE_SCORE):
+                add_adapter(networks[TEACHER], role, model.lora_rank, model.lora_alpha, seed)
+                network_of_role[role] = TEACHER
+    for name, specialist in (specialists or {}).items():
+        role = f"{TEACHER}_{name}"
+        match specialist:
+            case QwenImage21Transformer2DModel():
+                cast_parameters(specialist, frozen_dtype)
+                networks[role] = split(specialist.requires_grad_(False))
+                network_of_role[role] = role
+            case _:
+                adapt(networks[TEACHER], role, specialist)
+                network_of_role[role] = TEACHER
+    return QwenImage21(networks, network_of_role)
+
+
+def add_adapter(network: SplitTransformer, role: str, rank: int, alpha: float, seed: int) -> None:
+    """Give the blocks of `network` a fresh trainable adapter for `role`; the layers that it adapts are frozen."""
+    lora.install(network.blocks)
+    generator = rng.generator(seed, f"lora/{role}", 0)
+    for _, layer in lora.role_linears(network.blocks):
+        layer.add_adapter(role, rank, alpha, generator)
+
+
+def adapt(network: SplitTransformer, role: str, adapter: Adapter) -> None:
+    """Give `network` a frozen adapter under the name of `role`."""
+    lora.install(network.blocks)
+    linears = dict(lora.role_linears(network.transformer))
+    for name, layer in adapter.items():
+        if name not in linears:
+            raise UserError(f"the LoRA of {role} adapts {name}, which is no linear layer of the base teacher's blocks")
+        base = linears[name].base_layer
+        expected, found = (base.out_features, base.in_features), (len(layer.up), layer.down.shape[1])
+        if expected != found:
+            raise UserError(f"the LoRA of {role} is of another model: {name} is {expected} here and {found} there")
+        linears[name].load_adapter(role, layer.down, layer.up, layer.scaling)
+
+
+@torch.no_grad()
+def merged_state(denoiser: QwenImage21, role: str) -> dict[str, Tensor]:
+    """Weights of `role` under diffusers' own names, adapters merged, whole and on the CPU (collective when sharded)."""
+    network = denoiser.network(role)
+    linears = dict(lora.role_linears(network.transformer))
+    state = {}
+    for name, tensor in network.transformer.state_dict().items():
+        owner, _, leaf = name.partition(".base_layer.")
+        if owner in linears and leaf == "weight" and role in linears[owner].scaling:
+            layer = linears[owner]
+            up, down = _whole(layer.lora_B[role].weight), _whole(layer.lora_A[role].weight)
+            state[f"{owner}.weight"] = _whole(tensor) + layer.scaling[role] * (up @ down)
+        elif ".lora_" not in name:
+            state[name.replace(".base_layer.", ".")] = _whole(tensor)
+    return state
+
+
+def _whole(tensor: Tensor | nn.Module) -> Tensor:
+    assert isinstance(tensor, Tensor)
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    # A copy even on the CPU: the caller may go on to change the weights.
+    return full.detach().to("cpu", copy=True)

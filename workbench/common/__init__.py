@@ -1,0 +1,1 @@
+"""Files, JSON lines, hashes, pictures, the console and errors: what every other part may use."""

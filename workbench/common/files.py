@@ -1,0 +1,172 @@
+"""Files that are either whole or absent: atomic writes, checksums, free space, and the claim on an output folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from workbench.common.errors import UserError
+
+CHUNK_BYTES = 1 << 20
+UNFINISHED = "unfinished.json"
+"""Beside shards of which more are to come."""
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def progress(download: bool = False) -> Progress:
+    """Progress bar with the count done and the time left."""
+    count = TextColumn("{task.completed:,.0f} of {task.total:,.0f} bytes") if download else MofNCompleteColumn()
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        count,
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its final name only when the block ends well; otherwise nothing is left.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise UserError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON to `path` atomically."""
+    write_bytes(path, json.dumps(value, separators=(",", ":")).encode())
+
+
+def read_json(path: Path, mend: str) -> dict[str, Any]:
+    """The JSON object in `path`; `mend` ends the message of the UserError when it is missing or broken."""
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; {mend}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {mend}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object; {mend}")
+    return value
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex sha256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def settings_hash(settings: Any) -> str:
+    """Hex sha256 of JSON-able settings, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def require_space(folder: Path, num_bytes: int, what: str) -> None:
+    """UserError unless the disk that holds `folder` has `num_bytes` free."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise UserError(
+            f"{what} needs about {num_bytes / 1e6:,.0f} MB in {folder}, {free / 1e6:,.0f} MB are free; "
+            "free space or choose another folder"
+        )
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold `folder`, made if absent, against other processes of this machine: who comes second waits."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process writes {folder}: waiting for it")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def claim(folder: Path, settings: str, finished: str, key: str, command: str) -> bool:
+    """Take `folder` for an output made from `settings` (a hash). True if it is complete already.
+
+    `finished` (pack.json, index.json) is written last by the caller and carries the hash, so its presence means
+    completeness. Until then a file `unfinished.json` marks whose half-done shards these are.
+
+    Raises:
+        UserError: the folder holds something made from other settings, or shards of unknown origin.
+    """
+    mend = f"choose another {key} or delete the folder"
+    marker = folder / UNFINISHED
+    if (folder / finished).exists():
+        made_from = read_json(folder / finished, mend).get("settings")
+        if made_from != settings:
+            raise UserError(f"{folder} was made by `workbench {command}` from other settings or inputs; {mend}")
+        return True
+    if marker.exists():
+        if read_json(marker, mend).get("settings") != settings:
+            raise UserError(f"{folder} holds an unfinished `workbench {command}` with other settings; {mend}")
+    elif folder.exists() and any(folder.glob("*.tar")):
+        raise UserError(f"{folder} holds shards that `workbench {command}` did not write; {mend}")
+    write_json(marker, {"settings": settings})
+    return False
+
+
+@contextmanager
+def given_up_if_empty(folder: Path) -> Iterator[None]:
+    """When the block fails before the first whole shard, the claim on `folder` goes with it: inputs may be mended."""
+    try:
+        yield
+    except BaseException:
+        if not any(folder.glob("*.tar")):
+            (folder / UNFINISHED).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def release(folder: Path, finished: str, value: dict[str, Any]) -> None:
+    """Write the `finished` file, last of all, and drop the marker of `claim` and what killed runs left behind."""
+    write_json(folder / finished, value)
+    for leftover in folder.glob(".*.part"):
+        leftover.unlink(missing_ok=True)
+    (folder / UNFINISHED).unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""Answers kept chunk by chunk: an evaluation that was interrupted goes on where it was, and many runs are compared with
+one teacher that answers once.
+
+A chunk is found again only for the same weights, sampling, judge, cases (texts, attributes and pixels) and seed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.common.files import settings_hash, write_bytes
+from workbench.evaluation.cases.case import Case
+from workbench.evaluation.judges.local import Judgement
+from workbench.evaluation.measures.readings import Reading
+
+FORMAT = 1
+"""Counted up when what is read off an answer changes."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The local judgement of one model's image for one case and seed, and the readings beside it."""
+
+    case: str
+    bench: str
+    category: str
+    seed: int
+    judgement: Judgement
+    reading: Reading
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one model answered to some cases under one seed; images of the cases that were to be kept."""
+
+    answers: list[Answer]
+    features: np.ndarray
+    images: dict[str, np.ndarray]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Store:
+    """Chunks as .npz files in `folder`, named by the hash of what they answer."""
+
+    folder: Path
+
+    def once(self, key: str, draw: Callable[[], Chunk]) -> Chunk:
+        """The chunk under `key`, drawn if there is none. Of several processes one draws and the others wait for it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / f"{key}.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            chunk = self.load(key)
+            if chunk is None:
+                chunk = draw()
+                self.save(key, chunk)
+        return chunk
+
+    def load(self, key: str) -> Chunk | None:
+        """The chunk under `key`, None if there is none that can be read."""
+        try:
+            with np.load(self.folder / f"{key}.npz", allow_pickle=False) as file:
+                told = json.loads(bytes(file["rows"]))
+                features = file["features"]
+                images = {name: file[f"image{i}"] for i, name in enumerate(told["images"])}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None
+        answers = [
+            Answer(**row["place"], judgement=Judgement(**row["judgement"]), reading=Reading(**row["reading"]))
+            for row in told["rows"]
+        ]
+        return Chunk(answers, features, images, told["seconds"])
+
+    def save(self, key: str, chunk: Chunk) -> None:
+        """Write a chunk whole."""
+        rows = [
+            {
+                "place": {"case": row.case, "bench": row.bench, "category": row.category, "seed": row.seed},
+                "judgement": asdict(row.judgement),
+                "reading": asdict(row.reading),
+            }
+            for row in chunk.answers
+        ]
+        told = json.dumps({"rows": rows, "images": list(chunk.images), "seconds": chunk.seconds})
+        pictures: dict[str, Any] = {f"image{i}": image for i, image in enumerate(chunk.images.values())}
+        content = io.BytesIO()
+        np.savez(content, rows=np.frombuffer(told.encode(), np.uint8), features=chunk.features, **pictures)
+        write_bytes(self.folder / f"{key}.npz", content.getvalue())
+
+
+def chunk_key(model: Mapping[str, Any], judge: str, cases: Sequence[Case], seed: str, keep: Sequence[str]) -> str:
+    """Name of a chunk. model: fingerprint and sampling. judge: fingerprint. keep: cases whose images it holds."""
+    return settings_hash([FORMAT, dict(model), judge, seed, [digest(case) for case in cases], list(keep)])[:32]
+
+
+def digest(case: Case) -> str:
+    """Hash of all that a case is, pixels included."""
+    found = hashlib.sha256()
+    for name, value in vars(case).items():
+        told = value.tobytes() if isinstance(value, np.ndarray) else json.dumps(value, sort_keys=True).encode()
+        shape = str(value.shape) if isinstance(value, np.ndarray) else ""
+        found.update(f"{name}{shape}{len(told)}:".encode() + told)
+    return found.hexdigest()

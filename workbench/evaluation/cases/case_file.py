@@ -1,0 +1,204 @@
+"""Cases in a file, one JSON object a line: a user's own, or the shipped benchmarks written out. See docs/cases.md.
+
+    {"id": "my-1", "task": "edit", "category": "object", "instruction": "Add a tree.", "source": "my-1.png", "seed": 7,
+     "target": "my-1-after.png", "scene": {"objects": ["tree"]}, "source_scene": {"objects": []},
+     "named": ["objects"], "kept": ["sky"], "accepted": {"objects": [["palm"], ["tree"]]}, "exact": false}
+
+Paths are relative to the file. id, task, category and prompt (or instruction) are needed, and source for an edit.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from workbench.batch import TASKS
+from workbench.common.errors import UserError
+from workbench.common.files import write_bytes
+from workbench.common.images import read_image
+from workbench.evaluation.cases.case import Case, slice_indices
+
+MANY = 200
+"""From so many cases on, reading and writing show a progress bar."""
+LISTS = ("objects",)
+"""Heads that hold several values at once."""
+MEAN = "mean"
+"""What a benchmark's mean over its categories is called beside them."""
+_LONGEST_CATEGORY = 64
+_CATEGORY = re.compile(rf"[^\W_][\w .+-]{{0,{_LONGEST_CATEGORY - 1}}}")
+_TEXTS = ("id", "task", "category", "prompt")
+_IMAGES = ("source", "target")
+_NAMES = ("named", "kept")
+_MAPPINGS = ("scene", "source_scene", "accepted")
+
+
+def write_jsonl(cases: Sequence[Case], path: Path) -> None:
+    """Cases in the form above, their images as PNG files in the folder `<stem>_images` beside `path`."""
+    folder = path.with_name(f"{path.stem}_images")
+    lines = []
+    for case in track(cases, f"writing {path.name}", transient=True, disable=len(cases) < MANY):
+        row: dict[str, Any] = {}
+        for name in (item.name for item in fields(Case)):
+            value = vars(case)[name]
+            match value:
+                case np.ndarray():
+                    encoded = io.BytesIO()
+                    Image.fromarray(value).save(encoded, format="PNG")
+                    write_bytes(folder / f"{case.id}.{name}.png", encoded.getvalue())
+                    row[name] = f"{folder.name}/{case.id}.{name}.png"
+                case None:
+                    continue
+                case bool() | int():
+                    row[name] = value
+                case _ if value or name in _TEXTS:
+                    row[name] = value
+        lines.append(json.dumps(row, ensure_ascii=False))
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def read_jsonl(path: Path, prepare: Callable[[Image.Image], Image.Image] = lambda image: image) -> list[Case]:
+    """Cases of a file. prepare: what becomes of every image as it is read, so that no large ones are held.
+
+    Raises: UserError naming file and line of anything unusable.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the cases in {path}: {error}") from error
+    cases: list[Case] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(track(lines, f"reading {path.name}", transient=True, disable=len(lines) < MANY), 1):
+        if not line.strip():
+            continue
+        case = _parse(line, path, f"{path}:{number}", prepare)
+        if case.id in seen:
+            raise UserError(f"{path}:{number}: the id {case.id!r} stands in line {seen[case.id]} already; give another")
+        seen[case.id] = number
+        cases.append(case)
+    if not cases:
+        raise UserError(f"{path} holds no cases")
+    return cases
+
+
+def sliced(cases: Sequence[Case], per_category: dict[str, int], categories: Sequence[str], seed: int) -> list[Case]:
+    """At most `per_category[task]` cases of every (task, category), in their order; `categories` alone, unless empty.
+
+    seed: 0 takes the first ones, any other a shuffle of its own. Raises UserError for a category that no case has.
+    """
+    known = {case.category for case in cases}
+    for name in categories:
+        if name not in known:
+            raise UserError(f"evaluation.categories names {name!r}; the cases have {', '.join(sorted(known))}")
+    count = Counter((case.task, case.category) for case in cases)
+    taken = {
+        cell: set(slice_indices(available, per_category[cell[0]], seed))
+        for cell, available in count.items()
+        if not categories or cell[1] in categories
+    }
+    at: Counter[tuple[str, str]] = Counter()
+    chosen = []
+    for case in cases:
+        cell = (case.task, case.category)
+        if at[cell] in taken.get(cell, ()):
+            chosen.append(case)
+        at[cell] += 1
+    # Benchmark by benchmark and category by category, as the world's cases come.
+    return sorted(chosen, key=lambda case: (TASKS.index(case.task), list(count).index((case.task, case.category))))
+
+
+def _parse(line: str, path: Path, where: str, prepare: Callable[[Image.Image], Image.Image]) -> Case:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: must be a JSON object")
+    if "instruction" in row:
+        if "prompt" in row:
+            raise UserError(f"{where}: has a prompt and an instruction; they are the same, give one")
+        row["prompt"] = row.pop("instruction")
+    _check(row, where)
+    given: dict[str, Any] = {
+        **{name: row[name] for name in _TEXTS},
+        **{name: _image(row, name, path, where, prepare) for name in _IMAGES},
+        **{name: row.get(name, {}) for name in _MAPPINGS},
+        **{name: tuple(row.get(name, ())) for name in _NAMES},
+    }
+    return Case(**given, exact=row.get("exact", True), seed=row.get("seed"))
+
+
+def _check(row: dict[str, Any], where: str) -> None:
+    for name in _TEXTS:
+        if not isinstance(row.get(name), str) or not row[name].strip():
+            raise UserError(f"{where}: needs a non-empty text {name!r}")
+    known = [item.name for item in fields(Case)]
+    if unknown := sorted(row.keys() - set(known)):
+        raise UserError(f"{where}: has an unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    if row["task"] not in TASKS:
+        raise UserError(f"{where}: task must be t2i or edit, not {row['task']!r}")
+    if row["task"] == "edit" and "source" not in row:
+        raise UserError(f"{where}: an edit needs a source image")
+    if row["task"] == "t2i" and "source" in row:
+        raise UserError(f"{where}: a source image makes an edit: write task edit, or drop the source")
+    if row["category"] == MEAN or not _CATEGORY.fullmatch(row["category"]):
+        raise UserError(
+            f"{where}: the category {row['category']!r} names files and rows: at most {_LONGEST_CATEGORY} letters, "
+            f"digits, spaces and _ . + -, beginning with a letter or digit, and not {MEAN!r}"
+        )
+    seed = row.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise UserError(f"{where}: seed must be a whole number from 0 on, not {seed!r}")
+    for name in _MAPPINGS:
+        if not isinstance(row.get(name, {}), dict):
+            raise UserError(f"{where}: {name} must be an object of head names and values")
+    if not all(isinstance(values, list) and values for values in row.get("accepted", {}).values()):
+        raise UserError(f"{where}: accepted must map heads to non-empty lists of values")
+    for name, head, value in _values(row):
+        if not _is_value(head, value):
+            kind = "a list of names" if head in LISTS else "one name"
+            raise UserError(f"{where}: {name} gives {head} as {json.dumps(value)}; it must be {kind}")
+    if not isinstance(row.get("exact", True), bool):
+        raise UserError(f"{where}: exact must be true or false, not {row['exact']!r}")
+    for name in _NAMES:
+        heads = row.get(name, [])
+        if not isinstance(heads, list) or not all(isinstance(head, str) for head in heads):
+            raise UserError(f"{where}: {name} must be a list of head names")
+        if lost := sorted(set(heads) - row.get("scene", {}).keys()):
+            raise UserError(f"{where}: {name} has {lost[0]!r}, of which scene gives no value")
+
+
+def _values(row: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Every value that a row gives a head: (key of the row, head, value)."""
+    for name in ("scene", "source_scene"):
+        for head, value in row.get(name, {}).items():
+            yield name, head, value
+    for head, values in row.get("accepted", {}).items():
+        for value in values:
+            yield "accepted", head, value
+
+
+def _is_value(head: str, value: Any) -> bool:
+    if head in LISTS:
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return isinstance(value, str)
+
+
+def _image(
+    row: dict[str, Any], name: str, path: Path, where: str, prepare: Callable[[Image.Image], Image.Image]
+) -> np.ndarray | None:
+    if name not in row:
+        return None
+    if not isinstance(row[name], str):
+        raise UserError(f"{where}: the {name} image {row[name]!r} must be a path")
+    image = read_image(path.parent / row[name], f"{where}: the {name} image", "replace it or drop the case")
+    return np.asarray(prepare(image))

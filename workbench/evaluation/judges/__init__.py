@@ -1,0 +1,1 @@
+"""Judges that score an answer: the local network and vision-language models."""

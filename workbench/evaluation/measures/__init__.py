@@ -1,0 +1,1 @@
+"""Numbers about answers, and their intervals."""

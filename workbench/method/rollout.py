@@ -1,0 +1,111 @@
+"""Time grids, the Euler sampler, and the student's rollout with one graded step.
+
+A velocity is a function (x_t (B, N, C), t (B,)) -> (B, N, C). A grid is (K + 1,) float32 from 1 down to 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from workbench.method import flow
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+
+
+def time_grid(steps: int, shift: float) -> Tensor:
+    """K + 1 times 1 = t_0 > ... > t_K = 0: uniform ones, time-shifted (`flow.shift`)."""
+    return flow.shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).float()
+
+
+def explicit_grid(times: Sequence[float]) -> Tensor:
+    """Given student times with the terminal 0 appended."""
+    return torch.tensor([*times, 0.0], dtype=torch.float32)
+
+
+def sample(velocity: Velocity, noise: Tensor, times: Tensor) -> Tensor:
+    """Euler from t = 1 to 0, len(times) - 1 evaluations: what `FlowMatchEulerDiscreteScheduler` does on this grid."""
+    x_t = noise
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        x_t = x_t + (t_next - t) * velocity(x_t, t.expand(len(x_t)))
+    return x_t
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """States x_{t_0} .. x_{t_n} of the student and its clean predictions at the first n of them, each (B, N, C)."""
+
+    states: tuple[Tensor, ...]
+    clean: tuple[Tensor, ...]
+
+
+@torch.no_grad()
+def student_trajectory(
+    velocity: Velocity, noise: Tensor, times: Tensor, num_evaluations: int, fresh: Sequence[Tensor] | None
+) -> Trajectory:
+    """The student's own steps 0 .. n - 1 for n evaluations, without gradient. Every clean prediction in it is a sample
+    of the student at that step: what `student_sample` gives there.
+
+    fresh: None for the deterministic Euler rollout; one noise (B, N, C) a step for the re-noising one, in which the
+    clean prediction is noised again to the next time (consistency-model sampling, DMD2 section 4.4).
+    """
+    states, clean = [noise], []
+    for k in range(num_evaluations):
+        x_t, t = states[-1], times[k].expand(len(noise))
+        v = velocity(x_t, t)
+        clean.append(flow.velocity_to_x0(x_t, v, t))
+        if fresh is None:
+            states.append(x_t + (times[k + 1] - times[k]) * v)
+        else:
+            states.append(flow.interpolate(clean[-1], fresh[k], times[k + 1].expand(len(noise))))
+    return Trajectory(tuple(states), tuple(clean))
+
+
+def student_state(
+    velocity: Velocity, noise: Tensor, times: Tensor, step: int, fresh: Sequence[Tensor] | None
+) -> Tensor:
+    """x_{t_k} that the student meets at `step`, the end of its `student_trajectory` of that many evaluations."""
+    return student_trajectory(velocity, noise, times, step, fresh).states[step]
+
+
+def student_sample(velocity: Velocity, x_t: Tensor, times: Tensor, step: int) -> Tensor:
+    """G: the student's clean prediction from its state at `step`; gradients flow through this evaluation alone."""
+    t = times[step].expand(len(x_t))
+    return flow.velocity_to_x0(x_t, velocity(x_t, t), t)
+
+
+def renoise_time(uniform: Tensor, *, shift: float, low: float, high: float) -> Tensor:
+    """t ~ p_t for the score comparison: uniform numbers in [0, 1), time-shifted, then scaled into [low, high]."""
+    return low + (high - low) * flow.shift(uniform, shift)
+
+
+Tied = Literal["no", "below", "above"]
+
+
+def renoise_interval(tied: Tied, times: Sequence[float], step: int, low: float, high: float) -> tuple[float, float]:
+    """[low, high] of the re-noising time for a sample of the student's `step`.
+
+    no: the same at all steps. below: t <= t_k, since what is coarser than the state's own noise is settled in it
+    (arXiv 2511.22677 on its guidance term). above: t >= t_{k+1}, since the later steps draw whatever is finer than
+    the noise that is left after this one (the subintervals of Phased DMD, arXiv 2510.27684).
+
+    times: the student's grid, K + 1 of them.
+    """
+    match tied:
+        case "no":
+            return low, high
+        case "below":
+            return low, min(high, times[step])
+        case "above":
+            return max(low, times[step + 1]), high
+
+
+def spread_steps(num_steps: int, count: int, permutations: Callable[[int], Sequence[int]]) -> list[int]:
+    """`count` student steps, each uniform by itself and no two the same before all have come: `permutations(i)` is the
+    order of the i-th round."""
+    rounds = -(-count // num_steps)
+    return [step for i in range(rounds) for step in permutations(i)][:count]

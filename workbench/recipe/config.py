@@ -1,0 +1,487 @@
+"""Recipes: frozen dataclasses that hold the only defaults and check themselves; `reading.py` reads them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from workbench.recipe.checks import fraction, nearest, positive, require, weights_sum_to_one
+
+T2I_CATEGORIES = ("landscape", "portrait", "text")
+EDIT_CATEGORIES = ("scene", "enhance", "object", "text", "identity", "style")
+CATEGORIES = {"t2i": T2I_CATEGORIES, "edit": EDIT_CATEGORIES}
+"""Categories of each task of the world that ships; one's own data may use any names."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which weights play which role.
+
+    folder: diffusers pipeline folder of the base teacher; `tiny` names the one that ships.
+    student: folder to start the student (and the fake score) from; the base teacher when absent.
+    roles: `full` copies of the weights, or `lora` adapters over one shared frozen base.
+    gradient_checkpointing: recompute the activations of blocks in the backward pass, except in the last
+    `stored_blocks` of each network: some seconds for some memory.
+    """
+
+    folder: str = "tiny"
+    student: str | None = None
+    roles: Literal["full", "lora"] = "full"
+    lora_rank: int = 32
+    lora_alpha: float = 32.0
+    gradient_checkpointing: bool = False
+    stored_blocks: int = 0
+
+    def __post_init__(self) -> None:
+        positive("model", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
+        require(self.stored_blocks >= 0, f"model.stored_blocks must not be negative, got {self.stored_blocks}")
+        require(
+            self.gradient_checkpointing or self.stored_blocks == 0,
+            "model.stored_blocks does nothing without model.gradient_checkpointing=true: all blocks are stored then",
+        )
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Specialists beside the base teacher, and the guidance scale all of them are run at.
+
+    specialists: name -> pipeline folder, or LoRA file (`.safetensors`) over the base teacher, which then takes up no
+    second copy of the weights. `tiny/NAME.safetensors` is a file that ships.
+    cfg_rescale: how far each token of a guided velocity is brought back to its unguided norm; see `guidance.rescale`.
+    """
+
+    specialists: dict[str, str] = field(default_factory=dict)
+    cfg_scale: float = 1.0
+    cfg_rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in self.specialists:
+            require(
+                name.isidentifier(),
+                f"teachers.specialists.{name}: name a specialist with letters, digits and underscores alone",
+            )
+        require(
+            math.isfinite(self.cfg_scale) and self.cfg_scale >= 1,
+            f"teachers.cfg_scale must be at least 1 (1 is no guidance), got {self.cfg_scale}",
+        )
+        fraction("teachers", cfg_rescale=self.cfg_rescale)
+        require(
+            self.cfg_rescale == 0 or self.cfg_scale > 1,
+            "teachers.cfg_rescale does nothing without guidance: raise teachers.cfg_scale above 1, or leave it out",
+        )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A named table: the mix goes from `early` to `weights` over the student steps; see `guidance.late_share`.
+
+    weights, early: weight of each specialist by name; what is left of 1 is the base teacher's.
+    at: first step of `weights`, for `switch` alone.
+    """
+
+    kind: Literal["constant", "switch", "ramp", "cosine"] = "constant"
+    weights: dict[str, float] = field(default_factory=dict)
+    early: dict[str, float] = field(default_factory=dict)
+    at: int | None = None
+
+    def problem(self) -> str | None:
+        """What is wrong with it and the mend, but for the name of its class."""
+        for key, mix in (("weights", self.weights), ("early", self.early)):
+            for name, weight in mix.items():
+                if not 0 <= weight <= 1:
+                    return f".{key}.{name} must lie in [0, 1], got {weight}"
+            if sum(mix.values()) > 1 + 1e-6:
+                return f".{key} sums to {sum(mix.values()):g}: at most 1, what is left is the base teacher's"
+        match self.kind:
+            case "constant" if self.early or self.at is not None:
+                return " is constant: leave out early and at, or choose kind switch, ramp or cosine"
+            case "switch" if self.at is None:
+                return " switches: say at which student step with at=1 or more"
+            case "ramp" | "cosine" if self.at is not None:
+                return f".at is read by kind switch alone: leave it out, or choose that instead of {self.kind}"
+        return None
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """lambda[k, m](c): for each class (`task/category`, `task` or `default`, the nearest one counts) a table of K rows,
+    one a student step, noisiest first, each over the base teacher and the specialists in the order of
+    `teachers.specialists`; or a schedule that becomes one. Empty: the base teacher alone."""
+
+    tables: dict[str, list[list[float]]] = field(default_factory=dict)
+    schedules: dict[str, Schedule] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, schedule in self.schedules.items():
+            problem = schedule.problem()
+            require(problem is None, f"guidance.schedules.{name}{problem}")
+            require(name not in self.tables, f"guidance has a table and a schedule for {name}: leave out one of them")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where samples come from.
+
+    source: `openmoji` (the world that ships), or a folder or CSV file of one's own images, for `pack`.
+    samples: how many samples of each category of each task `pack` draws from the world.
+    encode_workers: processes that encode shards side by side, each with an encoder of its own.
+    keep_raw: let encoded shards keep the images too, which pretraining reads.
+    num_workers: processes that draw the world.
+    raw: folder, http(s) address or `pipe:` command of raw shards. encoded: folder or http(s) address of encoded ones.
+    """
+
+    source: str = "openmoji"
+    samples: dict[str, dict[str, int]] = field(
+        default_factory=lambda: {task: {name: 200 for name in names} for task, names in CATEGORIES.items()}
+    )
+    resolution: int = 128
+    samples_per_shard: int = 1000
+    raw: str = "data/raw"
+    encoded: str = "data/encoded"
+    encode_batch_size: int = 32
+    encode_workers: int = 1
+    keep_raw: bool = False
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        positive(
+            "data",
+            samples_per_shard=self.samples_per_shard,
+            encode_batch_size=self.encode_batch_size,
+            encode_workers=self.encode_workers,
+        )
+        require(self.num_workers >= 0, f"data.num_workers must not be negative, got {self.num_workers}")
+        require(
+            self.resolution > 0 and self.resolution % 32 == 0,
+            f"data.resolution must be a multiple of 32 pixels, got {self.resolution}",
+        )
+        for task, counts in self.samples.items():
+            for name, count in counts.items():
+                require(count >= 0, f"data.samples.{task}.{name} must not be negative, got {count}")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The global batch of one update: `batch_size` samples over all tasks, ranks and micro-batches.
+
+    tasks: share of each task. categories: share of each category within its task; empty: as the data come.
+    micro_batch_size: most samples that one rank runs at once.
+    """
+
+    tasks: dict[str, float] = field(default_factory=lambda: {"t2i": 0.5, "edit": 0.5})
+    categories: dict[str, dict[str, float]] = field(default_factory=dict)
+    batch_size: int = 32
+    micro_batch_size: int = 128
+
+    def has_weight(self, category: str) -> bool:
+        """Whether any sample of this qualified category is planned."""
+        task, _, name = category.partition("/")
+        of_task = self.categories.get(task)
+        return self.tasks.get(task, 0.0) > 0 and (not of_task or of_task.get(name, 0.0) > 0)
+
+    def __post_init__(self) -> None:
+        positive("mixture", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
+        for name in (*self.tasks, *self.categories):
+            require(
+                name in ("t2i", "edit"),
+                f"mixture knows the tasks t2i and edit, not {name!r}{nearest(name, ('t2i', 'edit'))}",
+            )
+        require(bool(self.tasks), "mixture.tasks must name at least one task")
+        weights_sum_to_one("mixture.tasks", self.tasks)
+        for task, weights in self.categories.items():
+            weights_sum_to_one(f"mixture.categories.{task}", weights)
+
+
+@dataclass(frozen=True)
+class Dmd:
+    """Distribution matching: the student's time grid and rollout, the re-noising time p_t, the fake-score ratio R.
+
+    renoise_tied: whether p_t of the student's update depends on its step k; see `rollout.renoise_interval`.
+    fake_samples: what the R fake-score updates of one student update learn from. `fresh`: R rollouts of conditions of
+    their own, each up to a step drawn by itself. `rollout`: one rollout of fresh conditions, each update another of its
+    steps. `student_rollout`: likewise the rollout that the student's own update goes on from. The steps are uniform in
+    all of them; reuse makes the samples of one student update dependent, and shows fewer prompts.
+    """
+
+    student_steps: int = 4
+    student_shift: float = 3.0
+    student_times: list[float] = field(default_factory=list)
+    rollout: Literal["euler", "renoise"] = "euler"
+    renoise_shift: float = 3.0
+    renoise_min: float = 0.02
+    renoise_max: float = 0.98
+    renoise_tied: Literal["no", "below", "above"] = "no"
+    fake_updates: int = 2
+    fake_samples: Literal["fresh", "rollout", "student_rollout"] = "fresh"
+    decoupled: bool = False
+    first_step_weight: float = 0.0
+    first_step_teacher_steps: int = 4
+    data_weight: float = 0.0
+
+    @property
+    def fake_groups(self) -> int:
+        """Groups of conditions that the fake score needs for itself in one student update."""
+        match self.fake_samples:
+            case "fresh":
+                return self.fake_updates
+            case "rollout":
+                return 1
+            case "student_rollout":
+                return 0
+
+    def __post_init__(self) -> None:
+        positive(
+            "dmd",
+            student_steps=self.student_steps,
+            student_shift=self.student_shift,
+            renoise_shift=self.renoise_shift,
+            fake_updates=self.fake_updates,
+            first_step_teacher_steps=self.first_step_teacher_steps,
+        )
+        for name, weight in (("first_step_weight", self.first_step_weight), ("data_weight", self.data_weight)):
+            require(math.isfinite(weight) and weight >= 0, f"dmd.{name} must not be negative, got {weight}")
+        fraction("dmd", renoise_min=self.renoise_min, renoise_max=self.renoise_max)
+        require(
+            0 < self.renoise_min < self.renoise_max,
+            f"dmd needs 0 < renoise_min < renoise_max, got {self.renoise_min} and {self.renoise_max}",
+        )
+        if self.student_times:
+            times = self.student_times
+            require(
+                len(times) == self.student_steps,
+                f"dmd.student_times has {len(times)} entries for student_steps={self.student_steps}",
+            )
+            require(
+                times[0] == 1 and times[-1] > 0 and all(a > b for a, b in zip(times, times[1:], strict=False)),
+                f"dmd.student_times must start at 1 and fall strictly, staying above 0, got {list(times)}",
+            )
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW of both roles. Warm-up is linear over student updates; decay is a cosine to `final_lr_fraction`."""
+
+    student_lr: float = 1e-4
+    fake_lr: float = 2e-4
+    beta1: float = 0.0
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    student_clip: float = 1.0
+    fake_clip: float = 1.0
+    warmup_updates: int = 10
+    final_lr_fraction: float = 1.0
+    ema_decay: float = 0.98
+
+    def __post_init__(self) -> None:
+        positive(
+            "optim",
+            student_lr=self.student_lr,
+            fake_lr=self.fake_lr,
+            student_clip=self.student_clip,
+            fake_clip=self.fake_clip,
+        )
+        require(self.warmup_updates >= 0, f"optim.warmup_updates must not be negative, got {self.warmup_updates}")
+        require(self.weight_decay >= 0, f"optim.weight_decay must not be negative, got {self.weight_decay}")
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2), ("ema_decay", self.ema_decay)):
+            require(0 <= beta < 1, f"optim.{name} must lie in [0, 1), got {beta}")
+        fraction("optim", final_lr_fraction=self.final_lr_fraction)
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Flow matching of a teacher: `steps` optimiser steps at `lr`, the text encoder trained along at its own rate
+    (0 freezes it).
+
+    lora_rank: 0 trains all weights; otherwise an adapter of that rank over the frozen transformer: a specialist.
+    optimizer: `muon` for the matrices inside the transformer's blocks (at lr as AdamW would take it) and AdamW for all
+    else, or `adamw` alone.
+    fresh_every: 0 trains on the shards of data.encoded; otherwise data.samples of the world, drawn anew every so many
+    steps, in data.num_workers processes.
+    compile: blocks through torch.compile, worth its minute of compiling in a long run on a GPU.
+    """
+
+    steps: int = 2000
+    lr: float = 1e-3
+    lora_rank: int = 0
+    text_encoder_lr: float = 1e-3
+    beta2: float = 0.99
+    warmup_steps: int = 100
+    ema_decay: float = 0.999
+    clip: float = 1.0
+    prompt_drop: float = 0.1
+    time_shift: float = 2.0
+    final_lr_fraction: float = 0.02
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    fresh_every: int = 0
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.fresh_every >= 0, f"pretrain.fresh_every must not be negative, got {self.fresh_every}")
+        positive("pretrain", steps=self.steps, lr=self.lr, clip=self.clip, time_shift=self.time_shift)
+        require(self.text_encoder_lr >= 0, f"pretrain.text_encoder_lr must not be negative, got {self.text_encoder_lr}")
+        require(self.lora_rank >= 0, f"pretrain.lora_rank must not be negative, got {self.lora_rank}")
+        require(
+            self.lora_rank == 0 or self.text_encoder_lr == 0,
+            "pretrain.lora_rank trains an adapter of the transformer alone: set pretrain.text_encoder_lr=0",
+        )
+        require(0 <= self.ema_decay < 1, f"pretrain.ema_decay must lie in [0, 1), got {self.ema_decay}")
+        fraction("pretrain", prompt_drop=self.prompt_drop, beta2=self.beta2, final_lr_fraction=self.final_lr_fraction)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The run folder and the machine. `strategy=fsdp` is Lightning's ModelParallelStrategy (FSDP2).
+
+    precision: `bf16-mixed` computes in bfloat16 and keeps what is trained in float32; with LoRA roles, and sharded,
+    what is frozen is held in bfloat16. `tf32` rounds the factors of float32 matrix products alone.
+    compile: compile the transformer's `blocks`, which takes a minute or two at the start; `auto` does on a GPU from
+    10^9 parameters on.
+    cuda_graphs: whether distillation on one GPU replays its steps; `auto`: where the networks are small.
+    deterministic: the same bits at every run on a GPU too, for some speed.
+    keep: the student that a run delivers: its last, or the best of its milestones where that is clearly better.
+    """
+
+    folder: str = "runs/distill"
+    updates: int = 200
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "fsdp"] = "auto"
+    precision: Literal["32-true", "tf32", "bf16-mixed"] = "32-true"
+    compile: Literal["auto", "blocks", "none"] = "auto"
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    deterministic: bool = False
+    log_every: int = 5
+    checkpoint_every: int = 50
+    sample_every: int = 50
+    max_skipped_updates: int = 10
+    keep: Literal["last", "best"] = "last"
+
+    def __post_init__(self) -> None:
+        positive(
+            "trainer",
+            updates=self.updates,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            log_every=self.log_every,
+            checkpoint_every=self.checkpoint_every,
+            sample_every=self.sample_every,
+        )
+        require(self.max_skipped_updates >= 0, "trainer.max_skipped_updates must not be negative")
+        require(
+            self.cuda_graphs != "on" or (self.strategy == "auto" and self.accelerator != "cpu"),
+            "trainer.cuda_graphs=on needs one GPU: leave it at auto, which means graphs where they can be",
+        )
+
+
+@dataclass(frozen=True)
+class Vlm:
+    """Vision-language judges, asked where `evaluation.judges` names `vlm`.
+
+    judges: names; judge A is the environment's WORKBENCH_JUDGE_A_BASE_URL, _MODEL and _API_KEY.
+    concurrency: questions to one judge at a time. attempts: times one question is asked at most.
+    max_tokens: longest reply, hidden reasoning included. cache: folder of replies, shared by all runs.
+    pairs: cases a category that are compared pairwise among the models, in both orders; 0 for none.
+    """
+
+    judges: list[str] = field(default_factory=lambda: ["A", "B"])
+    concurrency: int = 8
+    timeout_s: float = 120.0
+    attempts: int = 6
+    max_tokens: int = 4096
+    cache: str = "runs/judge-cache"
+    pairs: int = 0
+
+    def __post_init__(self) -> None:
+        positive(
+            "evaluation.vlm",
+            concurrency=self.concurrency,
+            timeout_s=self.timeout_s,
+            attempts=self.attempts,
+            max_tokens=self.max_tokens,
+        )
+        require(self.pairs >= 0, f"evaluation.vlm.pairs must not be negative, got {self.pairs}")
+        require(bool(self.judges), "evaluation.vlm.judges must name at least one judge")
+        require(len({*self.judges}) == len(self.judges), f"evaluation.vlm.judges names one twice: {self.judges}")
+        for name in self.judges:
+            require(
+                name.isascii() and name.isalnum() and name == name.upper(),
+                f"evaluation.vlm.judges are capital letters and digits, as in WORKBENCH_JUDGE_A_MODEL, got {name!r}",
+            )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is scored: cases a category of each benchmark, sampling seeds, and how the full teacher samples, or any
+    pipeline folder without a grid of its own.
+
+    cases: a JSONL file of one's own cases (docs/cases.md) instead of the world's splits. categories: the ones that are
+    scored, all when empty. slice_seed: which cases of a category a slice takes; 0 takes the first ones.
+    batch_size: 0 chooses by device and model.
+    milestone_cases: search cases a category that the local judge scores at every trainer.sample_every; 0 for none.
+    judges: `local`, always, since studies and readings beside the score go by it, and `vlm` beside it.
+    """
+
+    split: Literal["search", "report"] = "report"
+    cases: str = ""
+    t2i_cases: int = 60
+    editing_cases: int = 60
+    categories: list[str] = field(default_factory=list)
+    slice_seed: int = 0
+    seeds: list[int] = field(default_factory=lambda: [0])
+    batch_size: int = 0
+    teacher_steps: int = 40
+    teacher_cfg_scale: float = 1.5
+    teacher_shift: float = 2.0
+    num_bootstrap: int = 1000
+    milestone_cases: int = 0
+    judges: list[str] = field(default_factory=lambda: ["local"])
+    vlm: Vlm = field(default_factory=Vlm)
+
+    def __post_init__(self) -> None:
+        positive(
+            "evaluation",
+            teacher_steps=self.teacher_steps,
+            teacher_cfg_scale=self.teacher_cfg_scale,
+            teacher_shift=self.teacher_shift,
+            num_bootstrap=self.num_bootstrap,
+        )
+        require(bool(self.seeds), "evaluation.seeds must name at least one seed")
+        for name in self.judges:
+            require(
+                name in ("local", "vlm"),
+                f"evaluation.judges knows local and vlm, not {name!r}{nearest(name, ('local', 'vlm'))}",
+            )
+        require("local" in self.judges, "evaluation.judges must name local: features and readings come from it")
+        for name, count in (
+            ("t2i_cases", self.t2i_cases),
+            ("editing_cases", self.editing_cases),
+            ("batch_size", self.batch_size),
+            ("slice_seed", self.slice_seed),
+            ("milestone_cases", self.milestone_cases),
+        ):
+            require(count >= 0, f"evaluation.{name} must not be negative, got {count}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run, whole: what `recipe.yaml` of a run folder holds."""
+
+    model: Model = field(default_factory=Model)
+    teachers: Teachers = field(default_factory=Teachers)
+    guidance: Guidance = field(default_factory=Guidance)
+    data: Data = field(default_factory=Data)
+    mixture: Mixture = field(default_factory=Mixture)
+    dmd: Dmd = field(default_factory=Dmd)
+    optim: Optim = field(default_factory=Optim)
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    trainer: Trainer = field(default_factory=Trainer)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            not self.dmd.decoupled or (self.teachers.cfg_scale > 1 and self.teachers.cfg_rescale == 0),
+            "dmd.decoupled splits guidance off: it needs teachers.cfg_scale above 1 and no teachers.cfg_rescale",
+        )

@@ -1,0 +1,149 @@
+"""Recipe files: YAML holds differences from the defaults, `key=value` words go on top, errors name key and mend."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from workbench.common.errors import UserError
+from workbench.recipe.checks import nearest, require
+from workbench.recipe.config import Guidance, Recipe, Schedule
+
+BRACES = "; inside braces a space follows each colon: {key: value}"
+# omegaconf lets these of Python's own through beside its own: a scalar as the whole document (OSError, AssertionError),
+# a list where a mapping belongs, a number out of range, an alias of itself.
+UNREADABLE = (
+    OmegaConfBaseException,
+    YAMLError,
+    AssertionError,
+    AttributeError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Recipe of a YAML file with `section.key=value` overrides on top.
+
+    A mapping (task ratios, lambda tables, samples) given whole, in the file or as `key={...}`, replaces the default
+    mapping; a dotted override of one of its keys changes that key alone.
+
+    Raises:
+        UserError: missing file, broken YAML, unknown key (with the nearest known one), impossible value.
+    """
+    path = Path(path)
+    require(path.is_file(), f"no recipe at {path}")
+    try:
+        from_file = OmegaConf.load(path)
+    except UNREADABLE as error:
+        raise UserError(f"{path} is not valid YAML: {_first_line(error)}") from error
+    require(
+        isinstance(from_file, DictConfig), f"{path} must hold a mapping of sections, not {type(from_file).__name__}"
+    )
+    return from_mapping(OmegaConf.to_container(from_file), overrides, origin=str(path))
+
+
+def from_mapping(values: Any, overrides: Iterable[str] = (), origin: str = "recipe") -> Recipe:
+    """As `load`, from nested plain values."""
+    overrides = list(overrides)
+    for item in overrides:
+        require("=" in item, f"{item!r} is not of the form section.key=value")
+    layers = [_from_dots(item) for item in overrides]
+    _check_keys(Recipe, values, origin)
+    for layer in layers:
+        _check_keys(Recipe, layer, "override")
+    part, hint = origin, ""
+    try:
+        merged = OmegaConf.structured(Recipe)
+        _clear_mappings(merged, Recipe, values)
+        merged = OmegaConf.merge(merged, values)
+        for item, layer in zip(overrides, layers, strict=True):
+            part, hint = f"override {item!r}", BRACES if "{" in item else ""
+            if item.partition("=")[2].lstrip().startswith("{"):
+                _clear_mappings(merged, Recipe, layer)
+            merged = OmegaConf.merge(merged, layer)
+        part, hint = origin, ""
+        recipe = OmegaConf.to_object(merged)
+    except UNREADABLE as error:
+        key = getattr(error, "full_key", None)
+        raise UserError(f"{part}: {f'{key}: ' if key else ''}{_first_line(error)}{hint}") from error
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def _from_dots(item: str) -> Any:
+    """Nested values of one `section.key=value`."""
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([item]))
+    except UNREADABLE as error:
+        hint = BRACES if "{" in item else ""
+        raise UserError(f"cannot read the override {item!r}: {_first_line(error)}{hint}") from error
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, every field spelled out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def flat_values(value: Any, prefix: str = "") -> dict[str, str | float]:
+    """Every value of a recipe under its dotted key."""
+    if is_dataclass(value):
+        value = {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, dict):
+        return {
+            name: leaf for key, inner in value.items() for name, leaf in flat_values(inner, f"{prefix}{key}.").items()
+        }
+    return {prefix.rstrip("."): value if isinstance(value, int | float | str) else str(value)}
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Twelve hex digits that name the resolved recipe, run folder aside."""
+    nameless = replace(recipe, trainer=replace(recipe.trainer, folder=""))
+    return hashlib.sha256(to_yaml(nameless).encode()).hexdigest()[:12]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _check_keys(schema: type, values: Any, origin: str, prefix: str = "") -> None:
+    """Unknown keys, before omegaconf sees them, so that the message names the whole key and the nearest one."""
+    require(isinstance(values, dict), f"{origin}: {prefix.rstrip('.') or 'a recipe'} must be a mapping of keys")
+    known = {item.name: item for item in fields(schema)}
+    for key, value in values.items():
+        require(
+            key in known,
+            f"{origin}: unknown key {prefix}{key}{nearest(str(key), known)}; known here: {', '.join(known)}",
+        )
+        section = _section(schema, key)
+        if section is not None:
+            _check_keys(section, value, origin, f"{prefix}{key}.")
+        elif schema is Guidance and key == "schedules" and isinstance(value, dict):
+            for name, schedule in value.items():
+                _check_keys(Schedule, schedule, origin, f"{prefix}{key}.{name}.")
+
+
+def _section(schema: type, key: str) -> type | None:
+    """The dataclass behind a field of the recipe, or None for a plain value."""
+    factory: Any = next(item.default_factory for item in fields(schema) if item.name == key)
+    return factory if isinstance(factory, type) and is_dataclass(factory) else None
+
+
+def _clear_mappings(config: Any, schema: type, values: Any) -> None:
+    """Empty every mapping field of `config` that `values` sets, so that merging replaces it."""
+    for key, value in values.items():
+        section = _section(schema, key)
+        if section is not None:
+            _clear_mappings(config[key], section, value)
+        elif isinstance(config[key], DictConfig):
+            with read_write(config):
+                config[key] = {}

@@ -1,0 +1,223 @@
+"""A run folder as one self-contained HTML page: `report(folder)` writes `report.html`.
+
+Whatever is missing is said in words; nothing is fetched from elsewhere, and every text is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from workbench.common.errors import UserError
+from workbench.common.files import write_bytes
+from workbench.recipe import lambda_tables
+from workbench.recipe.reading import from_mapping
+from workbench.reporting import plots
+
+BENCH_TITLES = {"t2i_bench": "T2I-Bench", "editing_bench": "Editing-Bench"}
+MODEL_TITLES = {
+    "teacher": "Teacher",
+    "teacher_few_step": "Teacher, best few-step",
+    "student": "Student",
+}
+MAX_MILESTONES = 6
+
+
+def report(folder: Path) -> Path:
+    """Write `report.html` into a run folder.
+
+    Raises:
+        UserError: the folder is missing, or holds nothing to report on.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder at {folder}")
+    if not any((folder / name).exists() for name in ("recipe.yaml", "metrics.json", "metrics.jsonl", "samples")):
+        raise UserError(f"{folder} is neither a run (recipe.yaml, metrics.json) nor a study (study.json)")
+    return write_page(folder, "run.html.j2", _run(folder))
+
+
+def write_page(folder: Path, template: str, values: dict[str, Any], *packages: str) -> Path:
+    """Render `template` into `report.html` of `folder`; `packages` bring templates of their own."""
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "workbench.reporting")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "interval": interval, "signed": signed, "words": words, "few": few}
+    environment.globals |= {"bench_titles": BENCH_TITLES, "model_titles": MODEL_TITLES}
+    path = folder / "report.html"
+    write_bytes(path, environment.get_template(template).render(**values).encode())
+    return path
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number, or a hyphen where there is none."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """A number with its sign."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:+.{digits}f}"
+
+
+def interval(value: dict[str, Any], digits: int = 2) -> str:
+    """`low to high` of an interval of metrics.json, or words where there is none."""
+    if value.get("low") is None or value.get("high") is None:
+        return "no interval"
+    return f"{value['low']:.{digits}f} to {value['high']:.{digits}f}"
+
+
+def words(name: str) -> str:
+    """A name of the files as words."""
+    return MODEL_TITLES.get(name, BENCH_TITLES.get(name, name.replace("_", " ")))
+
+
+def few(value: Any) -> str:
+    """A drawn or set value in few digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in `path`, or nothing if the file is missing or broken."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def _curves(folder: Path) -> list[dict[str, Any]]:
+    """Logged lines, those cut short aside."""
+    rows = []
+    for line in _text(folder / "metrics.jsonl").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "update" in row:
+            rows.append(row)
+    return rows
+
+
+def _milestones(folder: Path) -> list[dict[str, str]]:
+    """Sample grids over training, evenly thinned, first and last kept."""
+    paths = sorted((folder / "samples").glob("*.png"))
+    if len(paths) > MAX_MILESTONES:
+        last = len(paths) - 1
+        paths = [paths[round(i * last / (MAX_MILESTONES - 1))] for i in range(MAX_MILESTONES)]
+    return [{"name": re.sub(r"-0*(?=\d)", " ", path.stem), "image": plots.inline_image(path, 900)} for path in paths]
+
+
+def _sheets(folder: Path) -> list[dict[str, Any]]:
+    """Contact sheets of the evaluation with their prompts and scores."""
+    place = folder / "samples" / "evaluation"
+    try:
+        index = json.loads((place / "index.json").read_text())
+    except (OSError, ValueError):
+        return []
+    return [
+        {**sheet, "image": plots.inline_image(place / Path(sheet["file"]).name, 1000)}
+        for sheet in index
+        if (place / Path(sheet["file"]).name).is_file()
+    ]
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    """recipe.yaml as plain values, for the lambda table and the mixture asked for."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(_text(folder / "recipe.yaml"))
+    except yaml.YAMLError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _mixture(curves: list[dict[str, Any]], recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """Share of every category among the samples drawn, averaged over logged lines, and the task's share asked for."""
+    names = sorted({name for row in curves for name in row if name.startswith("mixture/")})
+    asked = (recipe.get("mixture") or {}).get("tasks") or {}
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        values = [float(row.get(name, 0.0)) for row in curves if any(key.startswith("mixture/") for key in row)]
+        rows.append({"name": name.removeprefix("mixture/"), "share": sum(values) / len(values)})
+    tasks = {task: sum(row["share"] for row in rows if row["name"].split("/")[0] == task) for task in asked}
+    return [*({"name": task, "share": tasks[task], "asked": asked[task]} for task in tasks), *rows]
+
+
+def _categories(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Per bench: category names and, for every model, its interval in each."""
+    models = metrics.get("models", {})
+    tables = []
+    for bench in BENCH_TITLES:
+        named = {name: model[bench] for name, model in models.items() if model.get(bench)}
+        if named:
+            columns = [name for name in next(iter(named.values())) if name != "mean"] + ["mean"]
+            ceiling = metrics.get("ceiling", {}).get(bench)
+            tables.append({"bench": bench, "columns": columns, "models": named, "ceiling": ceiling})
+    return tables
+
+
+def _tables(recipe: dict[str, Any]) -> dict[str, list[list[float]]]:
+    """Lambda tables of each class, schedules resolved; none where the recipe is no longer a valid one."""
+    try:
+        valid = from_mapping(recipe)
+        specialists = list(valid.teachers.specialists)
+        return lambda_tables.tables(valid.guidance, num_steps=valid.dmd.student_steps, specialists=specialists)
+    except UserError:
+        return {}
+
+
+def _beside(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """Name, readings and diversity of every model that has such, and of the exact targets."""
+    named = {MODEL_TITLES.get(name, words(name)): model for name, model in metrics.get("models", {}).items()}
+    if metrics.get("ceiling", {}).get("beside"):
+        named["Exact targets"] = metrics["ceiling"]
+    return [
+        {"name": name, "of": model["beside"], "diversity": model.get("diversity") or {}}
+        for name, model in named.items()
+        if model.get("beside")
+    ]
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    metrics, recipe, curves = _json(folder / "metrics.json"), _recipe(folder), _curves(folder)
+    lambdas = _tables(recipe)
+    beside = _beside(metrics)
+    specialists = list((recipe.get("teachers") or {}).get("specialists") or {})
+    return {
+        "title": folder.resolve().name,
+        "metrics": metrics,
+        "categories": _categories(metrics),
+        "beside": beside,
+        "defects": sorted({name for row in beside for name in row["of"]["enhance_by_defect"]}),
+        "score_chart": plots.score_chart(metrics, MODEL_TITLES, BENCH_TITLES) if metrics.get("models") else "",
+        "curves": plots.training_curves(curves),
+        "by_step": plots.by_step_maps(curves),
+        "num_logged": len(curves),
+        "last_update": curves[-1]["update"] if curves else None,
+        "lambda_chart": plots.lambda_tables(lambdas, ["base", *specialists]) if lambdas else "",
+        "mixture": _mixture(curves, recipe),
+        "milestones": _milestones(folder),
+        "sheets": _sheets(folder),
+        "recipe_text": _text(folder / "recipe.yaml"),
+        "environment": _json(folder / "environment.json"),
+        "commands": [
+            f"workbench distill {folder}/recipe.yaml",
+            f"workbench evaluate {folder}",
+            f"workbench report {folder}",
+        ],
+    }

@@ -1,0 +1,167 @@
+"""What happens around a student update: averaging, logging, checkpoints, pictures. Order matters: see `callbacks`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+
+from workbench.common.jsonl import drop_lines_after, read_lines
+from workbench.engine.optimisation import MovingAverage
+from workbench.modules.root import RootModule
+from workbench.runs import checkpoint
+from workbench.runs.collapse import PATIENCE, Watch
+
+Grid = Callable[[RootModule], np.ndarray]
+"""Draws the fixed prompts with the student's current weights: uint8 (H, W, 3). Every rank calls it."""
+
+Scores = Callable[[RootModule], dict[str, float]]
+"""Numbers of the student's current weights by name. Every rank calls it."""
+
+
+class Averaging(L.Callback):
+    """Moving average of the student, taken after every update."""
+
+    average: MovingAverage
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, RootModule)
+        self.average = MovingAverage(module.averaged_parameters(), self.decay)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, RootModule)
+        self.average.update(module.num_updates)
+
+
+class Checkpointing(L.Callback):
+    """Saves every `every` updates and at the end; loads the checkpoint that the run continues from."""
+
+    def __init__(self, folder: Path, every: int, averaging: Averaging) -> None:
+        self.folder = folder
+        self.every = every
+        self.averaging = averaging
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, RootModule)
+        for optimizer in trainer.optimizers:
+            checkpoint.prime(optimizer)
+        found = checkpoint.newest(self.folder)
+        if found is not None:
+            path, progress = found
+            checkpoint.load(path, self._state(trainer, module))
+            module.num_updates = progress.num_updates
+            module.skips.restart(progress.num_skipped)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, RootModule)
+        if module.num_updates % self.every == 0 or module.num_updates == module.total_updates:
+            progress = checkpoint.Progress(module.num_updates, module.num_skipped)
+            checkpoint.save(self.folder, self._state(trainer, module), progress)
+
+    def _state(self, trainer: L.Trainer, module: RootModule) -> dict[str, Any]:
+        average = self.averaging.average.average
+        return checkpoint.training_state(module.trained_parameters(), average, trainer.optimizers)
+
+
+class Milestones(L.Callback):
+    """Tells the distance of the averaged student at every milestone, sounds an alarm when it has grown for long, and
+    keeps the weights of the best.
+
+    path: a line a milestone. folder: of the checkpoints, None to keep no best. scores: told beside the distance.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        folder: Path | None,
+        every: int,
+        averaging: Averaging,
+        distance: Callable[[RootModule], float],
+        scores: Scores | None = None,
+    ) -> None:
+        self.path, self.folder, self.every = path, folder, every
+        self.averaging, self.distance, self.scores = averaging, distance, scores
+        self.watch = Watch()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, RootModule)
+        self.watch = Watch.of((update, row) for update, row in read_lines(self.path) if update <= module.num_updates)
+        if trainer.is_global_zero:
+            drop_lines_after(self.path, module.num_updates)
+        if module.num_updates and module.num_updates not in self.watch.distances:
+            # Killed after the checkpoint and before the milestone.
+            self._tell(trainer, module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, RootModule)
+        self._tell(trainer, module)
+
+    def _tell(self, trainer: L.Trainer, module: RootModule) -> None:
+        update = module.num_updates
+        if update % self.every and update != module.total_updates:
+            return
+        self.averaging.average.swap()
+        distance = self.distance(module)
+        scores = self.scores(module) if self.scores is not None else {}
+        self.averaging.average.swap()
+        self.watch.add(update, distance)
+        if self.folder is not None and self.watch.best() == update:
+            checkpoint.save_best(self.folder, self.averaging.average.average, update)
+        collapsed, best = self.watch.has_collapsed(), self.watch.best()
+        if trainer.is_global_zero:
+            scalars = {"distance": distance, "alarm": float(collapsed), **scores}
+            scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
+            assert isinstance(trainer.logger, TensorBoardLogger)
+            named = {f"milestone/{name}": value for name, value in scalars.items()}
+            trainer.logger.log_metrics(named, step=update)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"update": update, **scalars}) + "\n")
+        if collapsed and best is not None:
+            trainer.print(
+                f"alarm at update {update}: the student has been clearly worse for {PATIENCE} milestones than at "
+                f"update {best} (distance {distance:.3f} against {self.watch.distances[best]:.3f})"
+            )
+
+
+class SampleGrid(L.Callback):
+    """The fixed prompts with the averaged student, at every milestone, as PNG and in TensorBoard."""
+
+    def __init__(self, folder: Path, every: int, averaging: Averaging, grid: Grid) -> None:
+        self.folder = folder
+        self.every = every
+        self.averaging = averaging
+        self.grid = grid
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, RootModule)
+        if module.num_updates == 0:
+            self._draw(trainer, module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, RootModule)
+        if module.num_updates % self.every == 0 or module.num_updates == module.total_updates:
+            self._draw(trainer, module)
+
+    def _draw(self, trainer: L.Trainer, module: RootModule) -> None:
+        self.averaging.average.swap()
+        picture = self.grid(module)
+        self.averaging.average.swap()
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"update-{module.num_updates:06d}.png"
+            temporary = path.with_suffix(".partial")
+            Image.fromarray(picture).save(temporary, format="PNG")
+            os.replace(temporary, path)
+            assert isinstance(trainer.logger, TensorBoardLogger)
+            trainer.logger.experiment.add_image("samples", picture, module.num_updates, dataformats="HWC")

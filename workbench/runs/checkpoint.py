@@ -1,0 +1,199 @@
+"""Checkpoints of everything that training changes: trainable weights, their average, moments, and the counters.
+
+One folder a checkpoint, `checkpoints/update-000100/`, written by torch's distributed checkpoint (any number of ranks
+reads what any other number wrote) under a temporary name and renamed when it is whole and on the disk. The one before
+stays. Frozen teachers are not stored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
+
+from workbench.common.errors import UserError
+from workbench.runs.safe_reader import SafeReader
+
+_NAME = re.compile(r"update-(\d{6,})")
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Counters of a checkpoint."""
+
+    num_updates: int
+    num_skipped: int
+
+
+def prime(optimizer: torch.optim.Optimizer) -> None:
+    """Create the state of AdamW or Muon as its first step would, so that it can be saved and loaded at any time."""
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, torch.optim.Muon):
+            for parameter in group["params"]:
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+            continue
+        on_device = group.get("fused") or group.get("capturable")
+        for parameter in group["params"]:
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device if on_device else "cpu"),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def training_state(
+    parameters: Mapping[str, nn.Parameter], average: Mapping[str, Tensor], optimizers: list[torch.optim.Optimizer]
+) -> dict[str, Any]:
+    """The tensors of a checkpoint by name; loading writes into them in place."""
+    moments = {parameter: state for optimizer in optimizers for parameter, state in optimizer.state.items()}
+    return {
+        "parameters": {name: parameter.detach() for name, parameter in parameters.items()},
+        "average": dict(average),
+        "moments": {name: moments[parameter] for name, parameter in parameters.items() if parameter in moments},
+    }
+
+
+def save(folder: Path, state: dict[str, Any], progress: Progress) -> Path:
+    """Write the checkpoint of `progress` below `folder` (collective), and drop all but the newest `KEPT`.
+
+    Raises:
+        UserError: the disk is full or cannot be written; the previous checkpoint is untouched.
+    """
+    final = folder / f"update-{progress.num_updates:06d}"
+    _write(final, state, progress)
+    _drop(_checkpoints(folder)[:-KEPT])
+    return final
+
+
+def save_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> None:
+    """Write the averaged weights of the best milestone so far (collective); the best before goes when they are whole.
+
+    Raises:
+        UserError: as `save`.
+    """
+    final = folder / f"best-{num_updates:06d}"
+    _write(final, {"average": dict(average)}, Progress(num_updates, 0))
+    _drop([old for old in folder.glob("best-*") if old != final])
+
+
+def has_best(folder: Path, num_updates: int) -> bool:
+    """Whether the weights of that milestone are there, whole."""
+    return (folder / f"best-{num_updates:06d}" / "progress.json").is_file()
+
+
+def load_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> None:
+    """Read them into the tensors of `average` (collective).
+
+    Raises:
+        UserError: as `load`.
+    """
+    load(folder / f"best-{num_updates:06d}", {"average": dict(average)})
+
+
+def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
+    """Write `state` under the name `final` once it is whole and on the disk."""
+    folder, temporary = final.parent, final.parent / f".{final.name}.partial"
+    if _is_first_rank():
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    _barrier()
+    try:
+        dcp.save(state, storage_writer=FileSystemWriter(temporary), no_dist=not _is_distributed())
+        if _is_first_rank():
+            _write_synced(temporary / "progress.json", json.dumps(asdict(progress)))
+            _sync_folder(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+            _sync_folder(folder)
+    except (OSError, RuntimeError, CheckpointException) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"cannot write the checkpoint {final}: {_reason(error)}; free some disk and run the same command again: "
+            "it continues from the previous checkpoint"
+        ) from error
+    _barrier()
+
+
+def _drop(folders: Iterable[Path]) -> None:
+    if _is_first_rank():
+        for old in folders:
+            shutil.rmtree(old, ignore_errors=True)
+    _barrier()
+
+
+def load(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Read `checkpoint` into the tensors of `state` (collective).
+
+    Raises:
+        UserError: a file is missing or damaged, or the checkpoint is of another model.
+    """
+    try:
+        dcp.load(state, storage_reader=SafeReader(checkpoint), no_dist=not _is_distributed())
+    except (Exception, CheckpointException) as error:  # torch raises many kinds, all meaning the same to the user
+        raise UserError(
+            f"cannot read the checkpoint {checkpoint}: {_reason(error)}; delete that folder to use the one before"
+        ) from error
+
+
+def newest(folder: Path) -> tuple[Path, Progress] | None:
+    """The newest whole checkpoint below `folder`, if any."""
+    for checkpoint in reversed(_checkpoints(folder)):
+        try:
+            return checkpoint, Progress(**json.loads((checkpoint / "progress.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            continue
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("update-*") if path.is_dir() and _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("update-")))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _is_first_rank() -> bool:
+    return not _is_distributed() or dist.get_rank() == 0
+
+
+def _barrier() -> None:
+    if _is_distributed():
+        dist.barrier()

@@ -1,0 +1,161 @@
+"""Finished models at work: one picture, or both benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+
+from workbench.backbones.qwen_image_21 import export, pipeline
+from workbench.common.clock import Clock
+from workbench.common.errors import UserError
+from workbench.common.files import whole_file
+from workbench.common.images import read_image
+from workbench.evaluation.answer_cache import Store
+from workbench.evaluation.cases.case import FULL_CASES
+from workbench.evaluation.cases.case_file import write_jsonl
+from workbench.evaluation.cases.choose import benchmark_cases
+from workbench.evaluation.evaluate import PARTIAL, evaluate, select_few_step, selection_cases
+from workbench.evaluation.judges.check import check_heads
+from workbench.evaluation.judges.local import LocalJudge
+from workbench.evaluation.judges.vlm_judge import panel
+from workbench.evaluation.models import ModelUnderTest, few_step_candidates, student_sampling, teacher_sampling
+from workbench.evaluation.panel_cost import cost
+from workbench.evaluation.subject import Subject
+from workbench.evaluation.tables import print_metrics
+from workbench.recipe.config import Recipe
+from workbench.recipe.reading import from_mapping
+from workbench.runs.run_folder import RunFolder
+from workbench.sampling.sampler import Request, fit
+
+
+def evaluate_run(
+    target: str | Path,
+    overrides: list[str],
+    dry_run: bool = False,
+    *,
+    shared: Store | None = None,
+) -> dict[str, Any]:
+    """Score a run (teacher, best few-step teacher, student) or a pipeline folder on both benchmarks, and print it.
+
+    A run's results go into the run folder, a pipeline folder's into `runs/evaluation/NAME`. dry_run: only print
+    how many images would be drawn, and how many calls and tokens vision-language judges would take. shared: of
+    answers of a run's teacher, which answers once for all runs that share it.
+
+    Raises:
+        UserError: no run or pipeline folder, a run without its student, bad overrides, a judge that is not described in
+            the environment or refuses.
+    """
+    folder = RunFolder(Path(target))
+    if folder.is_run():
+        recipe = folder.read_recipe(overrides)
+        if not folder.student.is_dir():
+            raise UserError(f"{target} has no student yet: run `workbench distill {folder.recipe}` to its end first")
+        out = folder.path
+    else:
+        path = pipeline.resolve(str(target))
+        recipe = from_mapping({"model": {"folder": str(target)}}, overrides, origin="evaluate")
+        out = Path("runs/evaluation") / _name_of(path)
+    if dry_run:
+        _print_cost(recipe, is_run=folder.is_run())
+        return {}
+    # A judge that is not there is said before anything is drawn.
+    judges = panel(recipe.evaluation.vlm) if "vlm" in recipe.evaluation.judges else None
+    clock = Clock()
+    with clock.phase("cases"):
+        cases = benchmark_cases(
+            recipe, recipe.evaluation.split, recipe.evaluation.t2i_cases, recipe.evaluation.editing_cases
+        )
+    check_heads(cases, LocalJudge())
+    models: dict[str, ModelUnderTest]
+    if folder.is_run():
+        models, selection = _models_of_run(recipe, folder, shared, clock)
+    else:
+        subject = Subject(str(target), recipe, clock)
+        models, selection = {"model": subject.model(subject.shipped_sampling() or teacher_sampling(recipe))}, []
+    metrics = evaluate(models, recipe, out, cases=cases, panel=judges, selection=selection, clock=clock)
+    if folder.is_run():
+        export.add_scores(folder.student, metrics)
+    print_metrics(metrics, Console())
+    return metrics
+
+
+def write_cases(out: Path, overrides: list[str]) -> int:
+    """Write the cases that the recipe keys choose, both full benchmarks when they choose nothing, to `out`, their
+    images beside it; how many they are.
+
+    Raises:
+        UserError: bad keys, a name that does not end in .jsonl.
+    """
+    if out.suffix != ".jsonl":
+        raise UserError(f"{out} must end in .jsonl")
+    full = {"t2i_cases": FULL_CASES["t2i"], "editing_cases": FULL_CASES["edit"]}
+    chosen = from_mapping({"evaluation": full}, overrides, origin="cases")
+    cases = benchmark_cases(
+        chosen, chosen.evaluation.split, chosen.evaluation.t2i_cases, chosen.evaluation.editing_cases
+    )
+    write_jsonl(cases, out)
+    return len(cases)
+
+
+def sample_image(folder: str, prompt: str, image: Path | None, out: Path, seed: int, resolution: int = 128) -> None:
+    """Draw one picture with a pipeline folder (or a run's student) and its own sampling grid, into `out`.
+
+    Raises:
+        UserError: no such folder, or a picture that cannot be read.
+    """
+    run = RunFolder(Path(folder))
+    recipe = from_mapping({"evaluation": {"batch_size": 1}})
+    subject = Subject(str(run.student) if run.is_run() and run.student.is_dir() else folder, recipe)
+    source = None
+    if image is not None:
+        source = fit(read_image(image, "--image", "name another picture"), resolution)
+    request = Request(prompt, seed=seed, source=source, height=resolution, width=resolution)
+    drawn = subject.sampler()([request], subject.own_sampling().grid())
+    with whole_file(out) as file:
+        Image.fromarray(drawn.images[0]).save(file, format=Image.registered_extensions()[out.suffix.lower()])
+
+
+def _models_of_run(
+    recipe: Recipe, folder: RunFolder, shared: Store | None, clock: Clock
+) -> tuple[dict[str, ModelUnderTest], list[dict[str, Any]]]:
+    teacher = Subject(recipe.model.folder, recipe, clock)
+    hows = [teacher_sampling(recipe), *few_step_candidates(recipe.evaluation.teacher_cfg_scale)]
+    full, *candidates = [replace(teacher.model(how), store=shared) for how in hows]
+    few_step, selection = select_few_step(candidates, recipe, store=Store(folder.path / PARTIAL))
+    models = {
+        "teacher": full,
+        "teacher_few_step": few_step,
+        "student": Subject(str(folder.student), recipe, clock).model(student_sampling(recipe)),
+    }
+    return models, selection
+
+
+def _name_of(folder: Path) -> str:
+    """Of a pipeline folder's results: two folders of one name, `a/student` and `b/student`, have two."""
+    if folder in pipeline.SHIPPED.values():
+        return folder.name
+    whole, here = folder.resolve(), Path.cwd()
+    return "-".join((whole.relative_to(here) if whole.is_relative_to(here) else whole).parts).strip("/-")
+
+
+def _print_cost(recipe: Recipe, is_run: bool) -> None:
+    chosen, num_models = recipe.evaluation, 3 if is_run else 1
+    cases = benchmark_cases(recipe, chosen.split, chosen.t2i_cases, chosen.editing_cases)
+    planned = cost(cases, num_models, recipe)
+    choosing = len(few_step_candidates(chosen.teacher_cfg_scale)) * len(selection_cases(recipe)) if is_run else 0
+    console = Console()
+    console.print(
+        f"{len(cases)} cases of split {chosen.split}, {num_models} model(s), {len(chosen.seeds)} seed(s), some for "
+        f"diversity: {planned.images:,} images"
+        + (f", and {choosing:,} to choose the few-step teacher" if choosing else "")
+    )
+    judges = ", ".join(chosen.vlm.judges) if "vlm" in chosen.judges else "none"
+    console.print(
+        f"vision-language judges: {judges}; at most {planned.calls:,} calls (fewer with {chosen.vlm.cache}, more with "
+        f"retries), about {planned.prompt_tokens:,} tokens in and {planned.reply_tokens:,} out; hidden reasoning and "
+        "each vendor's own count of image tokens come on top"
+    )

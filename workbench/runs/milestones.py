@@ -1,0 +1,194 @@
+"""What is drawn at every milestone of a run, and against what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from diffusers import QwenImage21Pipeline
+
+from datamodules.distillation import DistillationData
+from datamodules.pretraining import PretrainingData
+from workbench.backbones import roles
+from workbench.backbones.qwen_image_21 import pipeline
+from workbench.backbones.qwen_image_21.transformer import RoleDenoiser
+from workbench.batch import Batch, CaptionBatch, Condition
+from workbench.evaluation.answers import answer
+from workbench.evaluation.cases.case import BENCHES
+from workbench.evaluation.cases.choose import benchmark_cases
+from workbench.evaluation.judges.local import LocalJudge
+from workbench.evaluation.models import Encodings, from_sampler, student_sampling
+from workbench.method.rollout import time_grid
+from workbench.modules.distiller import Distiller, student_times
+from workbench.modules.pretrainer import Pretrainer
+from workbench.modules.root import RootModule
+from workbench.recipe.config import Recipe
+from workbench.runs.callbacks import Grid, Scores
+from workbench.runs.collapse import energy_distance
+from workbench.sampling import fixed_prompts
+from workbench.sampling.contact_sheet import Picture, contact_sheet
+from workbench.sampling.sampler import Sampler, default_batch_size
+
+MILESTONE_SAMPLES = 48
+PRETRAINING_STEPS = 20
+"""Sampling steps of a pretraining grid: enough to judge a teacher by."""
+
+
+def _labels(data: DistillationData, chosen: Sequence[int]) -> tuple[str, ...]:
+    """Category and prompt of each row."""
+    dataset = data.dataset
+    return tuple(f"{dataset.categories[dataset.samples.category[i]]}:\n{dataset.read_text(i)}" for i in chosen)
+
+
+def _first_of_each_category(categories: np.ndarray) -> list[int]:
+    """Index of the first sample of each category, in the order of the categories."""
+    return [int(np.flatnonzero(categories == value)[0]) for value in np.unique(categories)]
+
+
+def distillation_grid(recipe: Recipe, teacher: QwenImage21Pipeline, data: DistillationData) -> Grid:
+    """Columns source, teacher, teacher at 4 NFE (drawn once) and student (drawn at every milestone)."""
+    chosen = _first_of_each_category(data.dataset.samples.category)
+    labels = _labels(data, chosen)
+    fixed: dict[str, Sequence[Picture | None]] = {}
+
+    def draw(module: RootModule) -> np.ndarray:
+        assert isinstance(module, Distiller)
+        teacher.vae.to(module.device)
+        batches = tuple(batch.to(module.device) for batch in data.batches_for(chosen))
+        prompts = fixed_prompts.FixedPrompts(batches, labels, recipe.seed)
+        channels = teacher.transformer.config.in_channels
+
+        def column(role: str, times: torch.Tensor, cfg_scale: float = 1.0) -> list[Picture]:
+            network = RoleDenoiser(module.denoiser, role)  # type: ignore[arg-type]
+            return fixed_prompts.draw_column(prompts, teacher, network, channels, times, cfg_scale)
+
+        if not fixed:
+            how = recipe.evaluation
+            sources = {position: batch.condition.references for position, batch in enumerate(batches)}
+            fixed["source"] = fixed_prompts.latents_column(prompts, teacher, sources)
+            nfe = how.teacher_steps * (2 if how.teacher_cfg_scale > 1 else 1)
+            fixed[f"teacher, {nfe} NFE"] = column(
+                roles.TEACHER, time_grid(how.teacher_steps, how.teacher_shift), how.teacher_cfg_scale
+            )
+            fixed[f"teacher, {recipe.dmd.student_steps} NFE"] = column(roles.TEACHER, student_times(recipe))
+        return np.asarray(contact_sheet({**fixed, "student": column(roles.STUDENT, student_times(recipe))}, labels))
+
+    return draw
+
+
+def distillation_distance(recipe: Recipe, data: DistillationData) -> Callable[[RootModule], float]:
+    """Energy distance of the student's samples to the data's targets on fixed prompts of every category, or to the
+    teacher's own samples (drawn once) where the data have no targets; the mean over layouts."""
+    chosen = _evenly_of_each_category(data.dataset.samples.category, MILESTONE_SAMPLES)
+    wanted: dict[int, torch.Tensor] = {}
+
+    def distance(module: RootModule) -> float:
+        assert isinstance(module, Distiller)
+        how, found = recipe.evaluation, []
+        batches = [batch.to(module.device) for batch in data.batches_for(chosen)]
+        prompts = fixed_prompts.FixedPrompts(tuple(batches), ("",) * len(chosen), recipe.seed)
+        for position, batch in enumerate(batches):
+            noise = prompts.noise(batch, module.student.network.num_channels)
+            if position not in wanted:
+                teacher = RoleDenoiser(module.denoiser, roles.TEACHER)  # type: ignore[arg-type]
+                times = time_grid(how.teacher_steps, how.teacher_shift)
+                # Noise of its own: the student must not be asked for the same pictures.
+                apart = fixed_prompts.FixedPrompts(prompts.batches, prompts.labels, recipe.seed + 1)
+                other = apart.noise(batch, module.student.network.num_channels)
+                wanted[position] = (
+                    batch.target
+                    if batch.target is not None
+                    else fixed_prompts.sample_batch(
+                        teacher, batch.condition, batch.uncond, other, times, how.teacher_cfg_scale
+                    )
+                )
+            drawn = module.student.sample(batch.condition, noise)
+            if len(drawn) > 1:
+                found.append(energy_distance(drawn.flatten(1).float(), wanted[position].flatten(1).float()))
+        return float(torch.stack(found).mean()) if found else float("nan")
+
+    return distance
+
+
+def _evenly_of_each_category(categories: np.ndarray, count: int) -> list[int]:
+    """About `count` samples, the first ones of each category."""
+    values = np.unique(categories)
+    return [int(i) for value in values for i in np.flatnonzero(categories == value)[: max(2, count // len(values))]]
+
+
+def distillation_scores(recipe: Recipe, teacher: QwenImage21Pipeline) -> Scores:
+    """Means of the student on a slice of the search split, as `evaluate` scores them: `t2i`, `editing`, and `score`,
+    the mean of both."""
+    chosen, resolution = recipe.evaluation, recipe.data.resolution
+    cases = benchmark_cases(recipe, "search", chosen.milestone_cases, chosen.milestone_cases)
+    judge = LocalJudge()
+
+    @cache
+    def encodings(device: torch.device, batch_size: int) -> Encodings:
+        # The run itself holds no text encoder: one is loaded for this and let go.
+        teacher.text_encoder = pipeline.load(recipe.model.folder, device, transformer=False).text_encoder
+        found = Encodings(teacher, resolution, batch_size)
+        found(cases, [0] * len(cases))
+        teacher.text_encoder = None
+        return found
+
+    def score(module: RootModule) -> dict[str, float]:
+        assert isinstance(module, Distiller)
+        teacher.vae.to(module.device)
+        network = RoleDenoiser(module.denoiser, roles.STUDENT)  # type: ignore[arg-type]
+        batch_size = chosen.batch_size or default_batch_size(teacher, resolution)
+        sampler, known = Sampler(teacher, network, batch_size), encodings(module.device, batch_size)
+        found = answer(from_sampler(sampler, known, student_sampling(recipe)), cases, chosen.seeds[:1], judge)
+        tables = {"t2i": found.by_category(BENCHES["t2i"]), "editing": found.by_category(BENCHES["edit"])}
+        means = {name: float(np.mean([v.mean() for v in table.values()])) for name, table in tables.items() if table}
+        return {**means, "score": float(np.mean(list(means.values())))}
+
+    return score
+
+
+def pretraining_grid(recipe: Recipe, base: QwenImage21Pipeline, data: PretrainingData) -> Grid:
+    """Columns source, real and sample, guided as the evaluation's teacher is."""
+    source = data.source
+    chosen = [int(i) for value in np.unique(source.category) for i in np.flatnonzero(source.category == value)[:2]]
+    labels = tuple(f"{source.categories[source.category[i]]}:\n{source.text(i)}" for i in chosen)
+
+    def draw(module: RootModule) -> np.ndarray:
+        assert isinstance(module, Pretrainer)
+        base.vae.to(module.device)
+        batches = [batch.to(module.device) for batch in data.batches_for(chosen)]
+        empty = [batch.to(module.device) for batch in data.batches_for(chosen, dropped=True)]
+        with torch.no_grad():
+            pairs = [
+                (batch, module.condition(batch), module.condition(twin))
+                for batch, twin in zip(batches, empty, strict=True)
+            ]
+        prompts = fixed_prompts.FixedPrompts(tuple(_as_batch(*pair) for pair in pairs), labels, recipe.seed)
+        network = RoleDenoiser(module.denoiser, roles.TEACHER)
+        how = recipe.evaluation
+        times = time_grid(min(PRETRAINING_STEPS, how.teacher_steps), how.teacher_shift)
+        channels = base.transformer.config.in_channels
+        columns: dict[str, Sequence[Picture | None]] = {
+            "source": fixed_prompts.latents_column(prompts, base, {i: b.references for i, b in enumerate(batches)}),
+            "real": fixed_prompts.latents_column(prompts, base, {i: b.target for i, b in enumerate(batches)}),
+            f"{len(times) - 1} steps": fixed_prompts.draw_column(prompts, base, network, channels, times),
+            "guided": fixed_prompts.draw_column(prompts, base, network, channels, times, how.teacher_cfg_scale),
+        }
+        return np.asarray(contact_sheet(columns, labels))
+
+    return draw
+
+
+def _as_batch(batch: CaptionBatch, condition: Condition, uncond: Condition) -> Batch:
+    return Batch(
+        task=batch.task,
+        condition=condition,
+        uncond=uncond,
+        target=batch.target,
+        rows=batch.rows,
+        weight=batch.weight,
+        num_samples=batch.num_samples,
+        category=torch.zeros_like(batch.rows),
+        sample_ids=batch.sample_ids,
+    )

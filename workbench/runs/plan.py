@@ -1,0 +1,121 @@
+"""What a run would do, before it does: mixture, guidance, memory, time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from datamodules.distillation import DistillationData
+from workbench.backbones.qwen_image_21 import memory
+from workbench.backbones.qwen_image_21.transformer import QwenImage21
+from workbench.backbones.roles import STUDENT, teacher_roles
+from workbench.modules.distiller import Distiller
+from workbench.modules.teachers import evaluations
+from workbench.recipe.config import Recipe
+
+
+def show(
+    recipe: Recipe, module: Distiller, data: DistillationData, seconds_per_update: Callable[[], float], console: Console
+) -> None:
+    """Print the plan of a distillation run, once however many ranks make it.
+
+    seconds_per_update: measures on this machine; on every rank, and last, since it shards what the plan is read from.
+    """
+    updates = recipe.trainer.updates
+    tell = rank_zero_only(console.print)
+    tell(
+        f"{updates} student updates of {recipe.mixture.batch_size} samples, each after {recipe.dmd.fake_updates} "
+        f"fake-score updates; student times {', '.join(f'{t:.3f}' for t in module.student.times.tolist())}"
+    )
+    tell(_mixture(data, updates))
+    tell(_guidance(recipe, module))
+    tell(_routing(recipe, module))
+    tell(_memory(recipe, module, data))
+    seconds = seconds_per_update()
+    tell(f"time: {seconds:.2f} s an update here, {seconds * updates / 60:.1f} min for all (training alone)")
+
+
+def _memory(recipe: Recipe, module: Distiller, data: DistillationData) -> str:
+    world = recipe.trainer.devices * recipe.trainer.num_nodes
+    averaged = sum(parameter.numel() for parameter in module.parameters_of(STUDENT))
+    state = memory.state_bytes(module.denoiser, averaged) / world
+    line = (
+        f"memory: state {state / 2**30:.2f} GiB a device ({_trained(module) / 1e6:.1f} M parameters trained, "
+        f"{_frozen(module) / 1e6:.1f} M frozen, {world} device(s))"
+    )
+    if not isinstance(module.denoiser, QwenImage21):
+        return line
+    dtype = torch.bfloat16 if recipe.trainer.precision == "bf16-mixed" else torch.float32
+    batches = data.step_data(0, 0, world).student
+    parts = largest((batch.task, memory.activation_bytes(module.denoiser, batch.condition, dtype)) for batch in batches)
+    prefixes = max(
+        (2 if batch.uncond is None else 3) * memory.prefix_bytes(module.denoiser, batch.condition, dtype)
+        for batch in batches
+    )
+    each = ", ".join(f"{task} {count / 2**30:.2f}" for task, count in parts.items())
+    halved = ", about half of it in compiled blocks" if module.denoiser.network(STUDENT).compiled else ""
+    peak = state + max(parts.values()) + prefixes
+    return (
+        f"{line}; activations {each} GiB{halved}; prefixes of teacher and fake score {prefixes / 2**30:.2f} GiB; "
+        f"peak about {peak / 2**30:.2f} GiB"
+    )
+
+
+def largest(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The largest count of each name: a task may have batches of several layouts."""
+    found: dict[str, int] = {}
+    for name, count in counts:
+        found[name] = max(count, found.get(name, 0))
+    return found
+
+
+def _mixture(data: DistillationData, updates: int) -> Table:
+    table = Table("category", "student samples", "passes over each prompt", title="mixture", title_justify="left")
+    passes = data.passes(updates)
+    for name, count in data.realised(updates).items():
+        table.add_row(name, str(count), f"{passes[name]:.2f}")
+    return table
+
+
+def _guidance(recipe: Recipe, module: Distiller) -> Table:
+    table = Table(title="lambda: teacher by student step, noisiest first", title_justify="left")
+    table.add_column("category")
+    table.add_column("step", justify="right")
+    for role in teacher_roles(recipe.teachers):
+        table.add_column(role, justify="right")
+    shared: dict[str, list[str]] = {}
+    for name, rows in zip(module.categories, module.lambdas.tolist(), strict=True):
+        shared.setdefault(str(rows), []).append(name)
+    for names in shared.values():
+        rows = module.lambdas[module.categories.index(names[0])].tolist()
+        label = "all" if len(names) == len(module.categories) else "\n".join(names)
+        for k, row in enumerate(rows):
+            table.add_row(label if k == 0 else "", str(k), *(f"{weight:.2f}" for weight in row))
+    return table
+
+
+def _routing(recipe: Recipe, module: Distiller) -> Table:
+    """What the lambda table costs: each teacher with weight in any planned category of a task runs on all of it."""
+    table = Table(title="teacher evaluations a sample, by graded student step", title_justify="left")
+    for name in ("task", *(f"step {k}" for k in range(module.student.num_steps)), "mean", "teachers run"):
+        table.add_column(name, justify="left" if name in ("task", "teachers run") else "right")
+    for task, steps in module.active.items():
+        if recipe.mixture.tasks.get(task, 0.0) > 0:
+            costs = [evaluations(active, recipe.teachers.cfg_scale, recipe.dmd.decoupled) for active in steps]
+            run = [
+                n for n, used in zip(teacher_roles(recipe.teachers), zip(*steps, strict=True), strict=True) if any(used)
+            ]
+            table.add_row(task, *map(str, costs), f"{sum(costs) / len(costs):.2f}", ", ".join(run))
+    return table
+
+
+def _trained(module: Distiller) -> int:
+    return sum(parameter.numel() for parameter in module.trained_parameters().values())
+
+
+def _frozen(module: Distiller) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad)

@@ -1,0 +1,57 @@
+"""Whether encoded data fit a recipe, said before anything is trained."""
+
+from __future__ import annotations
+
+from diffusers import QwenImage21Pipeline
+from lightning.pytorch.utilities import rank_zero_only
+
+from datamodules.shards.encode import pipeline_fingerprint
+from datamodules.shards.encoded import EncodedDataset
+from workbench.backbones.qwen_image_21 import pipeline
+from workbench.common.console import say
+from workbench.common.errors import UserError
+from workbench.recipe.config import Recipe
+
+
+def check_data(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recipe: Recipe) -> None:
+    """Warn of data that another encoder may have made.
+
+    Raises: UserError for embeddings of another width than the teacher reads, and samples that lack what a loss needs.
+    """
+    _check_width(dataset, teacher, recipe)
+    _warn_of_other_weights(dataset, recipe)
+    _check_targets(dataset, recipe)
+
+
+def _check_width(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recipe: Recipe) -> None:
+    """Embeddings of another text encoder would train without a word and be worth nothing."""
+    expected = teacher.transformer.config.context_in_dim
+    if dataset.embedding_dim != expected:
+        raise UserError(
+            f"{recipe.data.encoded} was encoded with another pipeline (embeddings of width {dataset.embedding_dim}, "
+            f"{recipe.model.folder} reads {expected}): run `workbench encode` with this model.folder"
+        )
+
+
+@rank_zero_only
+def _warn_of_other_weights(dataset: EncodedDataset, recipe: Recipe) -> None:
+    """No more than a warning: a copy that was saved again has the same weights in other files."""
+    if dataset.pipeline_fingerprint != pipeline_fingerprint(pipeline.resolve(recipe.model.folder)):
+        say(
+            f"warning: {recipe.data.encoded} was encoded with other files of text encoder or autoencoder than those "
+            f"of {recipe.model.folder}: if their weights differ, run `workbench encode` into another data.encoded"
+        )
+
+
+def _check_targets(dataset: EncodedDataset, recipe: Recipe) -> None:
+    """The data term needs a target of every sample that the mixture plans."""
+    if not recipe.dmd.data_weight:
+        return
+    planned = [recipe.mixture.has_weight(name) for name in dataset.categories]
+    for i, category in enumerate(dataset.samples.category.tolist()):
+        if planned[category] and not dataset.has_target(i):
+            raise UserError(
+                f"dmd.data_weight needs a target of every sample, but {dataset.samples.keys[i]} of "
+                f"{dataset.categories[category]} has none: leave it out, take that category out of mixture.categories, "
+                "or encode data with pictures"
+            )

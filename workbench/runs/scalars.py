@@ -1,0 +1,109 @@
+"""Scalars of a run: what is logged every few updates, and the file that holds it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from workbench.common.jsonl import drop_lines_after
+from workbench.modules.root import RootModule
+
+
+class Realised(Protocol):
+    """A datamodule that knows what it has handed out."""
+
+    def realised(self, num_steps: int) -> dict[str, int]:
+        """Samples of each category in the first `num_steps` steps, all ranks together."""
+
+
+class DataWait(L.Callback):
+    """Share of the time that the run waits for its next batch, and the wait for its first: `throughput/...`.
+
+    The last of the callbacks: what it clocks is from the end of an update, callbacks and all, to the next batch.
+    """
+
+    def __init__(self) -> None:
+        self.waited_s = 0.0
+        self.first_batch_s: float | None = None
+        self._ended = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._ended = time.perf_counter()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        waited = time.perf_counter() - self._ended
+        if self.first_batch_s is None:
+            self.first_batch_s = waited
+        else:
+            self.waited_s += waited
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._ended = time.perf_counter()
+
+    def pop(self) -> float:
+        """Seconds waited since the last call, the first batch aside."""
+        waited, self.waited_s = self.waited_s, 0.0
+        return waited
+
+
+class Metrics(L.Callback):
+    """Scalars into TensorBoard and `metrics.jsonl`, against updates.
+
+    samples_per_update: samples that one update pushes through the trained networks, all ranks together.
+    """
+
+    def __init__(self, path: Path, every: int, data: Realised, samples_per_update: int, wait: DataWait) -> None:
+        self.path = path
+        self.wait = wait
+        self.every = every
+        self.data = data
+        self.samples_per_update = samples_per_update
+        self._logged = (0.0, 0)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, RootModule)
+        if trainer.is_global_zero:
+            drop_lines_after(self.path, module.num_updates)
+        self._logged = (time.perf_counter(), module.num_updates)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, RootModule)
+        if module.num_updates % self.every and module.num_updates != module.total_updates:
+            return
+        scalars = {
+            **module.means.pop(),
+            **self._mixture(self._logged[1], module.num_updates),
+            **module.learning_rates(),
+            **self._throughput(module.num_updates),
+            "skipped_steps": float(module.num_skipped),
+        }
+        # A step that was not taken leaves numbers that are not finite: JSON has none, and no plot needs them.
+        scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
+        if trainer.is_global_zero:
+            assert isinstance(trainer.logger, TensorBoardLogger)
+            trainer.logger.log_metrics(scalars, step=module.num_updates)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"update": module.num_updates, **scalars}) + "\n")
+        self._logged = (time.perf_counter(), module.num_updates)
+
+    def _mixture(self, since: int, until: int) -> dict[str, float]:
+        before, after = self.data.realised(since), self.data.realised(until)
+        drawn = {name: count - before[name] for name, count in after.items()}
+        total = sum(drawn.values())
+        return {f"mixture/{name}": count / total for name, count in drawn.items()}
+
+    def _throughput(self, num_updates: int) -> dict[str, float]:
+        started, since = self._logged
+        wall_s, updates = time.perf_counter() - started, num_updates - since
+        return {
+            "throughput/samples_per_s": updates * self.samples_per_update / wall_s,
+            "throughput/s_per_update": wall_s / updates,
+            "throughput/data_wait_share": self.wait.pop() / wall_s,
+            "throughput/first_batch_s": self.wait.first_batch_s or 0.0,
+        }

@@ -1,0 +1,93 @@
+"""The fixed prompts of a run, drawn again at every milestone: one row a sample, one column a source of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from diffusers import QwenImage21Pipeline
+from torch import Tensor
+
+from workbench.backbones.qwen_image_21.pipeline import decode_latents
+from workbench.backbones.qwen_image_21.transformer import RoleDenoiser
+from workbench.batch import Batch, Condition
+from workbench.method import guidance, rng, rollout
+from workbench.sampling.contact_sheet import Picture
+
+
+@dataclass(frozen=True)
+class FixedPrompts:
+    """Batches of chosen samples with the noise that each of them always starts from.
+
+    batches: their `rows` are positions in the grid. labels: one a row.
+    """
+
+    batches: tuple[Batch, ...]
+    labels: tuple[str, ...]
+    seed: int
+
+    def noise(self, batch: Batch, num_channels: int) -> Tensor:
+        """(B, N, C), the same for every model and milestone."""
+        layout = batch.condition.layout
+        shape = (layout.num_target_tokens, num_channels)
+        noise = rng.normal(
+            shape, batch.rows.cpu(), seed=self.seed, stream=f"grid/{layout}", step=0, num_rows=len(self.labels)
+        )
+        return noise.to(batch.condition.prompt.device)
+
+
+@torch.no_grad()
+def sample_batch(
+    network: RoleDenoiser,
+    condition: Condition,
+    uncond: Condition | None,
+    noise: Tensor,
+    times: Tensor,
+    cfg_scale: float,
+) -> Tensor:
+    """x0 (B, N, C) of one batch by Euler over `times`, guided when cfg_scale is above 1."""
+    prefix = network.prefix(condition)
+    empty = network.prefix(uncond) if cfg_scale != 1 and uncond is not None else None
+
+    def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+        v = network.velocity(prefix, x_t, t)
+        return v if empty is None else guidance.cfg(v, network.velocity(empty, x_t, t), cfg_scale)
+
+    return rollout.sample(velocity, noise, times.to(noise.device))
+
+
+def draw_column(
+    prompts: FixedPrompts,
+    pipeline: QwenImage21Pipeline,
+    network: RoleDenoiser,
+    num_channels: int,
+    times: Tensor,
+    cfg_scale: float = 1.0,
+) -> list[Picture]:
+    """One picture a row, by `network`."""
+    pictures: dict[int, Picture] = {}
+    for batch in prompts.batches:
+        noise = prompts.noise(batch, num_channels)
+        latents = sample_batch(network, batch.condition, batch.uncond, noise, times, cfg_scale)
+        _decode_into(pictures, pipeline, batch, latents)
+    return [pictures[row] for row in range(len(prompts.labels))]
+
+
+def latents_column(
+    prompts: FixedPrompts, pipeline: QwenImage21Pipeline, latents: Mapping[int, Tensor | None]
+) -> list[Picture | None]:
+    """Decoded given latents of each batch (by its position), None where there are none."""
+    pictures: dict[int, Picture] = {}
+    for position, batch in enumerate(prompts.batches):
+        given = latents[position]
+        if given is not None:
+            _decode_into(pictures, pipeline, batch, given)
+    return [pictures.get(row) for row in range(len(prompts.labels))]
+
+
+def _decode_into(pictures: dict[int, Picture], pipeline: QwenImage21Pipeline, batch: Batch, latents: Tensor) -> None:
+    layout = batch.condition.layout
+    decoded = decode_latents(pipeline, latents.float(), layout.height, layout.width)
+    for row, picture in zip(batch.rows.tolist(), decoded.cpu().numpy(), strict=True):
+        pictures[row] = picture

@@ -1,0 +1,280 @@
+"""Samples a list of requests with any role of a denoiser: the command line, the sample grids, the evaluation.
+
+Requests are batched by layout. The noise of a request depends on its seed and row alone and padding is masked, so an
+image does not depend on what it was batched with. On a GPU products of float32 are taken in TensorFloat-32, and a small
+network, which kernel launches would bound, has one velocity evaluation recorded and replayed (`graphs`).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from diffusers import QwenImage21Pipeline
+from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import calculate_dimensions
+from PIL import Image
+from rich.progress import Progress
+from torch import Tensor
+
+from workbench.backbones.qwen_image_21 import pipeline as pipelines
+from workbench.backbones.qwen_image_21.pipeline import PIXELS_PER_LATENT, EncodedPrompt
+from workbench.backbones.qwen_image_21.transformer import Prefix, RoleDenoiser
+from workbench.batch import Reference
+from workbench.common.clock import Clock
+from workbench.engine.graphs import GraphedStep
+from workbench.method import rng
+from workbench.method.guidance import cfg
+from workbench.method.rollout import sample
+
+NOISE_STREAM = "sampling"
+SIDE_MULTIPLE = 2 * PIXELS_PER_LATENT
+GRAPHED_PARAMETERS = 100_000_000
+"""Networks up to this size are bound by kernel launches on a GPU."""
+ROW_STEP, TEXT_STEP = 64, 16
+"""Recorded batches have multiples of so many rows and text tokens: few shapes, so few recordings."""
+GPU_WORK, MOST_ROWS = 2**37, 256
+"""Parameters times target tokens times rows that keep a GPU busy; more rows than that only take memory."""
+CPU_ROWS, CPU_DECODED = 32, 8
+"""Rows of a batch, and images decoded at once, that a CPU's caches like."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image to make. Noise is a function of (seed, row): equal ones in two models' requests pair their samples.
+
+    source: RGB or RGBA, sides multiples of 32 (`fit`); its size is then the output's. height, width: pixels, for T2I.
+    """
+
+    prompt: str
+    seed: int = 0
+    row: int = 0
+    source: Image.Image | None = None
+    height: int = 128
+    width: int = 128
+
+
+@dataclass(frozen=True)
+class EncodedRequest:
+    """A request, encoded once for any number of models. uncond: under the empty prompt, source kept."""
+
+    request: Request
+    prompt: EncodedPrompt
+    uncond: EncodedPrompt
+    reference: Tensor | None
+    height: int
+    width: int
+
+    @property
+    def layout(self) -> tuple[tuple[Reference, ...], int, int]:
+        """What the cases of one batch share; sizes in latent tokens."""
+        return self.prompt.references, self.height, self.width
+
+
+@dataclass(frozen=True)
+class Samples:
+    """images: (H, W, 3) uint8 of each case, in order. nfe: network evaluations an image, guidance counted twice.
+
+    wall_s: prefix, sampling and decoding of all of them; encoding of prompts and sources is not in it.
+    """
+
+    images: list[np.ndarray]
+    latents: list[Tensor]
+    nfe: int
+    wall_s: float
+
+    @property
+    def seconds_per_image(self) -> float:
+        return self.wall_s / max(len(self.images), 1)
+
+
+def fit(image: Image.Image, resolution: int) -> Image.Image:
+    """`image` at about resolution^2 pixels, aspect kept, sides multiples of 32: what the pipeline does to sources."""
+    width, height, _ = calculate_dimensions(resolution * resolution, image.width / image.height)
+    width, height = max(SIDE_MULTIPLE, width), max(SIDE_MULTIPLE, height)
+    mode = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
+    return mode if mode.size == (width, height) else mode.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def default_batch_size(pipeline: QwenImage21Pipeline, resolution: int) -> int:
+    """Rows of a batch on the pipeline's device."""
+    if pipeline.device.type != "cuda":
+        return CPU_ROWS
+    work = pipeline.transformer.num_parameters() * (resolution // PIXELS_PER_LATENT) ** 2
+    return max(1, min(MOST_ROWS, GPU_WORK // work))
+
+
+class Sampler:
+    """Samples `requests` through `pipeline`'s encoders and autoencoder and one role of a denoiser."""
+
+    def __init__(
+        self,
+        pipeline: QwenImage21Pipeline,
+        denoiser: RoleDenoiser,
+        batch_size: int = CPU_ROWS,
+        clock: Clock | None = None,
+    ) -> None:
+        """clock: gets the time of the phases `sampling` and `decoding`."""
+        self.pipeline, self.denoiser, self.batch_size = pipeline, denoiser, batch_size
+        self.clock = clock or Clock()
+        self._vae = pipelines.fast_vae(pipeline)
+        small = pipeline.transformer.num_parameters() <= GRAPHED_PARAMETERS
+        self._graphed = pipeline.device.type == "cuda" and small
+        self._recorded = GraphedStep(self._evaluate)
+
+    def __call__(self, requests: Sequence[Request], times: Tensor, cfg_scale: float = 1.0) -> Samples:
+        """Encode and sample; see `encode` and `sample`."""
+        return self.sample(encode(self.pipeline, requests, self.batch_size), times, cfg_scale)
+
+    @torch.no_grad()
+    def sample(self, cases: Sequence[EncodedRequest], times: Tensor, cfg_scale: float = 1.0) -> Samples:
+        """Euler over `times` (K + 1,), guided at `cfg_scale` (1 is none)."""
+        images: list[np.ndarray | None] = [None] * len(cases)
+        latents: list[Tensor | None] = [None] * len(cases)
+        began = time.perf_counter()
+        with _tensor_float(), Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
+            bar = progress.add_task("sampling", total=len(cases))
+            for rows in _batches(cases, self.batch_size):
+                batch = [cases[row] for row in rows]
+                with self.clock.phase("sampling"):
+                    x0 = self._latents(batch, times, cfg_scale)
+                with self.clock.phase("decoding"):
+                    decoded = self._decoded(x0, batch[0].height, batch[0].width)
+                for row, image, latent in zip(rows, decoded, x0.cpu(), strict=True):
+                    images[row], latents[row] = image, latent
+                progress.advance(bar, len(rows))
+        evaluations = (len(times) - 1) * (2 if cfg_scale != 1 else 1)
+        return Samples(
+            [image for image in images if image is not None],
+            [latent for latent in latents if latent is not None],
+            evaluations,
+            time.perf_counter() - began,
+        )
+
+    def _decoded(self, x0: Tensor, height: int, width: int) -> np.ndarray:
+        """(B, H, W, 3) uint8."""
+        parts = [x0] if x0.device.type == "cuda" else x0.split(CPU_DECODED)
+        decoded = [pipelines.decode_latents(self.pipeline, part, height, width, self._vae) for part in parts]
+        return torch.cat(decoded).cpu().numpy()
+
+    def _latents(self, cases: Sequence[EncodedRequest], times: Tensor, cfg_scale: float) -> Tensor:
+        """Final latents (B, N, C) of cases that share a layout."""
+        count = len(cases)
+        if self._graphed:
+            # Rows that only fill the recorded shape repeat the last one, and are dropped.
+            cases = [*cases, *[cases[-1]] * (-count % ROW_STEP)]
+        device = self.pipeline.vae.device
+        channels = self.pipeline.transformer.config.in_channels
+        noise = torch.stack([_noise(case, channels) for case in cases[:count]]).to(device)
+        noise = torch.cat([noise, noise[-1:].expand(len(cases) - count, -1, -1)])
+        prefix = self.denoiser.prefix(self._condition([case.prompt for case in cases], cases))
+        if cfg_scale == 1:
+            return sample(lambda x_t, t: self._velocity(prefix, x_t, t), noise, times.to(device))[:count]
+        uncond = self.denoiser.prefix(self._condition([case.uncond for case in cases], cases))
+
+        def guided(x_t: Tensor, t: Tensor) -> Tensor:
+            v_uncond = self._velocity(uncond, x_t, t)
+            return cfg(self._velocity(prefix, x_t, t), v_uncond, cfg_scale)
+
+        return sample(guided, noise, times.to(device))[:count]
+
+    def _condition(self, encoded: Sequence[EncodedPrompt], cases: Sequence[EncodedRequest]) -> pipelines.Condition:
+        references = [case.reference for case in cases if case.reference is not None]
+        longest = max(len(item.embeddings) for item in encoded)
+        condition = pipelines.conditions(
+            encoded,
+            torch.stack(references) if references else None,
+            cases[0].height,
+            cases[0].width,
+            longest + (-longest % TEXT_STEP if self._graphed else 0),
+        )
+        # A recorded evaluation always has a mask: prompts that happen to fill their rows are not worth another one.
+        return replace(condition, layout=replace(condition.layout, padded=True)) if self._graphed else condition
+
+    def _velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor) -> Tensor:
+        if not self._graphed:
+            return self.denoiser.velocity(prefix, x_t, t)
+        assert prefix.key_valid is not None
+        keys_values = [tensor for pair in prefix.keys_values for tensor in pair]
+        # The next replay overwrites what this one gives out.
+        return self._recorded([x_t, t, prefix.key_valid, prefix.rotary, *keys_values])[0].clone()
+
+    def _evaluate(self, tensors: Sequence[Tensor]) -> tuple[Tensor]:
+        x_t, t, key_valid, rotary, *keys_values = tensors
+        pairs = tuple(zip(keys_values[::2], keys_values[1::2], strict=True))
+        return (self.denoiser.velocity(Prefix(pairs, key_valid, rotary), x_t, t),)
+
+
+@contextmanager
+def _tensor_float() -> Iterator[None]:
+    """Float32 products on a GPU in TensorFloat-32; a CPU knows none and computes as ever."""
+    before = torch.get_float32_matmul_precision()
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@torch.no_grad()
+def encode(pipeline: QwenImage21Pipeline, requests: Sequence[Request], batch_size: int = 32) -> list[EncodedRequest]:
+    """Prompts, empty prompts and sources of `requests`, in order.
+
+    Raises:
+        ValueError: a size that is no multiple of 32 pixels.
+    """
+    plain = pipelines.encode_prompts(pipeline, [""])[0]
+    cases: list[EncodedRequest | None] = [None] * len(requests)
+    order = sorted(range(len(requests)), key=lambda row: (_size(requests[row]), requests[row].source is None))
+    groups = _runs(order, [(_size(request), request.source is None) for request in requests], batch_size)
+    for rows in groups:
+        chosen = [requests[row] for row in rows]
+        width, height = (pixels // PIXELS_PER_LATENT for pixels in _size(chosen[0]))
+        sources = [request.source for request in chosen if request.source is not None]
+        images = [[source] for source in sources] or None
+        prompts = pipelines.encode_prompts(pipeline, [request.prompt for request in chosen], images)
+        unconds, references = [plain] * len(rows), None
+        if sources:
+            unconds = pipelines.encode_prompts(pipeline, [""] * len(rows), images)
+            pixels = np.stack([np.asarray(source.convert("RGBA")) for source in sources])
+            references = pipelines.encode_images(pipeline, torch.from_numpy(pixels))
+        for index, row in enumerate(rows):
+            reference = references[index] if references is not None else None
+            cases[row] = EncodedRequest(chosen[index], prompts[index], unconds[index], reference, height, width)
+    return [case for case in cases if case is not None]
+
+
+def _size(request: Request) -> tuple[int, int]:
+    width, height = request.source.size if request.source is not None else (request.width, request.height)
+    if width % 32 or height % 32 or width <= 0 or height <= 0:
+        raise ValueError(f"images are made in multiples of 32 pixels, not {width} x {height}")
+    return width, height
+
+
+def _batches(cases: Sequence[EncodedRequest], batch_size: int) -> list[list[int]]:
+    """Rows of at most `batch_size` cases of one layout each, prompts of like length together."""
+    keys = [case.layout for case in cases]
+    order = sorted(range(len(cases)), key=lambda row: (*keys[row], len(cases[row].prompt.embeddings)))
+    return _runs(order, keys, batch_size)
+
+
+def _runs(order: Sequence[int], keys: Sequence[object], batch_size: int) -> list[list[int]]:
+    """`order` cut where the key changes and after every `batch_size` rows."""
+    runs: list[list[int]] = []
+    for row in order:
+        if not runs or len(runs[-1]) == batch_size or keys[runs[-1][0]] != keys[row]:
+            runs.append([])
+        runs[-1].append(row)
+    return runs
+
+
+def _noise(case: EncodedRequest, channels: int) -> Tensor:
+    """(N, C) of one case, whatever it is batched with."""
+    shape = (case.height * case.width, channels)
+    first = torch.zeros(1, dtype=torch.int64)
+    return rng.normal(shape, first, seed=case.request.seed, stream=NOISE_STREAM, step=case.request.row, num_rows=1)[0]
