@@ -56,7 +56,7 @@ def test_moments_are_standard() -> None:
 
 def test_another_process_draws_the_same() -> None:
     """Python's own `hash` would not: it is salted by process."""
-    code = "from workbench import rng; print(rng.integer(2**62, seed=1, stream='x', step=2))"
+    code = "from workbench.method import rng; print(rng.integer(2**62, seed=1, stream='x', step=2))"
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert int(printed.stdout) == rng.integer(2**62, seed=1, stream="x", step=2)
