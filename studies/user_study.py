@@ -27,7 +27,7 @@ def _no_space(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:
 
 
 @dataclass
-class OwnStudy:
+class UserStudy:
     """What a file says, and for what it leaves out: three seeds, the score, TPE, nothing to search.
 
     Raises: UserError naming what is not of its kind.
@@ -69,7 +69,7 @@ def load_study(path: Path) -> Study:
     if "QUESTION" not in said:
         raise UserError(f"the study file {path} has no QUESTION")
     try:
-        return OwnStudy(**said)
+        return UserStudy(**said)
     except UserError as error:
         raise UserError(f"the study file {path}: {error}") from error
 

@@ -72,9 +72,9 @@ def read_arms(folder: Path, study: Values) -> list[Arm]:
     """The arms of a study in its own order, a trial that was tried again under a new number counted once."""
     arms = []
     for arm in study.get("arms", []):
-        # Attempts at one cell share a run folder; the one that ended well counts, or the last.
+        # Attempts at one entry of the queue share a run folder; the one that ended well counts, or the last.
         attempts = sorted(arm.get("trials", []), key=lambda trial: (trial.get("state") == "complete", trial["number"]))
-        newest = {trial.get("cell") or trial["number"]: trial for trial in attempts}
+        newest = {trial.get("entry") or trial["number"]: trial for trial in attempts}
         finished = [trial for trial in newest.values() if trial.get("state") == "complete" and trial.get("values")]
         finished.sort(key=lambda trial: trial["number"])
         cases = [_cases(run_folder(folder, trial)) for trial in finished]

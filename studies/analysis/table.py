@@ -18,7 +18,7 @@ from rich.text import Text
 from sqlalchemy.engine import make_url
 
 from studies.analysis import arms
-from studies.machine.trial_queue import SEARCH, error_of, is_twice
+from studies.machine.trial_queue import SEARCH, error_of, is_duplicate
 from studies.study import Study
 from workbench.common.files import write_bytes
 from workbench.evaluation.measures.statistics import Interval
@@ -33,12 +33,12 @@ BEST_TRIALS = 5
 
 
 def arm_of(trial: FrozenTrial) -> str:
-    """Name of the arm, or `search` for a drawn recipe, by its cell, `ARM@SEED`: what it draws may have any name."""
-    return _cell(trial)[0]
+    """Name of the arm, or `search` for a drawn recipe, by its entry `ARM@SEED` in the queue."""
+    return _entry(trial)[0]
 
 
-def _cell(trial: FrozenTrial) -> tuple[str, str]:
-    arm, _, seed = str(trial.user_attrs.get("cell", f"{SEARCH_ARM}@{trial.number}")).rpartition("@")
+def _entry(trial: FrozenTrial) -> tuple[str, str]:
+    arm, _, seed = str(trial.user_attrs.get("entry", f"{SEARCH_ARM}@{trial.number}")).rpartition("@")
     return arm, seed
 
 
@@ -60,7 +60,7 @@ def _without_password(word: str) -> str:
 
 def write_json(memory: optuna.Study, study: Study, name: str, storage: str, path: Path) -> None:
     """`study.json`: every trial by arm, failed and running ones too; of a search its front and what matters."""
-    trials = [trial for trial in memory.get_trials(deepcopy=False) if not is_twice(trial)]
+    trials = [trial for trial in memory.get_trials(deepcopy=False) if not is_duplicate(trial)]
     replicated = any(arm_of(trial) != SEARCH_ARM for trial in trials)
     by_arm: dict[str, list[dict[str, Any]]] = {arm: [] for arm in study.ARMS if replicated}
     for trial in trials:
@@ -90,7 +90,7 @@ def _row(trial: FrozenTrial, study: Study) -> dict[str, Any]:
     reported = {str(update): value for update, value in trial.intermediate_values.items() if math.isfinite(value)}
     return {
         "number": trial.number,
-        "cell": "@".join(_cell(trial)),
+        "entry": "@".join(_entry(trial)),
         "run": trial.user_attrs.get("run"),
         "seed": trial.params.get("seed"),
         "state": trial.state.name.lower(),

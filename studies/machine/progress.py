@@ -12,7 +12,7 @@ from rich.progress import Progress as Bars
 
 from studies.analysis import table
 from studies.machine import study_file
-from studies.machine.session import Opened
+from studies.machine.session import StudySession
 from studies.machine.storage import shown
 from studies.machine.trial_queue import OVER, Call, error_of
 from studies.machine.workers import recipe_of
@@ -23,9 +23,9 @@ from workbench.recipe.reading import load
 class Progress:
     """Reads the storage; shows what changed since it last did."""
 
-    def __init__(self, opened: Opened, call: Call, console: Console) -> None:
-        self.opened, self.console, self.queue = opened, console, opened.queue(call)
-        self.columns = study_file.columns(opened.plan.study, opened.plan.base)
+    def __init__(self, session: StudySession, call: Call, console: Console) -> None:
+        self.session, self.console, self.queue = session, console, session.queue(call)
+        self.columns = study_file.columns(session.plan.study, session.plan.base)
         self.began = time.monotonic()
         self.told = {trial.number for trial in self._trials() if trial.state.is_finished()}
         self.done_before = self._num_done()
@@ -36,7 +36,7 @@ class Progress:
             TextColumn("{task.fields[pace]}"),
         )
         self.bars = Bars(*columns, console=console, transient=True)
-        self.bar = self.bars.add_task("trials", total=len(self.queue.cells), pace="")
+        self.bar = self.bars.add_task("trials", total=len(self.queue.entries), pace="")
 
     def update(self) -> None:
         """Look once; the data base may be away for a while."""
@@ -47,7 +47,7 @@ class Progress:
             self.console.print(line_of(trial), markup=False)
             if trial.state == TrialState.COMPLETE and trial.user_attrs.get("call") == self.queue.call.key:
                 self._log(trial)
-        if ended or not (self.opened.plan.options.folder / "study.json").exists():
+        if ended or not (self.session.plan.options.folder / "study.json").exists():
             self.write()
         running = sum(trial.state == TrialState.RUNNING for trial in trials)
         self.bars.update(self.bar, completed=self._num_done(), pace=self._pace(running))
@@ -61,10 +61,10 @@ class Progress:
                 self._log(trial)
 
     def _trials(self) -> list[FrozenTrial]:
-        return self.opened.patience(lambda: self.opened.memory.get_trials(deepcopy=False))
+        return self.session.retry(lambda: self.session.optuna_study.get_trials(deepcopy=False))
 
     def _lacks_row(self, trial: FrozenTrial) -> bool:
-        run = self.opened.plan.options.folder / trial.user_attrs["run"]
+        run = self.session.plan.options.folder / trial.user_attrs["run"]
         return run.is_dir() and not any((run / "tensorboard").glob("*.hparams"))
 
     def _log(self, trial: FrozenTrial) -> None:
@@ -72,12 +72,12 @@ class Progress:
         recipe = self._recipe(trial)
         values = {**trial.user_attrs["hparams"], **study_file.values_of(recipe, self.columns)}
         hparams = {"arm": table.arm_of(trial), "seed": recipe.seed, **values}
-        place = self.opened.plan.options.folder / trial.user_attrs["run"] / "tensorboard"
+        place = self.session.plan.options.folder / trial.user_attrs["run"] / "tensorboard"
         table.log_trial(place, recipe, hparams, trial.user_attrs["metrics"])
 
     def _recipe(self, trial: FrozenTrial) -> Recipe:
         """As it was run, whatever the study's space may be by now."""
-        plan = self.opened.plan
+        plan = self.session.plan
         written = plan.options.folder / f"{trial.user_attrs['run']}.yaml"
         if written.is_file():
             return load(written)
@@ -86,14 +86,16 @@ class Progress:
 
     def write(self) -> None:
         """`study.json`, whole."""
-        options, study = self.opened.plan.options, self.opened.plan.study
+        options, study = self.session.plan.options, self.session.plan.study
         path = options.folder / "study.json"
-        memory = self.opened.memory
-        self.opened.patience(lambda: table.write_json(memory, study, options.folder.name, shown(options.storage), path))
+        optuna_study = self.session.optuna_study
+        self.session.retry(
+            lambda: table.write_json(optuna_study, study, options.folder.name, shown(options.storage), path)
+        )
 
     def _num_done(self) -> int:
-        by_cell = self.opened.patience(self.queue.trials)
-        return sum(any(trial.state in OVER for trial in trials) for trials in by_cell.values())
+        by_entry = self.session.retry(self.queue.trials)
+        return sum(any(trial.state in OVER for trial in trials) for trials in by_entry.values())
 
     def _pace(self, running: int) -> str:
         """`3 running, 14.2 trials/h, 0:12:30 left`; the pace of all hosts, since this call began."""
@@ -101,7 +103,7 @@ class Progress:
         fresh = done - self.done_before
         if fresh == 0:
             return f"{running} running"
-        left_s = int((len(self.queue.cells) - done) * elapsed_s / fresh)
+        left_s = int((len(self.queue.entries) - done) * elapsed_s / fresh)
         left = f"{left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d}"
         return f"{running} running, {3600 * fresh / elapsed_s:.1f} trials/h, {left} left"
 

@@ -4,7 +4,7 @@
                         trial-0003/ (a run folder)
 
 The same command continues a study: what finished is not repeated, what was cut short or failed is tried again in its
-own run folder. Any number of hosts may run one study at once, each with its own workers; cells.py keeps them apart.
+own run folder. Any number of hosts may run one study at once, each with its own workers; entries.py keeps them apart.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from rich.console import Console
 from datamodules.shards.encoded import EncodedDataset
 from studies.analysis import arms, table
 from studies.catalogue import study_named
+from studies.machine.intervals import DEFAULT, Intervals
 from studies.machine.progress import Progress
-from studies.machine.session import Opened, Plan, open_study, patience_for, plan_of
-from studies.machine.storage import GRACE_S, guard
+from studies.machine.session import Plan, StudySession, open_study, plan_of, retry_for
+from studies.machine.storage import guard
 from studies.machine.supervisor import WORKER, supervise
 from studies.machine.trial_queue import SEARCH, Call
 from studies.machine.workers import Worker
@@ -42,11 +43,12 @@ def run_study(
     study: Study | None = None,
     execute: RunTrial | None = None,
     worker: tuple[str, ...] = WORKER,
+    intervals: Intervals = DEFAULT,
 ) -> optuna.Study:
     """Run what is missing of study `name` and print its table.
 
     study: what the name would give. execute: runs all trials in this process, one after another. worker: the command
-    that starts a worker. Tests hand in their own.
+    that starts a worker. intervals: of all processes of this call. Tests hand in their own.
 
     Raises:
         UserError: unknown name or option, invalid recipe in any arm (before anything is written), a storage that
@@ -58,54 +60,56 @@ def run_study(
     if execute is None and worker is WORKER:
         _check_data(plan)
     console = Console()
-    patience = patience_for(plan.options)
-    patience.say = lambda line: console.print(line, markup=False)
-    opened = open_study(plan, patience, is_first=True)
-    patience(lambda: table.describe(opened.memory, plan.study, plan.base, [name, *words]))
-    call = _begin(opened)
-    progress = Progress(opened, call, console)
+    retry = retry_for(plan.options)
+    retry.say = lambda line: console.print(line, markup=False)
+    session = open_study(plan, retry, intervals, is_first=True)
+    retry(lambda: table.describe(session.optuna_study, plan.study, plan.base, [name, *words]))
+    call = _begin(session)
+    progress = Progress(session, call, console)
     try:
         if execute is None:
-            supervise(name, words, opened, call, worker, progress)
+            supervise(name, words, session, call, worker, progress)
         else:
             run = execute
-            Worker(opened, call, uuid.uuid4().hex, lambda recipe, folder, _: run(recipe, folder)).work(progress.update)
+            Worker(session, call, uuid.uuid4().hex, lambda recipe, folder, *_: run(recipe, folder)).work(
+                progress.update
+            )
     finally:
         progress.close()
-    _conclude(opened, console)
-    return opened.memory
+    _conclude(session, console)
+    return session.optuna_study
 
 
 def _check_data(plan: Plan) -> None:
     """One line now, rather than one a trial; of what is still to be run: a finished study needs no data."""
     trials = [trial for arm in arms.read_study(plan.options.folder).get("arms", []) for trial in arm["trials"]]
-    over = {trial["cell"] for trial in trials if trial["state"] in ("complete", "pruned")}
-    left = {cell.arm for cell in plan.cells if cell.key not in over}
+    over = {trial["entry"] for trial in trials if trial["state"] in ("complete", "pruned")}
+    left = {entry.arm for entry in plan.entries if entry.key not in over}
     recipes = [plan.base if arm == SEARCH else vary(plan.base, plan.study.ARMS[arm]) for arm in sorted(left)]
     for address in dict.fromkeys(recipe.data.encoded for recipe in recipes):
         EncodedDataset(address)
 
 
-def _begin(opened: Opened) -> Call:
-    """This call, and its cells queued."""
-    options = opened.plan.options
+def _begin(session: StudySession) -> Call:
+    """This call, and its entries queued."""
+    options = session.plan.options
 
     def begin() -> Call:
-        with guard(opened.storage, opened.study_id):
+        with guard(session.storage, session.study_id):
             call = Call(
                 key=uuid.uuid4().hex,
-                before=len(opened.memory.get_trials(deepcopy=False)),
+                before=len(session.optuna_study.get_trials(deepcopy=False)),
                 quota=None if options.search else options.trials,
                 deadline=time.time() + options.budget_s if options.budget_s is not None else None,
             )
-            opened.queue(call).fill()
+            session.queue(call).fill()
         return call
 
-    return opened.patience(begin)
+    return session.retry(begin)
 
 
-def _conclude(opened: Opened, console: Console) -> None:
-    trials, folder = opened.patience(lambda: opened.memory.get_trials(deepcopy=False)), opened.plan.options.folder
+def _conclude(session: StudySession, console: Console) -> None:
+    trials, folder = session.retry(lambda: session.optuna_study.get_trials(deepcopy=False)), session.plan.options.folder
     if not any(trial.state == TrialState.COMPLETE for trial in trials):
         errors = [trial.user_attrs["error"] for trial in trials if "error" in trial.user_attrs]
         said = f"the last said: {errors[-1]}" if errors else "none was begun"
@@ -113,6 +117,7 @@ def _conclude(opened: Opened, console: Console) -> None:
     table.print_table(folder, console)
     if alive := [trial for trial in trials if trial.state == TrialState.RUNNING]:
         console.print(
-            f"{len(alive)} trial(s) still run elsewhere, or died under {GRACE_S} s ago: the same command continues"
+            f"{len(alive)} trial(s) still run elsewhere, or died under {session.intervals.grace} s ago: "
+            "the same command continues"
         )
     console.print(f"{folder}/study.json; the report: workbench report {folder}", markup=False)

@@ -1,4 +1,4 @@
-"""A study opened: options, base recipe and its place in the storage, alike in every process that works on it."""
+"""A study session: options, base recipe and its place in the storage, alike in every process that works on it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
+from studies.machine.intervals import Intervals
 from studies.machine.options import Options, parse
 from studies.machine.pruning import noise_floor_of
-from studies.machine.storage import Patience, connect, guard, shown, unopened
-from studies.machine.trial_queue import SEARCH, Call, Cell, Queue
+from studies.machine.storage import Retry, connect, guard, shown, unopened
+from studies.machine.trial_queue import SEARCH, Call, Entry, TrialQueue
 from studies.study import Study, vary
 from workbench.common.errors import UserError
 from workbench.recipe.checks import nearest
@@ -41,28 +42,31 @@ class Plan:
     noise_floor: float | None
 
     @property
-    def cells(self) -> tuple[Cell, ...]:
+    def entries(self) -> tuple[Entry, ...]:
         """Seed by seed, so that a study cut short has compared all arms; or the numbered draws of a search."""
         if self.options.search:
             assert self.options.trials is not None
-            return tuple(Cell(SEARCH, slot) for slot in range(self.options.trials))
+            return tuple(Entry(SEARCH, slot) for slot in range(self.options.trials))
         arms = [arm for arm in self.study.ARMS if not self.options.arms or arm in self.options.arms]
-        return tuple(Cell(arm, seed) for seed in self.options.seeds for arm in arms)
+        return tuple(Entry(arm, seed) for seed in self.options.seeds for arm in arms)
 
 
 @dataclass(frozen=True)
-class Opened:
+class StudySession:
     """A plan and its storage."""
 
     plan: Plan
     storage: RDBStorage
-    memory: optuna.Study
+    optuna_study: optuna.Study
     study_id: int
-    patience: Patience
+    retry: Retry
+    intervals: Intervals
 
-    def queue(self, call: Call) -> Queue:
-        """The cells as `call` sees them."""
-        return Queue(self.memory, self.storage, self.study_id, self.plan.cells, call, self.plan.options.folder)
+    def queue(self, call: Call) -> TrialQueue:
+        """The entries as `call` sees them."""
+        return TrialQueue(
+            self.optuna_study, self.storage, self.study_id, self.plan.entries, call, self.plan.options.folder
+        )
 
     def id_of(self, number: int) -> int:
         """The storage's own number of a trial."""
@@ -151,7 +155,7 @@ def _check_devices(options: Options, base: Recipe) -> None:
         )
 
 
-def open_study(plan: Plan, patience: Patience, *, is_first: bool) -> Opened:
+def open_study(plan: Plan, retry: Retry, intervals: Intervals, *, is_first: bool) -> StudySession:
     """The study in its storage, made if absent.
 
     is_first: a storage that does not answer is then an error at once, not something to wait for.
@@ -162,16 +166,16 @@ def open_study(plan: Plan, patience: Patience, *, is_first: bool) -> Opened:
     plan.options.folder.mkdir(parents=True, exist_ok=True)
     if is_first:
         try:
-            return _open(plan, patience)
+            return _open(plan, retry, intervals)
         except (SQLAlchemyError, StorageInternalError) as error:
             raise unopened(error) from error
-    return patience(lambda: _open(plan, patience))
+    return retry(lambda: _open(plan, retry, intervals))
 
 
-def _open(plan: Plan, patience: Patience) -> Opened:
+def _open(plan: Plan, retry: Retry, intervals: Intervals) -> StudySession:
     options, study = plan.options, plan.study
-    storage = connect(options.storage)
-    memory = optuna.create_study(
+    storage = connect(options.storage, intervals)
+    optuna_study = optuna.create_study(
         storage=storage,
         study_name=options.folder.name,
         directions=["maximize"] * len(study.OBJECTIVES),
@@ -184,12 +188,12 @@ def _open(plan: Plan, patience: Patience) -> Opened:
     content = json.dumps([recipe_hash(replace(plan.base, seed=0)), study.ARMS, study.OBJECTIVES])
     fingerprint = hashlib.sha256(content.encode()).hexdigest()[:12]
     with guard(storage, study_id):
-        if memory.user_attrs.get("fingerprint", fingerprint) != fingerprint:
+        if optuna_study.user_attrs.get("fingerprint", fingerprint) != fingerprint:
             raise UserError(
                 f"{options.folder} holds a study of another base recipe or other arms; give a new one with folder=..."
             )
-        memory.set_user_attr("fingerprint", fingerprint)
-    return Opened(plan, storage, memory, study_id, patience)
+        optuna_study.set_user_attr("fingerprint", fingerprint)
+    return StudySession(plan, storage, optuna_study, study_id, retry, intervals)
 
 
 def sampler_of(study: Study, options: Options, slot: int) -> BaseSampler:
@@ -204,6 +208,6 @@ def sampler_of(study: Study, options: Options, slot: int) -> BaseSampler:
                 return NSGAIISampler(seed=seed)
 
 
-def patience_for(options: Options) -> Patience:
+def retry_for(options: Options) -> Retry:
     """Named by the storage's URL, password hidden."""
-    return Patience(shown(options.storage) if "://" in options.storage else options.storage)
+    return Retry(shown(options.storage) if "://" in options.storage else options.storage)

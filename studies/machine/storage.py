@@ -26,10 +26,10 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
+from studies.machine.intervals import Intervals
 from workbench.common.errors import UserError
 
-HEARTBEAT_S, GRACE_S = 15, 60
-PATIENCE_S = 300.0
+RETRY_FOR_S = 300.0
 LONGEST_PAUSE_S = 10.0
 OPENING_ATTEMPTS = 5
 Outcome = TypeVar("Outcome")
@@ -39,7 +39,7 @@ class DataBaseAway(UserError):
     """Not answered for as long as anybody would wait."""
 
 
-def connect(url: str, heartbeat_s: int = HEARTBEAT_S, grace_s: int = GRACE_S) -> RDBStorage:
+def connect(url: str, intervals: Intervals) -> RDBStorage:
     """The storage behind any Optuna URL.
 
     Raises: UserError without the URL's password where it does not open; what it says of being away is `is_away`'s.
@@ -48,7 +48,7 @@ def connect(url: str, heartbeat_s: int = HEARTBEAT_S, grace_s: int = GRACE_S) ->
         parsed = _with_driver(make_url(url))
         if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
             raise UserError("storage=sqlite:// keeps nothing and serves one process: name a file, sqlite:///study.db")
-        return _opened(parsed, heartbeat_s, grace_s)
+        return _opened(parsed, intervals)
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
         if is_away(error):
             raise
@@ -63,7 +63,7 @@ def unopened(error: BaseException) -> UserError:
     )
 
 
-def _opened(url: URL, heartbeat_s: int, grace_s: int) -> RDBStorage:
+def _opened(url: URL, intervals: Intervals) -> RDBStorage:
     """Two hosts that make the tables at once get in each other's way: the second finds them at its next attempt."""
     for attempt in range(OPENING_ATTEMPTS):
         try:
@@ -72,8 +72,8 @@ def _opened(url: URL, heartbeat_s: int, grace_s: int) -> RDBStorage:
                 storage = RDBStorage(
                     url.render_as_string(hide_password=False),
                     engine_kwargs=_engine_options(url),
-                    heartbeat_interval=heartbeat_s,
-                    grace_period=grace_s,
+                    heartbeat_interval=intervals.heartbeat,
+                    grace_period=intervals.grace,
                 )
             if url.get_backend_name() == "sqlite":
                 _quicken(storage)
@@ -121,13 +121,13 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, OperationalError | InterfaceError | PendingRollbackError)
 
 
-class Patience:
+class Retry:
     """Repeats what fails while the data base is away, for `limit_s`; what it repeats must bear being done twice.
 
     last_trouble: monotonic time of the last failure, None before the first.
     """
 
-    def __init__(self, name: str, limit_s: float = PATIENCE_S, say: Callable[[str], None] = print) -> None:
+    def __init__(self, name: str, limit_s: float = RETRY_FOR_S, say: Callable[[str], None] = print) -> None:
         self.name, self.limit_s, self.say = name, limit_s, say
         self.last_trouble: float | None = None
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from studies.machine.progress import Progress
-from studies.machine.session import Opened, Plan
+from studies.machine.session import Plan, StudySession
 from studies.machine.trial import INTERRUPTED, SECONDS_TO_STOP
 from studies.machine.trial_queue import Call
 from studies.machine.workers import Task, line_of
 from workbench.common.errors import UserError
 
 WORKER = (sys.executable, "-c", "from studies.machine.workers import main; main()")
-LOOK_S = 1.0
 DEATHS_PER_WORKER = 3
 MENDABLE = 2
 
@@ -35,7 +34,7 @@ class Started:
 
 
 def supervise(
-    name: str, words: list[str], opened: Opened, call: Call, command: Sequence[str], progress: Progress
+    name: str, words: list[str], session: StudySession, call: Call, command: Sequence[str], progress: Progress
 ) -> None:
     """Run the plan's number of workers until each has found nothing more to do.
 
@@ -45,24 +44,29 @@ def supervise(
     """
 
     def start(index: int) -> Started:
-        return _start(index, Task(name, words, uuid.uuid4().hex, call, opened.plan.noise_floor), opened.plan, command)
+        return _start(
+            index,
+            Task(name, words, uuid.uuid4().hex, call, session.plan.noise_floor, session.intervals),
+            session.plan,
+            command,
+        )
 
-    workers = [start(index) for index in range(opened.plan.options.workers)]
+    workers = [start(index) for index in range(session.plan.options.workers)]
     deaths = 0
     try:
         with progress.bars:
             while workers:
-                time.sleep(LOOK_S)
+                time.sleep(session.intervals.supervisor)
                 progress.update()
                 for worker in [w for w in workers if w.process.poll() is not None]:
                     workers.remove(worker)
                     if worker.process.returncode == 0:
                         continue
-                    _raise_if_final(worker, opened.plan)
-                    opened.patience(lambda token=worker.token: opened.queue(call).give_up(token))  # type: ignore[misc]
+                    _raise_if_final(worker, session.plan)
+                    session.retry(lambda token=worker.token: session.queue(call).give_up(token))  # type: ignore[misc]
                     deaths += 1
-                    if deaths > DEATHS_PER_WORKER * opened.plan.options.workers:
-                        raise UserError(f"workers die again and again: see {_log(opened.plan, worker.index)}")
+                    if deaths > DEATHS_PER_WORKER * session.plan.options.workers:
+                        raise UserError(f"workers die again and again: see {_log(session.plan, worker.index)}")
                     progress.console.print(f"worker {worker.index} died; another takes its place")
                     workers.append(start(worker.index))
     finally:

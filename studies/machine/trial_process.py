@@ -29,18 +29,17 @@ from workbench.recipe.reading import load, to_yaml
 
 Execute = Callable[[Recipe, Path], dict[str, Any]]
 """Runs a recipe into a folder and returns its metrics."""
-POLL_S = 1.0
 
 
 class Stopped(Exception):
     """A trial that was told to stop, and did."""
 
 
-class Ended(Exception):
+class ProcessFailed(Exception):
     """A trial that failed in its own process; its message is what the study records."""
 
 
-class Isolated:
+class TrialProcess:
     """`execute` behind a fork. It must be a function of an importable module. libraries: read before the
     first fork."""
 
@@ -57,10 +56,12 @@ class Isolated:
         process.start()
         process.join()
 
-    def __call__(self, recipe: Recipe, folder: Path, is_enough: Callable[[], bool]) -> dict[str, Any]:
-        """The trial's metrics. is_enough: asked every second; once it says so, the trial is stopped.
+    def __call__(
+        self, recipe: Recipe, folder: Path, should_stop: Callable[[], bool], interval_s: float
+    ) -> dict[str, Any]:
+        """The trial's metrics. should_stop: asked every `interval_s` seconds; once it says so, the trial is stopped.
 
-        Raises: Ended with the trial's own last words, Stopped, KeyboardInterrupt.
+        Raises: ProcessFailed with the trial's own last words, Stopped, KeyboardInterrupt.
         """
         write_bytes(folder.with_suffix(".yaml"), to_yaml(recipe).encode())
         receiver, sender = self.context.Pipe(duplex=False)
@@ -69,8 +70,8 @@ class Isolated:
         sender.close()
         stopped = False
         try:
-            while process.is_alive() and not receiver.poll(POLL_S):
-                if not stopped and is_enough():
+            while process.is_alive() and not receiver.poll(interval_s):
+                if not stopped and should_stop():
                     stopped = True
                     _signal(process, signal.SIGINT)
             answer = _received(receiver)
@@ -123,11 +124,11 @@ def _outcome(answer: dict[str, Any] | None, exitcode: int | None, stopped: bool,
         case {"interrupted": True}:
             raise KeyboardInterrupt
         case {"error": str(error)}:
-            raise Ended(error)
+            raise ProcessFailed(error)
         case _ if exitcode == -signal.SIGKILL:
-            raise Ended("killed by the system (SIGKILL): out of memory, most likely")
+            raise ProcessFailed("killed by the system (SIGKILL): out of memory, most likely")
         case _:
-            raise Ended(f"ended with {exitcode} without a word; see {folder.with_suffix('.log')}")
+            raise ProcessFailed(f"ended with {exitcode} without a word; see {folder.with_suffix('.log')}")
 
 
 def _child(execute: Execute, place: str, sender: Connection) -> None:
@@ -167,7 +168,7 @@ def _answer(execute: Execute, resolved: Path, folder: Path) -> dict[str, Any]:
 def one_line(error: BaseException) -> str:
     """An error as a study records it."""
     said = " ".join(str(error).split())
-    return said if isinstance(error, Ended) else f"{type(error).__name__}: {said}"
+    return said if isinstance(error, ProcessFailed) else f"{type(error).__name__}: {said}"
 
 
 def _write_into(log: Path) -> None:

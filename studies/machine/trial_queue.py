@@ -1,6 +1,6 @@
-"""The queue of a study: which cells there are, and how one worker after another takes one.
+"""The queue of a study: which entries there are, and how one worker after another takes one.
 
-A cell is what is run once: an arm under a seed, or a numbered draw of a search. Its trials are attempts at it, one at
+A entry is what is run once: an arm under a seed, or a numbered draw of a search. Its trials are attempts at it, one at
 a time and all in one run folder; the newest counts.
 """
 
@@ -18,17 +18,17 @@ from optuna.trial import FrozenTrial, TrialState
 from studies.machine.storage import guard, locked_at_once
 
 MAX_REQUEUES = 2
-"""So often a cell whose worker dies is tried again in one call: more than that, and it is the cell that kills."""
+"""So often a entry whose worker dies is tried again in one call: more than that, and it is the entry that kills."""
 SEARCH = "search"
 DIED, INTERRUPTED, BUSY = "its worker died", "interrupted", "another process still writes its run folder"
-TWICE = "queued twice"
+DUPLICATE = "queued twice"
 CUT_SHORT = (INTERRUPTED, BUSY)
 OVER = (TrialState.COMPLETE, TrialState.PRUNED)
 OPEN = (TrialState.WAITING, TrialState.RUNNING)
 
 
 @dataclass(frozen=True)
-class Cell:
+class Entry:
     """An arm and a seed; or `search` and the number of the draw."""
 
     arm: str
@@ -49,7 +49,7 @@ class Call:
     """One `workbench study` command.
 
     key: names it in the storage. before: trials of a smaller number are not its own: what failed there is tried again.
-    quota: cells that its workers may begin, all of them together. deadline: no trial is begun that would end after
+    quota: entries that its workers may begin, all of them together. deadline: no trial is begun that would end after
     this, in seconds since the epoch.
     """
 
@@ -60,44 +60,44 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Queue:
-    """A study's cells in its storage, seen from one call."""
+class TrialQueue:
+    """A study's entries in its storage, seen from one call."""
 
-    memory: optuna.Study
+    optuna_study: optuna.Study
     storage: RDBStorage
     study_id: int
-    cells: tuple[Cell, ...]
+    entries: tuple[Entry, ...]
     call: Call
     folder: Path
 
-    def trials(self) -> dict[Cell, list[FrozenTrial]]:
-        """The attempts at each of the call's cells, oldest first."""
-        keys = {cell.key: cell for cell in self.cells}
-        found: dict[Cell, list[FrozenTrial]] = {cell: [] for cell in self.cells}
-        for trial in self.memory.get_trials(deepcopy=False):
-            if (cell := keys.get(trial.user_attrs.get("cell", ""))) and not is_twice(trial):
-                found[cell].append(trial)
+    def trials(self) -> dict[Entry, list[FrozenTrial]]:
+        """The attempts at each of the call's entries, oldest first."""
+        keys = {entry.key: entry for entry in self.entries}
+        found: dict[Entry, list[FrozenTrial]] = {entry: [] for entry in self.entries}
+        for trial in self.optuna_study.get_trials(deepcopy=False):
+            if (entry := keys.get(trial.user_attrs.get("entry", ""))) and not is_duplicate(trial):
+                found[entry].append(trial)
         return found
 
     def fill(self, lost: bool = True) -> None:
-        """Queue every cell that is neither done nor under way nor failed for good; the guard must be held.
+        """TrialQueue every entry that is neither done nor under way nor failed for good; the guard must be held.
 
         lost: whether trials of silent workers are given up first; not just after the data base was away, when all are.
         """
         if lost:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                optuna.storages.fail_stale_trials(self.memory)
-        for cell, trials in self.trials().items():
-            if any(trial.state in (*OPEN, *OVER) for trial in trials) or not self._is_wanted(cell, trials):
+                optuna.storages.fail_stale_trials(self.optuna_study)
+        for entry, trials in self.trials().items():
+            if any(trial.state in (*OPEN, *OVER) for trial in trials) or not self._is_wanted(entry, trials):
                 continue
             last = trials[-1] if trials else None
             carried = {"run": last.user_attrs["run"]} if last and "run" in last.user_attrs else {}
-            params = {**(last.params if last else {}), **cell.params}
-            self.memory.enqueue_trial(params, user_attrs={"cell": cell.key, **carried})
+            params = {**(last.params if last else {}), **entry.params}
+            self.optuna_study.enqueue_trial(params, user_attrs={"entry": entry.key, **carried})
 
-    def _is_wanted(self, cell: Cell, trials: list[FrozenTrial]) -> bool:
-        """Whether a cell that has only failed so far, or nothing at all, is (still) to be tried."""
+    def _is_wanted(self, entry: Entry, trials: list[FrozenTrial]) -> bool:
+        """Whether a entry that has only failed so far, or nothing at all, is (still) to be tried."""
         if not trials or error_of(trials[-1]) in CUT_SHORT:
             return True
         if error_of(trials[-1]) == DIED:
@@ -105,28 +105,28 @@ class Queue:
             return len(deaths) <= MAX_REQUEUES
         return trials[-1].number < self.call.before
 
-    def take(self, worker: str, lost: bool = True) -> tuple[Cell, FrozenTrial] | None:
-        """Claim a cell for `worker`; None if there is none to begin now. May be repeated after it broke off."""
+    def take(self, worker: str, lost: bool = True) -> tuple[Entry, FrozenTrial] | None:
+        """Claim a entry for `worker`; None if there is none to begin now. May be repeated after it broke off."""
         with guard(self.storage, self.study_id):
             self.fill(lost)
-            by_cell = self.trials()
-            waiting: list[tuple[Cell, FrozenTrial]] = []
-            for cell, trials in by_cell.items():
+            by_entry = self.trials()
+            waiting: list[tuple[Entry, FrozenTrial]] = []
+            for entry, trials in by_entry.items():
                 for trial in trials:
                     if trial.state == TrialState.RUNNING and trial.user_attrs.get("worker") == worker:
                         # Claimed in an attempt whose answer was lost.
-                        return cell, trial
+                        return entry, trial
                     if trial.state == TrialState.WAITING:
-                        waiting.append((cell, trial))
-            begun = {cell for cell, trials in by_cell.items() if self._is_ours(trials)}
-            for cell, trial in waiting:
-                others = [t for t in by_cell[cell] if t.number != trial.number and t.state in (*OVER, *OPEN)]
+                        waiting.append((entry, trial))
+            begun = {entry for entry, trials in by_entry.items() if self._is_ours(trials)}
+            for entry, trial in waiting:
+                others = [t for t in by_entry[entry] if t.number != trial.number and t.state in (*OVER, *OPEN)]
                 if any(t.state != TrialState.WAITING or t.number < trial.number for t in others):
                     self._drop(trial, others[0])
-                elif self.call.quota is not None and cell not in begun and len(begun) >= self.call.quota:
+                elif self.call.quota is not None and entry not in begun and len(begun) >= self.call.quota:
                     continue
                 elif not self.is_written(trial):
-                    return cell, self._claim(trial, worker)
+                    return entry, self._claim(trial, worker)
         return None
 
     def _is_ours(self, trials: list[FrozenTrial]) -> bool:
@@ -144,13 +144,13 @@ class Queue:
 
     def _drop(self, trial: FrozenTrial, other: FrozenTrial) -> None:
         """Queued twice, by an attempt whose answer was lost."""
-        self.storage.set_trial_user_attr(self._id(trial), "error", f"{TWICE}: trial {other.number} is the same")
+        self.storage.set_trial_user_attr(self._id(trial), "error", f"{DUPLICATE}: trial {other.number} is the same")
         self.storage.set_trial_state_values(self._id(trial), TrialState.FAIL)
 
     def give_up(self, worker: str) -> None:
         """A worker that is known to be dead: its trial need not wait to be missed."""
         with guard(self.storage, self.study_id):
-            for trial in self.memory.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            for trial in self.optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 if trial.user_attrs.get("worker") == worker:
                     self.storage.set_trial_state_values(self._id(trial), TrialState.FAIL)
 
@@ -162,12 +162,12 @@ class Queue:
             return lock is None
 
     def is_open(self) -> bool:
-        """Whether anything may still come of waiting: a cell of this call is queued or under way."""
-        by_cell = self.trials()
-        begun = {cell for cell, trials in by_cell.items() if self._is_ours(trials)}
+        """Whether anything may still come of waiting: a entry of this call is queued or under way."""
+        by_entry = self.trials()
+        begun = {entry for entry, trials in by_entry.items() if self._is_ours(trials)}
         full = self.call.quota is not None and len(begun) >= self.call.quota
-        chosen = begun if full else by_cell.keys()
-        return any(trial.state in OPEN for cell in chosen for trial in by_cell[cell])
+        chosen = begun if full else by_entry.keys()
+        return any(trial.state in OPEN for entry in chosen for trial in by_entry[entry])
 
     def _id(self, trial: FrozenTrial) -> int:
         return self.storage.get_trial_id_from_study_id_trial_number(self.study_id, trial.number)
@@ -179,9 +179,9 @@ def error_of(trial: FrozenTrial) -> str | None:
     return error or (DIED if trial.state == TrialState.FAIL else None)
 
 
-def is_twice(trial: FrozenTrial) -> bool:
-    """Whether it is no attempt at all: queued though its cell was already."""
-    return (error_of(trial) or "").startswith(TWICE)
+def is_duplicate(trial: FrozenTrial) -> bool:
+    """Whether it is no attempt at all: queued though its entry was already."""
+    return (error_of(trial) or "").startswith(DUPLICATE)
 
 
 def lock_of(folder: Path) -> Path:

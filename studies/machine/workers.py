@@ -1,4 +1,4 @@
-"""One worker: takes cells from the queue and runs them, until there are none.
+"""One worker: takes entries from the queue and runs them, until there are none.
 
 The supervisor (`studies/machine/runner.py`) starts it with its task as one line of JSON on standard input: there a
 storage's password shows up in no list of processes. Once that input closes the supervisor is gone, and
@@ -24,20 +24,20 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studies.catalogue import study_named
 from studies.machine import study_file
+from studies.machine.intervals import Intervals
 from studies.machine.options import Options
 from studies.machine.pruning import Milestones, is_behind, read_milestones, scores_at
-from studies.machine.session import LARGEST_SEED, Opened, check_recipe, open_study, patience_for, plan_of, sampler_of
-from studies.machine.storage import GRACE_S, DataBaseAway, Heartbeat
+from studies.machine.session import LARGEST_SEED, StudySession, check_recipe, open_study, plan_of, retry_for, sampler_of
+from studies.machine.storage import DataBaseAway, Heartbeat
 from studies.machine.trial import LIBRARIES, run_trial
-from studies.machine.trial_process import Isolated, Stopped, one_line
-from studies.machine.trial_queue import BUSY, INTERRUPTED, SEARCH, Call, Cell
+from studies.machine.trial_process import Stopped, TrialProcess, one_line
+from studies.machine.trial_queue import BUSY, INTERRUPTED, SEARCH, Call, Entry
 from studies.study import Study, objectives, vary
 from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
 
-IDLE_S = 2.0
-Run = Callable[[Recipe, Path, Callable[[], bool]], dict[str, Any]]
-"""Runs a recipe into a folder; asks now and then whether that is enough, and raises Stopped when it is."""
+Run = Callable[[Recipe, Path, Callable[[], bool], float], dict[str, Any]]
+"""Runs a recipe into a folder; asks every so many seconds whether to stop, and raises Stopped if so."""
 
 
 @dataclass(frozen=True)
@@ -50,49 +50,52 @@ class Task:
     token: str
     call: Call
     noise_floor: float | None
+    intervals: Intervals
 
 
 class Worker:
-    """Runs cells of an opened study under one token."""
+    """Runs entries of a session under one token."""
 
-    def __init__(self, opened: Opened, call: Call, token: str, run: Run) -> None:
-        self.opened, self.plan, self.token, self.run = opened, opened.plan, token, run
-        self.memory, self.patience = opened.memory, opened.patience
+    def __init__(self, session: StudySession, call: Call, token: str, run: Run) -> None:
+        self.session, self.plan, self.token, self.run = session, session.plan, token, run
+        self.optuna_study, self.retry = session.optuna_study, session.retry
         self.began = 0.0
-        self.queue = opened.queue(call)
+        self.queue = session.queue(call)
 
     def work(self, after: Callable[[], None] = lambda: None) -> None:
-        """Run cells until none is left that may still be begun; `after` each."""
+        """Run entries until none is left that may still be begun; `after` each."""
         while True:
             if not self._has_time():
                 return
-            taken = self.patience(lambda: self.queue.take(self.token, lost=self.patience.is_steady(GRACE_S)))
+            taken = self.retry(
+                lambda: self.queue.take(self.token, lost=self.retry.is_steady(self.session.intervals.grace))
+            )
             if taken is not None:
                 self._run_one(*taken)
                 after()
-            elif not self.patience(self.queue.is_open):
+            elif not self.retry(self.queue.is_open):
                 return
             else:
                 # Another worker has the rest: if it dies, they come back.
-                time.sleep(IDLE_S * (0.5 + random.random()))
+                time.sleep(self.session.intervals.idle * (0.5 + random.random()))
 
     def _has_time(self) -> bool:
         """Whether a trial as long as the longest so far would end before the deadline."""
         deadline = self.queue.call.deadline
         if deadline is None:
             return True
-        trials = self.patience(lambda: self.memory.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        trials = self.retry(lambda: self.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
         longest = max((trial.user_attrs.get("cost", {}).get("wall", 0.0) for trial in trials), default=0.0)
         return time.time() + longest < deadline
 
-    def _run_one(self, cell: Cell, taken: FrozenTrial) -> None:
-        """One attempt at a cell, told to the storage however it ends."""
+    def _run_one(self, entry: Entry, taken: FrozenTrial) -> None:
+        """One attempt at a entry, told to the storage however it ends."""
         self.began = time.monotonic()
-        if cell.arm == SEARCH:
-            self.memory.sampler = sampler_of(self.plan.study, self.plan.options, cell.seed)
-        trial_id = self.patience(lambda: self.opened.id_of(taken.number))
-        with Heartbeat(self.opened.storage, trial_id):
-            trial = self.patience(lambda: optuna.trial.Trial(self.memory, trial_id))
+        if entry.arm == SEARCH:
+            self.optuna_study.sampler = sampler_of(self.plan.study, self.plan.options, entry.seed)
+        trial_id = self.retry(lambda: self.session.id_of(taken.number))
+        with Heartbeat(self.session.storage, trial_id):
+            trial = self.retry(lambda: optuna.trial.Trial(self.optuna_study, trial_id))
             error: str | None = None
             try:
                 values = self._measure(trial)
@@ -109,18 +112,18 @@ class Worker:
             else:
                 self._finish(trial, TrialState.COMPLETE, values)
         if error == BUSY:
-            time.sleep(IDLE_S)
+            time.sleep(self.session.intervals.idle)
 
     def _measure(self, trial: optuna.trial.Trial) -> list[float]:
         study, base, options = self.plan.study, self.plan.base, self.plan.options
-        recipe, seed = self.patience(lambda: recipe_of(trial, study, base, options))
+        recipe, seed = self.retry(lambda: recipe_of(trial, study, base, options))
         folder = options.folder / trial.user_attrs["run"]
         recipe = replace(recipe, seed=seed, trainer=replace(recipe.trainer, folder=str(folder)))
         hparams = study_file.differences(recipe, base)
-        self.patience(lambda: trial.set_user_attr("hparams", hparams))
-        watch = Watch(self, trial, folder)
-        metrics = self.run(recipe, folder, watch.is_enough)
-        watch.is_enough()
+        self.retry(lambda: trial.set_user_attr("hparams", hparams))
+        watcher = MilestoneWatcher(self, trial, folder)
+        metrics = self.run(recipe, folder, watcher.should_stop, self.session.intervals.trial)
+        watcher.should_stop()
         values = objectives(metrics, study.OBJECTIVES)
         cost = {name: float(value) for name, value in metrics.get("cost", {}).items()}
         wall = time.monotonic() - self.began
@@ -131,11 +134,11 @@ class Worker:
             for key, value in (("metrics", headline), ("cost", cost)):
                 trial.set_user_attr(key, value)
 
-        self.patience(keep)
+        self.retry(keep)
         return values
 
     def _frozen(self, trial: optuna.trial.Trial) -> FrozenTrial:
-        return self.opened.storage.get_trial(self.opened.id_of(trial.number))
+        return self.session.storage.get_trial(self.session.id_of(trial.number))
 
     def _finish(
         self,
@@ -155,25 +158,25 @@ class Worker:
                 trial.set_user_attr("error", error)
             if "cost" not in trial.user_attrs:
                 trial.set_user_attr("cost", {"wall": wall})
-            self.memory.tell(trial, values=values, state=state)
+            self.optuna_study.tell(trial, values=values, state=state)
 
-        self.patience(tell)
+        self.retry(tell)
 
 
-class Watch:
+class MilestoneWatcher:
     """Carries a run's milestones into the storage as they come, and says when they are bad enough to stop."""
 
     def __init__(self, worker: Worker, trial: optuna.trial.Trial, folder: Path) -> None:
         self.worker, self.trial, self.folder = worker, trial, folder
         self.seen: Milestones = {}
 
-    def is_enough(self) -> bool:
+    def should_stop(self) -> bool:
         found = read_milestones(self.folder)
         fresh = {update: scores for update, scores in found.items() if update not in self.seen}
         if not fresh:
             return False
         self.seen = found
-        self.worker.patience(lambda: self.trial.set_user_attr("milestones", found))
+        self.worker.retry(lambda: self.trial.set_user_attr("milestones", found))
         # Several objectives have no order that a report could be judged by.
         if len(self.worker.plan.study.OBJECTIVES) > 1:
             return False
@@ -184,11 +187,11 @@ class Watch:
         name = self.worker.plan.study.OBJECTIVES[0]
         if name not in scores:
             return False
-        self.worker.patience(lambda: self.trial.report(scores[name], update))
+        self.worker.retry(lambda: self.trial.report(scores[name], update))
         floor = self.worker.plan.noise_floor
         if floor is None:
             return False
-        trials = self.worker.patience(lambda: self.worker.memory.get_trials(deepcopy=False))
+        trials = self.worker.retry(lambda: self.worker.optuna_study.get_trials(deepcopy=False))
         return is_behind(scores[name], scores_at(update, trials, self.trial.number), floor)
 
 
@@ -197,7 +200,7 @@ def recipe_of(trial: optuna.trial.BaseTrial, study: Study, base: Recipe, options
 
     Raises: UserError if this draw, unlike the one that was checked, cannot be compared with the others.
     """
-    if trial.user_attrs.get("cell", "").startswith(f"{SEARCH}@"):
+    if trial.user_attrs.get("entry", "").startswith(f"{SEARCH}@"):
         drawn = study.suggest(trial, base)
         check_recipe("suggest", base, drawn)
         return drawn, options.seeds[0]
@@ -205,16 +208,16 @@ def recipe_of(trial: optuna.trial.BaseTrial, study: Study, base: Recipe, options
     return vary(base, study.ARMS[arm]), trial.suggest_int("seed", 0, LARGEST_SEED)
 
 
-def serve(study_of: Callable[[str], Study], run: Isolated) -> None:
+def serve(study_of: Callable[[str], Study], run: TrialProcess) -> None:
     """A worker process: its task from standard input, its words to standard output."""
     signal.signal(signal.SIGINT, _interrupt_once)
     content = json.loads(sys.stdin.readline())
-    task = Task(**{**content, "call": Call(**content["call"])})
+    task = Task(**{**content, "call": Call(**content["call"]), "intervals": Intervals(**content["intervals"])})
     Thread(target=_stop_with_the_supervisor, daemon=True).start()
     plan = replace(plan_of(task.name, task.words, study_of(task.name)), noise_floor=task.noise_floor)
-    opened = open_study(plan, patience_for(plan.options), is_first=False)
-    worker = Worker(opened, task.call, task.token, run)
-    if worker.patience(worker.queue.is_open):
+    session = open_study(plan, retry_for(plan.options), task.intervals, is_first=False)
+    worker = Worker(session, task.call, task.token, run)
+    if worker.retry(worker.queue.is_open):
         run.prepare()
     worker.work()
 
@@ -237,10 +240,10 @@ def _stop_with_the_supervisor() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def main(study_of: Callable[[str], Study] = study_named, run: Isolated | None = None) -> None:
+def main(study_of: Callable[[str], Study] = study_named, run: TrialProcess | None = None) -> None:
     """Exit codes as of the command line: 0 nothing left to do, 2 what the user can mend, 130 interrupted."""
     try:
-        serve(study_of, run or Isolated(run_trial, LIBRARIES))
+        serve(study_of, run or TrialProcess(run_trial, LIBRARIES))
     except KeyboardInterrupt:
         sys.exit(130)
     except UserError as error:

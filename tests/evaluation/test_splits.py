@@ -16,12 +16,12 @@ from workbench.evaluation.cases.case import FULL_CASES
 from workbench.recipe.config import Recipe
 
 HELD_OUT = ("search", "report", "calibration")
-CELLS = [(task, category) for task, names in CATEGORIES.items() for category in names]
+ENTRIES = [(task, category) for task, names in CATEGORIES.items() for category in names]
 
 
 def held_out(split: str) -> Iterator[tuple[str, ...]]:
     """Every held-out combination that a target or a source of the full benchmarks of a split shows."""
-    for task, category in CELLS:
+    for task, category in ENTRIES:
         for index in range(FULL_CASES[task]):  # type: ignore[index]
             planned = plan(task, category, split, index)  # type: ignore[arg-type]
             for picture in (planned.target, planned.source):
@@ -39,7 +39,7 @@ def test_no_held_out_combination_is_shown_by_two_splits() -> None:
 
 
 def test_no_id_and_no_picture_is_in_two_splits() -> None:
-    samples = {split: [draw(task, name, split, i) for task, name in CELLS for i in range(3)] for split in HELD_OUT}
+    samples = {split: [draw(task, name, split, i) for task, name in ENTRIES for i in range(3)] for split in HELD_OUT}
     ids = [sample.key for of in samples.values() for sample in of]
     pictures = [sample.target.tobytes() for of in samples.values() for sample in of]
     assert len({*ids}) == len(ids) == 3 * 27 and len({*pictures}) == len(pictures)

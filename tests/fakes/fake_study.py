@@ -17,7 +17,8 @@ import optuna
 
 from studies import study
 from studies.machine import workers
-from studies.machine.trial_process import Isolated
+from studies.machine.intervals import Intervals
+from studies.machine.trial_process import TrialProcess
 from workbench.recipe.config import Recipe
 
 WORKER = (sys.executable, "-c", "from fake_study import main; main()")
@@ -27,6 +28,10 @@ ARMS: dict[str, list[str]] = {name: [f"dmd.student_shift={shift}"] for name, shi
 OBJECTIVES: tuple[str, ...] = ("score",)
 SAMPLER: study.Sampler = "tpe"
 SEEDS = (0, 1, 2)
+
+
+INTERVALS = Intervals(supervisor=0.1, idle=0.2, trial=0.05)
+"""Fake trials are short."""
 
 
 def suggest(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:
@@ -79,11 +84,11 @@ def _misbehave(told: Path, recipe: Recipe, step: int) -> None:
 
 def main() -> None:
     """A worker of this study."""
-    workers.main(lambda name: sys.modules[__name__], Isolated(execute))  # type: ignore[return-value,arg-type]
+    workers.main(lambda name: sys.modules[__name__], TrialProcess(execute))  # type: ignore[return-value,arg-type]
 
 
 if __name__ == "__main__":
     # A whole command: `python fake_study.py FOLDER words...`, as another host would start it.
     from studies.machine import runner
 
-    runner.run_study("fake", sys.argv[1:], study=sys.modules[__name__], worker=WORKER)  # type: ignore[arg-type]
+    runner.run_study("fake", sys.argv[1:], study=sys.modules[__name__], worker=WORKER, intervals=INTERVALS)  # type: ignore[arg-type]

@@ -48,17 +48,17 @@ def written(content: str) -> str:
 
 
 def test_arms_of_a_file_are_replicated_over_three_seeds_under_its_name() -> None:
-    memory = runner.run_study(written(ARMS), ["smoke=true"], execute=scored_by_its_shift)
-    recipes = {(trial.params["arm"], trial.params["seed"]) for trial in memory.trials}
+    optuna_study = runner.run_study(written(ARMS), ["smoke=true"], execute=scored_by_its_shift)
+    recipes = {(trial.params["arm"], trial.params["seed"]) for trial in optuna_study.trials}
     assert recipes == {(arm, seed) for arm in ("low", "high") for seed in range(3)}
     told = json.loads(Path("runs/studies/shifts/study.json").read_text())
     assert told["question"] == "Which shift?" and [arm["name"] for arm in told["arms"]] == ["low", "high"]
 
 
 def test_a_space_of_a_file_is_searched_without_being_asked() -> None:
-    memory = runner.run_study(written(SPACE), ["smoke=true", "trials=3"], execute=scored_by_its_shift)
-    assert len({trial.params["shift"] for trial in memory.trials}) == 3
-    assert [len(trial.values) for trial in memory.trials] == [2, 2, 2]
+    optuna_study = runner.run_study(written(SPACE), ["smoke=true", "trials=3"], execute=scored_by_its_shift)
+    assert len({trial.params["shift"] for trial in optuna_study.trials}) == 3
+    assert [len(trial.values) for trial in optuna_study.trials] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_a_draw_that_is_scored_otherwise_fails_and_says_why() -> None:
     content = content.replace(
         "f\"dmd.student_shift={trial.suggest_float('shift', 1, 5)}\"", 'f"evaluation.t2i_cases={cases}"'
     )
-    memory = runner.run_study(written(content), ["smoke=true", "trials=9"], execute=scored_by_its_shift)
-    failed = {t.params["shift"]: t.user_attrs["error"] for t in memory.trials if "error" in t.user_attrs}
+    optuna_study = runner.run_study(written(content), ["smoke=true", "trials=9"], execute=scored_by_its_shift)
+    failed = {t.params["shift"]: t.user_attrs["error"] for t in optuna_study.trials if "error" in t.user_attrs}
     assert failed.keys() == {2} and failed[2].startswith("UserError: suggest changes the evaluation")
 
 

@@ -12,12 +12,14 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from studies.machine import storage, trial_queue
-from studies.machine.storage import DataBaseAway, Heartbeat, Patience, connect, guard
-from studies.machine.trial_queue import Call, Cell, Queue
+from studies.machine import storage as storages
+from studies.machine import trial_queue
+from studies.machine.intervals import Intervals
+from studies.machine.storage import DataBaseAway, Heartbeat, Retry, connect, guard
+from studies.machine.trial_queue import Call, Entry, TrialQueue
 from workbench.common.errors import UserError
 
-CELLS = tuple(Cell(arm, seed) for seed in (0, 1) for arm in ("a", "b"))
+ENTRIES = tuple(Entry(arm, seed) for seed in (0, 1) for arm in ("a", "b"))
 
 
 def away() -> StorageInternalError:
@@ -26,12 +28,12 @@ def away() -> StorageInternalError:
     return error
 
 
-def queue(folder: Path, call: Call | None = None, grace_s: int = 60) -> Queue:
-    opened = connect(f"sqlite:///{folder}/study.db", heartbeat_s=1, grace_s=grace_s)
-    memory = optuna.create_study(storage=opened, study_name="s", direction="maximize", load_if_exists=True)
-    before = len(memory.get_trials(deepcopy=False))
+def queue(folder: Path, call: Call | None = None, grace_s: int = 60) -> TrialQueue:
+    storage = connect(f"sqlite:///{folder}/study.db", Intervals(heartbeat=1, grace=grace_s))
+    optuna_study = optuna.create_study(storage=storage, study_name="s", direction="maximize", load_if_exists=True)
+    before = len(optuna_study.get_trials(deepcopy=False))
     found = call or Call(key="call", before=before)
-    return Queue(memory, opened, opened.get_study_id_from_name("s"), CELLS, found, folder)
+    return TrialQueue(optuna_study, storage, storage.get_study_id_from_name("s"), ENTRIES, found, folder)
 
 
 def test_what_fails_while_the_data_base_is_away_is_repeated_until_it_is_back() -> None:
@@ -42,16 +44,16 @@ def test_what_fails_while_the_data_base_is_away_is_repeated_until_it_is_back() -
             raise failures.pop()
         return "done"
 
-    patience = Patience("sqlite:///x.db", say=said.append)
-    assert patience(attempt) == "done" and failures == []
+    retry = Retry("sqlite:///x.db", say=said.append)
+    assert retry(attempt) == "done" and failures == []
     assert len(said) == 2 and "does not answer" in said[0] and "answers again" in said[1]
-    assert not patience.is_steady(60) and patience.is_steady(0)
+    assert not retry.is_steady(60) and retry.is_steady(0)
 
 
 def test_patience_ends_in_one_line() -> None:
-    patience = Patience("postgresql://me:***@host/db", limit_s=0.5, say=lambda line: None)
+    retry = Retry("postgresql://me:***@host/db", limit_s=0.5, say=lambda line: None)
     with pytest.raises(DataBaseAway, match=r"me:\*\*\*@host/db\) has not answered .* the same command continues"):
-        patience(lambda: (_ for _ in ()).throw(away()))
+        retry(lambda: (_ for _ in ()).throw(away()))
 
 
 def test_an_error_that_waiting_does_not_mend_is_raised_at_once() -> None:
@@ -62,20 +64,20 @@ def test_an_error_that_waiting_does_not_mend_is_raised_at_once() -> None:
         raise ProgrammingError("select", {}, Exception("no such table"))
 
     with pytest.raises(ProgrammingError):
-        Patience("x")(attempt)
+        Retry("x")(attempt)
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 def test_a_storage_that_keeps_nothing_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="keeps nothing"):
-        connect(url)
+        connect(url, Intervals())
 
 
 def test_a_heartbeat_outlives_a_data_base_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = queue(tmp_path).take("worker")
     assert taken is not None
-    found = connect(f"sqlite:///{tmp_path}/study.db", heartbeat_s=1)
+    found = connect(f"sqlite:///{tmp_path}/study.db", Intervals(heartbeat=1))
     beats: list[float] = []
 
     def record(trial_id: int) -> None:
@@ -109,11 +111,11 @@ def test_the_guard_lets_one_in_at_a_time(tmp_path: Path) -> None:
     assert len(most) == 8 and max(most) == 1
 
 
-def test_cells_are_queued_once_and_taken_once_in_their_order(tmp_path: Path) -> None:
+def test_entries_are_queued_once_and_taken_once_in_their_order(tmp_path: Path) -> None:
     first, second = queue(tmp_path), queue(tmp_path)
     taken = [source.take(f"worker {i}") for i, source in enumerate((first, second, second, first, first))]
-    assert [pair and pair[0] for pair in taken] == [*CELLS, None]
-    assert len(first.memory.trials) == len(CELLS)
+    assert [pair and pair[0] for pair in taken] == [*ENTRIES, None]
+    assert len(first.optuna_study.trials) == len(ENTRIES)
 
 
 def test_a_claim_whose_answer_was_lost_is_found_again(tmp_path: Path) -> None:
@@ -122,22 +124,22 @@ def test_a_claim_whose_answer_was_lost_is_found_again(tmp_path: Path) -> None:
     assert once is not None and again is not None and once[1].number == again[1].number
 
 
-def test_a_silent_trial_is_queued_again_in_its_folder_until_the_cell_is_to_blame(tmp_path: Path) -> None:
+def test_a_silent_trial_is_queued_again_in_its_folder_until_the_entry_is_to_blame(tmp_path: Path) -> None:
     found = queue(tmp_path, Call(key="call", before=0), grace_s=1)
     numbers = []
     for attempt in range(trial_queue.MAX_REQUEUES + 1):
         taken = found.take(f"worker {attempt}")
-        assert taken is not None and taken[0] == CELLS[0]
+        assert taken is not None and taken[0] == ENTRIES[0]
         numbers.append(taken[1].number)
         assert taken[1].user_attrs["run"] == "trial-0000"
         time.sleep(2.5)
     assert len(set(numbers)) == trial_queue.MAX_REQUEUES + 1
     taken = found.take("worker")
-    assert taken is not None and taken[0] == CELLS[1]
-    assert trial_queue.error_of(found.memory.trials[numbers[-1]]) == trial_queue.DIED
+    assert taken is not None and taken[0] == ENTRIES[1]
+    assert trial_queue.error_of(found.optuna_study.trials[numbers[-1]]) == trial_queue.DIED
     # A later call tries it once more.
     later = queue(tmp_path, grace_s=60).take("later")
-    assert later is not None and later[0] == CELLS[0] and later[1].user_attrs["run"] == "trial-0000"
+    assert later is not None and later[0] == ENTRIES[0] and later[1].user_attrs["run"] == "trial-0000"
 
 
 def test_just_after_the_data_base_was_away_nobody_is_taken_for_dead(tmp_path: Path) -> None:
@@ -145,30 +147,30 @@ def test_just_after_the_data_base_was_away_nobody_is_taken_for_dead(tmp_path: Pa
     assert found.take("slow") is not None
     time.sleep(2.5)
     taken = found.take("other", lost=False)
-    assert taken is not None and taken[0] == CELLS[1]
+    assert taken is not None and taken[0] == ENTRIES[1]
 
 
-def test_a_cell_queued_twice_runs_once(tmp_path: Path) -> None:
+def test_a_entry_queued_twice_runs_once(tmp_path: Path) -> None:
     found = queue(tmp_path)
     for _ in range(2):
-        found.memory.enqueue_trial(CELLS[0].params, user_attrs={"cell": CELLS[0].key})
-    taken = [found.take(f"worker {i}") for i in range(len(CELLS) + 1)]
-    assert [pair and pair[0] for pair in taken] == [*CELLS, None]
-    (dropped,) = found.memory.get_trials(states=(TrialState.FAIL,))
+        found.optuna_study.enqueue_trial(ENTRIES[0].params, user_attrs={"entry": ENTRIES[0].key})
+    taken = [found.take(f"worker {i}") for i in range(len(ENTRIES) + 1)]
+    assert [pair and pair[0] for pair in taken] == [*ENTRIES, None]
+    (dropped,) = found.optuna_study.get_trials(states=(TrialState.FAIL,))
     assert dropped.user_attrs["error"] == "queued twice: trial 0 is the same"
 
 
-def test_what_was_queued_twice_is_no_attempt_at_its_cell(tmp_path: Path) -> None:
+def test_what_was_queued_twice_is_no_attempt_at_its_entry(tmp_path: Path) -> None:
     found = queue(tmp_path, Call(key="call", before=0))
     found.fill()
-    found.memory.enqueue_trial(CELLS[0].params, user_attrs={"cell": CELLS[0].key})
+    found.optuna_study.enqueue_trial(ENTRIES[0].params, user_attrs={"entry": ENTRIES[0].key})
     for worker in ("first", "second"):
         assert found.take(worker) is not None
     found.give_up("first")
     again = found.take("third")
-    assert again is not None and again[0] == CELLS[0] and again[1].user_attrs["run"] == "trial-0000"
+    assert again is not None and again[0] == ENTRIES[0] and again[1].user_attrs["run"] == "trial-0000"
 
 
 def test_a_url_is_shown_without_its_password_and_means_our_driver() -> None:
-    assert storage.shown("postgresql://me:sesame@host/db") == "postgresql://me:***@host/db"
-    assert storage._with_driver(storage.make_url("postgresql://me@host/db")).get_driver_name() == "psycopg"
+    assert storages.shown("postgresql://me:sesame@host/db") == "postgresql://me:***@host/db"
+    assert storages._with_driver(storages.make_url("postgresql://me@host/db")).get_driver_name() == "psycopg"

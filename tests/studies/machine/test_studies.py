@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 from studies import study, task_mixture
 from studies.analysis import table
 from studies.machine import options, progress, runner, session, study_file, trial, trial_queue, workers
+from studies.machine.intervals import Intervals
 from studies.machine.storage import connect
 from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
@@ -79,9 +80,9 @@ def read_study(tmp_path: Path) -> dict[str, dict[str, Any]]:
 def test_every_arm_runs_under_every_seed_once(tmp_path: Path, words: list[str]) -> None:
     fake = FakeTrials()
     runner.run_study("task-mixture", [*words, "seeds=3,5", "mixture.batch_size=8"], study=THREE, execute=fake)
-    cells = [(recipe.mixture.tasks, recipe.seed) for recipe, _ in fake.asked]
+    entries = [(recipe.mixture.tasks, recipe.seed) for recipe, _ in fake.asked]
     shares = ({"t2i": 1.0, "edit": 0.0}, {"t2i": 0.7, "edit": 0.3}, {"t2i": 0.5, "edit": 0.5})
-    assert cells == [(share, seed) for seed in (3, 5) for share in shares]
+    assert entries == [(share, seed) for seed in (3, 5) for share in shares]
     assert [folder.name for _, folder in fake.asked] == [f"trial-{number:04d}" for number in range(6)]
     for recipe, folder in fake.asked:
         assert recipe.evaluation.split == "search"
@@ -112,9 +113,9 @@ def test_a_failing_trial_is_recorded_and_tried_again_in_its_own_folder(tmp_path:
     assert failed["score"] is None
     assert failed["error"] == "TrialFailed: workbench distill ended with 1: error: no luck"
     second = FakeTrials()
-    memory = runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=second)
+    optuna_study = runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=second)
     assert [(recipe.mixture.tasks["t2i"], folder.name) for recipe, folder in second.asked] == [(0.7, "trial-0001")]
-    assert {trial.params["arm"] for trial in memory.trials if trial.value is not None} == set(THREE.ARMS)
+    assert {trial.params["arm"] for trial in optuna_study.trials if trial.value is not None} == set(THREE.ARMS)
 
 
 def test_an_interrupt_stops_the_study_and_the_same_command_continues_the_trial(words: list[str]) -> None:
@@ -148,11 +149,11 @@ def test_no_score_at_all_is_an_error_with_the_trials_own_words(words: list[str])
 
 def test_search_draws_from_the_space_and_counts_trials(words: list[str]) -> None:
     fake = FakeTrials()
-    memory = runner.run_study("task-mixture", [*words, "search=true", "trials=4"], study=THREE, execute=fake)
+    optuna_study = runner.run_study("task-mixture", [*words, "search=true", "trials=4"], study=THREE, execute=fake)
     for recipe, _ in fake.asked:
         assert 0 <= recipe.mixture.tasks["t2i"] <= 1
         assert sum(recipe.mixture.tasks.values()) == pytest.approx(1)
-    assert len(memory.trials) == 4
+    assert len(optuna_study.trials) == 4
 
 
 def test_a_failed_draw_is_tried_again_by_the_same_command(words: list[str]) -> None:
@@ -169,12 +170,12 @@ def test_a_data_base_that_is_away_for_a_moment_is_waited_for(words: list[str], m
     """Wherever a call reads it: every reading of all trials fails once."""
     read, failed = optuna.Study.get_trials, set()
 
-    def flaky(memory: optuna.Study, *given: Any, **named: Any) -> Any:
+    def flaky(optuna_study: optuna.Study, *given: Any, **named: Any) -> Any:
         place = str(traceback.extract_stack(limit=3)[:-1])
         if place not in failed:
             failed.add(place)
             raise OperationalError("select", {}, Exception("server closed the connection"))
-        return read(memory, *given, **named)
+        return read(optuna_study, *given, **named)
 
     monkeypatch.setattr(optuna.Study, "get_trials", flaky)
     runner.run_study("task-mixture", [*words, "seeds=0", "trials=1"], study=THREE, execute=FakeTrials())
@@ -303,12 +304,14 @@ def test_what_a_killed_call_could_not_write_the_next_one_does(tmp_path: Path, wo
 
 def test_a_password_in_the_storage_is_not_written(tmp_path: Path) -> None:
     plan = session.plan_of("s", [*SMALL, f"folder={tmp_path}", "storage=postgresql://me:secret@host/db"], task_mixture)
-    patience = session.patience_for(plan.options)
-    opened = session.Opened(plan, connect(f"sqlite:///{tmp_path}/x.db"), optuna.create_study(), 1, patience)
-    table.describe(opened.memory, task_mixture, plan.base, ["s", f"storage={plan.options.storage}"])
+    retry = session.retry_for(plan.options)
+    intervals = Intervals()
+    storage = connect(f"sqlite:///{tmp_path}/x.db", intervals)
+    opened = session.StudySession(plan, storage, optuna.create_study(), 1, retry, intervals)
+    table.describe(opened.optuna_study, task_mixture, plan.base, ["s", f"storage={plan.options.storage}"])
     progress.Progress(opened, trial_queue.Call("key", 0), Console()).write()
     assert "me:***@host" in (tmp_path / "study.json").read_text()
-    assert "secret" not in (tmp_path / "study.json").read_text() and "secret" not in patience.name
+    assert "secret" not in (tmp_path / "study.json").read_text() and "secret" not in retry.name
 
 
 def test_a_subprocess_that_fails_says_why() -> None:

@@ -46,6 +46,7 @@ def run(folder: Path, *words: str) -> optuna.Study:
         ["smoke=true", f"folder={folder}", *words],
         study=fake_study,  # type: ignore[arg-type]
         worker=fake_study.WORKER,
+        intervals=fake_study.INTERVALS,
     )
 
 
@@ -85,12 +86,12 @@ def parent_of(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
-def test_three_workers_run_every_cell_once(folder: Path) -> None:
-    memory = run(folder, "workers=3")
+def test_three_workers_run_every_entry_once(folder: Path) -> None:
+    optuna_study = run(folder, "workers=3")
     assert completed(folder) == ALL
-    assert len(memory.trials) == len(ALL)
-    assert len({trial.user_attrs["worker"] for trial in memory.trials}) > 1
-    for trial in memory.trials:
+    assert len(optuna_study.trials) == len(ALL)
+    assert len({trial.user_attrs["worker"] for trial in optuna_study.trials}) > 1
+    for trial in optuna_study.trials:
         cost = trial.user_attrs["cost"]
         assert cost["start"] + cost["distill"] + cost["evaluate"] == pytest.approx(cost["wall"])
         assert trial.intermediate_values.keys() == {0, 1, 2, 3, 4}
@@ -117,7 +118,7 @@ def test_a_trial_that_dies_is_recorded_and_the_study_goes_on(folder: Path, fault
     (folder / "fault").write_text(fault)
     (folder / "seconds").write_text("0.1")
     run(folder, "workers=2")
-    assert completed(folder) == {cell: 1 for cell in ALL if cell[1] != 1}
+    assert completed(folder) == {entry: 1 for entry in ALL if entry[1] != 1}
     failed = [trial for trial in trials(folder) if trial["state"] == "fail"]
     assert len(failed) == 2 and all(trial["error"].startswith(error) for trial in failed)
     (folder / "fault").unlink()
@@ -136,7 +137,7 @@ def test_a_worker_killed_by_force_loses_nothing_and_its_trial_goes_on(folder: Pa
     output = command.communicate(timeout=280)[0]
     assert command.returncode == 0, output
     assert "another takes its place" in output
-    assert completed(folder) == {cell: 1 for cell in ALL if cell[1] < 2}
+    assert completed(folder) == {entry: 1 for entry in ALL if entry[1] < 2}
     died = [trial for trial in trials(folder) if trial["state"] == "fail"]
     assert [trial["error"] for trial in died] == ["its worker died"]
     (again,) = (t for t in trials(folder) if t["run"] == died[0]["run"] and t["state"] == "complete")
@@ -151,7 +152,7 @@ def test_a_supervisor_killed_by_force_takes_its_workers_along(folder: Path) -> N
     wait_for(lambda: not any(Path(f"/proc/{process}").exists() for process in begun))
     (folder / "seconds").write_text("0.1")
     run(folder, "seeds=0")
-    assert completed(folder) == {cell: 1 for cell in ALL if cell[1] == 0}
+    assert completed(folder) == {entry: 1 for entry in ALL if entry[1] == 0}
 
 
 def test_an_interrupt_stops_all_workers_and_the_same_command_continues(folder: Path) -> None:
@@ -163,7 +164,7 @@ def test_an_interrupt_stops_all_workers_and_the_same_command_continues(folder: P
     assert {trial["error"] for trial in trials(folder)} == {"interrupted"}
     (folder / "seconds").write_text("0.1")
     run(folder, "workers=2", "seeds=0")
-    assert completed(folder) == {cell: 1 for cell in ALL if cell[1] == 0}
+    assert completed(folder) == {entry: 1 for entry in ALL if entry[1] == 0}
     assert len(writers(folder)) == 2
 
 
@@ -200,8 +201,8 @@ def test_workers_that_cannot_go_on_say_why(folder: Path) -> None:
 
 def test_a_search_draws_every_slot_once_and_differently(folder: Path) -> None:
     (folder / "seconds").write_text("0.1")
-    memory = run(folder, "search=true", "trials=6", "workers=3")
-    shifts = [trial.params["shift"] for trial in memory.trials]
+    optuna_study = run(folder, "search=true", "trials=6", "workers=3")
+    shifts = [trial.params["shift"] for trial in optuna_study.trials]
     assert len(shifts) == len(set(shifts)) == 6
     run(folder, "search=true", "trials=6", "workers=3")
     assert len(trials(folder)) == 6
@@ -211,10 +212,10 @@ def test_a_search_prunes_what_is_far_below_the_median(folder: Path, monkeypatch:
     """By the noise floor that its supervisor found: the workers are told, and do not look themselves."""
     monkeypatch.setattr(session, "noise_floor_of", lambda *_: 0.001)
     (folder / "seconds").write_text("3")
-    memory = run(folder, "search=true", "trials=8", "workers=2", "evaluation.milestone_cases=1")
-    states = Counter(trial.state.name for trial in memory.trials)
+    optuna_study = run(folder, "search=true", "trials=8", "workers=2", "evaluation.milestone_cases=1")
+    states = Counter(trial.state.name for trial in optuna_study.trials)
     assert states["PRUNED"] >= 1 and states["COMPLETE"] >= 4 and states.total() == 8
-    for trial in memory.trials:
+    for trial in optuna_study.trials:
         if trial.state.name == "PRUNED":
             assert len(writers(folder)[trial.user_attrs["run"]]) < 5
 
@@ -223,10 +224,10 @@ def test_libraries_are_read_once_and_before_the_first_trial(tmp_path: Path) -> N
     """Reading takes seconds, which are no part of a trial."""
     (tmp_path / "slow_library.py").write_text("print('read', flush=True)\n")
     (tmp_path / "__main__.py").write_text(
-        "from studies.machine.trial_process import Isolated\n"
+        "from studies.machine.trial_process import TrialProcess\n"
         "import fake_study\n"
         "if __name__ == '__main__':\n"
-        "    trials = Isolated(fake_study.execute, ['slow_library'])\n"
+        "    trials = TrialProcess(fake_study.execute, ['slow_library'])\n"
         "    trials.prepare()\n"
         "    print('prepared', flush=True)\n"
         "    trials.prepare()\n"
