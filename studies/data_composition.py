@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import optuna
 
+from datamodules.openmoji import CATEGORIES
 from studies.study import Sampler, vary
-from workbench.recipe.config import T2I_CATEGORIES, Recipe
+from workbench.recipe.config import Recipe
 
 QUESTION = "Does adding data to cover the target hurt a few-step student, and is it the passes per prompt or the mix?"
 
-LANDSCAPE, PORTRAIT, TEXT = T2I_CATEGORIES
+LANDSCAPE, PORTRAIT, TEXT = CATEGORIES["t2i"]
 
 
 def composition(**weights: float) -> list[str]:
@@ -50,5 +51,5 @@ SAMPLER: Sampler = "tpe"
 
 def suggest(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:
     """A weight for each category from 0 to 1, made to sum to 1; all at 0 stand for equal shares."""
-    weights = {name: trial.suggest_float(f"weight_{name}", 0.0, 1.0, step=0.1) for name in T2I_CATEGORIES}
+    weights = {name: trial.suggest_float(f"weight_{name}", 0.0, 1.0, step=0.1) for name in CATEGORIES["t2i"]}
     return vary(base, composition(**(weights if any(weights.values()) else dict.fromkeys(weights, 1.0))))

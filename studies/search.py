@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import optuna
 
+from datamodules.openmoji import CATEGORIES
 from studies.data_composition import TEXT
 from studies.study import Sampler, vary
 from studies.task_mixture import ratio
 from studies.teacher_guidance import draw_guidance
-from workbench.recipe.config import T2I_CATEGORIES, Recipe
+from workbench.recipe.config import Recipe
 
 QUESTION = "Which recipes are best at generation, editing and diversity together, and which of their parts matter?"
 
@@ -26,8 +27,8 @@ SAMPLER: Sampler = "tpe"
 def suggest(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:
     """Everything above; learning rates as multiples of the base's, so that one space suits any size of model."""
     text = trial.suggest_float("text_share", 0.0, 1.0, step=0.1)
-    rest = (1 - text) / (len(T2I_CATEGORIES) - 1)
-    shares = ", ".join(f"{name}: {text if name == TEXT else rest:.9f}" for name in T2I_CATEGORIES)
+    rest = (1 - text) / (len(CATEGORIES["t2i"]) - 1)
+    shares = ", ".join(f"{name}: {text if name == TEXT else rest:.9f}" for name in CATEGORIES["t2i"])
     return vary(
         base,
         [

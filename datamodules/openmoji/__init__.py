@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datamodules.openmoji.samples import is_world, samples_of
 from datamodules.openmoji.vocabulary import CATEGORIES, HEADS, MAX_LETTERS, MULTI_LABEL, SPLITS
 from datamodules.openmoji.world import ATTRIBUTION, LICENCE, Plan, Sample, corpus, draw, plan
 
@@ -17,5 +18,7 @@ __all__ = [
     "Sample",
     "corpus",
     "draw",
+    "is_world",
     "plan",
+    "samples_of",
 ]

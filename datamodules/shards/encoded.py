@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from datamodules.openmoji.vocabulary import CATEGORIES
 from datamodules.shards import remote
+from datamodules.shards.counts import INDEX
 from workbench.batch import Layout, Reference, Task
 from workbench.common import files
 from workbench.common.errors import UserError
 from workbench.common.images import IMAGE_SUFFIXES, decode_image
-from workbench.recipe.config import CATEGORIES
 
 INDEX_VERSION = 1
-INDEX = "index.json"
 UNCOND_T2I = "uncond_t2i.npy"
 TEXT_TOKENS_MULTIPLE = 8
 """Text is padded to the longest of its geometry, rounded up to this, so that the shapes of a run are few."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from datamodules.openmoji import CATEGORIES, LICENCE, draw, is_world, samples_of
 from datamodules.shards.user_images import OwnSample, attribution_of, list_own, own_members
 from datamodules.shards.writer import ShardWriter
 from workbench.common import files
@@ -64,7 +65,7 @@ def pack(recipe: Recipe) -> PackSummary:
     """
     data = recipe.data
     folder = _output_folder(data)
-    samples: Sequence[WorldSample | OwnSample] = _world(data) if data.source == "openmoji" else list_own(data)
+    samples: Sequence[WorldSample | OwnSample] = _world(data) if is_world(data) else list_own(data)
     if not samples:
         raise UserError("data.samples asks for no samples; give at least one category a count above 0")
     settings = _settings(data, samples)
@@ -85,10 +86,8 @@ def _output_folder(data: Data) -> Path:
 
 
 def _world(data: Data) -> list[WorldSample]:
-    from datamodules.openmoji import CATEGORIES
-
     samples = []
-    for task, counts in data.samples.items():
+    for task, counts in samples_of(data).items():
         for category, count in counts.items():
             if category not in CATEGORIES.get(task, ()):
                 known = ", ".join(f"{name}.{each}" for name, names in CATEGORIES.items() for each in names)
@@ -100,11 +99,11 @@ def _world(data: Data) -> list[WorldSample]:
 def _settings(data: Data, samples: Sequence[WorldSample | OwnSample]) -> str:
     """Hash of all that the shards depend on; for one's own images their names, sizes and dates of change too."""
     values: dict[str, Any] = {"source": data.source, "resolution": data.resolution, "per_shard": data.samples_per_shard}
-    if data.source == "openmoji":
+    if is_world(data):
         # the first sample of each category stands for the world's version
         first = [_drawn(sample)[1] for sample in samples if isinstance(sample, WorldSample) and sample.index == 0]
         digests = [hashlib.sha256(content).hexdigest() for drawn in first for content in drawn.values()]
-        return files.settings_hash({**values, "samples": data.samples, "world": digests})
+        return files.settings_hash({**values, "samples": samples_of(data), "world": digests})
     stamps = [sample.stamp() for sample in samples if isinstance(sample, OwnSample)]
     return files.settings_hash({**values, "samples": stamps})
 
@@ -134,11 +133,7 @@ def _write(data: Data, folder: Path, samples: Sequence[WorldSample | OwnSample],
 
 
 def _attribution(data: Data) -> str:
-    if data.source != "openmoji":
-        return attribution_of(data.source)
-    from datamodules.openmoji import LICENCE
-
-    return LICENCE
+    return LICENCE if is_world(data) else attribution_of(data.source)
 
 
 def _run(jobs: list[tuple[Path, Sequence[WorldSample | OwnSample]]], data: Data) -> Iterator[dict[str, Any]]:
@@ -176,8 +171,6 @@ def write_shard(path: Path, samples: Sequence[WorldSample | OwnSample], resoluti
 
 
 def _drawn(planned: WorldSample) -> tuple[str, dict[str, bytes]]:
-    from datamodules.openmoji import draw
-
     sample = draw(planned.task, planned.category, "train", planned.index, resolution=planned.resolution)
     meta = {name: value for name, value in asdict(sample).items() if name not in ("key", "text", "target", "source")}
     members = {"png": _png(sample.target), "txt": sample.text.encode(), "json": json.dumps(meta).encode()}

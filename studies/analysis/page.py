@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from datamodules.shards.counts import category_counts
 from studies.analysis import arms, numbers, plots
 from studies.analysis.arms import Arm, Floor
 from studies.analysis.verdict import TITLES, arms_verdict, noise_verdict, search_verdict
@@ -227,12 +228,17 @@ def _passes(folder: Path, found: Sequence[Arm]) -> dict[str, dict[str, float]]:
 
 
 def passes_per_prompt(recipe: Recipe) -> dict[str, float]:
-    """`task/category` -> draws of the student's updates over samples packed, of categories with any weight."""
+    """`task/category` -> draws of the student's updates over the samples that the data hold, of categories with any
+    weight; empty where it is not known what the data hold."""
+    of_task: dict[str, dict[str, int]] = {}
+    for category, count in category_counts(recipe.data).items():
+        task, _, name = category.partition("/")
+        of_task.setdefault(task, {})[name] = count
     found = {}
-    for task, counts in recipe.data.samples.items():
+    for task, counts in of_task.items():
         weights = recipe.mixture.categories.get(task) or counts
         for name, count in counts.items():
             share = recipe.mixture.tasks.get(task, 0.0) * weights.get(name, 0.0) / sum(weights.values())
-            if count and share:
+            if share:
                 found[f"{task}/{name}"] = recipe.trainer.updates * recipe.mixture.batch_size * share / count
     return found

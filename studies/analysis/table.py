@@ -21,9 +21,10 @@ from studies.analysis import arms
 from studies.machine.trial_queue import SEARCH, error_of, is_duplicate
 from studies.study import Study
 from workbench.common.files import write_bytes
+from workbench.evaluation.cases.count import count_cases
 from workbench.evaluation.measures.statistics import Interval
 from workbench.recipe import lambda_tables
-from workbench.recipe.config import CATEGORIES, Recipe
+from workbench.recipe.config import Recipe
 from workbench.reporting import plots
 
 SEARCH_ARM = SEARCH
@@ -48,7 +49,7 @@ def describe(memory: optuna.Study, study: Study, base: Recipe, command: Sequence
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         memory.set_metric_names([*study.OBJECTIVES])
-    cases = len(CATEGORIES["t2i"]) * base.evaluation.t2i_cases + len(CATEGORIES["edit"]) * base.evaluation.editing_cases
+    cases = count_cases(base.data, base.evaluation)
     memory.set_user_attr("budget", {"updates": base.trainer.updates, "cases": cases})
     memory.set_user_attr("command", [_without_password(word) for word in command])
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.openmoji.benchmark import FULL_CASES
 from workbench.backbones.qwen_image_21 import pipeline as pipelines
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.answers import Answers, answer, judge_into
-from workbench.evaluation.cases.case import BENCHES, FULL_CASES, Case
+from workbench.evaluation.cases.case import BENCHES, Case
 from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.evaluate import select_few_step
 from workbench.evaluation.judges.local import ASSET, LocalJudge
@@ -104,14 +105,16 @@ class Zoo:
     @cached_property
     def cases(self) -> list[Case]:
         """Of the report split."""
-        how = self.recipe.evaluation
-        return benchmark_cases(self.recipe, "report", how.t2i_cases, how.editing_cases)
+        return benchmark_cases(self.recipe.data, self.recipe.evaluation, split="report")
 
     @cached_property
     def choosing(self) -> list[Case]:
         """Of the search split: nothing that is reported is chosen on what it is reported on."""
         count = min(self.options.choosing, self.recipe.evaluation.t2i_cases)
-        return benchmark_cases(self.recipe, "search", count, max(1, count // 2))
+        editing = max(1, count // 2)
+        return benchmark_cases(
+            self.recipe.data, self.recipe.evaluation, split="search", t2i_cases=count, editing_cases=editing
+        )
 
     @cached_property
     def full(self) -> tuple[Sampling, list[dict[str, object]]]:

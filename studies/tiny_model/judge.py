@@ -37,8 +37,8 @@ from datamodules.openmoji import HEADS, MAX_LETTERS, MULTI_LABEL
 from studies.tiny_model import judge_data
 from studies.tiny_model.corruptions import CORRUPTIONS, augment, corrupt
 from studies.tiny_model.judge_check import check, table
-from studies.tiny_model.renders import usable_cores
 from studies.tiny_model.stages import Stage, world_fingerprint
+from workbench.common.cores import usable_cores
 from workbench.evaluation.judges.local_network import JudgeConfig, JudgeNetwork, fit, load, save
 
 CONSOLE = Console()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from rich.progress import track
 
+from datamodules.openmoji import CATEGORIES
 from workbench.batch import TASKS, Task
-from workbench.recipe.config import CATEGORIES
 
 _ROWS_PER_TASK = 256
 
@@ -74,8 +73,3 @@ def _draw_rows(path: Path, start: int, stop: int, split: str, resolution: int, s
         kind = kinds[row % len(kinds)]
         sample = draw(kind.task, kind.category, split, row // len(kinds), seed=seed, resolution=resolution)
         rows[row] = sample.source if kind.before else sample.target
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

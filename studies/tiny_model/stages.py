@@ -15,9 +15,9 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from datamodules.openmoji import CATEGORIES
 from workbench.batch import TASKS
 from workbench.common import files
-from workbench.recipe.config import CATEGORIES
 
 STATE_FILE = "stage.json"
 TENSORBOARD_FOLDER = "tensorboard"

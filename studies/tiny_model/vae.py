@@ -30,9 +30,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from studies.tiny_model.assemble import FOLDED, TINY, Sizes, autoencoder
 from studies.tiny_model.reconstruction import kl_divergence, psnr, reconstruction_loss, to_model
-from studies.tiny_model.renders import render, sources, usable_cores
+from studies.tiny_model.renders import render, sources
 from studies.tiny_model.stages import Stage, world_fingerprint
 from workbench.backbones.qwen_image_21.vae import FastVae, norm_silu
+from workbench.common.cores import usable_cores
 from workbench.common.errors import UserError
 
 TRAINING_FILE = "training.safetensors"

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.openmoji import samples_of
 from datamodules.pretraining import Held, padded_ids, places
 from datamodules.shards.encoded import Geometry
 from workbench.backbones.qwen_image_21.pipeline import PIXELS_PER_LATENT
@@ -110,10 +111,7 @@ class WorldSource:
         self._data, self._prompts, self._encode = data, prompts, encode
         self._every, self._last_chunk, self._device = every, (num_steps - 1) // every, device
         self._cells = [
-            (task, name, data.samples[task][name])
-            for task in TASKS
-            for name in data.samples.get(task, {})
-            if data.samples[task][name] > 0
+            (task, name, count) for task in TASKS for name, count in samples_of(data).get(task, {}).items() if count > 0
         ]
         if not self._cells:
             raise UserError("data.samples asks for no samples; give at least one category a count above 0")

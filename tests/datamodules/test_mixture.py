@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from datamodules import mixture
 from datamodules.mixture import MixturePlan, advance_quotas, fake_stream, micro_batches
+from datamodules.openmoji import CATEGORIES
 from workbench.common.errors import UserError
-from workbench.recipe.config import CATEGORIES, Mixture
+from workbench.recipe.config import Mixture
 
 NAMES = tuple(f"{task}/{name}" for task, names in CATEGORIES.items() for name in names)
 

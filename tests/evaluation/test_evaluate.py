@@ -12,7 +12,8 @@ import pytest
 from workbench.backbones.qwen_image_21 import pipeline as pipelines
 from workbench.backbones.qwen_image_21.transformer import RoleDenoiser, single_role
 from workbench.common.errors import UserError
-from workbench.evaluation.cases.case import Case, openmoji_cases
+from workbench.evaluation.cases.case import Case
+from workbench.evaluation.cases.world import world_cases
 from workbench.evaluation.compare import compare_runs
 from workbench.evaluation.evaluate import evaluate, select_few_step
 from workbench.evaluation.judges import local_network
@@ -121,7 +122,7 @@ def test_noise_follows_the_case_and_the_seed_alone() -> None:
 
 
 def test_a_smaller_benchmark_is_a_prefix_of_a_larger_one() -> None:
-    small, large = openmoji_cases("edit", "search", 1, 64), openmoji_cases("edit", "search", 2, 64)
+    small, large = world_cases("edit", "search", 1, 64), world_cases("edit", "search", 2, 64)
     assert [case.id for case in small] == [case.id for case in large][::2]
     assert len({case.id for case in large}) == 12
 
@@ -129,7 +130,7 @@ def test_a_smaller_benchmark_is_a_prefix_of_a_larger_one() -> None:
 def test_a_real_pipeline_answers_alike_in_any_company(tiny_pipeline_folder: Path) -> None:
     loaded = pipelines.load(str(tiny_pipeline_folder))
     denoiser = RoleDenoiser(single_role(loaded.transformer), "teacher")
-    cases = openmoji_cases("t2i", "search", 1, 64)[:2] + openmoji_cases("edit", "search", 1, 64)[:1]
+    cases = world_cases("t2i", "search", 1, 64)[:2] + world_cases("edit", "search", 1, 64)[:1]
     models = [
         from_sampler(Sampler(loaded, denoiser), Encodings(loaded, 64, 8), Sampling(2, 3.0, scale))
         for scale in (1.0, 2.0)

@@ -10,7 +10,8 @@ import torch
 
 from studies.tiny_model.corruptions import CORRUPTIONS
 from workbench.evaluation.answers import Answers, judge_into
-from workbench.evaluation.cases.case import Case, openmoji_cases
+from workbench.evaluation.cases.case import Case
+from workbench.evaluation.cases.world import world_cases
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.measures.readings import residual_noise
 
@@ -24,7 +25,7 @@ def judge() -> LocalJudge:
 
 @cache
 def cases(task: str) -> list[Case]:
-    return openmoji_cases(task, "report", PER_CATEGORY)  # type: ignore[arg-type]
+    return world_cases(task, "report", PER_CATEGORY)  # type: ignore[arg-type]
 
 
 def targets(of: list[Case]) -> list[np.ndarray]:

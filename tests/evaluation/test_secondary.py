@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from workbench.evaluation.answers import Answer, Answers
-from workbench.evaluation.cases.case import Case, openmoji_alike, openmoji_cases
+from workbench.evaluation.cases.case import Case
+from workbench.evaluation.cases.world import alike, world_cases
 from workbench.evaluation.diversity import diversity_metrics, unit_of
 from workbench.evaluation.judges.local import Judgement
 from workbench.evaluation.measures.distances import coverage, kid, standardised
@@ -115,15 +116,15 @@ def test_readings_stand_only_where_a_case_defines_them() -> None:
 
 
 def test_renders_alike_share_what_the_prompt_names_and_differ_otherwise() -> None:
-    cases = [case for case in openmoji_cases("t2i", "report", 4, 64) if case.category == "portrait"]
-    alike = openmoji_alike(cases, "report", 64, pool=500, most=3)
-    assert alike.keys() == {case.id for case in cases}
+    cases = [case for case in world_cases("t2i", "report", 4, 64) if case.category == "portrait"]
+    found = alike(cases, "report", 64, pool=500, most=3)
+    assert found.keys() == {case.id for case in cases}
     for case in cases:
         assert case.target is not None
         # The case itself is within the pool, so there is one at least.
-        assert 1 <= len(alike[case.id]) <= 3
-        assert len({image.tobytes() for image in alike[case.id]}) == len(alike[case.id])
-    assert max(len(images) for images in alike.values()) > 1
+        assert 1 <= len(found[case.id]) <= 3
+        assert len({image.tobytes() for image in found[case.id]}) == len(found[case.id])
+    assert max(len(images) for images in found.values()) > 1
 
 
 def test_ratios_of_diversity_go_by_shared_prompts_and_say_how_many() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from datamodules.openmoji import CATEGORIES, draw, plan
+from datamodules.openmoji.benchmark import FULL_CASES
 from datamodules.openmoji.splits import combinations, split_of
 from studies.machine.runner import run_study
 from studies.study import TrialFailed, objective_values
-from workbench.evaluation.cases.case import FULL_CASES
 from workbench.recipe.config import Recipe
 
 HELD_OUT = ("search", "report", "calibration")

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import optuna
 
+from datamodules.openmoji import CATEGORIES
 from studies.analysis import table
 from studies.machine import study_file
 from studies.study import Study, TrialFailed, objectives, vary
 from workbench.evaluation.cases.case import BENCHES
-from workbench.recipe.config import CATEGORIES, Recipe
+from workbench.recipe.config import Recipe
 from workbench.recipe.reading import load, to_yaml
 from workbench.sampling.contact_sheet import contact_sheet
 

@@ -99,9 +99,11 @@ def test_a_mapping_given_whole_replaces_and_a_dotted_key_changes_itself_alone() 
     whole = from_mapping({"data": {"samples": {"t2i": {"portrait": 3}}}})
     assert whole.data.samples == {"t2i": {"portrait": 3}}
     assert from_mapping({}, ["data.samples={t2i: {portrait: 3}}"]) == whole
-    dotted = from_mapping({}, ["data.samples.t2i.portrait=3"])
-    assert dotted.data.samples["t2i"] == {**Recipe().data.samples["t2i"], "portrait": 3}
-    assert dotted.data.samples["edit"] == Recipe().data.samples["edit"]
+    counts = {"t2i": {"portrait": 4, "text": 5}, "edit": {"text": 6}}
+    dotted = from_mapping({"data": {"samples": counts}}, ["data.samples.t2i.portrait=3"])
+    assert dotted.data.samples == {"t2i": {"portrait": 3, "text": 5}, "edit": {"text": 6}}
+    default = from_mapping({}, ["mixture.tasks.edit=0.25", "mixture.tasks.t2i=0.75"])
+    assert default.mixture.tasks == {"t2i": 0.75, "edit": 0.25}
     both = from_mapping({}, ["mixture.tasks={t2i: 1.0}", "mixture.tasks.t2i=0.5", "mixture.tasks.edit=0.5"])
     assert both.mixture.tasks == {"t2i": 0.5, "edit": 0.5}
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from workbench.common.clock import Clock
+from workbench.common.cores import usable_cores
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 from workbench.evaluation.answer_cache import Answer, Chunk, Store, chunk_key
-from workbench.evaluation.cases.case import Case, usable_cores
+from workbench.evaluation.cases.case import Case
 from workbench.evaluation.judges.local import LocalJudge, judge_case
 from workbench.evaluation.judges.vlm_judge import Panel, Unanswered
 from workbench.evaluation.judges.vlm_reply import Verdict

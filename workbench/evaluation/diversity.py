@@ -10,7 +10,8 @@ import numpy as np
 from workbench.common.clock import Clock
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.answers import Answers, answer
-from workbench.evaluation.cases.case import Case, openmoji_alike
+from workbench.evaluation.cases.case import Case
+from workbench.evaluation.cases.world import alike
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.measures import distances
 from workbench.evaluation.measures.statistics import bench_intervals
@@ -51,10 +52,10 @@ def model_spread(
 
 def world_spread(cases: Sequence[Case], unit: float, judge: LocalJudge, recipe: Recipe) -> Spread:
     """The same among renders of the world that a prompt describes equally well, of the cases that have several."""
-    alike = openmoji_alike(cases, recipe.evaluation.split, recipe.data.resolution, REAL_POOL, DIVERSITY_SAMPLES)
+    found = alike(cases, recipe.evaluation.split, recipe.data.resolution, REAL_POOL, DIVERSITY_SAMPLES)
     return {
         case: distances.mean_pairwise_distance(judge.see(images)[2]) / unit
-        for case, images in alike.items()
+        for case, images in found.items()
         if len(images) > 1
     }
 

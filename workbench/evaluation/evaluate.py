@@ -16,8 +16,9 @@ from workbench.common.files import write_bytes
 from workbench.evaluation import diversity
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.answers import CHUNK, Answers, answer, chunks, judge_into, write_answers
-from workbench.evaluation.cases.case import BENCHES, Case, is_of_world
+from workbench.evaluation.cases.case import BENCHES, Case
 from workbench.evaluation.cases.choose import benchmark_cases
+from workbench.evaluation.cases.world import is_of_world
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.judges.vlm_judge import Panel
 from workbench.evaluation.measures import distances
@@ -60,7 +61,7 @@ def evaluate(
     chosen, judge, clock = recipe.evaluation, judge or LocalJudge(), clock or Clock()
     if cases is None:
         with clock.phase("cases"):
-            cases = benchmark_cases(recipe, chosen.split, chosen.t2i_cases, chosen.editing_cases)
+            cases = benchmark_cases(recipe.data, chosen)
     kept_answers = store or Store(out_folder / PARTIAL)
     paired = [case for group in chosen_cases(cases, chosen.vlm.pairs).values() for case in group] if panel else []
     keep = [case.id for group in chosen_cases(cases).values() for case in group] + [case.id for case in paired]
@@ -199,8 +200,8 @@ def selection_cases(recipe: Recipe) -> list[Case]:
     """Those on which the few-step teacher is chosen: none of the split that is reported on."""
     chosen = recipe.evaluation
     split = "search" if chosen.split != "search" else "calibration"
-    wanted = (min(SELECTION_CASES, number) for number in (chosen.t2i_cases, chosen.editing_cases))
-    return benchmark_cases(recipe, split, *wanted)
+    t2i, editing = (min(SELECTION_CASES, number) for number in (chosen.t2i_cases, chosen.editing_cases))
+    return benchmark_cases(recipe.data, chosen, split=split, t2i_cases=t2i, editing_cases=editing)
 
 
 def select_few_step(

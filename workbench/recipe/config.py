@@ -8,11 +8,6 @@ from typing import Literal
 
 from workbench.recipe.checks import fraction, nearest, positive, require, weights_sum_to_one
 
-T2I_CATEGORIES = ("landscape", "portrait", "text")
-EDIT_CATEGORIES = ("scene", "enhance", "object", "text", "identity", "style")
-CATEGORIES = {"t2i": T2I_CATEGORIES, "edit": EDIT_CATEGORIES}
-"""Categories of each task of the world that ships; one's own data may use any names."""
-
 
 @dataclass(frozen=True)
 class Model:
@@ -124,7 +119,7 @@ class Data:
     """Where samples come from.
 
     source: `openmoji` (the world that ships), or a folder or CSV file of one's own images, for `pack`.
-    samples: how many samples of each category of each task `pack` draws from the world.
+    samples: task -> category -> how many samples `pack` draws from the world; empty: as many as the world itself says.
     encode_workers: processes that encode shards side by side, each with an encoder of its own.
     keep_raw: let encoded shards keep the images too, which pretraining reads.
     num_workers: processes that draw the world.
@@ -132,9 +127,7 @@ class Data:
     """
 
     source: str = "openmoji"
-    samples: dict[str, dict[str, int]] = field(
-        default_factory=lambda: {task: {name: 200 for name in names} for task, names in CATEGORIES.items()}
-    )
+    samples: dict[str, dict[str, int]] = field(default_factory=dict)
     resolution: int = 128
     samples_per_shard: int = 1000
     raw: str = "data/raw"

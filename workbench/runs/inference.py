@@ -9,13 +9,13 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
+from datamodules.openmoji.benchmark import FULL_CASES
 from workbench.backbones.qwen_image_21 import export, pipeline
 from workbench.common.clock import Clock
 from workbench.common.errors import UserError
 from workbench.common.files import whole_file
 from workbench.common.images import read_image
 from workbench.evaluation.answer_cache import Store
-from workbench.evaluation.cases.case import FULL_CASES
 from workbench.evaluation.cases.case_file import write_jsonl
 from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.evaluate import PARTIAL, evaluate, select_few_step, selection_cases
@@ -66,9 +66,7 @@ def evaluate_run(
     judges = panel(recipe.evaluation.vlm) if "vlm" in recipe.evaluation.judges else None
     clock = Clock()
     with clock.phase("cases"):
-        cases = benchmark_cases(
-            recipe, recipe.evaluation.split, recipe.evaluation.t2i_cases, recipe.evaluation.editing_cases
-        )
+        cases = benchmark_cases(recipe.data, recipe.evaluation)
     check_heads(cases, LocalJudge())
     models: dict[str, ModelUnderTest]
     if folder.is_run():
@@ -94,9 +92,7 @@ def write_cases(out: Path, overrides: list[str]) -> int:
         raise UserError(f"{out} must end in .jsonl")
     full = {"t2i_cases": FULL_CASES["t2i"], "editing_cases": FULL_CASES["edit"]}
     chosen = from_mapping({"evaluation": full}, overrides, origin="cases")
-    cases = benchmark_cases(
-        chosen, chosen.evaluation.split, chosen.evaluation.t2i_cases, chosen.evaluation.editing_cases
-    )
+    cases = benchmark_cases(chosen.data, chosen.evaluation)
     write_jsonl(cases, out)
     return len(cases)
 
@@ -144,7 +140,7 @@ def _name_of(folder: Path) -> str:
 
 def _print_cost(recipe: Recipe, is_run: bool) -> None:
     chosen, num_models = recipe.evaluation, 3 if is_run else 1
-    cases = benchmark_cases(recipe, chosen.split, chosen.t2i_cases, chosen.editing_cases)
+    cases = benchmark_cases(recipe.data, chosen)
     planned = cost(cases, num_models, recipe)
     choosing = len(few_step_candidates(chosen.teacher_cfg_scale)) * len(selection_cases(recipe)) if is_run else 0
     console = Console()

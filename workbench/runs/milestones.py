@@ -122,7 +122,13 @@ def distillation_scores(recipe: Recipe, teacher: QwenImage21Pipeline) -> Scores:
     """Means of the student on a slice of the search split, as `evaluate` scores them: `t2i`, `editing`, and `score`,
     the mean of both."""
     chosen, resolution = recipe.evaluation, recipe.data.resolution
-    cases = benchmark_cases(recipe, "search", chosen.milestone_cases, chosen.milestone_cases)
+    cases = benchmark_cases(
+        recipe.data,
+        chosen,
+        split="search",
+        t2i_cases=chosen.milestone_cases,
+        editing_cases=chosen.milestone_cases,
+    )
     judge = LocalJudge()
 
     @cache

@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from datamodules.distillation import DistillationData
+from datamodules.openmoji import samples_of
 from datamodules.pretraining import PretrainingData, ShardSource, Source
 from datamodules.shards.encoded import EncodedDataset
 from studies.tiny_model.world_source import WorldSource
@@ -157,7 +158,7 @@ def _pretraining_data(
             device=device,
         )
 
-    few = {task: {name: min(count, 2) for name, count in of.items()} for task, of in recipe.data.samples.items()}
+    few = {task: {name: min(count, 2) for name, count in of.items()} for task, of in samples_of(recipe.data).items()}
     return over(world(recipe.data)), over(world(replace(recipe.data, samples=few, num_workers=0)))
 
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from shard_fakes import COUNTS, fake_encoder, fake_latents, fake_prompts, members, png, write_raw, write_tar
 
+from datamodules.shards.counts import INDEX
 from datamodules.shards.encode import encode, encode_shards
 from datamodules.shards.encode_shard import Encoder
-from datamodules.shards.encoded import INDEX, EncodedDataset
+from datamodules.shards.encoded import EncodedDataset
 from datamodules.shards.pack import pack
 from datamodules.shards.raw import raw_shards, read_raw
 from workbench.backbones.qwen_image_21 import pipeline as pipelines

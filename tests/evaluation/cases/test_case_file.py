@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ from PIL import Image
 from workbench.batch import TASKS
 from workbench.cli import main
 from workbench.common.errors import UserError
-from workbench.evaluation.cases.case import Case, openmoji_cases
+from workbench.evaluation.cases.case import Case
 from workbench.evaluation.cases.case_file import read_jsonl, sliced, write_jsonl
 from workbench.evaluation.cases.choose import benchmark_cases
+from workbench.evaluation.cases.count import count_cases
+from workbench.evaluation.cases.world import world_cases
 from workbench.evaluation.judges.check import check_heads
 from workbench.evaluation.judges.local import LocalJudge
+from workbench.recipe.config import Data, Evaluation
 from workbench.recipe.reading import from_mapping
 from workbench.sampling.sampler import fit
 
@@ -32,7 +36,7 @@ def same(a: Case, b: Case) -> bool:
 
 
 def test_shipped_cases_survive_their_file(tmp_path: Path) -> None:
-    cases = [*openmoji_cases("t2i", "search", 2, 64), *openmoji_cases("edit", "search", 2, 64)]
+    cases = [*world_cases("t2i", "search", 2, 64), *world_cases("edit", "search", 2, 64)]
     write_jsonl(cases, tmp_path / "mine.jsonl")
     again = read_jsonl(tmp_path / "mine.jsonl")
     assert all(same(a, b) for a, b in zip(cases, again, strict=True))
@@ -44,8 +48,9 @@ def test_the_command_writes_what_the_keys_choose_and_evaluation_reads_it_back(tm
     keys = ["evaluation.t2i_cases=1", "evaluation.editing_cases=2", "data.resolution=64", "evaluation.split=search"]
     assert main(["cases", str(out), *keys]) == 0
     recipe = from_mapping({"evaluation": {"cases": str(out)}, "data": {"resolution": 64}})
-    read = benchmark_cases(recipe, "report", 600, 250)
-    drawn = benchmark_cases(from_mapping({}, keys), "search", 1, 2)
+    read = benchmark_cases(recipe.data, replace(recipe.evaluation, t2i_cases=600, editing_cases=250))
+    keyed = from_mapping({}, keys)
+    drawn = benchmark_cases(keyed.data, keyed.evaluation)
     assert len(read) == 3 + 12 and all(same(a, b) for a, b in zip(drawn, read, strict=True))
 
 
@@ -138,7 +143,7 @@ def test_what_the_judge_can_never_see_is_said_before_anything_is_drawn(
 
 def test_the_judge_knows_whatever_the_world_asks_for() -> None:
     for split in ("search", "report"):
-        check_heads([case for task in TASKS for case in openmoji_cases(task, split, 20, 32)], LocalJudge())
+        check_heads([case for task in TASKS for case in world_cases(task, split, 20, 32)], LocalJudge())
 
 
 def test_files_without_cases_are_named(tmp_path: Path) -> None:
@@ -169,26 +174,43 @@ def test_slices_are_stratified_nested_and_follow_the_seed() -> None:
 
 
 def test_slices_of_the_world_are_nested_and_follow_the_seed() -> None:
-    small, large = (openmoji_cases("t2i", "search", n, 32, ("text",), slice_seed=4) for n in (2, 4))
+    small, large = (world_cases("t2i", "search", n, 32, ("text",), slice_seed=4) for n in (2, 4))
     assert {c.id for c in small} < {c.id for c in large} and {c.category for c in large} == {"text"}
-    first = openmoji_cases("t2i", "search", 4, 32, ("text",))
+    first = world_cases("t2i", "search", 4, 32, ("text",))
     assert {c.id for c in first} != {c.id for c in large}
     with pytest.raises(UserError, match="did you mean 'portrait'"):
-        benchmark_cases(from_mapping({"evaluation": {"categories": ["portrat"]}}), "search", 1, 1)
+        benchmark_cases(Data(), Evaluation(categories=["portrat"]))
+
+
+def test_cases_are_counted_without_being_drawn(tmp_path: Path) -> None:
+    own = Data(source="my_images")
+    with pytest.raises(UserError, match=r"data.source=my_images has no benchmark: name your own cases"):
+        benchmark_cases(own, Evaluation())
+    with pytest.raises(UserError, match=r"data.source=my_images has no benchmark"):
+        count_cases(own, Evaluation())
+    few = Evaluation(t2i_cases=2, editing_cases=1)
+    for chosen in (few, replace(few, categories=["text"]), replace(few, categories=["style"])):
+        assert count_cases(Data(), chosen) == len(benchmark_cases(Data(resolution=32), chosen)) > 0
+    cases = [Case(f"{name}{i}", "t2i", name, "p") for name, count in (("a", 1), ("b", 5)) for i in range(count)]
+    write_jsonl(cases, tmp_path / "mine.jsonl")
+    of_file = replace(few, cases=str(tmp_path / "mine.jsonl"))
+    assert count_cases(own, of_file) == len(benchmark_cases(own, of_file)) == 3
+    with pytest.raises(UserError, match="cannot read the cases"):
+        count_cases(own, replace(few, cases=str(tmp_path / "none.jsonl")))
 
 
 def test_worker_processes_draw_what_one_process_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = openmoji_cases("edit", "search", 2, 32)
-    monkeypatch.setattr("workbench.evaluation.cases.case.PARALLEL_CASES", 4)
-    monkeypatch.setattr("workbench.evaluation.cases.case.usable_cores", lambda: 2)
-    assert all(same(a, b) for a, b in zip(alone, openmoji_cases("edit", "search", 2, 32), strict=True))
+    alone = world_cases("edit", "search", 2, 32)
+    monkeypatch.setattr("datamodules.openmoji.benchmark.PARALLEL_CASES", 4)
+    monkeypatch.setattr("datamodules.openmoji.benchmark.usable_cores", lambda: 2)
+    assert all(same(a, b) for a, b in zip(alone, world_cases("edit", "search", 2, 32), strict=True))
 
 
 def test_own_images_come_to_the_size_of_the_answers(tmp_path: Path) -> None:
     Image.new("RGB", (300, 150)).save(tmp_path / "s.png")
     (tmp_path / "mine.jsonl").write_text(json.dumps({**EDIT, "target": "s.png"}))
     recipe = from_mapping({"evaluation": {"cases": str(tmp_path / "mine.jsonl")}, "data": {"resolution": 64}})
-    (case,) = benchmark_cases(recipe, "report", 5, 5)
+    (case,) = benchmark_cases(recipe.data, recipe.evaluation)
     assert case.source is not None and case.target is not None
     assert case.source.shape == case.target.shape and case.source.shape[1] > case.source.shape[0]
     assert case.source.shape[0] % 32 == case.source.shape[1] % 32 == 0

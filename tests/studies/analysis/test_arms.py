@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from study_fakes import base_recipe
 
+from datamodules.openmoji import CATEGORIES
 from studies import data_composition, study, task_mixture, teacher_guidance
 from studies.catalogue import KNOWN
 from workbench.common.errors import UserError
 from workbench.method import guidance
 from workbench.recipe import lambda_tables
-from workbench.recipe.config import CATEGORIES, Recipe
+from workbench.recipe.config import Recipe
 
 BASE = base_recipe()
 NAMES = [f"{task}/{name}" for task, names in CATEGORIES.items() for name in names]

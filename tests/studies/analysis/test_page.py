@@ -266,6 +266,18 @@ def test_passes_are_draws_over_prompts() -> None:
     assert passes_per_prompt(recipe) == {"t2i/landscape": 6.0, "t2i/text": 3.0}
 
 
+def test_passes_are_of_categories_that_the_data_have(tmp_path: Path) -> None:
+    recipe = base_recipe(
+        "trainer.updates=10", "mixture.batch_size=6", "data.source=my_images", f"data.encoded={tmp_path}"
+    )
+    assert passes_per_prompt(recipe) == {}, "nobody knows here what those data hold"
+    samples = [{"task": task, "category": "cats"} for task in ("t2i", "t2i", "t2i", "edit")]
+    (tmp_path / "index.json").write_text(json.dumps({"samples": samples}))
+    assert passes_per_prompt(recipe) == {"t2i/cats": 10.0, "edit/cats": 30.0}
+    world = replace(recipe, data=replace(recipe.data, source="openmoji"))
+    assert passes_per_prompt(world) == passes_per_prompt(recipe), "what was encoded counts, whatever it was made from"
+
+
 def test_every_trial_of_a_study_has_every_column_of_hyper_parameters() -> None:
     columns = study_file.columns(teacher_guidance, base_recipe())
     rows = [

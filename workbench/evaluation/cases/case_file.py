@@ -22,11 +22,10 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from workbench.batch import TASKS
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 from workbench.common.images import read_image
-from workbench.evaluation.cases.case import Case, slice_indices
+from workbench.evaluation.cases.case import BENCHES, Case, slice_indices
 
 MANY = 200
 """From so many cases on, reading and writing show a progress bar."""
@@ -113,7 +112,9 @@ def sliced(cases: Sequence[Case], per_category: dict[str, int], categories: Sequ
             chosen.append(case)
         at[cell] += 1
     # Benchmark by benchmark and category by category, as the world's cases come.
-    return sorted(chosen, key=lambda case: (TASKS.index(case.task), list(count).index((case.task, case.category))))
+    return sorted(
+        chosen, key=lambda case: (list(BENCHES).index(case.task), list(count).index((case.task, case.category)))
+    )
 
 
 def _parse(line: str, path: Path, where: str, prepare: Callable[[Image.Image], Image.Image]) -> Case:
@@ -144,7 +145,7 @@ def _check(row: dict[str, Any], where: str) -> None:
     known = [item.name for item in fields(Case)]
     if unknown := sorted(row.keys() - set(known)):
         raise UserError(f"{where}: has an unknown key {unknown[0]!r}; known are {', '.join(known)}")
-    if row["task"] not in TASKS:
+    if row["task"] not in BENCHES:
         raise UserError(f"{where}: task must be t2i or edit, not {row['task']!r}")
     if row["task"] == "edit" and "source" not in row:
         raise UserError(f"{where}: an edit needs a source image")

@@ -110,7 +110,7 @@ def mean_head_score(
 ) -> tuple[float | None, dict[str, float]]:
     """Mean over `heads` that `wanted` and `seen` hold, and each of them; None if there is none.
 
-    In a picture of a wrong category, if that is among the heads, no other head can be right: a portrait has no sky.
+    In a picture of a wrong category, if that is among the heads, no other head can be right: it shows other things.
     before: attributes of an edit's source; a head then scores its progress beyond the source. accepted: every right
     value of the heads that have more than the one in `wanted`.
     """

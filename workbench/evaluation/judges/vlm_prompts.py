@@ -1,13 +1,17 @@
 """What vision-language judges are asked, in our own words, and what a valid reply is.
 
-One frame for generation, with two equally critical axes; one rubric an editing category; one for a preference. Change
-a word and `WORDING` changes with it: it is part of every cache key, so no reply to another wording is ever reused.
+One frame for generation, with two equally critical axes; one rubric a category of edits (`edit_rubrics.yaml`); one for
+a preference. Change a word and `WORDING` changes with it: it is part of every cache key, so no reply to another wording
+is ever reused.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 from workbench.batch import Task
 
@@ -64,55 +68,20 @@ def _edit(focus: str, preserved: str, critical: tuple[str, ...], failures: tuple
     return Rubric("edit", axes, critical, (*_EDIT_FAILURES, *failures), focus)
 
 
-EDITS: dict[str, Rubric] = {
-    "scene": _edit(
-        "The surroundings are to change: weather, time of day, ground or backdrop.",
-        "whoever and whatever stands in the scene is the same as before, in number, place, shape and colour",
-        ("instruction",),
-        ("foreground_changed", "inconsistent_light"),
-        coherence="light, colours and edges of what was kept suit the new surroundings",
-    ),
-    "enhance": _edit(
-        "A defect of the source (blur, noise, darkness, faded colours, blocks) is to be repaired.",
-        "content and composition are those of the source: repairing invents and removes nothing",
-        ("instruction", "preservation"),
-        ("defect_remains", "content_invented", "oversharpened", "colours_off"),
-        fidelity="detail, contrast and colour are now what a clean picture of this scene would show",
-    ),
-    "object": _edit(
-        "One object is to be added, removed or replaced.",
-        "everything else in the picture, the background behind the object included, is as it was",
-        ("instruction",),
-        ("object_missing", "object_remains", "wrong_object", "background_damaged"),
-        integration="size, place and light of the object are plausible, or the gap it left is filled without a trace",
-    ),
-    "text": _edit(
-        "Writing in the picture, or the colours it is set in, is to change.",
-        "surface, layout, surroundings and any writing not spoken of are as they were",
-        ("instruction", "lettering"),
-        ("wrong_text", "misspelled", "illegible_text", "typeface_broken"),
-        lettering="what is written is letter by letter right, whole and readable",
-    ),
-    "identity": _edit(
-        "The subject is to be shown otherwise (elsewhere, bigger, turned) and must stay the very same subject.",
-        "whatever the instruction leaves alone is as it was",
-        ("instruction", "identity"),
-        ("identity_lost", "subject_distorted", "pose_broken"),
-        identity="the subject is recognisably the same individual: kind, face, markings, colours, proportions",
-    ),
-    "style": _edit(
-        "The whole picture is to be shown in another style.",
-        "what is shown, and where it stands, is still that of the source",
-        ("instruction", "preservation"),
-        ("style_missing", "style_uneven", "content_changed"),
-        style="the style is applied to all of the picture, evenly and recognisably",
-    ),
-}
+def _of_file(path: Path) -> dict[str, Rubric]:
+    return {
+        category: _edit(of["focus"], of["preserved"], tuple(of["critical"]), tuple(of["failures"]), **of["axes"])
+        for category, of in yaml.safe_load(path.read_text()).items()
+    }
+
+
+EDITS = _of_file(Path(__file__).with_name("edit_rubrics.yaml"))
+"""Category of Editing-Bench -> its rubric."""
 GENERAL_EDIT = _edit(
     "The picture is to be changed as instructed.", "whatever the instruction leaves alone is as it was",
     ("instruction",), (),
 )  # fmt: skip
-"""For categories of one's own."""
+"""For edits of any other category."""
 
 _SCALE = (
     "Scores run from 1.00 to 5.00, two decimals: 5 nothing to object to, 4 small flaws one has to look for, 3 flaws"
@@ -141,7 +110,7 @@ PAIR_SYSTEM = (
 
 
 def rubric_of(task: Task, category: str) -> Rubric:
-    """The rubric for a category; a general one for edits of one's own kinds."""
+    """The rubric for a category; the general one for edits that Editing-Bench has no category for."""
     return T2I if task == "t2i" else EDITS.get(category, GENERAL_EDIT)
 
 
