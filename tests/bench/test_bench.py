@@ -1,4 +1,4 @@
-"""The benchmark: what it measures is what it says, and bad options are told."""
+"""The benchmark: what it measures and reports, and errors for bad options."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from workbench.bench import __main__ as command
-from workbench.bench.data import Shapes, random_batch
+from workbench.bench.data import Shapes, random_batch, typical_seed
+from workbench.bench.plain import PlainEngine
 from workbench.common.errors import UserError
+from workbench.method import rng
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = ["model=random:blocks=2,width=32,heads=2,text=24,channels=8", "device=cpu", "batch_size=2", "side=4"]
@@ -68,3 +70,41 @@ def test_overrides_read_back() -> None:
     assert (options.model, options.cfg_scale, options.mix) == ("random:blocks=2,width=64", 1.0, "5:5")
     with pytest.raises(UserError):
         command.read_options(["mix=both"])
+
+
+def test_a_typical_seed_draws_what_the_law_expects() -> None:
+    seed = typical_seed(4, 5, 2)
+
+    def total(stream: str) -> int:
+        return sum(rng.integer(4, seed=seed, stream=stream, step=update) for update in range(2))
+
+    assert total("graded_step") == 3 and sum(total(f"fake{r}/step") for r in range(5)) == 15
+
+
+FULL = ["size=full", *SMALL, "batch_size=1", "text_tokens=5", "compile=false", "repeats=1", "fake_updates=1"]
+
+
+def test_a_full_size_report_holds_every_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "full.json"
+    assert command.main([*FULL, "mix=edit", "phases=true", f"json={out}"]) == 0
+    results = json.loads(out.read_text())["results"]
+    assert set(results) == {"edit"}
+    assert set(results["edit"]) == {"ours", "plain", "student_rollout", "phases_s"}
+    for name in ("ours", "plain", "student_rollout"):
+        row = results["edit"][name]
+        assert len(row["wall_s"]) == 1 and row["wall_s"][0] > 0
+        assert name == "plain" or (row["speed_up"] > 0 and row["stored"] == 2)
+    assert command.main([*FULL, "depth=3"]) == 2 and "depth" in capsys.readouterr().err
+
+
+def test_one_failed_measurement_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(PlainEngine, "step", fails)
+    assert command.main([*FULL, "mix=t2i"]) == 1
+    printed = capsys.readouterr().out
+    assert "RuntimeError: out of memory" in printed and "student_rollout" in printed
+    assert printed.count(" x ") == 0, "no speed-up over what was not measured"

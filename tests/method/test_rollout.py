@@ -33,7 +33,7 @@ class Affine(nn.Module):
 def test_grid_falls_from_one_to_zero(shift: float) -> None:
     grid = rollout.time_grid(5, shift)
     assert grid[0] == 1 and grid[-1] == 0 and (grid.diff() < 0).all()
-    assert rollout.explicit_grid([1.0, 0.5]).tolist() == [1.0, 0.5, 0.0]
+    assert rollout.time_grid(4, 3.0, explicit=[1.0, 0.5]).tolist() == [1.0, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])

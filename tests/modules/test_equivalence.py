@@ -16,7 +16,7 @@ from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.bench.data import CATEGORIES, Shapes, random_transformer, step_data
 from workbench.bench.plain import PlainEngine
 from workbench.modules.distiller import Distiller
-from workbench.recipe.config import Dmd, Guidance, Mixture, Model, Optim, Recipe, Teachers, Trainer
+from workbench.recipe.config import Dmd, Guidance, Mixture, Model, Optim, Recipe, Schedule, Teachers, Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -142,6 +142,12 @@ def test_so_do_several_teachers() -> None:
     assert_equivalent(
         make_recipe(teachers=Teachers(specialists={"text": "-"}, cfg_scale=1.5), guidance=Guidance(tables=table))
     )
+
+
+def test_so_do_scheduled_teachers() -> None:
+    schedules = {"default": Schedule("ramp", {"text": 0.5}), "t2i": Schedule("switch", {"text": 1.0}, at=2)}
+    teachers, guidance = Teachers(specialists={"text": "-"}, cfg_scale=1.5), Guidance(schedules=schedules)
+    assert_equivalent(make_recipe(teachers=teachers, guidance=guidance))
 
 
 def test_clipping_scales_the_whole_gradient_alike() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +20,7 @@ from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.batch import Condition, StepData
 from workbench.bench.data import CATEGORIES
 from workbench.bench.plain import PlainEngine
+from workbench.common.clock import Clock
 from workbench.modules.distiller import Distiller
 from workbench.recipe.config import Recipe
 
@@ -48,14 +48,14 @@ class Timings:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for the device, so that a host clock tells its time."""
+    """Wait for the device, so that the host can measure its time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def clocked(timings: Timings, device: torch.device, keep: bool) -> Iterator[None]:
-    """Adds the time and the peak memory of its body to `timings`, if they are to be kept."""
+    """Add time and peak memory of the body to `timings`, if `keep`."""
     synchronise(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -69,11 +69,11 @@ def clocked(timings: Timings, device: torch.device, keep: bool) -> Iterator[None
 
 
 class _InTurns(L.Callback):
-    """Clocks each training step of the engine, then runs and clocks the reference on the same data. The reference has
-    nothing to record: it warms up on the last few of the iterations that are not kept."""
+    """Times each training step of the engine, then runs and times the plain arrangement on the same data. The plain
+    arrangement records no graphs: it warms up on the last of the iterations that are not kept."""
 
-    def __init__(self, plain: PlainEngine | None, warmup: int, on_iteration: Callable[[], None]) -> None:
-        self.plain, self.warmup, self.on_iteration = plain, warmup, on_iteration
+    def __init__(self, plain: PlainEngine | None, warmup: int) -> None:
+        self.plain, self.warmup = plain, warmup
         self.ours, self.theirs = Timings(), Timings()
         self._open: Any = None
 
@@ -94,19 +94,13 @@ class _InTurns(L.Callback):
             ):
                 self.plain.step(batch, index)
             module.zero_grad(set_to_none=True)
-        self.on_iteration()
 
 
 def alternate(
-    module: Distiller,
-    plain: PlainEngine | None,
-    data: Sequence[StepData],
-    *,
-    warmup: int,
-    on_iteration: Callable[[], None] = lambda: None,
+    module: Distiller, plain: PlainEngine | None, data: Sequence[StepData], *, warmup: int
 ) -> tuple[Timings, Timings]:
     """Timings of the engine and of `plain` over `data`, one step each in turns; the first `warmup` are not kept."""
-    turns = _InTurns(plain, warmup, on_iteration)
+    turns = _InTurns(plain, warmup)
     _fit(module, data, [turns])
     return turns.ours, turns.theirs
 
@@ -114,60 +108,37 @@ def alternate(
 def phases(denoiser: QwenImage21, recipe: Recipe, data: Sequence[StepData], *, warmup: int) -> dict[str, float]:
     """Mean seconds an iteration of each phase of the engine, run eagerly with a clock around every part."""
     recipe = replace(recipe, trainer=replace(recipe.trainer, cuda_graphs="off"))
-    clock = PhaseClock()
+    clock = Clock()
     timed = _TimedDistiller(_TimedDenoiser(denoiser, clock), recipe, CATEGORIES)
     timed.clock = clock
     callback = _Phases(clock, warmup)
     _fit(timed, data, [callback])
     kept = len(data) - warmup
-    parts = {name: seconds / kept for name, seconds in clock.seconds.items()}
+    parts = {name: seconds / kept for name, seconds in clock.wall_s.items()}
     parts["draws, losses, clipping, the rest"] = sum(callback.total.wall_s) / kept - sum(parts.values())
     return parts
-
-
-class PhaseClock:
-    """Seconds by phase. A phase inside another counts for the outer one."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._inside = False
-
-    @contextmanager
-    def __call__(self, phase: str, device: torch.device) -> Iterator[None]:
-        if self._inside:
-            yield
-            return
-        self._inside = True
-        synchronise(device)
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            synchronise(device)
-            self.seconds[phase] += time.perf_counter() - started
-            self._inside = False
 
 
 class _TimedDenoiser(QwenImage21):
     """The same networks with a clock around each evaluation."""
 
-    def __init__(self, denoiser: QwenImage21, clock: PhaseClock) -> None:
+    def __init__(self, denoiser: QwenImage21, clock: Clock) -> None:
         super().__init__(dict(denoiser.networks.items()), denoiser.network_of_role)  # type: ignore[arg-type]
         self.clock = clock
 
     def prefix(self, condition: Condition, role: str, shared: Prefix | None = None) -> Prefix:
-        with self.clock(_phase(role), condition.prompt.device):
+        with self.clock.phase(_phase(role)):
             return super().prefix(condition, role, shared)
 
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
-        with self.clock(_phase(role), x_t.device):
+        with self.clock.phase(_phase(role)):
             return super().velocity(prefix, x_t, t, role)
 
 
 class _TimedDistiller(Distiller):
     """The engine with a clock around backward and optimiser."""
 
-    clock: PhaseClock
+    clock: Clock
     _stepping = ""
 
     def _update(self, role: str, *arguments: Any) -> Tensor:
@@ -176,12 +147,12 @@ class _TimedDistiller(Distiller):
 
     def manual_backward(self, loss: Tensor, *arguments: Any, **options: Any) -> None:
         phase = "student graded: backward" if self._stepping == STUDENT else "fake score: backward"
-        with self.clock(phase, loss.device):
+        with self.clock.phase(phase):
             super().manual_backward(loss, *arguments, **options)
 
 
 class _Phases(L.Callback):
-    def __init__(self, clock: PhaseClock, warmup: int) -> None:
+    def __init__(self, clock: Clock, warmup: int) -> None:
         self.clock, self.warmup = clock, warmup
         self.total = Timings()
         self._open: Any = None
@@ -191,14 +162,14 @@ class _Phases(L.Callback):
             step = optimizer.step
 
             def timed(*arguments: Any, step: Any = step, **options: Any) -> Any:
-                with self.clock("optimiser", module.device):
+                with self.clock.phase("optimiser"):
                     return step(*arguments, **options)
 
             optimizer.step = timed  # type: ignore[method-assign]
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: StepData, index: int) -> None:
         if index == self.warmup:
-            self.clock.seconds.clear()
+            self.clock.restart()
         self._open = clocked(self.total, module.device, index >= self.warmup)
         self._open.__enter__()
 
@@ -217,7 +188,7 @@ def _phase(role: str) -> str:
 
 def _fit(module: Distiller, data: Sequence[StepData], callbacks: list[L.Callback]) -> None:
     recipe = module.recipe.trainer
-    # A trainer takes its module off the device when it is done; the same weights are measured again.
+    # A trainer moves its module off the device at the end; the same weights are measured again.
     module.cpu = lambda: module  # type: ignore[method-assign]
     trainer = L.Trainer(
         accelerator=recipe.accelerator,

@@ -1,6 +1,6 @@
 """The plain arrangement of distribution matching distillation: the slow reference.
 
-Every network evaluation is diffusers' own forward over the whole sequence, eager; nothing is kept between evaluations;
+Every network evaluation is diffusers' own forward over the full sequence, eager; nothing is kept between evaluations;
 the teacher's cond and uncond passes are separate. It draws the random numbers that `Distiller` draws, so losses and
 gradients of one step agree (`tests/modules/test_equivalence.py`), and `workbench.bench` measures the engine against it.
 """
@@ -21,14 +21,15 @@ from workbench.backbones.roles import FAKE_SCORE, STUDENT, teacher_roles
 from workbench.batch import Batch, Condition, StepData
 from workbench.engine.optimisation import clip_gradients, learning_rate_factor, uncached_casts
 from workbench.method import dmd, flow, guidance, rng, rollout
+from workbench.recipe import lambda_tables
 from workbench.recipe.config import Recipe
 
 
 class PlainNetworks:
     """Stock forwards over the weights of a denoiser's roles.
 
-    per_length: run the samples of each text length by themselves, as stock inference would. Else the padded batch is
-    run at once with a key mask, as trainers do: faster, and off by the place where padding puts the target.
+    per_length: run the samples of each text length by themselves, as stock inference would. Otherwise the padded batch
+    runs at once with a key mask, as in trainers: faster, and the target's positions differ because of the padding.
     """
 
     def __init__(self, denoiser: QwenImage21, *, gradient_checkpointing: bool, per_length: bool) -> None:
@@ -63,7 +64,7 @@ class PlainNetworks:
         return torch.cat(pieces)[torch.tensor(order, device=x_t.device).argsort()]
 
     def _add_role(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, str] | None:
-        """Stock code calls an adapted layer without saying whose adapter it means."""
+        """Stock code calls an adapted layer without naming a role."""
         return (inputs[0], self._role) if len(inputs) == 1 else None
 
     def _checkpoint(self, block: nn.Module, *inputs: object) -> Tensor:
@@ -89,14 +90,10 @@ class PlainEngine:
         )
         self.teachers = teacher_roles(recipe.teachers)
         options, optim = recipe.dmd, recipe.optim
-        self.times = (
-            rollout.explicit_grid(options.student_times)
-            if options.student_times
-            else rollout.time_grid(options.student_steps, options.student_shift)
-        ).tolist()
-        self.lambdas = guidance.lambda_table(
-            recipe.guidance.tables, categories, num_steps=len(self.times) - 1, teachers=self.teachers
-        )
+        self.times = rollout.time_grid(options.student_steps, options.student_shift, options.student_times).tolist()
+        num_steps, specialists = len(self.times) - 1, list(recipe.teachers.specialists)
+        tables = lambda_tables.tables(recipe.guidance, num_steps=num_steps, specialists=specialists)
+        self.lambdas = guidance.lambda_table(tables, categories, num_steps=num_steps, teachers=self.teachers)
         self.parameters = {role: _own_parameters(denoiser, role) for role in (STUDENT, FAKE_SCORE)}
         self.optimizers = {
             role: torch.optim.AdamW(
@@ -109,7 +106,7 @@ class PlainEngine:
         self.update = 0
 
     def step(self, data: StepData, update: int) -> None:
-        """The whole training step of `update`."""
+        """The training step of `update`."""
         self.update, self.losses = update, []
         with uncached_casts():
             graded = self._integer("graded_step")
@@ -119,8 +116,8 @@ class PlainEngine:
             self._optimise(STUDENT, data.student, partial(self._student_loss, step=graded))
 
     def _fake_updates(self, data: StepData) -> list[tuple[Sequence[Batch], str, int]]:
-        """Batches, stream of the student's samples on them and step of these, of each fake-score update. What reuses a
-        rollout runs the whole of it anew each time."""
+        """Batches, stream of the student's samples on them and step of these, of each fake-score update. A rollout
+        that is reused is run again each time."""
         options = self.recipe.dmd
         if options.fake_samples == "fresh":
             return [(batches, f"fake{r}", self._integer(f"fake{r}/step")) for r, batches in enumerate(data.fake)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from workbench.common.clock import Clock
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.cases.case import Case
-from workbench.method.rollout import explicit_grid, time_grid
+from workbench.method.rollout import time_grid
 from workbench.recipe.config import Recipe
 from workbench.sampling.sampler import EncodedRequest, Request, Sampler, encode, fit
 
@@ -40,7 +40,7 @@ class Sampling:
 
     def grid(self) -> Tensor:
         """(steps + 1,) times from 1 to 0."""
-        return explicit_grid(self.times) if self.times else time_grid(self.steps, self.shift)
+        return time_grid(self.steps, self.shift, self.times)
 
     def as_dict(self) -> dict[str, Any]:
         grid = {"times": list(self.times)} if self.times else {"shift": self.shift}

@@ -17,14 +17,12 @@ from workbench.method import flow
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
-def time_grid(steps: int, shift: float) -> Tensor:
-    """K + 1 times 1 = t_0 > ... > t_K = 0: uniform ones, time-shifted (`flow.shift`)."""
+def time_grid(steps: int, shift: float, explicit: Sequence[float] = ()) -> Tensor:
+    """K + 1 times 1 = t_0 > ... > t_K = 0: uniform ones, time-shifted (`flow.shift`), or the `explicit` t_0 to t_{K-1}
+    where there are any, with the terminal 0 appended."""
+    if explicit:
+        return torch.tensor([*explicit, 0.0], dtype=torch.float32)
     return flow.shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).float()
-
-
-def explicit_grid(times: Sequence[float]) -> Tensor:
-    """Given student times with the terminal 0 appended."""
-    return torch.tensor([*times, 0.0], dtype=torch.float32)
 
 
 def sample(velocity: Velocity, noise: Tensor, times: Tensor) -> Tensor:

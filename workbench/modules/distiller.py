@@ -253,9 +253,7 @@ class Distiller(RootModule):
 
 def student_times(recipe: Recipe) -> Tensor:
     """The student's grid, (K + 1,)."""
-    if recipe.dmd.student_times:
-        return rollout.explicit_grid(recipe.dmd.student_times)
-    return rollout.time_grid(recipe.dmd.student_steps, recipe.dmd.student_shift)
+    return rollout.time_grid(recipe.dmd.student_steps, recipe.dmd.student_shift, recipe.dmd.student_times)
 
 
 def renoise_intervals(recipe: Recipe) -> list[tuple[float, float]]:

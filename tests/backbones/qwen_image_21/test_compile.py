@@ -6,9 +6,7 @@ inductor's would take a minute and a half. The GPU runs the whole compiler.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -22,8 +20,7 @@ from workbench.backbones.lora_files import AdapterLayer
 from workbench.backbones.qwen_image_21.transformer import QwenImage21, RoleDenoiser
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, TEACHER
 from workbench.batch import Batch, Condition, Layout, Reference
-from workbench.bench import data, full
-from workbench.method import rng
+from workbench.bench import data, warm_up
 from workbench.recipe.config import Model, Recipe, Teachers, Trainer
 
 CUDA = torch.cuda.is_available()
@@ -166,7 +163,7 @@ def test_the_benchmarks_warm_up_leaves_nothing_to_compile(condition: Condition) 
         sample_ids=("a", "b"),
     )
     recipe = Recipe(teachers=Teachers(specialists={"text": "file"}))
-    full.evaluate_every_role(denoiser, recipe, data.StepData(0, (batch,), ()))
+    warm_up.evaluate_every_role(denoiser, recipe, data.StepData(0, (batch,), ()))
     assert all(parameter.grad is None for parameter in denoiser.parameters())
     counters.clear()
     gradients(denoiser, condition)
@@ -266,24 +263,3 @@ def test_tf32_is_float32_whose_products_are_rounded(kind: Literal["full", "lora"
             assert torch.get_float32_matmul_precision() == products
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def test_a_typical_seed_draws_what_the_law_expects() -> None:
-    seed = full.typical_seed(4, 5, 2)
-
-    def total(stream: str) -> int:
-        return sum(rng.integer(4, seed=seed, stream=stream, step=update) for update in range(2))
-
-    assert total("graded_step") == 3 and sum(total(f"fake{r}/step") for r in range(5)) == 15
-
-
-def test_every_measurement_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = "model=blocks=2,width=32,heads=2,text=24,channels=8"
-    out = tmp_path / "full.json"
-    arguments = [sizes, "device=cpu", "side=2", "text_tokens=5", "compile=false", "repeats=1", "fake_updates=1"]
-    assert full.main([*arguments, "mix=edit", "phases=true", f"json={out}"]) == 0
-    results = json.loads(out.read_text())["results"]
-    assert set(results) == {"weights", "edit ours", "edit plain", "edit ours, student_rollout", "edit phases"}
-    for name in ("edit ours", "edit plain", "edit ours, student_rollout"):
-        assert len(results[name]["wall_s"]) == 1 and results[name]["wall_s"][0] > 0
-    assert full.main([*arguments, "depth=3"]) == 2 and "depth" in capsys.readouterr().err
