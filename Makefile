@@ -9,7 +9,7 @@
 #   ZOO='key=value ...'    options of `make zoo-report` and `make benchmarks`, see studies/tiny_model/figures.py
 #   RECIPE=FILE            base recipe of a study: demo.yaml for CPUs, studies/recipes/gpu.yaml for one GPU
 #   STUDY='key=value ...'  options of a study and overrides of its recipe: workers=4 seeds=0,1 trainer.updates=100
-#   SPECIALISTS='{...}'    teachers.specialists of `make study-teacher study-search`
+#   SPECIALISTS='{...}'    teachers.specialists of `make study-teacher-guidance study-search`
 #   SMOKE=1                of a study: two trials of two updates, minutes on two cores, into runs/studies-smoke
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -29,13 +29,8 @@ MADE_ADAPTERS := $(if $(filter tiny,$(ADAPTERS)),,$(addprefix $(ADAPTERS)/,portr
 BASE_RECIPE := $(if $(SMOKE),studies/recipes/smoke.yaml,$(RECIPE))
 STUDIES := runs/studies$(if $(SMOKE),-smoke)
 
-# $(call study,NAME,OPTIONS): data, trials, report; the same command continues.
-define study
-$(WORKBENCH) pack $(BASE_RECIPE)
-$(WORKBENCH) encode $(BASE_RECIPE)
-$(WORKBENCH) study $(1) recipe=$(BASE_RECIPE) folder=$(STUDIES)/$(1) $(2) $(if $(SMOKE),trials=2 workers=2) $(STUDY)
-$(WORKBENCH) report $(STUDIES)/$(1)
-endef
+OPTIONS_teacher-guidance = 'teachers.specialists=$(SPECIALISTS)' evaluation.milestone_cases=$(if $(SMOKE),1,4)
+OPTIONS_search = 'teachers.specialists=$(SPECIALISTS)'
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,13 +41,12 @@ BASE_STAMP := $(VENV)/.base
 DEV_STAMP := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format bench tensorboard report zoo zoo-smoke zoo-report benchmarks clean \
-	study-noise study-data study-teacher study-mixture study-search
+.PHONY: help demo test lint types format bench tensorboard report zoo zoo-smoke zoo-report benchmarks clean
 .DELETE_ON_ERROR:
 
 help: ## this list
 	@echo "usage: make TARGET [NAME=value]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { sub(/%/, "NAME", $$1); printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@awk '/^#   [A-Z_]+=/ { sub(/^# /, ""); print } /^#    +[^ A-Z]/ { sub(/^# /, ""); print }' $(MAKEFILE_LIST)
 
 $(BASE_STAMP): pyproject.toml constraints.txt
@@ -101,20 +95,11 @@ tensorboard: $(BASE_STAMP) ## curves, samples and hyper-parameters of everything
 report: $(BASE_STAMP) ## write RUN/report.html again
 	$(WORKBENCH) report $(RUN)
 
-study-noise: $(BASE_STAMP) ## how far runs of one recipe differ by seed alone: run it first, the others read it
-	$(call study,noise-floor,)
-
-study-data: $(BASE_STAMP) ## which prompts: E1 to E5, the same at equal passes, shares of text
-	$(call study,data-composition,)
-
-study-teacher: $(BASE_STAMP) $(MADE_ADAPTERS) ## which teacher at which step, and whether it stays stable
-	$(call study,teacher-guidance,'teachers.specialists=$(SPECIALISTS)' evaluation.milestone_cases=$(if $(SMOKE),1,4))
-
-study-mixture: $(BASE_STAMP) ## which ratio of T2I to editing, from T2I only to edits only
-	$(call study,task-mixture,)
-
-study-search: $(BASE_STAMP) $(MADE_ADAPTERS) ## the whole recipe, for T2I, editing and diversity at once
-	$(call study,search,'teachers.specialists=$(SPECIALISTS)')
+study-%: $(BASE_STAMP) $(MADE_ADAPTERS) ## run a study by its name in studies/catalogue.py; noise-floor first: the others read it
+	$(WORKBENCH) pack $(BASE_RECIPE)
+	$(WORKBENCH) encode $(BASE_RECIPE)
+	$(WORKBENCH) study $* recipe=$(BASE_RECIPE) folder=$(STUDIES)/$* $(OPTIONS_$*) $(if $(SMOKE),trials=2 workers=2) $(STUDY)
+	$(WORKBENCH) report $(STUDIES)/$*
 
 data/smoke/specialists/%.safetensors: $(BASE_STAMP)
 	$(BIN)/python tests/fakes/random_adapter.py $@

@@ -1,10 +1,10 @@
-"""What a study is: a question, its arms and its space over a base recipe, and the values it maximises."""
+"""What a study is: a question, its arms and its search space over a base recipe, and the values it maximises."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Literal, Protocol
 
 import optuna
@@ -15,26 +15,36 @@ from workbench.recipe.reading import from_mapping
 
 BENCHES = {"t2i": "t2i_bench", "editing": "editing_bench"}
 Sampler = Literal["tpe", "nsga2"]
+Differences = Mapping[str, Any]
+"""What a recipe sets otherwise than the base, nested by section: `{"optim": {"ema_decay": 0.9}}`. A mapping inside a
+section (task ratios, schedules) replaces the base's as a whole; `Times(2)` stands for twice the base's number."""
 
 
 class TrialFailed(Exception):
     """A trial that ended without a score; its message is what the study records."""
 
 
+@dataclass(frozen=True)
+class Times:
+    """The base recipe's number times `factor`, rounded where it is a whole number."""
+
+    factor: float
+
+
 class Study(Protocol):
     """A module with these names.
 
     QUESTION: what the study answers, one sentence.
-    ARMS: for replication over seeds, name -> overrides on the base recipe; the first is what the others are compared
-        with. Empty: the study always searches.
-    SEEDS: what every arm runs under unless told otherwise.
+    ARMS: for replication over seeds, name -> differences from the base recipe; the first is what the others are
+        compared with. Empty: the study always searches.
+    SEEDS: the seeds of every arm, unless the command names others.
     OBJECTIVES: names of `objective_values`, all maximised: ("score",), or several for a Pareto front.
     SAMPLER: of the search; `tpe` is multi-objective where there are several objectives.
     suggest: for search, the base recipe with the trial's draws in it; what it draws from is the study's space.
     """
 
     QUESTION: str
-    ARMS: dict[str, list[str]]
+    ARMS: dict[str, Differences]
     SEEDS: tuple[int, ...]
     OBJECTIVES: tuple[str, ...]
     SAMPLER: Sampler
@@ -42,34 +52,35 @@ class Study(Protocol):
     def suggest(self, trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe: ...
 
 
-def vary(base: Recipe, overrides: Iterable[str]) -> Recipe:
-    """`base` with `section.key=value` overrides; `section.key*=factor` multiplies the base's own number.
-
-    Raises: UserError if the outcome is not a valid recipe.
-    """
-    values = asdict(base)
-    return from_mapping(values, [_absolute(values, item) for item in overrides], origin="study")
+def vary(base: Recipe, differences: Differences) -> Recipe:
+    """`base` with `differences` in it. Raises: UserError if the outcome is not a valid recipe."""
+    return from_mapping(_merged(base, differences), origin="study")
 
 
-def _absolute(values: dict[str, Any], override: str) -> str:
-    """`section.key*=factor` as `section.key=value`, whole numbers rounded; anything else as it is."""
-    key, times, factor = override.partition("*=")
-    if not times or "=" in key:
-        return override
-    section, _, name = key.partition(".")
-    before = values.get(section, {}).get(name)
-    try:
-        after = float(before) * float(factor)
-    except (TypeError, ValueError):
-        raise UserError(f"{override}: {key} holds {before!r}, which is no number to multiply") from None
-    return f"{key}={round(after) if isinstance(before, int) else after}"
+def _merged(part: Any, differences: Differences, prefix: str = "") -> dict[str, Any]:
+    """Plain values of a recipe, or of one of its sections, with `differences` in them."""
+    values = asdict(part)
+    sections = {item.name for item in fields(part) if is_dataclass(getattr(part, item.name))}
+    for key, new in differences.items():
+        if key in sections and isinstance(new, Mapping):
+            values[key] = _merged(getattr(part, key), new, f"{prefix}{key}.")
+        else:
+            values[key] = _multiplied(f"{prefix}{key}", values.get(key), new) if isinstance(new, Times) else new
+    return values
+
+
+def _multiplied(key: str, before: Any, times: Times) -> float:
+    if isinstance(before, bool) or not isinstance(before, int | float):
+        raise UserError(f"{key} holds {before!r}, which is not a number to multiply by {times.factor}")
+    after = before * times.factor
+    return round(after) if isinstance(before, int) else after
 
 
 def objective_values(metrics: dict[str, Any]) -> dict[str, float]:
-    """What of `metrics.json` a study may maximise, those there are and finite: `t2i`, `editing` (means of the student's
+    """The finite values of `metrics.json` that a study may maximise: `t2i` and `editing` (means of the student's
     benches), `score` (the mean of them), `diversity` (the student's as a share of the teacher's).
 
-    Raises: TrialFailed where it is not of the search split: no other may be searched on.
+    Raises: TrialFailed if the scores are not of the search split: a search on any other would spoil the report.
     """
     if metrics["split"] != "search":
         raise TrialFailed(f"the objective needs the search split, metrics.json holds {metrics['split']!r}")
@@ -83,7 +94,7 @@ def objective_values(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def objectives(metrics: dict[str, Any], names: Iterable[str]) -> list[float]:
-    """The values of `names`, in their order. Raises: TrialFailed naming the one that the student has none of."""
+    """The values of `names`, in their order. Raises: TrialFailed naming the one that the student lacks."""
     found = objective_values(metrics)
     for name in names:
         if name not in found:

@@ -1,10 +1,10 @@
-"""A study file of one's own: a Python file with the names of `studies.study.Study`."""
+"""Study files that users write: Python files with the names of `studies.study.Study`."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +13,7 @@ from typing import Any, get_args
 import optuna
 
 from studies.machine.trial_queue import SEARCH
-from studies.study import BENCHES, Sampler, Study
+from studies.study import BENCHES, Differences, Sampler, Study
 from workbench.common.errors import UserError
 from workbench.recipe.checks import nearest, require
 from workbench.recipe.config import Recipe
@@ -28,13 +28,13 @@ def _no_space(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:
 
 @dataclass
 class UserStudy:
-    """What a file says, and for what it leaves out: three seeds, the score, TPE, nothing to search.
+    """The names in a file; defaults are three seeds, the score, TPE, and no search.
 
-    Raises: UserError naming what is not of its kind.
+    Raises: UserError naming the value of the wrong type.
     """
 
     QUESTION: str
-    ARMS: dict[str, list[str]] = field(default_factory=dict)
+    ARMS: dict[str, Differences] = field(default_factory=dict)
     SEEDS: tuple[int, ...] = (0, 1, 2)
     OBJECTIVES: tuple[str, ...] = ("score",)
     SAMPLER: Sampler = "tpe"
@@ -44,10 +44,10 @@ class UserStudy:
         require(bool(self.QUESTION) and isinstance(self.QUESTION, str), "QUESTION must be a sentence")
         require(
             isinstance(self.ARMS, dict)
-            and all(isinstance(name, str) and _all(overrides, str) for name, overrides in self.ARMS.items()),
-            'ARMS must map names to lists of overrides, {"slow": ["optim.student_lr=1e-5"]}',
+            and all(isinstance(name, str) and isinstance(arm, Mapping) for name, arm in self.ARMS.items()),
+            'ARMS must map names to nested differences from the recipe, {"slow": {"optim": {"student_lr": 1e-5}}}',
         )
-        require(SEARCH not in self.ARMS, f"an arm may not be called {SEARCH!r}, which names what a search draws")
+        require(SEARCH not in self.ARMS, f"an arm may not be called {SEARCH!r}: draws of a search are")
         require(_all(self.SEEDS, int) and bool(self.SEEDS), "SEEDS must be whole numbers, (0, 1, 2)")
         require(_all(self.OBJECTIVES, str) and bool(self.OBJECTIVES), 'OBJECTIVES must be names, ("score",)')
         for name in self.OBJECTIVES:
@@ -60,22 +60,22 @@ class UserStudy:
 def load_study(path: Path) -> Study:
     """The study in the file at `path`, which is run as any Python module.
 
-    Raises: UserError naming the file: there is none, it does not run, or a name in it is missing or not of its kind.
+    Raises: UserError naming the file: it is missing, it does not run, or a name in it is missing or of the wrong type.
     """
     if not path.is_file():
         raise UserError(f"no study file at {path}")
     module = _module(path)
-    said = {name: getattr(module, name) for name in NAMES if hasattr(module, name)}
-    if "QUESTION" not in said:
+    found = {name: getattr(module, name) for name in NAMES if hasattr(module, name)}
+    if "QUESTION" not in found:
         raise UserError(f"the study file {path} has no QUESTION")
     try:
-        return UserStudy(**said)
+        return UserStudy(**found)
     except UserError as error:
         raise UserError(f"the study file {path}: {error}") from error
 
 
 def _module(path: Path) -> ModuleType:
-    """The file as a module that dataclasses and pickle find, under a name that no other module has."""
+    """The file as a module that dataclasses can look up, under a name that no other module has."""
     spec = importlib.util.spec_from_file_location(f"study file {path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

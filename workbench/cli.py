@@ -128,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "name",
         metavar="NAME",
-        help="noise-floor, data-composition, teacher-guidance, task-mixture, search, or a .py file of your own",
+        help="a study of studies/catalogue.py (an unknown name lists them), or a .py file of your own",
     )
     _add_overrides(command)
 

@@ -80,9 +80,9 @@ def plan_of(name: str, words: Iterable[str], study: Study) -> Plan:
     """
     name = Path(name).stem if name.endswith(".py") else name
     options = parse(name, words, default_seeds=study.SEEDS, must_search=not study.ARMS, known_arms=study.ARMS)
-    base = vary(load(options.recipe, options.overrides), ["evaluation.split=search"])
-    for arm, overrides in study.ARMS.items():
-        _check_variation(f"arm {arm!r}", base, partial(vary, base, overrides))
+    base = vary(load(options.recipe, options.overrides), {"evaluation": {"split": "search"}})
+    for arm, differences in study.ARMS.items():
+        _check_variation(f"arm {arm!r}", base, partial(vary, base, differences))
     if options.search:
         _check_space(study, base)
     for arm in options.arms:
@@ -119,7 +119,7 @@ def _check_variation(what: str, base: Recipe, varied: Callable[[], Recipe]) -> N
 def check_recipe(what: str, base: Recipe, recipe: Any) -> None:
     """UserError unless it is a recipe, scored as the base is, that leaves to the study what is the study's."""
     if not isinstance(recipe, Recipe):
-        raise UserError(f"{what} gives {type(recipe).__name__}, not a recipe: return vary(base, [...])")
+        raise UserError(f"{what} gives {type(recipe).__name__}, not a recipe: return vary(base, {...})")
     if recipe.evaluation != base.evaluation:
         raise UserError(f"{what} changes the evaluation: trials that are scored differently cannot be compared")
     if recipe.seed != base.seed:
@@ -185,7 +185,9 @@ def _open(plan: Plan, retry: Retry, intervals: Intervals) -> StudySession:
     )
     study_id = storage.get_study_id_from_name(options.folder.name)
     # Trials of different recipes must not stand in one table.
-    content = json.dumps([recipe_hash(replace(plan.base, seed=0)), study.ARMS, study.OBJECTIVES])
+    seedless = replace(plan.base, seed=0)
+    arms = {arm: recipe_hash(vary(seedless, differences)) for arm, differences in study.ARMS.items()}
+    content = json.dumps([recipe_hash(seedless), arms, study.OBJECTIVES])
     fingerprint = hashlib.sha256(content.encode()).hexdigest()[:12]
     with guard(storage, study_id):
         if optuna_study.user_attrs.get("fingerprint", fingerprint) != fingerprint:

@@ -24,7 +24,9 @@ from workbench.recipe.config import Recipe
 WORKER = (sys.executable, "-c", "from fake_study import main; main()")
 
 QUESTION = "Does the machine lose anything?"
-ARMS: dict[str, list[str]] = {name: [f"dmd.student_shift={shift}"] for name, shift in (("a", 2.0), ("b", 4.0))}
+ARMS: dict[str, study.Differences] = {
+    name: {"dmd": {"student_shift": shift}} for name, shift in (("a", 2.0), ("b", 4.0))
+}
 OBJECTIVES: tuple[str, ...] = ("score",)
 SAMPLER: study.Sampler = "tpe"
 SEEDS = (0, 1, 2)
@@ -35,7 +37,7 @@ INTERVALS = Intervals(supervisor=0.1, idle=0.2, trial=0.05)
 
 
 def suggest(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:
-    return study.vary(base, [f"dmd.student_shift={trial.suggest_float('shift', 1.0, 5.0)}"])
+    return study.vary(base, {"dmd": {"student_shift": trial.suggest_float("shift", 1.0, 5.0)}})
 
 
 def execute(recipe: Recipe, folder: Path) -> dict[str, Any]:

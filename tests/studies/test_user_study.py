@@ -1,4 +1,4 @@
-"""A study file of one's own: run as those that ship are, and refused by name where it cannot be."""
+"""Study files of users: run like those that ship, or refused with an error that names the file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
 
 ARMS = """
+from studies.study import Times
+
 QUESTION = "Which shift?"
-ARMS = {"low": ["dmd.student_shift=2"], "high": ["dmd.student_shift*=2"]}
+ARMS = {"low": {"dmd": {"student_shift": 2}}, "high": {"dmd": {"student_shift": Times(2)}}}
 """
+HIGH = '{"dmd": {"student_shift": Times(2)}}'
+LOW = '{"dmd": {"student_shift": 2}}'
 SPACE = """
 from studies.study import vary
 
@@ -26,7 +30,7 @@ OBJECTIVES = ["t2i", "editing"]
 
 
 def suggest(trial, base):
-    return vary(base, [f"dmd.student_shift={trial.suggest_float('shift', 1, 5)}"])
+    return vary(base, {"dmd": {"student_shift": trial.suggest_float("shift", 1, 5)}})
 """
 
 
@@ -51,8 +55,12 @@ def test_arms_of_a_file_are_replicated_over_three_seeds_under_its_name() -> None
     optuna_study = runner.run_study(written(ARMS), ["smoke=true"], execute=scored_by_its_shift)
     recipes = {(trial.params["arm"], trial.params["seed"]) for trial in optuna_study.trials}
     assert recipes == {(arm, seed) for arm in ("low", "high") for seed in range(3)}
-    told = json.loads(Path("runs/studies/shifts/study.json").read_text())
-    assert told["question"] == "Which shift?" and [arm["name"] for arm in told["arms"]] == ["low", "high"]
+    content = json.loads(Path("runs/studies/shifts/study.json").read_text())
+    assert content["question"] == "Which shift?"
+    assert [arm["name"] for arm in content["arms"]] == [
+        "low",
+        "high",
+    ]
 
 
 def test_a_space_of_a_file_is_searched_without_being_asked() -> None:
@@ -69,20 +77,27 @@ def test_a_space_of_a_file_is_searched_without_being_asked() -> None:
         ("import nothing_of_this_name", [], "does not run: ModuleNotFoundError"),
         ("ARMS = {", [], "does not run: SyntaxError"),
         ("QUESTION = 3", [], "QUESTION must be a sentence"),
-        ("QUESTION = 'Which?'\nARMS = {'low': 'dmd.student_shift=2'}", [], "ARMS must map names to lists"),
+        (
+            "QUESTION = 'Which?'\nARMS = {'low': ['dmd.student_shift=2']}",
+            [],
+            "ARMS must map names to nested",
+        ),
         (ARMS + "SEEDS = ('0',)", [], "SEEDS must be whole numbers"),
         (ARMS + "OBJECTIVES = ('scores',)", [], "OBJECTIVES knows .*did you mean 'score'"),
         (ARMS + "SAMPLER = 'random'", [], "SAMPLER must be one of tpe, nsga2"),
-        (ARMS.replace("student_shift=2", "student_shft=2"), [], "arm 'low': .*student_shft"),
-        (ARMS.replace("dmd.student_shift=2", "evaluation.t2i_cases=2"), [], "arm 'low' changes the evaluation"),
+        (ARMS.replace('student_shift": 2', 'student_shft": 2'), [], "arm 'low': .*student_shft"),
+        (ARMS.replace(LOW, '{"evaluation": {"t2i_cases": 2}}'), [], "arm 'low' changes the evaluation"),
         (ARMS, ["search=true"], r"suggest: the file has no suggest\(trial, base\)"),
-        (SPACE.replace("'shift', 1", "'shift', 9"), [], "suggest: ValueError"),
+        (SPACE.replace('"shift", 1', '"shift", 9'), [], "suggest: ValueError"),
         (SPACE.replace("return vary", "vary"), [], "suggest gives NoneType, not a recipe"),
-        (SPACE.replace("'shift', 1", "'arm', 1"), [], "suggest draws a parameter called 'arm'.*rename it"),
+        (SPACE.replace('"shift", 1', '"arm", 1'), [], "suggest draws a parameter called 'arm'.*rename it"),
         (SPACE, ["seeds=0,1"], "a search draws and runs under one seed"),
         (ARMS.replace('"low"', '"search"'), [], "an arm may not be called 'search'"),
-        (ARMS.replace("dmd.student_shift=2", "seed=3"), [], "arm 'low' sets seed.*leave it out"),
-        (ARMS.replace("dmd.student_shift=2", "trainer.folder=x"), [], "arm 'low' sets trainer.folder.*leave it out"),
+        (ARMS.replace(LOW, '{"seed": 3}'), [], "arm 'low' sets seed.*leave it out"),
+        (ARMS.replace(LOW, '{"trainer": {"folder": "x"}}'), [], "arm 'low' sets trainer.folder.*leave it out"),
+        (ARMS.replace("Times(2)", "Times(-1)"), [], "arm 'high'"),
+        (ARMS.replace(HIGH, '{"model": {"folder": Times(2)}}'), [], "model.folder holds 'tiny', which is not a number"),
+        (ARMS.replace(HIGH, '{"dmd": 3}'), [], "arm 'high': study: dmd must be a mapping of keys"),
         ("raise SystemExit(3)", [], "does not run: SystemExit: 3"),
     ],
 )
@@ -102,8 +117,8 @@ def test_a_file_may_hold_data_classes() -> None:
 def test_names_are_printed_as_they_are_written(capsys: pytest.CaptureFixture[str]) -> None:
     content = ARMS.replace("Which shift?", "Which [/b]?").replace("low", "low [/]").replace("high", "[b]")
     runner.run_study(written(content), ["smoke=true", "seeds=0,1"], execute=scored_by_its_shift)
-    told = capsys.readouterr().out
-    assert "Which [/b]?" in told and told.count("low [/]") >= 2 and "[b] against low [/]" in told
+    output = capsys.readouterr().out
+    assert "Which [/b]?" in output and output.count("low [/]") >= 2 and "[b] against low [/]" in output
 
 
 def test_an_arm_is_chosen_by_its_name_even_with_commas_and_brackets() -> None:
@@ -123,7 +138,7 @@ def test_a_draw_that_is_scored_otherwise_fails_and_says_why() -> None:
     content = SPACE.replace("return", "cases = b.t2i_cases + (shift == 2)\n    return")
     content = content.replace("    cases", f"    shift, b = {drawn}, base.evaluation\n    cases")
     content = content.replace(
-        "f\"dmd.student_shift={trial.suggest_float('shift', 1, 5)}\"", 'f"evaluation.t2i_cases={cases}"'
+        '{"dmd": {"student_shift": trial.suggest_float("shift", 1, 5)}}', '{"evaluation": {"t2i_cases": cases}}'
     )
     optuna_study = runner.run_study(written(content), ["smoke=true", "trials=9"], execute=scored_by_its_shift)
     failed = {t.params["shift"]: t.user_attrs["error"] for t in optuna_study.trials if "error" in t.user_attrs}
@@ -142,7 +157,10 @@ def test_a_study_without_its_data_ends_before_its_first_trial() -> None:
 
 
 def test_data_are_asked_for_by_what_is_still_to_be_run() -> None:
-    file, here = written(ARMS.replace("dmd.student_shift*=2", "data.encoded=later")), ["smoke=true", "seeds=0"]
+    file, here = (
+        written(ARMS.replace(HIGH, '{"data": {"encoded": "later"}}')),
+        ["smoke=true", "seeds=0"],
+    )
     runner.run_study(file, [*here, "data.encoded=gone", "arms=low"], execute=scored_by_its_shift)
     runner.run_study(file, [*here, "data.encoded=gone", "arms=low"])
     with pytest.raises(UserError, match="no encoded shards at later"):

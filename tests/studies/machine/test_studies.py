@@ -221,7 +221,7 @@ def test_an_unknown_study_is_named() -> None:
 def test_an_arm_that_is_no_recipe_is_found_before_anything_is_written(tmp_path: Path, words: list[str]) -> None:
     class Broken:
         QUESTION = "?"
-        ARMS = {"fine": ["seed=0"], "odd": ["mixture.tasks={t2i: 2.0}"]}
+        ARMS = {"fine": {"seed": 0}, "odd": {"mixture": {"tasks": {"t2i": 2.0}}}}
         SEEDS = (0,)
         OBJECTIVES = ("score",)
         SAMPLER: study.Sampler = "tpe"
@@ -251,8 +251,8 @@ def test_suggest_keeps_everything_but_the_ratio() -> None:
 
 def test_arms_differ_in_the_ratio_alone() -> None:
     base = load(SMOKE)
-    for overrides in task_mixture.ARMS.values():
-        arm = study.vary(base, overrides)
+    for differences in task_mixture.ARMS.values():
+        arm = study.vary(base, differences)
         assert recipe_hash(replace(arm, mixture=replace(arm.mixture, tasks=base.mixture.tasks))) == recipe_hash(base)
 
 
@@ -268,7 +268,7 @@ def test_the_score_is_the_mean_of_both_benches_on_the_search_split() -> None:
 
 def test_hyperparameters_are_what_differs() -> None:
     base = load(SMOKE)
-    changed = study.vary(base, ["mixture.tasks={t2i: 1.0}", "optim.student_lr=0.5"])
+    changed = study.vary(base, {"mixture": {"tasks": {"t2i": 1.0}}, "optim": {"student_lr": 0.5}})
     assert study_file.differences(changed, base) == {
         "mixture.tasks.t2i": 1.0,
         "mixture.tasks.edit": 0.0,
