@@ -68,7 +68,8 @@ def patches(images: Tensor, patch_size: int, merge_size: int) -> Tensor:
 def _vision(visual: nn.Module, images: Tensor, slots: ImageSlots) -> tuple[Tensor, list[Tensor]]:
     """Merged image tokens (B, slots, D) and the deepstack features of the same shape."""
     config, batch_size = visual.config, len(images)
-    x = patches(images, config.patch_size, config.spatial_merge_size)
+    dtype = visual.patch_embed.proj.weight.dtype
+    x = patches(images, config.patch_size, config.spatial_merge_size).to(dtype)
     num_patches = x.shape[1]
     positions, indices, weights = _vision_grid(
         slots.height,
@@ -79,7 +80,7 @@ def _vision(visual: nn.Module, images: Tensor, slots: ImageSlots) -> tuple[Tenso
         visual.interpolation_align_corners,
         images.device,
     )
-    embedded = visual.pos_embed(indices) * weights[:, :, None]
+    embedded = visual.pos_embed(indices) * weights[:, :, None].to(dtype)
     x = visual.patch_embed(x.flatten(0, 1)).unflatten(0, (batch_size, num_patches)) + embedded.sum(1)
     cos, sin = (part.repeat(batch_size, 1) for part in visual.rotary_pos_emb(x, positions))
     deepstack = []

@@ -150,7 +150,7 @@ def _average_kernel(block: QwenImage21ResidualDownBlock, like: Tensor) -> Tensor
     """(out, in, s, s) kernel of a down block's shortcut."""
     shortcut = block.avg_shortcut
     side, channels = shortcut.factor_s, shortcut.in_channels
-    basis = torch.eye(channels * side**2, device=like.device).view(-1, channels, 1, side, side)
+    basis = torch.eye(channels * side**2, device=like.device, dtype=like.dtype).view(-1, channels, 1, side, side)
     return shortcut(basis).flatten(1).T.reshape(-1, channels, side, side).contiguous()
 
 
@@ -160,5 +160,6 @@ def _repeat_kernel(block: QwenImage21ResidualUpBlock, like: Tensor) -> Tensor | 
     shortcut = block.avg_shortcut
     if shortcut is None:
         return None
-    basis = torch.eye(shortcut.in_channels, device=like.device).view(shortcut.in_channels, -1, 1, 1, 1)
+    basis = torch.eye(shortcut.in_channels, device=like.device, dtype=like.dtype)
+    basis = basis.view(shortcut.in_channels, -1, 1, 1, 1)
     return shortcut(basis, first_chunk=True).squeeze(2).contiguous()
