@@ -22,8 +22,6 @@ from workbench.recipe.config import Mixture
 Step = TypeVar("Step", covariant=True)
 AHEAD = 2
 """Steps that are prepared while one is used."""
-ROUNDING = 2.0**-8
-"""Relative to the largest number: a few float16 roundings."""
 
 
 def _padded(prompts: Sequence[np.ndarray], layout: Layout, references: Tensor | None) -> Condition:
@@ -72,32 +70,8 @@ def collate(
         num_samples=num_samples,
         category=torch.from_numpy(dataset.samples.category[indices]),
         sample_ids=tuple(dataset.samples.keys[i] for i in indices.tolist()),
-        shares_references=guided and _begin_alike(layout, uncond_layout, samples),
         uncond_is_constant=is_constant,
     )
-
-
-def _begin_alike(layout: Layout, uncond_layout: Layout, samples: Sequence[EncodedSample]) -> bool:
-    """Whether prompt and empty prompt say the same up to the last reference, and go on after it."""
-    if not layout.references or layout.references != uncond_layout.references:
-        return False
-    read, spans = 0, []
-    for reference in layout.references:
-        spans.append(slice(read, reference.slot))
-        read = reference.slot + reference.num_slots
-    return uncond_layout.text_tokens > read and all(
-        sample.uncond is not None and _is_rounded_alike(sample.prompt[span], sample.uncond[span])
-        for sample in samples
-        for span in spans
-    )
-
-
-def _is_rounded_alike(left: np.ndarray, right: np.ndarray) -> bool:
-    """The encoder gives both the same numbers, up to how a batch of other lengths and float16 round them."""
-    if not left.size:
-        return True
-    left, right = left.astype(np.float32), right.astype(np.float32)
-    return bool(np.abs(left - right).max() <= ROUNDING * np.abs(left).max())
 
 
 def batches_for(dataset: EncodedDataset, indices: Sequence[int], guided: bool = True) -> tuple[Batch, ...]:

@@ -16,32 +16,36 @@ from torch import Tensor
 Task = Literal["t2i", "edit"]
 TASKS: tuple[Task, ...] = ("t2i", "edit")
 
-LATENT_TOKENS_PER_SLOT = 4
-"""One image slot of the vision-language sequence stands for 2 x 2 latent tokens (QwenImage21Pipeline)."""
-
 
 @dataclass(frozen=True, order=True)
 class Reference:
-    """A reference image inside the text: its first slot in the vision-language sequence and its latent size."""
+    """A reference image: its size in latent tokens, and its first slot and number of slots in the text.
+
+    The text encoder may read an image at another size than the autoencoder does, so `num_slots` does not follow from
+    the latent size. It has no part in the names that noise is drawn under.
+    """
 
     slot: int
     height: int
     width: int
+    num_slots: int = field(repr=False)
 
     @property
     def num_tokens(self) -> int:
         return self.height * self.width
 
     @property
-    def num_slots(self) -> int:
-        return self.num_tokens // LATENT_TOKENS_PER_SLOT
+    def end(self) -> int:
+        """First text position after its slots."""
+        return self.slot + self.num_slots
 
 
 @dataclass(frozen=True, order=True)
 class Layout:
     """Everything about a sequence that all samples of a batch must share. Sizes in latent tokens.
 
-    padded: whether a row of `text_tokens` may hold padding. Not part of the name that its noise is drawn under.
+    padded: whether a row of `text_tokens` may hold padding.
+    The noise of a batch is drawn under the name `repr(layout)`, which `padded` has no part in.
     """
 
     text_tokens: int
@@ -53,11 +57,6 @@ class Layout:
     @property
     def num_target_tokens(self) -> int:
         return self.height * self.width
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Of text and reference images, which take the place of their slots in the text."""
-        return self.text_tokens + sum(reference.num_tokens - reference.num_slots for reference in self.references)
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,6 @@ class Batch:
     num_samples: samples (not padding) of this group over all ranks, the denominator of its mean.
     category: (B,) int64, index into the datamodule's `categories`.
     sample_ids: keys of the samples, for error messages and for counting passes.
-    shares_references: whether prompt and empty prompt are alike up to the end of the last reference, and text follows.
     uncond_is_constant: whether the empty prompt is one for all samples of this layout in the run (T2I); `uncond` then
     has a single row, and frozen teachers read it once.
     """
@@ -104,7 +102,6 @@ class Batch:
     num_samples: int
     category: Tensor
     sample_ids: tuple[str, ...]
-    shares_references: bool = False
     uncond_is_constant: bool = False
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:

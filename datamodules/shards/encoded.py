@@ -234,7 +234,7 @@ def geometry_to_json(geometry: Geometry) -> dict[str, Any]:
     """As `index.json` holds it."""
 
     def plain(references: tuple[Reference, ...]) -> list[list[int]]:
-        return [[reference.slot, reference.height, reference.width] for reference in references]
+        return [[item.slot, item.height, item.width, item.num_slots] for item in references]
 
     return {
         "task": geometry.task,
@@ -251,9 +251,14 @@ def geometry_from_json(value: dict[str, Any]) -> Geometry:
         task=value["task"],
         height=int(value["height"]),
         width=int(value["width"]),
-        references=tuple(Reference(*map(int, reference)) for reference in value["references"]),
-        uncond_references=tuple(Reference(*map(int, reference)) for reference in value["uncond_references"]),
+        references=tuple(_reference(*map(int, numbers)) for numbers in value["references"]),
+        uncond_references=tuple(_reference(*map(int, numbers)) for numbers in value["uncond_references"]),
     )
+
+
+def _reference(slot: int, height: int, width: int, num_slots: int | None = None) -> Reference:
+    """Indexes written before slots were counted are of Qwen-Image-2.1, whose slots stand for 2 x 2 latent tokens."""
+    return Reference(slot, height, width, height * width // 4 if num_slots is None else num_slots)
 
 
 def npy_bytes(values: np.ndarray, where: str) -> bytes:

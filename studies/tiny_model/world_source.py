@@ -24,7 +24,8 @@ from datamodules.openmoji import samples_of
 from datamodules.pretraining import Held, padded_ids, places
 from datamodules.shards.encoded import Geometry
 from workbench.backbones.qwen_image_21.pipeline import PIXELS_PER_LATENT
-from workbench.batch import LATENT_TOKENS_PER_SLOT, TASKS, Reference, Task
+from workbench.backbones.qwen_image_21.sequence import LATENT_TOKENS_PER_SLOT
+from workbench.batch import TASKS, Reference, Task
 from workbench.common import files
 from workbench.common.errors import UserError
 from workbench.recipe.config import Data
@@ -51,7 +52,7 @@ def _geometries(resolution: int, prompts: Prompts) -> dict[Task, Geometry]:
     side = resolution // PIXELS_PER_LATENT
     slots = side * side // LATENT_TOKENS_PER_SLOT
     first = prompts.first_slot(prompts("", slots)) - prompts.num_system_tokens
-    references = (Reference(first, side, side),)
+    references = (Reference(first, side, side, slots),)
     return {"t2i": Geometry("t2i", side, side), "edit": Geometry("edit", side, side, references, references)}
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from workbench.backbones import lora_files, roles
 from workbench.backbones.qwen_image_21 import pipeline
+from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import STUDENT, TEACHER
 from workbench.common.errors import UserError
 from workbench.recipe.config import Model
@@ -66,7 +67,7 @@ def test_a_file_means_what_it_means_to_diffusers(
     write(loaded.transformer, file)  # type: ignore[operator]
     base = pipeline.load(str(tiny_pipeline_folder)).transformer
     before = {name: value.clone() for name, value in base.state_dict().items()}
-    denoiser = roles.build(base, Model(roles=kind), specialists={"text": lora_files.read(file)})  # type: ignore[arg-type]
+    denoiser = roles.build(SplitTransformer, base, Model(roles=kind), specialists={"text": lora_files.read(file)})  # type: ignore[arg-type]
     merged = roles.merged_state(denoiser, SPECIALIST)
 
     if write is with_alphas:  # diffusers reads these for other models alone: the convention by hand
@@ -98,7 +99,7 @@ def test_a_specialist_costs_its_adapter_and_nothing_is_trained_in_it(
     counts, trained = [], []
     for specialists in ({}, {"text": lora_files.read(tmp_path / "lora.safetensors")}):
         base = pipeline.load(str(tiny_pipeline_folder)).transformer
-        denoiser = roles.build(base, Model(roles=kind), specialists=specialists)  # type: ignore[arg-type]
+        denoiser = roles.build(SplitTransformer, base, Model(roles=kind), specialists=specialists)  # type: ignore[arg-type]
         counts.append(sum(parameter.numel() for parameter in denoiser.parameters()))
         trained.append({name for name, parameter in denoiser.named_parameters() if parameter.requires_grad})
     assert counts[1] - counts[0] == size
@@ -128,7 +129,7 @@ def test_a_file_that_does_not_fit_is_named(
     plain(transformer, file)
     save_file(change(load_file(file)), file)  # type: ignore[operator]
     with pytest.raises(UserError, match=message):
-        roles.build(transformer, Model(), specialists={"text": lora_files.read(file)})
+        roles.build(SplitTransformer, transformer, Model(), specialists={"text": lora_files.read(file)})
 
 
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from workbench.backbones import roles
-from workbench.backbones.qwen_image_21 import memory
-from workbench.backbones.qwen_image_21.transformer import QwenImage21
+from workbench.backbones import placement, roles
+from workbench.backbones.base import RoleNetworks
+from workbench.backbones.qwen_image_21.transformer import CachedPrefix, SplitTransformer
 from workbench.backbones.roles import STUDENT
 from workbench.batch import Condition, Layout, Reference
 from workbench.bench import data
@@ -21,18 +21,22 @@ BLOCKS = 3
 @pytest.fixture
 def condition() -> Condition:
     generator = torch.Generator().manual_seed(0)
-    layout = Layout(24, 8, 8, (Reference(3, 8, 8),))
+    layout = Layout(24, 8, 8, (Reference(3, 8, 8, 16),))
     prompt, references = torch.randn(2, 24, 24, generator=generator), torch.randn(2, 64, 8, generator=generator)
     return Condition(prompt, torch.tensor([24, 22]), layout, references)
 
 
-def build(kind: str, stored: int) -> QwenImage21:
+def build(kind: str, stored: int) -> RoleNetworks:
     base = data.random_transformer(f"blocks={BLOCKS},width=64,heads=4,text=24,channels=8", torch.device("cpu"))
     model = Model(roles=kind, lora_rank=4, gradient_checkpointing=True, stored_blocks=stored)  # type: ignore[arg-type]
-    return roles.build(base, model)
+    return roles.build(SplitTransformer, base, model)
 
 
-def kept_bytes(denoiser: QwenImage21, condition: Condition) -> int:
+def activations(denoiser: RoleNetworks, condition: Condition, dtype: torch.dtype) -> int:
+    return denoiser.network(STUDENT).activation_bytes(condition, STUDENT, dtype)
+
+
+def kept_bytes(denoiser: RoleNetworks, condition: Condition) -> int:
     """Bytes behind all tensors that a graded evaluation really saves for its backward pass, weights aside."""
     own = {parameter.untyped_storage()._cdata for parameter in denoiser.parameters()}
     kept: dict[int, Tensor] = {}
@@ -51,15 +55,15 @@ def kept_bytes(denoiser: QwenImage21, condition: Condition) -> int:
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_activations_are_those_that_a_run_keeps(kind: str, condition: Condition) -> None:
     denoiser = build(kind, stored=BLOCKS)
-    planned = memory.activation_bytes(denoiser, condition, torch.float32)
+    planned = activations(denoiser, condition, torch.float32)
     # The last block's prefix is keys and values alone, and the ends of the network are not counted.
     assert planned == pytest.approx(kept_bytes(denoiser, condition), rel=0.2)
 
 
 def test_recomputed_blocks_keep_far_less(condition: Condition) -> None:
-    counts = [memory.activation_bytes(build("lora", stored), condition, torch.float32) for stored in range(BLOCKS + 1)]
+    counts = [activations(build("lora", stored), condition, torch.float32) for stored in range(BLOCKS + 1)]
     assert counts[1:] == sorted(counts[1:]) and counts[0] < counts[BLOCKS] / 2
-    half = memory.activation_bytes(build("lora", BLOCKS), condition, torch.bfloat16)
+    half = activations(build("lora", BLOCKS), condition, torch.bfloat16)
     assert 0.4 * counts[BLOCKS] < half < 0.8 * counts[BLOCKS]
 
 
@@ -67,8 +71,9 @@ def test_a_prefix_is_its_keys_and_values(condition: Condition) -> None:
     denoiser = build("lora", 0)
     with torch.no_grad():
         prefix = denoiser.prefix(condition, STUDENT)
+    assert isinstance(prefix, CachedPrefix)
     held = sum(tensor.numel() * tensor.element_size() for pair in prefix.keys_values for tensor in pair)
-    assert memory.prefix_bytes(denoiser, condition, torch.float32) == held
+    assert denoiser.network(STUDENT).prefix_bytes(condition, torch.float32) == held
 
 
 def test_state_counts_every_weight_once() -> None:
@@ -76,7 +81,7 @@ def test_state_counts_every_weight_once() -> None:
     trained = [p for p in denoiser.parameters() if p.requires_grad]
     moments = sum(p.numel() for p in trained) * 3 * 4
     held = sum(p.numel() * p.element_size() for p in denoiser.parameters())
-    assert memory.state_bytes(denoiser, 100) == held + moments + 400
+    assert placement.state_bytes(denoiser, 100) == held + moments + 400
 
 
 def test_the_plan_counts_the_largest_layout_of_a_task() -> None:

@@ -12,7 +12,8 @@ from diffusers import QwenImage21Transformer2DModel
 from torch import Tensor, nn
 
 from workbench.backbones import lora, lora_files, roles
-from workbench.backbones.qwen_image_21.transformer import QwenImage21, RoleDenoiser, single_role
+from workbench.backbones.base import RoleDenoiser, RoleNetworks
+from workbench.backbones.qwen_image_21.transformer import SplitTransformer, single_role
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, TEACHER
 from workbench.batch import Condition, Layout, Reference
 from workbench.common.errors import UserError
@@ -54,11 +55,11 @@ def specialist_adapter() -> lora_files.Adapter:
     }
 
 
-def build(kind: Kind, gradient_checkpointing: bool = False, low_rank: bool = False) -> QwenImage21:
+def build(kind: Kind, gradient_checkpointing: bool = False, low_rank: bool = False) -> RoleNetworks:
     """Roles with weights that differ from each other, as after some training; the specialist whole or low-rank."""
     model = Model(roles=kind, lora_rank=3, lora_alpha=2.0, gradient_checkpointing=gradient_checkpointing)
     specialist = specialist_adapter() if low_rank else random_transformer(1)
-    denoiser = roles.build(random_transformer(0), model, specialists={"text": specialist})
+    denoiser = roles.build(SplitTransformer, random_transformer(0), model, specialists={"text": specialist})
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in denoiser.parameters():
@@ -67,7 +68,7 @@ def build(kind: Kind, gradient_checkpointing: bool = False, low_rank: bool = Fal
     return denoiser
 
 
-def alone(denoiser: QwenImage21, role: str) -> QwenImage21:
+def alone(denoiser: RoleNetworks, role: str) -> RoleNetworks:
     """A plain transformer of its own that holds the merged weights of `role`."""
     transformer = random_transformer(3)
     transformer.load_state_dict(roles.merged_state(denoiser, role))
@@ -77,7 +78,7 @@ def alone(denoiser: QwenImage21, role: str) -> QwenImage21:
 @pytest.fixture
 def condition() -> Condition:
     generator = torch.Generator().manual_seed(4)
-    layout = Layout(9, 4, 4, (Reference(3, 2, 4),))
+    layout = Layout(9, 4, 4, (Reference(3, 2, 4, 2),))
     return Condition(
         prompt=torch.randn(2, 9, 24, generator=generator),
         lengths=torch.tensor([9, 7]),
@@ -92,7 +93,7 @@ def noise() -> Tensor:
 
 
 def student_gradients(
-    denoiser: QwenImage21, condition: Condition, noise: Tensor, between: Callable[[], None]
+    denoiser: RoleNetworks, condition: Condition, noise: Tensor, between: Callable[[], None]
 ) -> dict[str, Tensor]:
     """Gradients of a loss on the student's third step, with `between` run before the backward."""
     student = StudentModule(RoleDenoiser(denoiser, STUDENT), rollout.time_grid(4, 3.0), "euler")
@@ -150,7 +151,7 @@ def test_interleaved_roles_leave_the_student_its_own_gradient(
     assert trained == {name for name, _ in trainable(denoiser) if STUDENT in name.split(".")}
 
 
-def trainable(denoiser: QwenImage21) -> list[tuple[str, nn.Parameter]]:
+def trainable(denoiser: RoleNetworks) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in denoiser.named_parameters() if parameter.requires_grad]
 
 
@@ -169,7 +170,7 @@ def test_every_trainable_parameter_has_one_owner_and_no_teacher_is_among_them(ki
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_student_and_fake_score_start_as_the_teacher(kind: Kind, condition: Condition, noise: Tensor) -> None:
-    denoiser, t = roles.build(random_transformer(0), Model(roles=kind)), torch.tensor([0.9, 0.3])
+    denoiser, t = roles.build(SplitTransformer, random_transformer(0), Model(roles=kind)), torch.tensor([0.9, 0.3])
     outputs = [
         denoiser.velocity(denoiser.prefix(condition, role), noise, t, role) for role in (TEACHER, STUDENT, FAKE_SCORE)
     ]
@@ -179,10 +180,10 @@ def test_student_and_fake_score_start_as_the_teacher(kind: Kind, condition: Cond
 def test_a_run_may_start_from_an_earlier_student() -> None:
     base, earlier = random_transformer(0), random_transformer(1)
     reference = copy.deepcopy(earlier.state_dict())
-    denoiser = roles.build(base, Model(roles="full"), student=earlier)
+    denoiser = roles.build(SplitTransformer, base, Model(roles="full"), student=earlier)
     for role, expected in ((STUDENT, reference), (FAKE_SCORE, reference), (TEACHER, base.state_dict())):
         merged = roles.merged_state(denoiser, role)
         assert merged.keys() == expected.keys()
         assert all(torch.equal(merged[name], expected[name]) for name in expected)
     with pytest.raises(UserError, match="use roles=full"):
-        roles.build(base, Model(roles="lora"), student=earlier)
+        roles.build(SplitTransformer, base, Model(roles="lora"), student=earlier)

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from workbench.backbones import roles
 from workbench.backbones.lora_files import AdapterLayer
+from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, TEACHER
 from workbench.batch import Batch, Condition, Layout, Reference, StepData, Task
 from workbench.engine.optimisation import MovingAverage
@@ -38,7 +39,7 @@ UPDATES = 5
 WORLD = 2
 CATEGORIES = ("t2i/text", "edit/text")
 NUM_SAMPLES: dict[Task, int] = {"t2i": 5, "edit": 3}
-LAYOUTS: dict[Task, Layout] = {"t2i": Layout(7, 4, 4), "edit": Layout(9, 4, 4, (Reference(3, 2, 4),))}
+LAYOUTS: dict[Task, Layout] = {"t2i": Layout(7, 4, 4), "edit": Layout(9, 4, 4, (Reference(3, 2, 4, 2),))}
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def make_distiller(case: Case, world: int = 1) -> Distiller:
     adapter = {"transformer_blocks.1.attn.to_q": AdapterLayer(update[0], update[1].T, 0.5)}
     specialists = {"text": adapter} if case.reusing else {}
     dtype = torch.bfloat16 if case.kind == "lora" and case.precision == "bf16-mixed" else None
-    denoiser = roles.build(transformer, recipe.model, specialists=specialists, frozen_dtype=dtype)
+    denoiser = roles.build(SplitTransformer, transformer, recipe.model, specialists=specialists, frozen_dtype=dtype)
     if case.compiled and world > 1:
         # Cut into forward and backward as on a GPU, and run by torch's own kernels.
         denoiser.compile_blocks("aot_eager")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +12,10 @@ import torch
 from lightning import LightningModule, Trainer
 from PIL import Image
 
-from datamodules import distillation
 from datamodules.distillation import AHEAD, DistillationData, batches_for
-from datamodules.shards.encoded import EncodedDataset, EncodedSample
+from datamodules.shards.encoded import EncodedDataset, Geometry, geometry_from_json, geometry_to_json
 from workbench.backbones.qwen_image_21 import pipeline
-from workbench.batch import Batch, StepData
+from workbench.batch import Batch, Layout, Reference, StepData
 from workbench.common.errors import UserError
 from workbench.recipe.config import Mixture
 
@@ -76,24 +74,21 @@ def test_batches_hold_the_encoded_samples_right_padded(dataset: EncodedDataset) 
     assert all(batch.uncond is None and batch.target is None for group in step.fake for batch in group)
 
 
-def test_edits_share_references_only_where_they_begin_alike(dataset: EncodedDataset) -> None:
-    """These data draw every embedding by itself; a twin with the same beginning shares what comes of it."""
-    edit, *_ = (batch for batch in make_data(dataset).step_data(0).student if batch.task == "edit")
-    assert not edit.shares_references
-    indices = np.flatnonzero(np.isin(dataset.samples.keys, edit.sample_ids))
-    layout, uncond_layout = dataset.layouts(int(dataset.samples.geometry[indices[0]]))
-    (slot,) = (reference.slot for reference in layout.references)
+def test_the_name_that_noise_is_drawn_under_stays_what_it_was() -> None:
+    """Every number of a run hangs on it: fields that came later have no part in it."""
+    layout = Layout(40, 8, 8, (Reference(7, 8, 6, 12),), padded=False)
+    assert f"{layout}" == (
+        "Layout(text_tokens=40, height=8, width=8, references=(Reference(slot=7, height=8, width=6),))"
+    )
 
-    def twin(i: int, off: float) -> EncodedSample:
-        sample = dataset.read(i)
-        assert sample.uncond is not None
-        beginning = sample.prompt[:slot].copy()
-        beginning[-1, 0] += off
-        return replace(sample, uncond=np.concatenate([beginning, sample.uncond[slot:]]))
 
-    alike = [twin(int(i), 0.0) for i in indices]
-    assert slot and distillation._begin_alike(layout, uncond_layout, alike)
-    assert not distillation._begin_alike(layout, uncond_layout, [*alike[1:], twin(int(indices[0]), 0.5)])
+def test_an_index_without_numbers_of_slots_is_read_as_it_was_written() -> None:
+    reference = Reference(7, 8, 6, 12)
+    geometry = Geometry("edit", 8, 8, (reference,), (reference,))
+    written = geometry_to_json(geometry)
+    assert geometry_from_json(written) == geometry
+    earlier = {**written, "references": [[7, 8, 6]], "uncond_references": [[7, 8, 6]]}
+    assert geometry_from_json(earlier) == geometry
 
 
 def test_the_shipped_encoder_begins_alike_with_and_without_a_prompt() -> None:

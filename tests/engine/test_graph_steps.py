@@ -1,4 +1,4 @@
-"""A training step cut into units: replayed over copied inputs gives what it gives as it is, and asks nothing.
+"""A training step cut into parts: replayed over copied inputs it gives what it gives eagerly, without a host sync.
 
 The graphs here record on the CPU: a recording runs the captured function again over the copied inputs and nothing else,
 as a CUDA graph would, under a mode that fails at any operator that a capture could not hold.
@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from workbench.backbones import lora, lora_files, roles
-from workbench.backbones.qwen_image_21.transformer import QwenImage21
+from workbench.backbones.base import RoleNetworks
+from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.batch import StepData
 from workbench.bench.data import CATEGORIES, Shapes, random_transformer, step_data
 from workbench.common.errors import UserError
@@ -115,7 +116,7 @@ def make_recipe(**sections: Any) -> Recipe:
     return Recipe(**{**defaults, **sections})
 
 
-def network(recipe: Recipe) -> QwenImage21:
+def network(recipe: Recipe) -> RoleNetworks:
     base = random_transformer(SIZES, CPU)
     specialists: dict[str, Any] = {}
     for name in recipe.teachers.specialists:
@@ -131,7 +132,7 @@ def network(recipe: Recipe) -> QwenImage21:
             )
             for at, layer in layers.items()
         }
-    return roles.build(base, recipe.model, specialists=specialists)
+    return roles.build(SplitTransformer, base, recipe.model, specialists=specialists)
 
 
 def data_of(recipe: Recipe) -> list[StepData]:
@@ -144,7 +145,7 @@ def data_of(recipe: Recipe) -> list[StepData]:
 def fit(recipe: Recipe, data: Sequence[StepData], *, replayed: bool) -> Guarded:
     module = Guarded(network(recipe), recipe, CATEGORIES)
     if replayed:
-        module.on_train_start = lambda: setattr(module, "_replayed", graph_steps.Replayed())  # type: ignore[method-assign]
+        module.on_train_start = lambda: setattr(module, "_graph_runner", graph_steps.GraphRunner())  # type: ignore[method-assign]
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,

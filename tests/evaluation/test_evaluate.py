@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.qwen_image_21 import pipeline as pipelines
-from workbench.backbones.qwen_image_21.transformer import RoleDenoiser, single_role
+from workbench.backbones.qwen_image_21.transformer import single_role
 from workbench.common.errors import UserError
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.cases.world import world_cases

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from workbench.backbones.base import Prefix
+from workbench.backbones.gaussian import GaussianDenoiser
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, TEACHER
 from workbench.batch import Batch, Condition, Layout, StepData, Task
-from workbench.method.gaussian import GaussianDenoiser, GaussianPrefix
+from workbench.engine.graph_steps import StepInput
 from workbench.modules.distiller import Distiller
 from workbench.recipe.config import Dmd, Guidance, Mixture, Optim, Recipe, Teachers, Trainer
 
@@ -31,7 +33,7 @@ class Recording(GaussianDenoiser):
         super().__init__(*args, **options)
         self.evaluated: list[str] = []
 
-    def velocity(self, prefix: GaussianPrefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
+    def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
         self.evaluated.append(role)
         return super().velocity(prefix, x_t, t, role)
 
@@ -128,6 +130,12 @@ def take(batch: Batch, index: Sequence[int], weight: Sequence[float] | None = No
         category=batch.category[rows],
         sample_ids=tuple(batch.sample_ids[i] for i in index),
     )
+
+
+def student_loss(distiller: Distiller, batch: Batch, *, step: int, state: Tensor | None = None) -> Tensor:
+    """The student's loss per sample (B,) with the numbers of the distiller's present update."""
+    given = StepInput(batch, distiller.draws.of(batch, STUDENT), state)
+    return distiller.student_loss(given, distiller.means, step=step)
 
 
 def fit(recipe: Recipe, data: Sequence[StepData], network: Recording | None = None) -> tuple[Distiller, Gradients]:

@@ -35,8 +35,9 @@ def fake_prompts(prompts: list[str], images: list[list[Image.Image]] | None) -> 
         references = []
         slot = 2
         for image in images[i] if images else []:
-            references.append(Reference(slot, image.height // 16, image.width // 16))
-            slot += references[-1].num_slots
+            height, width = image.height // 16, image.width // 16
+            references.append(Reference(slot, height, width, height * width // 4))
+            slot = references[-1].end
         length = 3 + len(prompt.split()) + sum(reference.num_slots for reference in references)
         seed = sum(prompt.encode()) + len(references)
         embeddings = torch.randn(length, DIM, generator=torch.Generator().manual_seed(seed))

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from distiller_fakes import CATEGORIES, batch_of, denoiser, fit, make_recipe, step_data
+from distiller_fakes import CATEGORIES, batch_of, denoiser, fit, make_recipe, step_data, student_loss
 from torch import Tensor
 
 from workbench.method import diagnostics
@@ -58,7 +58,7 @@ def test_a_run_logs_by_step_category_and_teacher() -> None:
 def test_the_gap_of_a_task_is_the_mean_of_its_categories_gaps() -> None:
     distiller = Distiller(denoiser(), make_recipe(), CATEGORIES)
     batch = batch_of("t2i", range(5), 5)
-    distiller.student_loss(batch, step=1)
+    student_loss(distiller, batch, step=1)
     means = distiller.means.pop()
     counts = torch.bincount(batch.category, minlength=2).tolist()
     parts = [means[f"per_step/x0_gap/{name}/step1"] for name in CATEGORIES[:2]]

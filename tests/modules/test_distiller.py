@@ -19,15 +19,17 @@ from distiller_fakes import (
     make_recipe,
     regroup,
     step_data,
+    student_loss,
     take,
 )
 from torch import Tensor
 
-from workbench.backbones.qwen_image_21.transformer import RoleDenoiser
+from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, TEACHER
 from workbench.batch import Batch, Condition, StepData
 from workbench.common.errors import UserError
 from workbench.modules.distiller import Distiller
+from workbench.modules.teachers import mixed
 from workbench.recipe.config import Dmd, Mixture, Optim, Teachers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -112,18 +114,18 @@ def test_a_reused_sample_is_the_students_own_at_its_step(fake_samples: str, roll
     options = Dmd(student_steps=4, fake_updates=4, fake_samples=fake_samples, rollout=rollout)  # type: ignore[arg-type]
     distiller = Distiller(denoiser(), make_recipe(dmd=options), CATEGORIES)
     data = step_data(0, fake_updates=1)
-    units, states = distiller.fake_score_units(data, 2)
+    updates, states = distiller.fake_score_steps(data, 2)
     steps = distiller.fake_steps(4)
-    assert len(units) == 4 and len(states) == (2 if fake_samples == "student_rollout" else 0)
+    assert len(updates) == 4 and len(states) == (2 if fake_samples == "student_rollout" else 0)
     stream = "fake0" if fake_samples == "rollout" else STUDENT
     with torch.no_grad():
-        for unit, step in zip(units, steps, strict=True):
-            for batch, x0 in zip(unit.batches, unit.known, strict=True):
+        for update, step in zip(updates, steps, strict=True):
+            for batch, x0 in zip(update.batches, update.from_rollout, strict=True):
                 assert x0 is not None
                 assert torch.equal(x0, distiller.student.draw(batch, distiller.draws.of(batch, stream), step))
         for batch, state in zip(data.student, states, strict=False):
-            plain = distiller.student_loss(batch, step=2)
-            assert torch.equal(distiller.student_loss(batch, step=2, state=state), plain)
+            plain = student_loss(distiller, batch, step=2)
+            assert torch.equal(student_loss(distiller, batch, step=2, state=state), plain)
 
 
 def test_reuse_pays_for_one_rollout() -> None:
@@ -192,7 +194,7 @@ def test_the_gradient_is_that_of_the_mean_loss_over_the_global_batch() -> None:
     distiller = Distiller(denoiser(), make_recipe(), CATEGORIES)
     candidates = []
     for step in range(2):
-        losses = torch.cat([distiller.student_loss(batch, step=step) for batch in data.student])
+        losses = torch.cat([student_loss(distiller, batch, step=step) for batch in data.student])
         assert len(losses) == BATCH_SIZE
         candidates.append(torch.autograd.grad(losses.mean(), distiller.parameters_of(STUDENT), retain_graph=True))
     found = gradients.of_student[0]
@@ -252,7 +254,7 @@ def test_a_teacher_without_weight_in_the_step_is_not_run() -> None:
     distiller = Distiller(network, recipe, CATEGORIES)
     for step, expected in ((0, TEACHER), (1, SPECIALIST)):
         network.evaluated.clear()
-        distiller.student_loss(step_data(0).student[0], step=step)
+        student_loss(distiller, step_data(0).student[0], step=step)
         assert set(network.evaluated) - {STUDENT, FAKE_SCORE} == {expected}
 
 
@@ -263,7 +265,7 @@ def test_a_teacher_with_weight_in_any_category_of_the_task_is_run() -> None:
     distiller = Distiller(network, make_recipe(tables=tables), CATEGORIES)
     for task, expected in (("t2i", {TEACHER, SPECIALIST}), ("edit", {TEACHER})):
         network.evaluated.clear()
-        distiller.student_loss(batch_of(task, [0], 5), step=0)  # type: ignore[arg-type]
+        student_loss(distiller, batch_of(task, [0], 5), step=0)  # type: ignore[arg-type]
         assert set(network.evaluated) - {STUDENT, FAKE_SCORE} == expected
 
 
@@ -272,7 +274,7 @@ def test_a_teacher_of_a_category_that_is_not_planned_is_not_run() -> None:
     for shares, expected in (({"portrait": 1.0}, {TEACHER}), ({"portrait": 0.5, "text": 0.5}, {TEACHER, SPECIALIST})):
         network = denoiser()
         recipe = make_recipe(tables=tables, mixture=Mixture(batch_size=BATCH_SIZE, categories={"t2i": shares}))
-        Distiller(network, recipe, CATEGORIES).student_loss(take(batch_of("t2i", range(5), 5), [0, 2, 4]), step=0)
+        student_loss(Distiller(network, recipe, CATEGORIES), take(batch_of("t2i", range(5), 5), [0, 2, 4]), step=0)
         assert set(network.evaluated) - {STUDENT, FAKE_SCORE} == expected
 
 
@@ -280,7 +282,7 @@ def test_each_category_is_guided_by_its_own_row() -> None:
     batch = batch_of("t2i", range(5), 5)
     base, specialist = [[1.0, 0.0]] * 2, [[0.0, 1.0]] * 2
     mixed, base_alone, specialist_alone, halves = (
-        Distiller(denoiser(), make_recipe(tables=tables), CATEGORIES).student_loss(batch, step=1)
+        student_loss(Distiller(denoiser(), make_recipe(tables=tables), CATEGORIES), batch, step=1)
         for tables in (
             {"t2i/text": specialist, "default": base},
             {"default": base},
@@ -301,9 +303,10 @@ def test_guidance_compares_with_the_empty_prompt() -> None:
     def x0(scale: float, uncond: Condition | None) -> Tensor:
         recipe = make_recipe(teachers=Teachers(specialists={"text": "folder"}, cfg_scale=scale))
         teachers = Distiller(network, recipe, CATEGORIES).teachers
-        return teachers.x0(batch.condition, uncond, x_t, t, weights, (True, False))
+        prefixes = teachers.prefixes(replace(batch, uncond=uncond), (True, False))
+        return mixed(teachers.predictions(prefixes, x_t, t), weights)
 
-    teacher = RoleDenoiser(network, TEACHER)  # type: ignore[arg-type]
+    teacher = RoleDenoiser(network, TEACHER)
     v_cond, v_uncond = (teacher.velocity(teacher.prefix(c), x_t, t) for c in (batch.condition, batch.uncond))
     torch.testing.assert_close(x0(1.0, None), x_t - 0.6 * v_cond)
     torch.testing.assert_close(x0(3.0, batch.uncond), x_t - 0.6 * (v_uncond + 3 * (v_cond - v_uncond)))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from workbench.backbones import roles
+from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.bench.data import CATEGORIES, Shapes, random_transformer, step_data
 from workbench.bench.plain import PlainEngine
@@ -65,7 +66,7 @@ def both(
     specialists = {name: random_transformer(SIZES, CPU) for name in recipe.teachers.specialists}
     for specialist in specialists.values():
         specialist.proj_out.weight.data.mul_(0.5)
-    denoiser = roles.build(base, recipe.model, specialists=specialists, seed=seed)
+    denoiser = roles.build(SplitTransformer, base, recipe.model, specialists=specialists, seed=seed)
     with torch.no_grad():
         # Roles that start alike hide a mistaken role, and adapters that start at zero hide half their gradients.
         for name, parameter in denoiser.named_parameters():

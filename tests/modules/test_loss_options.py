@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from distiller_fakes import CATEGORIES, denoiser, fit, make_recipe, step_data
+from distiller_fakes import CATEGORIES, denoiser, fit, make_recipe, step_data, student_loss
 from torch import Tensor
 
+from workbench.backbones.gaussian import GaussianDenoiser
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, TEACHER
 from workbench.batch import Batch
 from workbench.common.errors import UserError
 from workbench.method import dmd, flow, guidance
-from workbench.method.gaussian import GaussianDenoiser
 from workbench.modules.distiller import Distiller
 from workbench.modules.student_loss import Comparison
 from workbench.recipe.config import Dmd, Recipe, Teachers
@@ -35,7 +35,7 @@ def terms(
     distiller = Distiller(network or denoiser(), recipe, CATEGORIES)
     weights, active = distiller.lambdas[batch.category, step], distiller.active[batch.task][step]
     numbers = distiller.draws.of(batch, STUDENT)
-    return distiller._student_loss(batch, numbers, step=step, weights=weights, active=active)
+    return distiller.objective(batch, numbers, step=step, weights=weights, active=active)
 
 
 def with_target(batch: Batch) -> Batch:
@@ -63,7 +63,7 @@ def test_rescaled_teachers_predict_at_the_norm_of_the_prompt_alone() -> None:
     x_t, t, active = torch.randn(5, 16, 2, generator=torch.Generator().manual_seed(0)), torch.full((5,), 0.6), [True]
     recipe = make_recipe(teachers=replace(GUIDED, cfg_rescale=1.0))
     teachers = Distiller(denoiser(), recipe, CATEGORIES).teachers
-    prefixes = teachers.prefixes_of(batch, active)
+    prefixes = teachers.prefixes(batch, active)
     rescaled = teachers.predictions(prefixes, x_t, t)[0]
     alone = teachers.predictions(prefixes, x_t, t, guided=False)[0]
     torch.testing.assert_close((x_t - rescaled).norm(dim=-1), (x_t - alone).norm(dim=-1))
@@ -86,7 +86,7 @@ def test_decoupled_the_matching_is_unguided_and_the_guidance_acts_below_the_stud
     decoupled, seen = terms(recipe, batch, 1, network)
     assert torch.equal(seen.x0_real, seen_plain.x0_real) and not torch.allclose(decoupled[STUDENT], plain[STUDENT])
     assert network.evaluated.count(TEACHER) == 3
-    loss = Distiller(denoiser(), recipe, CATEGORIES)._student_loss
+    loss = Distiller(denoiser(), recipe, CATEGORIES).objective
     assert loss.augmentation_intervals[0] == (0.02, 0.98)
     assert loss.augmentation_intervals[1] == (0.02, loss.student.grid[1])
 
@@ -149,7 +149,7 @@ def test_all_terms_train_the_student_and_nobody_else() -> None:
     distiller, _ = fit(recipe, data)
     means = distiller.means.pop()
     assert {f"loss/{name}/{task}" for name in ("data", "first_step") for task in ("t2i", "edit")} < means.keys()
-    loss = distiller.student_loss(data[0].student[0], step=0)
+    loss = student_loss(distiller, data[0].student[0], step=0)
     loss.sum().backward()
     graded = {name for name, parameter in distiller.denoiser.named_parameters() if parameter.grad is not None}
     assert {name for name in graded if FAKE_SCORE not in name} == {f"means.{STUDENT}", f"factors.{STUDENT}"}

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from datamodules.shards.encode import encode
 from datamodules.shards.encoded import EncodedDataset
 from datamodules.shards.pack import pack
+from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.qwen_image_21 import pipeline, text_encoder
 from workbench.backbones.qwen_image_21.prompts import PromptTokenizer
-from workbench.backbones.qwen_image_21.transformer import RoleDenoiser, single_role
+from workbench.backbones.qwen_image_21.transformer import single_role
 from workbench.batch import CaptionStep
 from workbench.common.errors import UserError
 from workbench.evaluation.answer_cache import Store

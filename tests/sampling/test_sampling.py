@@ -11,8 +11,9 @@ import torch
 from diffusers import QwenImage21Pipeline
 from PIL import Image
 
+from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.qwen_image_21 import pipeline as pipelines
-from workbench.backbones.qwen_image_21.transformer import RoleDenoiser, single_role
+from workbench.backbones.qwen_image_21.transformer import single_role
 from workbench.method import rng
 from workbench.method.rollout import time_grid
 from workbench.sampling.sampler import CPU_ROWS, NOISE_STREAM, Request, Sampler, default_batch_size, encode, fit

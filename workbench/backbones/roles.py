@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from functools import partial
 
 import torch
-from diffusers import QwenImage21Transformer2DModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from workbench.backbones import lora
+from workbench.backbones.base import NetworkFactory, RoleNetworks, TransformerDenoiser
 from workbench.backbones.lora_files import Adapter
-from workbench.backbones.precision import cast_parameters
-from workbench.backbones.qwen_image_21.transformer import QwenImage21, SplitTransformer
+from workbench.backbones.placement import cast_parameters
 from workbench.common.errors import UserError
 from workbench.method import rng
 from workbench.recipe.config import Model, Teachers
@@ -30,35 +28,37 @@ def teacher_roles(teachers: Teachers) -> tuple[str, ...]:
 
 
 def build(
-    base: QwenImage21Transformer2DModel,
+    factory: NetworkFactory,
+    base: nn.Module,
     model: Model,
     *,
-    student: QwenImage21Transformer2DModel | None = None,
-    specialists: Mapping[str, QwenImage21Transformer2DModel | Adapter] | None = None,
+    student: nn.Module | None = None,
+    specialists: Mapping[str, nn.Module | Adapter] | None = None,
     seed: int = 0,
     frozen_dtype: torch.dtype | None = None,
-) -> QwenImage21:
-    """Denoiser with the roles student, fake score, teacher and one a specialist.
+) -> RoleNetworks:
+    """Denoiser with the roles student, fake score, teacher and one per specialist.
 
-    specialists: each a network of its own, or an adapter over the base teacher's, whose weights it then shares.
-    student: weights that student and fake score start from, when they are not the base teacher's.
+    factory: makes the family's denoiser of a transformer.
+    base: transformer of the base teacher. student: one that student and fake score start from, if not at the base.
+    specialists: each a transformer, or an adapter over the base teacher's, whose weights it then shares.
     frozen_dtype: what frozen weights are cast to, in place; trained ones stay as they come, adapters are float32.
     Only student and fake score are left trainable; the fake score starts where the student does.
 
     Raises:
         UserError: LoRA roles that start elsewhere than at the base teacher, or an adapter that does not fit it.
     """
-    base = base.requires_grad_(False)
-    split = partial(
-        SplitTransformer, gradient_checkpointing=model.gradient_checkpointing, stored_blocks=model.stored_blocks
-    )
-    networks = {TEACHER: split(base)}
+
+    def network(transformer: nn.Module) -> TransformerDenoiser:
+        return factory(transformer, model.gradient_checkpointing, model.stored_blocks)
+
+    networks = {TEACHER: network(base.requires_grad_(False))}
     network_of_role = {TEACHER: TEACHER}
     match model.roles:
         case "full":
             for role in (STUDENT, FAKE_SCORE):
                 weights = copy.deepcopy(student if student is not None else base).requires_grad_(True)
-                networks[role] = split(weights)
+                networks[role] = network(weights)
                 network_of_role[role] = role
             cast_parameters(base, frozen_dtype)
         case "lora":
@@ -73,17 +73,17 @@ def build(
     for name, specialist in (specialists or {}).items():
         role = f"{TEACHER}_{name}"
         match specialist:
-            case QwenImage21Transformer2DModel():
+            case nn.Module():
                 cast_parameters(specialist, frozen_dtype)
-                networks[role] = split(specialist.requires_grad_(False))
+                networks[role] = network(specialist.requires_grad_(False))
                 network_of_role[role] = role
             case _:
                 adapt(networks[TEACHER], role, specialist)
                 network_of_role[role] = TEACHER
-    return QwenImage21(networks, network_of_role)
+    return RoleNetworks(networks, network_of_role)
 
 
-def add_adapter(network: SplitTransformer, role: str, rank: int, alpha: float, seed: int) -> None:
+def add_adapter(network: TransformerDenoiser, role: str, rank: int, alpha: float, seed: int) -> None:
     """Give the blocks of `network` a fresh trainable adapter for `role`; the layers that it adapts are frozen."""
     lora.install(network.blocks)
     generator = rng.generator(seed, f"lora/{role}", 0)
@@ -91,7 +91,7 @@ def add_adapter(network: SplitTransformer, role: str, rank: int, alpha: float, s
         layer.add_adapter(role, rank, alpha, generator)
 
 
-def adapt(network: SplitTransformer, role: str, adapter: Adapter) -> None:
+def adapt(network: TransformerDenoiser, role: str, adapter: Adapter) -> None:
     """Give `network` a frozen adapter under the name of `role`."""
     lora.install(network.blocks)
     linears = dict(lora.role_linears(network.transformer))
@@ -106,8 +106,8 @@ def adapt(network: SplitTransformer, role: str, adapter: Adapter) -> None:
 
 
 @torch.no_grad()
-def merged_state(denoiser: QwenImage21, role: str) -> dict[str, Tensor]:
-    """Weights of `role` under diffusers' own names, adapters merged, whole and on the CPU (collective when sharded)."""
+def merged_state(denoiser: RoleNetworks, role: str) -> dict[str, Tensor]:
+    """Weights of `role` under diffusers' own names, adapters merged, unsharded and on the CPU (all ranks must call)."""
     network = denoiser.network(role)
     linears = dict(lora.role_linears(network.transformer))
     state = {}
@@ -115,14 +115,14 @@ def merged_state(denoiser: QwenImage21, role: str) -> dict[str, Tensor]:
         owner, _, leaf = name.partition(".base_layer.")
         if owner in linears and leaf == "weight" and role in linears[owner].scaling:
             layer = linears[owner]
-            up, down = _whole(layer.lora_B[role].weight), _whole(layer.lora_A[role].weight)
-            state[f"{owner}.weight"] = _whole(tensor) + layer.scaling[role] * (up @ down)
+            up, down = _unsharded(layer.lora_B[role].weight), _unsharded(layer.lora_A[role].weight)
+            state[f"{owner}.weight"] = _unsharded(tensor) + layer.scaling[role] * (up @ down)
         elif ".lora_" not in name:
-            state[name.replace(".base_layer.", ".")] = _whole(tensor)
+            state[name.replace(".base_layer.", ".")] = _unsharded(tensor)
     return state
 
 
-def _whole(tensor: Tensor | nn.Module) -> Tensor:
+def _unsharded(tensor: Tensor | nn.Module) -> Tensor:
     assert isinstance(tensor, Tensor)
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     # A copy even on the CPU: the caller may go on to change the weights.

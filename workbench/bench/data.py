@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import QwenImage21Transformer2DModel
 
+from workbench.backbones.qwen_image_21.sequence import LATENT_TOKENS_PER_SLOT
 from workbench.batch import Batch, Condition, Layout, Reference, StepData, Task
 from workbench.common.errors import UserError
 from workbench.method import rng
@@ -117,10 +118,10 @@ def random_batch(shapes: Shapes, task: Task, *, seed: int, guided: bool) -> Batc
     if task == "edit":
         references = torch.randn(count, shapes.side**2, shapes.channels, generator=generator)
 
-    slots = (Reference(PREFIX_SLOT, shapes.side, shapes.side),) if task == "edit" else ()
+    num_slots = shapes.side**2 // LATENT_TOKENS_PER_SLOT if task == "edit" else 0
+    slots = (Reference(PREFIX_SLOT, shapes.side, shapes.side, num_slots),) if num_slots else ()
 
     def condition(text_tokens: int, shortest: int, rows: int, prompts: torch.Generator) -> Condition:
-        num_slots = sum(slot.num_slots for slot in slots)
         num_tokens = text_tokens + num_slots
         prompt = torch.randn(rows, num_tokens, shapes.context_dim, generator=prompts)
         lengths = torch.randint(shortest, text_tokens + 1, (rows,), generator=prompts) + num_slots
@@ -147,7 +148,6 @@ def random_batch(shapes: Shapes, task: Task, *, seed: int, guided: bool) -> Batc
         num_samples=count,
         category=torch.full((count,), CATEGORIES.index(f"{task}/any")),
         sample_ids=tuple(f"{task}{row}" for row in range(count)),
-        shares_references=guided and bool(slots),
         uncond_is_constant=is_constant,
     )
 

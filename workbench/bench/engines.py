@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from workbench.backbones import roles
+from workbench.backbones.base import RoleNetworks
 from workbench.backbones.lora_files import Adapter, AdapterLayer
-from workbench.backbones.precision import frozen_dtype
-from workbench.backbones.qwen_image_21.transformer import QwenImage21
+from workbench.backbones.placement import frozen_dtype
+from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.batch import StepData, Task
 from workbench.bench import data, measure, warm_up
@@ -164,9 +165,9 @@ class MixBenchmark:
 
     def _steps(self) -> list[StepData]:
         options = self.options
-        config = self.denoiser.network(roles.TEACHER).transformer.config
-        shapes = data.Shapes(options.batch_size, options.text_tokens, options.side, config.context_in_dim,
-                             config.in_channels, **({} if options.padded else {"shortest": 1.0}))  # fmt: skip
+        network = self.denoiser.network(roles.TEACHER)
+        shapes = data.Shapes(options.batch_size, options.text_tokens, options.side, network.prompt_width,
+                             network.num_channels, **({} if options.padded else {"shortest": 1.0}))  # fmt: skip
         make = partial(data.step_data, shapes, self.tasks, options.fake_updates, guided=options.cfg_scale != 1)
         return [make(step=step, device=torch.device("cpu")) for step in range(options.repeats + options.num_warmup)]
 
@@ -208,7 +209,7 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _denoiser(options: Options, recipe: Recipe) -> QwenImage21:
+def _denoiser(options: Options, recipe: Recipe) -> RoleNetworks:
     device, dtype = options.torch_device, frozen_dtype(recipe)
     kind, _, sizes = options.model.partition(":")
     if kind == "random":
@@ -219,7 +220,7 @@ def _denoiser(options: Options, recipe: Recipe) -> QwenImage21:
     specialists = {
         name: _adapter(base, options.lora_rank, seed) for seed, name in enumerate(recipe.teachers.specialists)
     }
-    return roles.build(base, recipe.model, specialists=specialists, frozen_dtype=dtype).to(device)
+    return roles.build(SplitTransformer, base, recipe.model, specialists=specialists, frozen_dtype=dtype).to(device)
 
 
 def _adapter(base: nn.Module, rank: int, seed: int) -> Adapter:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from workbench.backbones.precision import trainer_precision
-from workbench.backbones.qwen_image_21.transformer import Prefix, QwenImage21
+from workbench.backbones.base import Prefix, RoleNetworks
+from workbench.backbones.placement import trainer_precision
 from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.batch import Condition, StepData
 from workbench.bench.data import CATEGORIES
@@ -105,7 +105,7 @@ def alternate(
     return turns.ours, turns.theirs
 
 
-def phases(denoiser: QwenImage21, recipe: Recipe, data: Sequence[StepData], *, warmup: int) -> dict[str, float]:
+def phases(denoiser: RoleNetworks, recipe: Recipe, data: Sequence[StepData], *, warmup: int) -> dict[str, float]:
     """Mean seconds an iteration of each phase of the engine, run eagerly with a clock around every part."""
     recipe = replace(recipe, trainer=replace(recipe.trainer, cuda_graphs="off"))
     clock = Clock()
@@ -119,16 +119,16 @@ def phases(denoiser: QwenImage21, recipe: Recipe, data: Sequence[StepData], *, w
     return parts
 
 
-class _TimedDenoiser(QwenImage21):
+class _TimedDenoiser(RoleNetworks):
     """The same networks with a clock around each evaluation."""
 
-    def __init__(self, denoiser: QwenImage21, clock: Clock) -> None:
-        super().__init__(dict(denoiser.networks.items()), denoiser.network_of_role)  # type: ignore[arg-type]
+    def __init__(self, denoiser: RoleNetworks, clock: Clock) -> None:
+        super().__init__(denoiser.by_name, denoiser.network_of_role)
         self.clock = clock
 
-    def prefix(self, condition: Condition, role: str, shared: Prefix | None = None) -> Prefix:
+    def prefixes(self, cond: Condition, uncond: Condition | None, role: str) -> tuple[Prefix, Prefix | None]:
         with self.clock.phase(_phase(role)):
-            return super().prefix(condition, role, shared)
+            return super().prefixes(cond, uncond, role)
 
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
         with self.clock.phase(_phase(role)):

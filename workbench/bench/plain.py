@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import QwenImage21Transformer2DModel
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from workbench.backbones import lora
-from workbench.backbones.qwen_image_21.transformer import QwenImage21
+from workbench.backbones.base import RoleNetworks
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, teacher_roles
 from workbench.batch import Batch, Condition, StepData
 from workbench.engine.optimisation import clip_gradients, learning_rate_factor, uncached_casts
@@ -32,12 +33,12 @@ class PlainNetworks:
     runs at once with a key mask, as in trainers: faster, and the target's positions differ because of the padding.
     """
 
-    def __init__(self, denoiser: QwenImage21, *, gradient_checkpointing: bool, per_length: bool) -> None:
+    def __init__(self, denoiser: RoleNetworks, *, gradient_checkpointing: bool, per_length: bool) -> None:
         self.denoiser = denoiser
         self.per_length = per_length
         self._role = ""
         for network in {denoiser.network(role) for role in denoiser.network_of_role}:
-            stock = network.transformer
+            stock: Any = network.transformer
             for _, layer in lora.role_linears(stock):
                 layer.register_forward_pre_hook(self._add_role)
             if gradient_checkpointing:
@@ -45,7 +46,7 @@ class PlainNetworks:
 
     def velocity(self, condition: Condition, x_t: Tensor, t: Tensor, role: str) -> Tensor:
         """(B, N, C), (B,) -> (B, N, C)."""
-        stock = self.denoiser.network(role).transformer
+        stock: Any = self.denoiser.network(role).transformer
         self._role = role
         lengths = condition.lengths.tolist()
         if not self.per_length:
@@ -82,7 +83,7 @@ class PlainEngine:
     """R fake-score updates and one student update a step, over full float32 weights or adapters on one device."""
 
     def __init__(
-        self, denoiser: QwenImage21, recipe: Recipe, categories: Sequence[str], *, per_length: bool = False
+        self, denoiser: RoleNetworks, recipe: Recipe, categories: Sequence[str], *, per_length: bool = False
     ) -> None:
         self.recipe = recipe
         self.networks = PlainNetworks(
@@ -226,7 +227,7 @@ def _for_all(condition: Condition, batch_size: int) -> Condition:
     return Condition(prompt, lengths, condition.layout)
 
 
-def _own_parameters(denoiser: QwenImage21, role: str) -> list[nn.Parameter]:
+def _own_parameters(denoiser: RoleNetworks, role: str) -> list[nn.Parameter]:
     return [
         parameter
         for name, parameter in denoiser.named_parameters()
@@ -247,7 +248,7 @@ def _forward(
     images = torch.zeros(len(prompt), num_text + layout.num_target_tokens // 4, dtype=torch.bool, device=x_t.device)
     images[:, num_text:] = True
     for reference in layout.references:
-        images[:, reference.slot : reference.slot + reference.num_slots] = True
+        images[:, reference.slot : reference.end] = True
     shapes = [(1, item.height, item.width) for item in layout.references] + [(1, layout.height, layout.width)]
     mask = None
     if min(lengths) < num_text:

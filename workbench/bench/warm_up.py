@@ -7,14 +7,14 @@ from collections.abc import Callable
 import torch
 
 from workbench.backbones import roles
-from workbench.backbones.qwen_image_21.transformer import QwenImage21, RoleDenoiser
+from workbench.backbones.base import RoleDenoiser, RoleNetworks
 from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.batch import Batch, StepData
 from workbench.bench.plain import PlainEngine
 from workbench.recipe.config import Recipe
 
 
-def evaluate_every_role(denoiser: QwenImage21, recipe: Recipe, step: StepData) -> None:
+def evaluate_every_role(denoiser: RoleNetworks, recipe: Recipe, step: StepData) -> None:
     """Each kind of evaluation of a training step once: without gradient in every role, with it in the trained ones."""
     device = next(denoiser.parameters()).device
     for batch in step.to(device).student:
@@ -24,11 +24,10 @@ def evaluate_every_role(denoiser: QwenImage21, recipe: Recipe, step: StepData) -
         for role in (STUDENT, FAKE_SCORE, *roles.teacher_roles(recipe.teachers)):
             network = RoleDenoiser(denoiser, role)
             with torch.no_grad():
-                prefix = network.prefix(batch.condition)
-                network.velocity(prefix, x_t, t)
-                if batch.uncond is not None and role not in (STUDENT, FAKE_SCORE):
-                    uncond = network.prefix(batch.uncond, prefix if batch.shares_references else None)
-                    network.velocity(uncond, x_t, t)
+                uncond = batch.uncond if role not in (STUDENT, FAKE_SCORE) else None
+                for prefix in network.prefixes(batch.condition, uncond):
+                    if prefix is not None:
+                        network.velocity(prefix, x_t, t)
             if role in (STUDENT, FAKE_SCORE):
                 evaluate_graded(network, batch)
     denoiser.zero_grad(set_to_none=True)
@@ -56,7 +55,7 @@ def evaluate_plain(plain: PlainEngine, step: StepData) -> None:
 
 
 def most_stored(
-    denoiser: QwenImage21, batch: Batch, num_blocks: int, store: Callable[[int], None], limit_bytes: int
+    denoiser: RoleNetworks, batch: Batch, num_blocks: int, store: Callable[[int], None], limit_bytes: int
 ) -> int:
     """Blocks whose activations fit into `limit_bytes`, from the peaks of one graded evaluation with few of them stored
     and with some more. The prefixes that a student update holds meanwhile are held too."""

@@ -1,4 +1,4 @@
-"""The parts of a training step: each a function of tensors, run as it is or replayed as a CUDA graph.
+"""The parts of a training step: each a function of tensors, run eagerly or replayed as a CUDA graph.
 
 Graphs are few because a step is cut where its shape is drawn: one for each student step of the fake score's update and
 of the student's, for each set of layouts, rather than one for each way in which a whole step can turn out.
@@ -18,27 +18,27 @@ from workbench.engine.graphs import Graphs, shapes_of
 from workbench.engine.means import Means
 
 MAX_GRAPHS = 64
-"""Beyond, further combinations run as they are: data of very many layouts are not worth a graph each."""
+"""Beyond this, further combinations run eagerly: data of very many layouts are not worth a graph each."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """One batch of a unit. known: samples or a state (B, N, C) that an earlier unit found, if any."""
+class StepInput:
+    """One batch of a step. from_rollout: samples or a state (B, N, C) that an earlier rollout found, if any."""
 
     batch: Batch
     numbers: Numbers
-    known: Tensor | None = None
+    from_rollout: Tensor | None = None
 
 
-Run = Callable[[Sequence[Work], Means], Sequence[Tensor]]
+Run = Callable[[Sequence[StepInput], Means], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What one optimiser step or rollout does.
+class GraphStep:
+    """One optimiser step or rollout.
 
     key: all that decides which operators `run` calls on batches of given layouts and shapes.
-    stream: of its random numbers. known: see `Work`, one a batch.
+    stream: of its random numbers. from_rollout: see `StepInput`, one per batch, or none.
     run: must call the same operators whenever the key is the same, and keep nothing but what it returns and logs.
     """
 
@@ -46,78 +46,77 @@ class Unit:
     stream: str
     batches: tuple[Batch, ...]
     run: Run
-    known: tuple[Tensor | None, ...] = ()
+    from_rollout: tuple[Tensor | None, ...] = ()
 
     @property
     def sample_ids(self) -> tuple[str, ...]:
         return tuple(sample for batch in self.batches for sample in batch.sample_ids)
 
-    def work(self, numbers: Sequence[Numbers]) -> list[Work]:
-        """Its batches with their numbers."""
-        known = self.known or (None,) * len(self.batches)
-        return [Work(*parts) for parts in zip(self.batches, numbers, known, strict=True)]
+    def inputs(self, numbers: Sequence[Numbers]) -> list[StepInput]:
+        """Its batches with their random numbers."""
+        from_rollout = self.from_rollout or (None,) * len(self.batches)
+        return [StepInput(*parts) for parts in zip(self.batches, numbers, from_rollout, strict=True)]
 
 
-def run_eagerly(unit: Unit, draws: Draws, means: Means) -> Sequence[Tensor]:
-    """Run as it is; means go into `means`."""
-    return unit.run(unit.work([draws.of(batch, unit.stream) for batch in unit.batches]), means)
+def run_eagerly(step: GraphStep, draws: Draws, means: Means) -> Sequence[Tensor]:
+    """Run without a graph; means go into `means`."""
+    return step.run(step.inputs([draws.of(batch, step.stream) for batch in step.batches]), means)
 
 
-class Replayed:
-    """Runs units on CUDA: the first of its kind as it is, noting which numbers it draws; from the second on a graph,
-    into which batches and numbers, drawn outside, are copied."""
+class GraphRunner:
+    """Runs steps on CUDA. The first call of a key runs eagerly and records which random numbers it draws; later calls
+    replay a CUDA graph, into which batches and numbers, drawn outside, are copied."""
 
     def __init__(self) -> None:
         self._graphs = Graphs(MAX_GRAPHS)
         self._requests: dict[Hashable, list[list[Request]]] = {}
         self._names: dict[Hashable, tuple[str, ...]] = {}
 
-    def __call__(self, unit: Unit, draws: Draws, means: Means) -> Sequence[Tensor]:
-        """Outputs of the unit, which nothing overwrites."""
-        of_batches = [tensor for batch in unit.batches for tensor in _tensors(batch)]
-        of_batches += [tensor for tensor in unit.known if tensor is not None]
-        key = (unit.key, tuple(map(_static, unit.batches)), shapes_of(of_batches))
-        numbers = [draws.of(batch, unit.stream) for batch in unit.batches]
+    def __call__(self, step: GraphStep, draws: Draws, means: Means) -> Sequence[Tensor]:
+        """Outputs of the step, which nothing overwrites."""
+        tensors = [tensor for batch in step.batches for tensor in _tensors(batch)]
+        tensors += [tensor for tensor in step.from_rollout if tensor is not None]
+        key = (step.key, tuple(map(_static, step.batches)), shapes_of(tensors))
+        numbers = [draws.of(batch, step.stream) for batch in step.batches]
         if key not in self._requests or not self._graphs.has_room(key):
             noted = [NotedNumbers(source) for source in numbers]
-            outputs = self._graphs.warm_up(lambda: unit.run(unit.work(noted), means))
+            outputs = self._graphs.warm_up(lambda: step.run(step.inputs(noted), means))
             self._requests[key] = [list(notes.found) for notes in noted]
             return outputs
         requests = self._requests[key]
         drawn = [answer(source, request) for source, asked in zip(numbers, requests, strict=True) for request in asked]
 
-        def step(given: Sequence[Tensor]) -> Sequence[Tensor]:
-            local, tensors = Means(), iter(given)
-            outputs = unit.run(_rebuilt(unit, tensors, requests), local)
+        def captured(given: Sequence[Tensor]) -> Sequence[Tensor]:
+            local, remaining = Means(), iter(given)
+            outputs = step.run(_rebuilt(step, remaining, requests), local)
             self._names[key], totals = local.totals(outputs[0].device)
             return [*outputs, totals]
 
-        *outputs, totals = self._graphs.replay(key, step, [*of_batches, *drawn])
+        *outputs, totals = self._graphs.replay(key, captured, [*tensors, *drawn])
         means.take(self._names[key], totals.clone())
         return [output.clone() for output in outputs]
 
 
-def _rebuilt(unit: Unit, tensors: Iterator[Tensor], requests: Sequence[Sequence[Request]]) -> list[Work]:
-    """The unit's work over other tensors: those of the batches, what is known, the numbers."""
-    batches = [_over(batch, tensors) for batch in unit.batches]
-    known = [None if tensor is None else next(tensors) for tensor in unit.known] or [None] * len(batches)
+def _rebuilt(step: GraphStep, tensors: Iterator[Tensor], requests: Sequence[Sequence[Request]]) -> list[StepInput]:
+    """The inputs of `step` over other tensors: those of the batches, those from a rollout, the random numbers."""
+    batches = [_over(batch, tensors) for batch in step.batches]
+    states = [None if tensor is None else next(tensors) for tensor in step.from_rollout] or [None] * len(batches)
     numbers = [GivenNumbers({request: next(tensors) for request in asked}) for asked in requests]
-    return [Work(*parts) for parts in zip(batches, numbers, known, strict=True)]
+    return [StepInput(*parts) for parts in zip(batches, numbers, states, strict=True)]
 
 
 def _static(batch: Batch) -> Hashable:
-    """What a batch is beside its tensors and its samples' names."""
+    """Everything about a batch but its tensors and the names of its samples."""
     uncond = batch.uncond.layout if batch.uncond is not None else None
     present = (batch.target is not None, batch.condition.references is not None)
-    kind = (batch.shares_references, batch.uncond_is_constant)
-    return (batch.task, batch.condition.layout, uncond, kind, present)
+    return (batch.task, batch.condition.layout, uncond, batch.uncond_is_constant, present)
 
 
 Item = TypeVar("Item", Batch, Condition)
 
 
 def _tensors(item: Batch | Condition) -> Iterator[Tensor]:
-    """Those of a batch in the order of its fields."""
+    """Tensors of a batch in the order of its fields."""
     for field in fields(item):
         match vars(item)[field.name]:
             case Tensor() as tensor:
@@ -127,7 +126,7 @@ def _tensors(item: Batch | Condition) -> Iterator[Tensor]:
 
 
 def _over(item: Item, tensors: Iterator[Tensor]) -> Item:
-    """The same over other tensors, taken in the order of `_tensors`."""
+    """The same item over other tensors, taken in the order of `_tensors`."""
     changed: dict[str, Any] = {}
     for field in fields(item):
         match vars(item)[field.name]:

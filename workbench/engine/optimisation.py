@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,6 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
         norm = norm.full_tensor()
     clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
-
-
-def lightning_precision(precision: Literal["32-true", "tf32", "bf16-mixed"]) -> Literal["32-true", "bf16-mixed"]:
-    """Set how float32 matrix products are computed in this process, and say what Lightning calls the rest."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    return "32-true" if precision == "tf32" else precision
 
 
 @contextmanager

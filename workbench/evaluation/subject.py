@@ -11,8 +11,9 @@ import torch
 from diffusers import QwenImage21Pipeline
 
 from workbench.backbones import lora_files, roles
+from workbench.backbones.base import RoleDenoiser, RoleNetworks
 from workbench.backbones.qwen_image_21 import pipeline
-from workbench.backbones.qwen_image_21.transformer import QwenImage21, RoleDenoiser, single_role
+from workbench.backbones.qwen_image_21.transformer import single_role
 from workbench.common.clock import Clock
 from workbench.common.fingerprint import fingerprint
 from workbench.evaluation.cases.case import Case
@@ -60,7 +61,7 @@ class Subject:
         return chosen or default_batch_size(self.loaded, self._recipe.data.resolution)
 
     @cached_property
-    def _denoiser(self) -> QwenImage21:
+    def _denoiser(self) -> RoleNetworks:
         denoiser = single_role(self.loaded.transformer, roles.TEACHER)
         for name, path in self._specialists.items():
             roles.adapt(denoiser.network(roles.TEACHER), name, lora_files.read(path))

@@ -1,4 +1,4 @@
-"""The root module: one training step is R fake-score updates and one student update over joint task batches."""
+"""The root module: one training step is R fake-score updates and one student update over batches of both tasks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.backbones.qwen_image_21.transformer import QwenImage21, RoleDenoiser
+from workbench.backbones import placement
+from workbench.backbones.base import Denoiser, RoleDenoiser
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, teacher_roles
-from workbench.backbones.sharding import shard
 from workbench.batch import Batch, StepData
 from workbench.common.errors import UserError
 from workbench.engine.draws import Draws
-from workbench.engine.graph_steps import Replayed, Unit, Work, run_eagerly
+from workbench.engine.graph_steps import GraphRunner, GraphStep, StepInput, run_eagerly
 from workbench.engine.means import Means
 from workbench.engine.optimisation import uncached_casts
 from workbench.method import guidance, rollout
@@ -30,10 +30,11 @@ from workbench.recipe.config import Recipe
 
 Loss = tuple[Batch, Callable[[], Tensor]]
 """A batch, and what computes its loss per sample (B,)."""
-Known = tuple[Tensor, ...]
+States = tuple[Tensor, ...]
+"""State (B, N, C) of each batch."""
 SMALL = 300_000_000
-"""Parameters, all roles together, up to which `trainer.cuda_graphs=auto` means them: launches bind no larger network,
-and a graph keeps its memory."""
+"""Parameters, all roles together, up to which `trainer.cuda_graphs=auto` uses graphs: larger networks are not
+launch-bound, and a graph keeps its memory."""
 
 
 class Distiller(RootModule):
@@ -46,17 +47,17 @@ class Distiller(RootModule):
 
     lambdas: Tensor
 
-    def __init__(self, denoiser: QwenImage21 | nn.Module, recipe: Recipe, categories: Sequence[str]) -> None:
+    def __init__(self, denoiser: Denoiser, recipe: Recipe, categories: Sequence[str]) -> None:
         super().__init__(total_updates=recipe.trainer.updates, max_skipped=recipe.trainer.max_skipped_updates)
         self.recipe = recipe
         self.categories = tuple(categories)
         self.denoiser = denoiser
         teachers = teacher_roles(recipe.teachers)
         times = student_times(recipe)
-        self.student = StudentModule(RoleDenoiser(denoiser, STUDENT), times, recipe.dmd.rollout)  # type: ignore[arg-type]
-        self.fake_score = FakeScoreModule(RoleDenoiser(denoiser, FAKE_SCORE))  # type: ignore[arg-type]
+        self.student = StudentModule(RoleDenoiser(denoiser, STUDENT), times, recipe.dmd.rollout)
+        self.fake_score = FakeScoreModule(RoleDenoiser(denoiser, FAKE_SCORE))
         self.teachers = TeacherEnsemble(
-            [RoleDenoiser(denoiser, role) for role in teachers],  # type: ignore[arg-type]
+            [RoleDenoiser(denoiser, role) for role in teachers],
             recipe.teachers.cfg_scale,
             recipe.teachers.cfg_rescale,
         )
@@ -66,7 +67,7 @@ class Distiller(RootModule):
         )
         table = guidance.lambda_table(tables, self.categories, num_steps=num_steps, teachers=teachers)
         self.register_buffer("lambdas", table, persistent=False)
-        self._student_loss = StudentLoss(
+        self.objective = StudentLoss(
             recipe.dmd,
             self.student,
             self.fake_score,
@@ -76,11 +77,11 @@ class Distiller(RootModule):
         )
         planned = [recipe.mixture.has_weight(name) for name in self.categories]
         self.active = guidance.active_teachers(table, self.categories, planned)
-        self._replayed: Replayed | None = None
+        self._graph_runner: GraphRunner | None = None
 
     def configure_model(self) -> None:
-        if self.device_mesh is not None and isinstance(self.denoiser, QwenImage21):
-            shard(self.denoiser, self.device_mesh, self.recipe.trainer.precision)
+        if self.device_mesh is not None:
+            placement.shard(self.denoiser, self.device_mesh, self.recipe.trainer.precision)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         optim = self.recipe.optim
@@ -98,7 +99,7 @@ class Distiller(RootModule):
         return torch.tensor(lr, device=self.device) if self.guards_on_device else lr
 
     def parameters_of(self, role: str) -> list[nn.Parameter]:
-        """Trainable parameters that only `role` owns."""
+        """Trainable parameters of `role` alone."""
         return [parameter for _, parameter in self.named_parameters_of(role)]
 
     def named_parameters_of(self, role: str) -> list[tuple[str, nn.Parameter]]:
@@ -120,17 +121,17 @@ class Distiller(RootModule):
         options, single = self.recipe.trainer, self.device.type == "cuda" and self.device_mesh is None
         small = sum(parameter.numel() for parameter in self.parameters()) <= SMALL
         wanted = options.cuda_graphs == "on" or (options.cuda_graphs == "auto" and small)
-        self._replayed = Replayed() if single and wanted else None
+        self._graph_runner = GraphRunner() if single and wanted else None
 
     def training_step(self, data: StepData, _: int) -> None:
         with uncached_casts():
             self._set_learning_rates()
             graded_step = self.draws.integer(self.student.num_steps, "graded_step")
-            units, states = self.fake_score_units(data, graded_step)
-            for unit in units:
-                self._take(FAKE_SCORE, unit)
+            fake_steps, states = self.fake_score_steps(data, graded_step)
+            for fake_step in fake_steps:
+                self._take(FAKE_SCORE, fake_step)
             update = partial(self._student_update, step=graded_step)
-            self._take(STUDENT, Unit((STUDENT, graded_step), STUDENT, data.student, update, states))
+            self._take(STUDENT, GraphStep((STUDENT, graded_step), STUDENT, data.student, update, states))
             self.num_updates += 1
 
     @property
@@ -145,67 +146,66 @@ class Distiller(RootModule):
             return [self.draws.integer(num_steps, f"fake{r}/step") for r in range(count)]
         return rollout.spread_steps(num_steps, count, lambda i: self.draws.permutation(num_steps, f"fake/steps{i}"))
 
-    def fake_score_units(self, data: StepData, graded_step: int) -> tuple[list[Unit], Known]:
-        """The fake-score updates, and the state that each student batch goes on from, where one of the rollouts behind
-        them has passed it."""
+    def fake_score_steps(self, data: StepData, graded_step: int) -> tuple[list[GraphStep], States]:
+        """The fake-score updates, and the state that each student batch continues from where their rollout has reached
+        it."""
         options = self.recipe.dmd
         steps = self.fake_steps(len(data.fake) if options.fake_samples == "fresh" else options.fake_updates)
         if options.fake_samples == "fresh":
             return [
-                Unit((FAKE_SCORE, step), f"fake{r}", batches, partial(self._fake_score_update, step=step))
+                GraphStep((FAKE_SCORE, step), f"fake{r}", batches, partial(self._fake_score_update, step=step))
                 for r, (batches, step) in enumerate(zip(data.fake, steps, strict=True))
             ], ()
         of_student = options.fake_samples == "student_rollout"
         batches, stream = (data.student, STUDENT) if of_student else (data.fake[0], "fake0")
         count = max([*steps, graded_step - 1 if of_student else 0]) + 1
-        rollouts = Unit(("rollout", count), stream, batches, partial(self._trajectories, num_evaluations=count))
+        rollouts = GraphStep(("rollout", count), stream, batches, partial(self._trajectories, num_evaluations=count))
         found = self._run(rollouts)
         states, clean = found[: len(batches)], found[len(batches) :]
         update = partial(self._fake_score_update, step=None)
         return [
-            Unit((FAKE_SCORE, "known"), f"fake{r}", batches, update, tuple(of_batch[step] for of_batch in clean))
+            GraphStep(
+                (FAKE_SCORE, "from rollout"), f"fake{r}", batches, update, tuple(of_batch[step] for of_batch in clean)
+            )
             for r, step in enumerate(steps)
         ], tuple(of_batch[graded_step] for of_batch in states) if of_student else ()
 
-    def _trajectories(self, work: Sequence[Work], _: Means, *, num_evaluations: int) -> list[Tensor]:
+    def _trajectories(self, inputs: Sequence[StepInput], _: Means, *, num_evaluations: int) -> list[Tensor]:
         """States (n + 1, B, N, C) of each batch, then clean predictions (n, B, N, C) of each."""
-        found = [self.student.trajectory(one.batch, one.numbers, num_evaluations) for one in work]
+        found = [self.student.trajectory(one.batch, one.numbers, num_evaluations) for one in inputs]
         return [torch.stack(one.states) for one in found] + [torch.stack(one.clean) for one in found]
 
-    def _fake_score_update(self, work: Sequence[Work], means: Means, *, step: int | None) -> list[Tensor]:
-        losses = [(one.batch, partial(self.fake_score_loss, one, step=step)) for one in work]
+    def _fake_score_update(self, inputs: Sequence[StepInput], means: Means, *, step: int | None) -> list[Tensor]:
+        losses = [(one.batch, partial(self.fake_score_loss, one, step=step)) for one in inputs]
         return [self._update(FAKE_SCORE, losses, means)]
 
-    def fake_score_loss(self, work: Work, *, step: int | None) -> Tensor:
-        """Loss per sample (B,) of the fake score on known samples of the student, or on new ones of its `step`."""
-        x0, options = work.known, self.recipe.dmd
+    def fake_score_loss(self, given: StepInput, *, step: int | None) -> Tensor:
+        """Loss per sample (B,) of the fake score on samples from a rollout, or on new ones of the student's `step`."""
+        x0, options = given.from_rollout, self.recipe.dmd
         if x0 is None:
             assert step is not None
             with torch.no_grad():
-                x0 = self.student.draw(work.batch, work.numbers, step)
+                x0 = self.student.draw(given.batch, given.numbers, step)
         t = rollout.renoise_time(
-            work.numbers.uniform("t"),
+            given.numbers.uniform("t"),
             shift=options.renoise_shift,
             low=options.renoise_min,
             high=options.renoise_max,
         )
-        return self.fake_score.loss(work.batch.condition, x0, work.numbers.normal("eps", x0.shape[-1]), t)
+        return self.fake_score.loss(given.batch.condition, x0, given.numbers.normal("eps", x0.shape[-1]), t)
 
-    def _student_update(self, work: Sequence[Work], means: Means, *, step: int) -> list[Tensor]:
-        losses = [(one.batch, partial(self._student_loss_of, one, means, step=step)) for one in work]
+    def _student_update(self, inputs: Sequence[StepInput], means: Means, *, step: int) -> list[Tensor]:
+        losses = [(one.batch, partial(self.student_loss, one, means, step=step)) for one in inputs]
         norm = self._update(STUDENT, losses, means)
         means.add(f"per_step/gradient_norm/all/step{step}", norm)
         return [norm]
 
-    def student_loss(self, batch: Batch, *, step: int, state: Tensor | None = None) -> Tensor:
-        """Loss per sample (B,) of the student's `step`, from its `state` (B, N, C) there where that is known."""
-        return self._student_loss_of(Work(batch, self.draws.of(batch, STUDENT), state), self.means, step=step)
-
-    def _student_loss_of(self, work: Work, means: Means, *, step: int) -> Tensor:
-        batch = work.batch
+    def student_loss(self, given: StepInput, means: Means, *, step: int) -> Tensor:
+        """Loss per sample (B,) of the student's `step`, from its state there where a rollout has found it."""
+        batch = given.batch
         weights, active = self.lambdas[batch.category, step], self.active[batch.task][step]
-        terms, seen = self._student_loss(
-            batch, work.numbers, step=step, weights=weights, active=active, state=work.known
+        terms, seen = self.objective(
+            batch, given.numbers, step=step, weights=weights, active=active, state=given.from_rollout
         )
         teachers = ("base", *self.recipe.teachers.specialists)
         diagnostics.record(
@@ -216,14 +216,14 @@ class Distiller(RootModule):
                 means.add(f"loss/{name}/{batch.task}", losses, batch.weight)
         return torch.stack(list(terms.values())).sum(dim=0) if len(terms) > 1 else terms[STUDENT]
 
-    def _run(self, unit: Unit) -> Sequence[Tensor]:
-        run = self._replayed or run_eagerly
-        return run(unit, self.draws, self.means)
+    def _run(self, step: GraphStep) -> Sequence[Tensor]:
+        run = self._graph_runner or run_eagerly
+        return run(step, self.draws, self.means)
 
-    def _take(self, role: str, unit: Unit) -> None:
-        """Run an update of `role`; one whose gradient is not finite is told."""
-        (norm,) = self._run(unit)
-        self.skips.note(torch.isfinite(norm), role, self.num_updates, unit.sample_ids)
+    def _take(self, role: str, update: GraphStep) -> None:
+        """Run an update of `role` and report a gradient that is not finite."""
+        (norm,) = self._run(update)
+        self.skips.note(torch.isfinite(norm), role, self.num_updates, update.sample_ids)
 
     def _update(self, role: str, losses: Sequence[Loss], means: Means) -> Tensor:
         """One optimiser step of `role` over the mean loss of the global batch; its gradient norm."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 from torch import Tensor
 
-from workbench.backbones.qwen_image_21.transformer import RoleDenoiser
+from workbench.backbones.base import RoleDenoiser
 from workbench.batch import Condition
 from workbench.method import dmd, flow
 

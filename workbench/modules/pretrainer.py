@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer
 
+from workbench.backbones.base import RoleNetworks
 from workbench.backbones.qwen_image_21 import text_encoder
-from workbench.backbones.qwen_image_21.transformer import QwenImage21
 from workbench.backbones.roles import TEACHER
 from workbench.batch import CaptionBatch, CaptionStep, Condition, Layout, tensors_of
 from workbench.engine.graphs import GraphedStep
@@ -32,7 +32,7 @@ class Pretrainer(RootModule):
 
     def __init__(
         self,
-        denoiser: QwenImage21,
+        denoiser: RoleNetworks,
         encoder: Qwen3VLForConditionalGeneration,
         recipe: Recipe,
         num_system_tokens: int,

@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from workbench.backbones.qwen_image_21.transformer import Prefix, RoleDenoiser
+from workbench.backbones.base import Prefix, RoleDenoiser
 from workbench.batch import Batch, Condition
 from workbench.engine.draws import Numbers
 from workbench.method import rollout
@@ -80,7 +80,7 @@ class StudentModule(L.LightningModule):
     @torch.no_grad()
     def sample(self, condition: Condition, noise: Tensor) -> Tensor:
         """x0 (B, N, C) after all K steps of the Euler rollout: what the exported student gives."""
-        prefix: Prefix = self.network.prefix(condition)
+        prefix = self.network.prefix(condition)
         return rollout.sample(lambda x, t: self.network.velocity(prefix, x, t), noise, self.times)
 
     def _noise(self, numbers: Numbers, num_evaluations: int) -> tuple[Tensor, list[Tensor] | None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workbench.backbones.base import Prefix
 from workbench.batch import Batch
 from workbench.common.errors import UserError
 from workbench.engine.draws import Numbers
@@ -61,7 +62,7 @@ class StudentLoss:
         """
         prefix = self.student.network.prefix(batch.condition)
         x = self.student.draw(batch, numbers, step, state=state, prefix=prefix)
-        of_teachers = self.teachers.prefixes_of(batch, active)
+        of_teachers = self.teachers.prefixes(batch, active)
         direction, seen = self._direction(batch, numbers, x.detach(), step, weights, of_teachers)
         terms = {"student": dmd.dmd_loss(x, direction)}
         if self.options.first_step_weight and step == 0:
@@ -104,7 +105,7 @@ class StudentLoss:
         state = self.teachers.sample(of_teachers, noise, 1 - share * (1 - t_next), weights)
         return dmd.first_step_loss(x, noise, state, t_next)
 
-    def _data(self, batch: Batch, numbers: Numbers, step: int, prefix: object) -> Tensor:
+    def _data(self, batch: Batch, numbers: Numbers, step: int, prefix: Prefix) -> Tensor:
         if batch.target is None:
             raise UserError(
                 f"dmd.data_weight needs a target of every sample, but not all of {', '.join(batch.sample_ids[:4])}, "
@@ -112,7 +113,7 @@ class StudentLoss:
             )
         eps, t = self._normal(numbers, "data/eps"), self.student.times[step].expand(len(batch.rows))
         x_t = flow.interpolate(batch.target, eps, t)
-        predicted = self.student.network.velocity(prefix, x_t, t)  # type: ignore[arg-type]
+        predicted = self.student.network.velocity(prefix, x_t, t)
         return dmd.flow_matching_loss(predicted, flow.velocity(batch.target, eps))
 
     def _normal(self, numbers: Numbers, name: str) -> Tensor:

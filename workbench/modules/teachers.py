@@ -8,12 +8,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from workbench.backbones.qwen_image_21.transformer import Prefix, RoleDenoiser
-from workbench.batch import Batch, Condition, Layout
+from workbench.backbones.base import Prefix, RoleDenoiser
+from workbench.batch import Batch, Layout
 from workbench.method import flow, guidance, rollout
 
 TeacherPrefixes = dict[int, tuple[Prefix, ...]]
-"""Of each teacher that runs, by its column: of the prompt, and of the empty one where there is guidance."""
+"""Prefixes of each teacher that runs, keyed by column: the prompt's, and with guidance the empty prompt's."""
 
 
 class TeacherEnsemble(L.LightningModule):
@@ -33,54 +33,20 @@ class TeacherEnsemble(L.LightningModule):
         self.cfg_rescale = cfg_rescale
         self._constants: dict[tuple[int, Layout], Prefix] = {}
 
-    def x0(
-        self,
-        condition: Condition,
-        uncond: Condition | None,
-        x_t: Tensor,
-        t: Tensor,
-        weights: Tensor,
-        active: Sequence[bool],
-    ) -> Tensor:
-        """Mixed clean prediction (B, N, C)."""
-        return mixed(self.predictions(self.prefixes(condition, uncond, active), x_t, t), weights)
-
-    def prefixes_of(self, batch: Batch, active: Sequence[bool]) -> TeacherPrefixes:
-        """`prefixes` of a batch."""
-        return self.prefixes(
-            batch.condition,
-            batch.uncond,
-            active,
-            shares_references=batch.shares_references,
-            is_constant=batch.uncond_is_constant,
-        )
-
     @torch.no_grad()
-    def prefixes(
-        self,
-        condition: Condition,
-        uncond: Condition | None,
-        active: Sequence[bool],
-        *,
-        shares_references: bool = False,
-        is_constant: bool = False,
-    ) -> TeacherPrefixes:
-        """Of each active teacher by its column, for any number of evaluations: of the prompt, and with guidance of the
-        empty one.
-
-        shares_references, is_constant: see `Batch`. A constant is read once for a teacher and a layout, and kept.
-        """
+    def prefixes(self, batch: Batch, active: Sequence[bool]) -> TeacherPrefixes:
+        """Prefixes of each active teacher, keyed by column, for any number of evaluations. A constant empty prompt is
+        read once for a teacher and a layout, and kept."""
         found: TeacherPrefixes = {}
         for m, network in ((m, self.networks[m]) for m, is_active in enumerate(active) if is_active):
-            cond = network.prefix(condition)
-            if self.cfg_scale == 1 or uncond is None:
-                found[m] = (cond,)
-            elif is_constant:
+            uncond = batch.uncond if self.cfg_scale != 1 else None
+            if uncond is not None and batch.uncond_is_constant:
                 if (m, uncond.layout) not in self._constants:
                     self._constants[m, uncond.layout] = network.prefix(uncond).detach()
-                found[m] = (cond, self._constants[m, uncond.layout])
+                found[m] = (network.prefix(batch.condition), self._constants[m, uncond.layout])
             else:
-                found[m] = (cond, network.prefix(uncond, cond if shares_references else None))
+                cond, empty = network.prefixes(batch.condition, uncond)
+                found[m] = (cond,) if empty is None else (cond, empty)
         return found
 
     @torch.no_grad()

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from workbench.backbones import roles
-from workbench.backbones.precision import trainer_precision
-from workbench.backbones.qwen_image_21.transformer import QwenImage21
+from workbench.backbones.base import RoleNetworks
+from workbench.backbones.placement import trainer_precision
 from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
 
@@ -63,7 +63,7 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"trainer.devices={options.devices}, but torch sees {torch.cuda.device_count()} GPUs here")
 
 
-def compiles(recipe: Recipe, denoiser: QwenImage21) -> bool:
+def compiles(recipe: Recipe, denoiser: RoleNetworks) -> bool:
     """Whether the blocks of the network are to be compiled."""
     match recipe.trainer.compile:
         case "blocks":

@@ -12,8 +12,8 @@ from diffusers import QwenImage21Pipeline
 from datamodules.distillation import DistillationData
 from datamodules.pretraining import PretrainingData
 from workbench.backbones import roles
+from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.qwen_image_21 import pipeline
-from workbench.backbones.qwen_image_21.transformer import RoleDenoiser
 from workbench.batch import Batch, CaptionBatch, Condition
 from workbench.evaluation.answers import answer
 from workbench.evaluation.cases.case import BENCHES
@@ -61,7 +61,7 @@ def distillation_grid(recipe: Recipe, teacher: QwenImage21Pipeline, data: Distil
         channels = teacher.transformer.config.in_channels
 
         def column(role: str, times: torch.Tensor, cfg_scale: float = 1.0) -> list[Picture]:
-            network = RoleDenoiser(module.denoiser, role)  # type: ignore[arg-type]
+            network = RoleDenoiser(module.denoiser, role)
             return fixed_prompts.draw_column(prompts, teacher, network, channels, times, cfg_scale)
 
         if not fixed:
@@ -92,7 +92,7 @@ def distillation_distance(recipe: Recipe, data: DistillationData) -> Callable[[R
         for position, batch in enumerate(batches):
             noise = prompts.noise(batch, module.student.network.num_channels)
             if position not in wanted:
-                teacher = RoleDenoiser(module.denoiser, roles.TEACHER)  # type: ignore[arg-type]
+                teacher = RoleDenoiser(module.denoiser, roles.TEACHER)
                 times = time_grid(how.teacher_steps, how.teacher_shift)
                 # Noise of its own: the student must not be asked for the same pictures.
                 apart = fixed_prompts.FixedPrompts(prompts.batches, prompts.labels, recipe.seed + 1)
@@ -143,7 +143,7 @@ def distillation_scores(recipe: Recipe, teacher: QwenImage21Pipeline) -> Scores:
     def score(module: RootModule) -> dict[str, float]:
         assert isinstance(module, Distiller)
         teacher.vae.to(module.device)
-        network = RoleDenoiser(module.denoiser, roles.STUDENT)  # type: ignore[arg-type]
+        network = RoleDenoiser(module.denoiser, roles.STUDENT)
         batch_size = chosen.batch_size or default_batch_size(teacher, resolution)
         sampler, known = Sampler(teacher, network, batch_size), encodings(module.device, batch_size)
         found = answer(from_sampler(sampler, known, student_sampling(recipe)), cases, chosen.seeds[:1], judge)

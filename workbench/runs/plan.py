@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.distillation import DistillationData
-from workbench.backbones.qwen_image_21 import memory
-from workbench.backbones.qwen_image_21.transformer import QwenImage21
+from workbench.backbones import placement
+from workbench.backbones.base import RoleNetworks
 from workbench.backbones.roles import STUDENT, teacher_roles
 from workbench.modules.distiller import Distiller
 from workbench.modules.teachers import evaluations
@@ -19,7 +19,12 @@ from workbench.recipe.config import Recipe
 
 
 def show(
-    recipe: Recipe, module: Distiller, data: DistillationData, seconds_per_update: Callable[[], float], console: Console
+    recipe: Recipe,
+    module: Distiller,
+    networks: RoleNetworks,
+    data: DistillationData,
+    seconds_per_update: Callable[[], float],
+    console: Console,
 ) -> None:
     """Print the plan of a distillation run, once however many ranks make it.
 
@@ -34,30 +39,27 @@ def show(
     tell(_mixture(data, updates))
     tell(_guidance(recipe, module))
     tell(_routing(recipe, module))
-    tell(_memory(recipe, module, data))
+    tell(_memory(recipe, module, networks, data))
     seconds = seconds_per_update()
     tell(f"time: {seconds:.2f} s an update here, {seconds * updates / 60:.1f} min for all (training alone)")
 
 
-def _memory(recipe: Recipe, module: Distiller, data: DistillationData) -> str:
+def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: DistillationData) -> str:
     world = recipe.trainer.devices * recipe.trainer.num_nodes
     averaged = sum(parameter.numel() for parameter in module.parameters_of(STUDENT))
-    state = memory.state_bytes(module.denoiser, averaged) / world
+    student, state = networks.network(STUDENT), placement.state_bytes(networks, averaged) / world
     line = (
         f"memory: state {state / 2**30:.2f} GiB a device ({_trained(module) / 1e6:.1f} M parameters trained, "
         f"{_frozen(module) / 1e6:.1f} M frozen, {world} device(s))"
     )
-    if not isinstance(module.denoiser, QwenImage21):
-        return line
     dtype = torch.bfloat16 if recipe.trainer.precision == "bf16-mixed" else torch.float32
     batches = data.step_data(0, 0, world).student
-    parts = largest((batch.task, memory.activation_bytes(module.denoiser, batch.condition, dtype)) for batch in batches)
+    parts = largest((batch.task, student.activation_bytes(batch.condition, STUDENT, dtype)) for batch in batches)
     prefixes = max(
-        (2 if batch.uncond is None else 3) * memory.prefix_bytes(module.denoiser, batch.condition, dtype)
-        for batch in batches
+        (2 if batch.uncond is None else 3) * student.prefix_bytes(batch.condition, dtype) for batch in batches
     )
     each = ", ".join(f"{task} {count / 2**30:.2f}" for task, count in parts.items())
-    halved = ", about half of it in compiled blocks" if module.denoiser.network(STUDENT).compiled else ""
+    halved = ", about half of it in compiled blocks" if student.compiled else ""
     peak = state + max(parts.values()) + prefixes
     return (
         f"{line}; activations {each} GiB{halved}; prefixes of teacher and fake score {prefixes / 2**30:.2f} GiB; "

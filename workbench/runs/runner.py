@@ -25,11 +25,12 @@ from datamodules.pretraining import PretrainingData, ShardSource, Source
 from datamodules.shards.encoded import EncodedDataset
 from studies.tiny_model.world_source import WorldSource
 from workbench.backbones import roles
-from workbench.backbones.precision import frozen_dtype
+from workbench.backbones.base import RoleNetworks
+from workbench.backbones.placement import frozen_dtype
 from workbench.backbones.qwen_image_21 import export, pipeline
 from workbench.backbones.qwen_image_21.load import load_for_training, load_roles
 from workbench.backbones.qwen_image_21.prompts import PromptTokenizer
-from workbench.backbones.qwen_image_21.transformer import QwenImage21, single_role
+from workbench.backbones.qwen_image_21.transformer import single_role
 from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.jsonl import read_lines
@@ -71,7 +72,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         denoiser.compile_blocks()
     module = Distiller(denoiser, recipe, data.categories)
     if dry_run:
-        plan.show(recipe, module, data, partial(_seconds_per_update, recipe, module, data), Console())
+        plan.show(recipe, module, denoiser, data, partial(_seconds_per_update, recipe, module, data), Console())
         return folder.path
     _begin(folder, recipe, "trainer.updates", recipe.trainer.updates)
     averaging = Averaging(recipe.optim.ema_decay)
@@ -84,7 +85,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     _fit(recipe, folder, module, data, averaging, grid, samples_per_update, told)
     if best is not None:
         _return_to_best(best, told.watch, averaging.average.average)
-    _export_student(recipe, folder, module, averaging)
+    _export_student(recipe, folder, denoiser, averaging, module.trainer.is_global_zero)
     return folder.path
 
 
@@ -244,12 +245,14 @@ def _fit(
             callback.on_train_start(trainer, module)
 
 
-def _export_student(recipe: Recipe, folder: RunFolder, module: Distiller, averaging: Averaging) -> None:
+def _export_student(
+    recipe: Recipe, folder: RunFolder, denoiser: RoleNetworks, averaging: Averaging, writes: bool
+) -> None:
+    """Every rank gathers the weights; the one that `writes` exports them."""
     averaging.average.swap()
-    assert isinstance(module.denoiser, QwenImage21)
-    state = roles.merged_state(module.denoiser, roles.STUDENT)
+    state = roles.merged_state(denoiser, roles.STUDENT)
     averaging.average.swap()
-    if module.trainer.is_global_zero:
+    if writes:
         export.export(recipe.model.folder, state, student_times(recipe), folder.student, metadata=_metadata(recipe))
 
 

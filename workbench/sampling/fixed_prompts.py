@@ -9,8 +9,8 @@ import torch
 from diffusers import QwenImage21Pipeline
 from torch import Tensor
 
+from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.qwen_image_21.pipeline import decode_latents
-from workbench.backbones.qwen_image_21.transformer import RoleDenoiser
 from workbench.batch import Batch, Condition
 from workbench.method import guidance, rng, rollout
 from workbench.sampling.contact_sheet import Picture

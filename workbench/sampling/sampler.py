@@ -21,9 +21,9 @@ from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
+from workbench.backbones.base import Prefix, RoleDenoiser
 from workbench.backbones.qwen_image_21 import pipeline as pipelines
 from workbench.backbones.qwen_image_21.pipeline import PIXELS_PER_LATENT, EncodedPrompt
-from workbench.backbones.qwen_image_21.transformer import Prefix, RoleDenoiser
 from workbench.batch import Reference
 from workbench.common.clock import Clock
 from workbench.engine.graphs import GraphedStep
@@ -125,6 +125,7 @@ class Sampler:
         small = pipeline.transformer.num_parameters() <= GRAPHED_PARAMETERS
         self._graphed = pipeline.device.type == "cuda" and small
         self._recorded = GraphedStep(self._evaluate)
+        self._recorded_prefix: Prefix | None = None
 
     def __call__(self, requests: Sequence[Request], times: Tensor, cfg_scale: float = 1.0) -> Samples:
         """Encode and sample; see `encode` and `sample`."""
@@ -198,15 +199,14 @@ class Sampler:
     def _velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor) -> Tensor:
         if not self._graphed:
             return self.denoiser.velocity(prefix, x_t, t)
-        assert prefix.key_valid is not None
-        keys_values = [tensor for pair in prefix.keys_values for tensor in pair]
-        # The next replay overwrites what this one gives out.
-        return self._recorded([x_t, t, prefix.key_valid, prefix.rotary, *keys_values])[0].clone()
+        self._recorded_prefix = prefix
+        # The next replay overwrites these outputs.
+        return self._recorded([x_t, t, *prefix.tensors()])[0].clone()
 
     def _evaluate(self, tensors: Sequence[Tensor]) -> tuple[Tensor]:
-        x_t, t, key_valid, rotary, *keys_values = tensors
-        pairs = tuple(zip(keys_values[::2], keys_values[1::2], strict=True))
-        return (self.denoiser.velocity(Prefix(pairs, key_valid, rotary), x_t, t),)
+        x_t, t, *of_prefix = tensors
+        assert self._recorded_prefix is not None
+        return (self.denoiser.velocity(self._recorded_prefix.over(of_prefix), x_t, t),)
 
 
 @contextmanager

@@ -15,9 +15,10 @@ from diffusers import QwenImage21Transformer2DModel
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from workbench.backbones import precision, roles
+from workbench.backbones import placement, roles
+from workbench.backbones.base import RoleDenoiser, RoleNetworks
 from workbench.backbones.lora_files import AdapterLayer
-from workbench.backbones.qwen_image_21.transformer import QwenImage21, RoleDenoiser
+from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, TEACHER
 from workbench.batch import Batch, Condition, Layout, Reference
 from workbench.bench import data, warm_up
@@ -33,7 +34,7 @@ SIZES = "blocks=3,width=32,heads=2,text=24,channels=8"
 
 def build(
     kind: Literal["full", "lora"], *, checkpointing: bool = False, stored: int = 0, dtype: torch.dtype | None = None
-) -> QwenImage21:
+) -> RoleNetworks:
     """Roles that differ from each other, the specialist low-rank."""
     base = data.random_transformer(SIZES, DEVICE)
     generator = torch.Generator(DEVICE).manual_seed(3)
@@ -47,7 +48,7 @@ def build(
         if isinstance(layer, nn.Linear)
     }
     model = Model(roles=kind, lora_rank=2, lora_alpha=1.4, gradient_checkpointing=checkpointing, stored_blocks=stored)
-    denoiser = roles.build(base, model, specialists={"text": adapter}, frozen_dtype=dtype)
+    denoiser = roles.build(SplitTransformer, base, model, specialists={"text": adapter}, frozen_dtype=dtype)
     with torch.no_grad():
         for parameter in denoiser.parameters():
             if parameter.requires_grad:
@@ -63,12 +64,12 @@ def condition() -> Condition:
 def make_condition(*, padded: bool) -> Condition:
     generator = torch.Generator().manual_seed(4)
     lengths = torch.tensor([9, 7 if padded else 9])
-    layout = Layout(9, 4, 4, (Reference(3, 2, 4),), padded=padded)
+    layout = Layout(9, 4, 4, (Reference(3, 2, 4, 2),), padded=padded)
     prompt, references = torch.randn(2, 9, 24, generator=generator), torch.randn(2, 8, 8, generator=generator)
     return Condition(prompt, lengths, layout, references).to(DEVICE)
 
 
-def gradients(denoiser: QwenImage21, condition: Condition) -> dict[str, Tensor]:
+def gradients(denoiser: RoleNetworks, condition: Condition) -> dict[str, Tensor]:
     """Of a loss on student and fake score in turns, other roles' evaluations between the forwards and the backward."""
     x_t = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(5)).to(DEVICE)
     t = torch.tensor([0.9, 0.3], device=DEVICE)
@@ -127,8 +128,9 @@ def test_a_prefix_that_shares_references_is_the_same_compiled(condition: Conditi
     compiled.compile_blocks("aot_eager")
     with torch.no_grad():
         whole = eager.prefix(other, TEACHER)
-        shared = compiled.prefix(other, TEACHER, compiled.prefix(condition, TEACHER))
-    torch.testing.assert_close(shared.keys_values, whole.keys_values)
+        _, shared = compiled.prefixes(condition, other, TEACHER)
+    assert shared is not None
+    torch.testing.assert_close(shared.tensors(), whole.tensors())
 
 
 def test_shapes_beyond_the_limit_run_uncompiled(condition: Condition) -> None:
@@ -170,7 +172,7 @@ def test_the_benchmarks_warm_up_leaves_nothing_to_compile(condition: Condition) 
     assert counters["stats"]["unique_graphs"] == 0
 
 
-def recomputations(denoiser: QwenImage21, condition: Condition) -> int:
+def recomputations(denoiser: RoleNetworks, condition: Condition) -> int:
     """How often a backward pass runs a block again."""
     calls: list[bool] = []
     network = denoiser.network(STUDENT)
@@ -248,9 +250,9 @@ def test_autocast_is_left_to_full_weights_on_one_device(
     model: Model, strategy: Literal["auto", "fsdp"], held: torch.dtype | None, lightning: str
 ) -> None:
     recipe = Recipe(model=model, trainer=Trainer(strategy=strategy, precision="bf16-mixed"))
-    assert (precision.frozen_dtype(recipe), precision.trainer_precision(recipe)) == (held, lightning)
+    assert (placement.frozen_dtype(recipe), placement.trainer_precision(recipe)) == (held, lightning)
     single = replace(recipe, trainer=Trainer(strategy=strategy, precision="32-true"))
-    assert (precision.frozen_dtype(single), precision.trainer_precision(single)) == (None, "32-true")
+    assert (placement.frozen_dtype(single), placement.trainer_precision(single)) == (None, "32-true")
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -259,7 +261,7 @@ def test_tf32_is_float32_whose_products_are_rounded(kind: Literal["full", "lora"
     try:
         for name, products in (("tf32", "high"), ("32-true", "highest")):
             recipe = Recipe(model=Model(roles=kind), trainer=Trainer(precision=name))  # type: ignore[arg-type]
-            assert (precision.frozen_dtype(recipe), precision.trainer_precision(recipe)) == (None, "32-true")
+            assert (placement.frozen_dtype(recipe), placement.trainer_precision(recipe)) == (None, "32-true")
             assert torch.get_float32_matmul_precision() == products
     finally:
         torch.set_float32_matmul_precision(before)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import QwenImage21Transformer2DModel
 from torch import Tensor
 
-from workbench.backbones.qwen_image_21.transformer import QwenImage21, SplitTransformer, single_role
+from workbench.backbones.base import RoleNetworks
+from workbench.backbones.qwen_image_21.transformer import CachedPrefix, SplitTransformer, single_role
 from workbench.batch import Condition, Layout, Reference
 
 LAYOUTS = {
     "t2i": Layout(11, 4, 6),
     "t2i, odd": Layout(7, 2, 2),
-    "edit": Layout(15, 4, 4, (Reference(3, 4, 4),)),
-    "edit, two references of other sizes": Layout(24, 6, 4, (Reference(2, 2, 4), Reference(7, 4, 6))),
-    "edit, touching references": Layout(16, 4, 4, (Reference(2, 4, 4), Reference(6, 2, 4))),
+    "edit": Layout(15, 4, 4, (Reference(3, 4, 4, 4),)),
+    "edit, two references of other sizes": Layout(24, 6, 4, (Reference(2, 2, 4, 2), Reference(7, 4, 6, 6))),
+    "edit, touching references": Layout(16, 4, 4, (Reference(2, 4, 4, 4), Reference(6, 2, 4, 2))),
 }
 
 
@@ -54,7 +57,7 @@ def stock_forward(transformer, condition: Condition, row: int, x_t: Tensor, t: T
     img_mask = torch.zeros(1, length + layout.num_target_tokens // 4, dtype=torch.bool)
     img_mask[:, length:] = True
     for reference in layout.references:
-        img_mask[:, reference.slot : reference.slot + reference.num_slots] = True
+        img_mask[:, reference.slot : reference.end] = True
     hidden = x_t[row : row + 1]
     if condition.references is not None:
         hidden = torch.cat([condition.references[row : row + 1], hidden], dim=1)
@@ -73,7 +76,7 @@ def stock_forward(transformer, condition: Condition, row: int, x_t: Tensor, t: T
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 @torch.no_grad()
 def test_padded_batch_equals_each_unpadded_stock_forward(transformer, layout: Layout) -> None:
-    floor = max((item.slot + item.num_slots for item in layout.references), default=0) + 1
+    floor = max((item.end for item in layout.references), default=0) + 1
     lengths = [layout.text_tokens, layout.text_tokens - 1, max(floor, layout.text_tokens - 3)]
     condition = random_condition(layout, lengths)
     x_t = torch.randn(3, layout.num_target_tokens, 8, generator=torch.Generator().manual_seed(1))
@@ -132,8 +135,51 @@ def test_checkpointing_changes_nothing(transformer) -> None:
     x_t, t = torch.randn(2, 16, 8), torch.tensor([0.3, 0.8])
     results = []
     for checkpointing in (False, True):
-        network = QwenImage21({"a": SplitTransformer(transformer, checkpointing)}, {"a": "a"})
+        network = RoleNetworks({"a": SplitTransformer(transformer, checkpointing)}, {"a": "a"})
         output = network.velocity(network.prefix(condition, "a"), x_t, t, "a")
         results.append(torch.autograd.grad(output.square().sum(), list(transformer.transformer_blocks.parameters())))
     for left, right in zip(*results, strict=True):
         torch.testing.assert_close(left, right)
+
+
+@torch.no_grad()
+def test_prompt_and_empty_prompt_share_what_precedes_the_text_after_equal_slots(transformer) -> None:
+    """Bit for bit the same beginning, which is computed once; the rest is that of the empty prompt alone."""
+    network, reference = single_role(transformer), Reference(3, 4, 4, 4)
+    cond = random_condition(Layout(15, 4, 4, (reference,)), [15, 14])
+    uncond = random_condition(Layout(9, 4, 4, (reference,)), [9, 9], seed=1)
+    uncond = replace(
+        uncond, prompt=torch.cat([cond.prompt[:, :3], uncond.prompt[:, 3:]], 1), references=cond.references
+    )
+    prefix, shared = network.prefixes(cond, uncond, "teacher")
+    alone = network.prefix(uncond, "teacher")
+    assert isinstance(prefix, CachedPrefix) and isinstance(shared, CachedPrefix) and isinstance(alone, CachedPrefix)
+    torch.testing.assert_close(shared.tensors(), alone.tensors())
+    for (key, value), (first_key, first_value) in zip(shared.keys_values, prefix.keys_values, strict=True):
+        assert torch.equal(key[:, :19], first_key[:, :19]) and torch.equal(value[:, :19], first_value[:, :19])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Layout(9, 4, 4, (Reference(2, 4, 4, 4),)), Layout(7, 4, 4, (Reference(3, 4, 4, 4),)), Layout(9, 4, 4)],
+    ids=["other slots", "no text after the reference", "no reference"],
+)
+@torch.no_grad()
+def test_conditions_that_begin_otherwise_share_nothing(transformer, other: Layout) -> None:
+    network = single_role(transformer)
+    cond = random_condition(Layout(15, 4, 4, (Reference(3, 4, 4, 4),)), [15, 14])
+    uncond = random_condition(other, [other.text_tokens] * 2, seed=1)
+    _, found = network.prefixes(cond, uncond, "teacher")
+    assert found is not None
+    assert all(map(torch.equal, found.tensors(), network.prefix(uncond, "teacher").tensors()))
+
+
+@torch.no_grad()
+def test_a_prefix_is_rebuilt_from_its_tensors(transformer) -> None:
+    """As a recorded evaluation does it: the same velocity, and another condition's with that one's tensors."""
+    network, layout = single_role(transformer), LAYOUTS["edit"]
+    one, other = (network.prefix(random_condition(layout, [15, 14], seed), "teacher") for seed in (0, 1))
+    x_t, t = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(2)), torch.tensor([0.4, 0.7])
+    expected = network.velocity(other, x_t, t, "teacher")
+    assert torch.equal(network.velocity(one.over(other.tensors()), x_t, t, "teacher"), expected)
+    assert not torch.equal(network.velocity(one, x_t, t, "teacher"), expected)

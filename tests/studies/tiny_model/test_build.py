@@ -17,7 +17,7 @@ from studies.tiny_model.stages import Stage
 from workbench.backbones import lora_files, roles
 from workbench.backbones.qwen_image_21 import pipeline
 from workbench.backbones.qwen_image_21.processor import load_processor
-from workbench.backbones.qwen_image_21.transformer import single_role
+from workbench.backbones.qwen_image_21.transformer import SplitTransformer, single_role
 from workbench.backbones.roles import TEACHER
 from workbench.common.errors import UserError
 from workbench.evaluation.judges import local_network
@@ -70,7 +70,7 @@ def test_what_ships_is_a_stock_pipeline_and_its_specialist_one_of_diffusers(
     adapter = load_specialist(Recipe(), "tiny/portrait.safetensors")
     base = pipeline.load("tiny").transformer
     before = {name: value.clone() for name, value in base.state_dict().items()}
-    denoiser = roles.build(base, Model(), specialists={"portrait": adapter})
+    denoiser = roles.build(SplitTransformer, base, Model(), specialists={"portrait": adapter})
     merged = roles.merged_state(denoiser, f"{TEACHER}_portrait")
 
     stock = QwenImage21Pipeline.from_pretrained(folder, processor=load_processor(folder / "processor"))

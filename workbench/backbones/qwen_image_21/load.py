@@ -8,9 +8,10 @@ import torch
 from diffusers import QwenImage21Pipeline, QwenImage21Transformer2DModel
 
 from workbench.backbones import lora_files, roles
-from workbench.backbones.precision import frozen_dtype
+from workbench.backbones.base import RoleNetworks
+from workbench.backbones.placement import frozen_dtype
 from workbench.backbones.qwen_image_21 import pipeline
-from workbench.backbones.qwen_image_21.transformer import QwenImage21
+from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
 
@@ -21,7 +22,7 @@ def load_for_training(recipe: Recipe, folder: str) -> QwenImage21Pipeline:
     return pipeline.load(folder, transformer_dtype=frozen_dtype(recipe) if shared else None, text_encoder=False)
 
 
-def load_roles(recipe: Recipe, teacher: QwenImage21Pipeline, dtype: torch.dtype | None = None) -> QwenImage21:
+def load_roles(recipe: Recipe, teacher: QwenImage21Pipeline, dtype: torch.dtype | None = None) -> RoleNetworks:
     """dtype: what frozen weights are held in.
 
     Raises:
@@ -32,6 +33,7 @@ def load_roles(recipe: Recipe, teacher: QwenImage21Pipeline, dtype: torch.dtype 
         _require_alike(student, teacher.transformer, recipe)
     specialists = {name: load_specialist(recipe, where) for name, where in recipe.teachers.specialists.items()}
     return roles.build(
+        SplitTransformer,
         teacher.transformer,
         recipe.model,
         student=student,

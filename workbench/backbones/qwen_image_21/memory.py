@@ -1,4 +1,4 @@
-"""Peak memory of a distillation step on one device, before it is run: held state, and activations of one evaluation."""
+"""Memory of activations, measured on the meta device before anything is run."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from workbench.backbones.qwen_image_21 import sequence
 from workbench.backbones.qwen_image_21.blocks import SplitBlock
-from workbench.backbones.qwen_image_21.transformer import QwenImage21, SplitTransformer
-from workbench.backbones.roles import STUDENT
 from workbench.batch import Condition
 
 META = torch.device("meta")
-BYTES_PER_TRAINED = 4 * 4
-"""Weight, gradient and two moments in float32; the student's average is a fifth copy."""
 
 
 class _FusedAttention(torch.autograd.Function):
-    """What a fused kernel keeps, which is no (S, S) matrix: inputs and output."""
+    """Attention that keeps what a fused kernel keeps: inputs and output, no (S, S) matrix."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -30,7 +27,7 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> None:
-        raise NotImplementedError("a run without numbers has no backward pass")
+        raise NotImplementedError("the meta device has no backward pass")
 
 
 @dataclass(frozen=True)
@@ -53,53 +50,32 @@ class BlockMemory:
     input: int
 
 
-def state_bytes(denoiser: torch.nn.Module, averaged: int) -> int:
-    """Weights of every role, gradients and moments of the trained ones, and an average of `averaged` parameters.
-
-    The gradients of the two trained roles are never there at once; the smaller is counted all the same.
-    """
-    parameters = list(denoiser.parameters())
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
-    return trained * BYTES_PER_TRAINED + averaged * 4 + frozen
-
-
-def activation_bytes(denoiser: QwenImage21, condition: Condition, dtype: torch.dtype) -> int:
-    """Of one graded evaluation of the student on `condition`, prefix and target, uncompiled; compiled blocks recompute
-    what is cheap and keep about half of what others store.
-
-    dtype: what is computed in.
-    """
-    network = denoiser.network(STUDENT)
-    prefix, target = block_memory(network, condition, dtype)
-    recomputed, stored = network.num_recomputed, len(network.blocks) - network.num_recomputed
-    # Keys and values are all that the last block makes of the prefix.
-    prefixes = max(0, stored - 1) * prefix.stored + (recomputed + min(1, stored)) * prefix.input
-    kept = prefixes + stored * target.stored + recomputed * target.input
-    # One block at a time is whole again while it is recomputed.
-    return kept + (max(prefix.stored, target.stored) if recomputed and not stored else 0)
-
-
-def prefix_bytes(denoiser: QwenImage21, condition: Condition, dtype: torch.dtype) -> int:
-    """Keys and values of one prefix without gradient. While the student's graph is held, the direction needs one of the
-    fake score and one or, with guidance, two of the teacher."""
-    network = denoiser.network(STUDENT)
-    numbers = 2 * len(network.blocks) * network.transformer.inner_dim
-    return len(condition.lengths) * condition.layout.num_prefix_tokens * numbers * dtype.itemsize
+def activation_bytes(
+    blocks: nn.ModuleList, num_recomputed: int, condition: Condition, role: str, dtype: torch.dtype
+) -> int:
+    """Of one evaluation with gradient on `condition`, prefix and target, uncompiled; compiled blocks recompute what is
+    cheap and keep about half of what others store. dtype: what is computed in."""
+    first = blocks[0]
+    assert isinstance(first, SplitBlock)
+    prefix, target = block_memory(first, condition, role, dtype)
+    stored = len(blocks) - num_recomputed
+    # Keys and values are all that the last block computes of the prefix.
+    prefixes = max(0, stored - 1) * prefix.stored + (num_recomputed + min(1, stored)) * prefix.input
+    kept = prefixes + stored * target.stored + num_recomputed * target.input
+    # One block at a time has all its activations again while it is recomputed.
+    return kept + (max(prefix.stored, target.stored) if num_recomputed and not stored else 0)
 
 
 def block_memory(
-    network: SplitTransformer, condition: Condition, dtype: torch.dtype
+    first: SplitBlock, condition: Condition, role: str, dtype: torch.dtype
 ) -> tuple[BlockMemory, BlockMemory]:
-    """Of a block over the prefix, and of one over the target; found by a run that has shapes and no numbers."""
-    width = network.transformer.inner_dim
-    first = network.blocks[0]
-    assert isinstance(first, SplitBlock)
+    """Of a block like `first` over the prefix, and over the target."""
     block = copy.deepcopy(first).to(META, dtype)
     block.uncompile_body()
-    batch_size = len(condition.lengths)
-    num_prefix, num_target = condition.layout.num_prefix_tokens, condition.layout.num_target_tokens
-    head_dim = block.block.attn.inner_dim // block.block.attn.heads
+    batch_size, layout = len(condition.lengths), condition.layout
+    num_prefix = sequence.num_prefix_tokens(layout)
+    width, heads = block.block.attn.inner_dim, block.block.attn.heads
+    head_dim = width // heads
 
     def run(num_tokens: int, attend: _Attend) -> BlockMemory:
         x = torch.empty(batch_size, num_tokens, width, device=META, dtype=dtype, requires_grad=True)
@@ -114,7 +90,7 @@ def block_memory(
             return tensor
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            _, (key, value) = block(x, modulation, rotary, attend, STUDENT)
+            _, (key, value) = block(x, modulation, rotary, attend, role)
         # The next block reads the output, and keys and values stay for the target.
         for tensor in (x, key, value):
             keep(tensor)
@@ -122,5 +98,5 @@ def block_memory(
         passed_on = (x, key, value) if attend.context is None else (x,)
         return BlockMemory(stored, sum(tensor.untyped_storage().nbytes() for tensor in passed_on))
 
-    context = torch.empty(batch_size, num_prefix, block.block.attn.heads, head_dim, device=META, dtype=dtype)
-    return run(num_prefix, _Attend(None)), run(num_target, _Attend((context, context.clone())))
+    context = torch.empty(batch_size, num_prefix, heads, head_dim, device=META, dtype=dtype)
+    return run(num_prefix, _Attend(None)), run(layout.num_target_tokens, _Attend((context, context.clone())))

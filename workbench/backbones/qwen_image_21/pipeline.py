@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from workbench.backbones.qwen_image_21 import text_encoder
 from workbench.backbones.qwen_image_21.processor import load_processor
 from workbench.backbones.qwen_image_21.prompts import PromptTokenizer
+from workbench.backbones.qwen_image_21.sequence import LATENT_TOKENS_PER_SLOT
 from workbench.backbones.qwen_image_21.vae import FastVae
 from workbench.batch import Condition, Layout, Reference
 from workbench.common.errors import UserError
@@ -193,7 +194,7 @@ def _encode_uniform(
         height, width = pixels.shape[1] // side, pixels.shape[2] // side
         start = tokenizer.first_slot(tokenizer("", height * width))
         slots = text_encoder.ImageSlots(start, height, width)
-        references = (Reference(start - tokenizer.num_system_tokens, 2 * height, 2 * width),)
+        references = (Reference(start - tokenizer.num_system_tokens, 2 * height, 2 * width, height * width),)
     ids = [tokenizer(prompt, slots.height * slots.width if slots else 0) for prompt in prompts]
     padded = torch.zeros(len(ids), max(map(len, ids)), dtype=torch.int64)
     for row, of_prompt in zip(padded, ids, strict=True):
@@ -217,8 +218,8 @@ def trim(pipeline: QwenImage21Pipeline, inputs: dict[str, Tensor], hidden: Tenso
                 position += 1
                 continue
             _, height, width = next(grids)
-            references.append(Reference(position, height, width))
-            position += references[-1].num_slots
+            references.append(Reference(position, height, width, height * width // LATENT_TOKENS_PER_SLOT))
+            position = references[-1].end
         encoded.append(EncodedPrompt(row[valid][pipeline._drop_idx :], tuple(references)))
     return encoded
 

@@ -94,6 +94,6 @@ def _prefix_positions(layout: Layout) -> Tensor:
         position += num_text
         parts.append(_grid(position, reference.height, reference.width))
         position += max(reference.height, reference.width)
-        read = reference.slot + reference.num_slots
+        read = reference.end
     parts.append(torch.arange(position, position + layout.text_tokens - read)[:, None].expand(-1, 3))
     return torch.cat(parts)

@@ -1,22 +1,23 @@
-"""Networks behind one interface: Qwen-Image-2.1 split into prefix and velocity. Qwen only here.
+"""Qwen-Image-2.1 as a denoiser in two parts.
 
 Text and reference tokens (the prefix) are modulated at t = 0 and never see the target, so their keys and values
-depend on neither t nor x_t: `prefix` computes them once for a condition and a set of weights, and every `velocity`
+depend on neither t nor x_t: they are computed once for a condition and a set of weights, and every `velocity`
 evaluation of the target tokens attends to them. Written with the submodules of diffusers' own model, whose unpadded
 forward is the reference (`tests/backbones/qwen_image_21/test_transformer.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from diffusers import QwenImage21Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from workbench.backbones.base import Prefix, RoleNetworks, TransformerDenoiser
+from workbench.backbones.qwen_image_21 import memory, sequence
 from workbench.backbones.qwen_image_21.blocks import (
     KeyValue,
     Modulation,
@@ -31,8 +32,8 @@ from workbench.common.errors import UserError
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """Keys and values of text and references of each block, (B or 1, P, heads, head_dim), and what the target needs.
+class CachedPrefix(Prefix):
+    """Keys and values of text and references in each block, (B or 1, P, heads, head_dim), and what the target needs.
 
     key_valid: (B or 1, 1, 1, P + N) bool over these and the target's own keys, False at padded text; None where the
     layout has no padding, which leaves attention its fastest kernels.
@@ -43,33 +44,19 @@ class Prefix:
     key_valid: Tensor | None
     rotary: Rotary
 
-    def detach(self) -> Prefix:
-        """The same prefix for evaluations without gradient."""
-        return replace(self, keys_values=tuple((k.detach(), v.detach()) for k, v in self.keys_values))
+    def map(self, change: Callable[[Tensor], Tensor]) -> CachedPrefix:
+        keys_values = tuple((change(key), change(value)) for key, value in self.keys_values)
+        key_valid = None if self.key_valid is None else change(self.key_valid)
+        return CachedPrefix(keys_values, key_valid, change(self.rotary))
 
 
-class Denoiser(Protocol):
-    """A velocity network in two parts over C = num_channels; `role` says whose weights."""
-
-    num_channels: int
-
-    def prefix(self, condition: Condition, role: str, shared: Prefix | None = None) -> Prefix:
-        """All that depends on neither t nor x_t.
-
-        shared: this role's prefix of another condition that is alike up to the end of the last reference.
-        """
-
-    def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
-        """Velocity of the target tokens: (B, N, C), (B,) -> (B, N, C)."""
-
-
-class SplitTransformer(nn.Module):
+class SplitTransformer(TransformerDenoiser):
     """`QwenImage21Transformer2DModel` as prefix and velocity, over the model's own parameters."""
 
     def __init__(
         self, transformer: QwenImage21Transformer2DModel, gradient_checkpointing: bool = False, stored_blocks: int = 0
     ) -> None:
-        """stored_blocks: how many blocks, the last ones, keep their activations although the others recompute them."""
+        """See `NetworkFactory`."""
         super().__init__()
         config = transformer.config
         if not config.causal_condition or config.patch_size != 1:
@@ -81,26 +68,36 @@ class SplitTransformer(nn.Module):
         self.table = RotaryTable(tuple(config.axes_dims_rope))
         # Stored activations of the last blocks are gone by the time that the first ones are recomputed.
         self.num_recomputed = max(0, len(self.blocks) - stored_blocks) if gradient_checkpointing else 0
+        self.num_channels, self.prompt_width = config.in_channels, config.context_in_dim
         self.compiled = False
         self._segments: dict[tuple[Layout, torch.device], tuple[Segment, ...]] = {}
-        self._whole = (transformer,)
+        # In a tuple, so that its parameters are not registered twice.
+        self._transformer = (transformer,)
 
     @property
     def transformer(self) -> QwenImage21Transformer2DModel:
-        """The diffusers model whose parameters these are (in a tuple, so that they are not registered twice)."""
-        return self._whole[0]
+        return self._transformer[0]
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile the blocks, one body for all of them; see `SplitBlock.compile_body`."""
+        """Compile one body for all blocks; see `SplitBlock.compile_body`."""
         self.compiled = True
         for block in self.blocks:
             assert isinstance(block, SplitBlock)
             block.compile_body(backend)
 
-    def prefix(self, condition: Condition, role: str | None, shared: Prefix | None = None) -> Prefix:
+    def prefixes(
+        self, cond: Condition, uncond: Condition | None, role: str
+    ) -> tuple[CachedPrefix, CachedPrefix | None]:
+        """Where both begin alike, the second takes over the keys and values up to the end of the last reference."""
+        prefix = self._prefix(cond, role, None)
+        if uncond is None:
+            return prefix, None
+        return prefix, self._prefix(uncond, role, prefix if sequence.begin_alike(cond, uncond) else None)
+
+    def _prefix(self, condition: Condition, role: str, shared: CachedPrefix | None) -> CachedPrefix:
+        """shared: prefix of another condition that begins alike; then only the text after the last reference is new."""
         layout, device = condition.layout, condition.prompt.device
         segments = self._segments_of(layout, device)
-        # Of a prefix that begins like another one, only the text after the last reference is new.
         start, end, mask = segments[-1] if shared is not None else (0, 0, None)
         x = self._graded(self._embedded(condition) if shared is None else self._text(condition, end - start))
         modulation, _ = self._modulation(torch.zeros(1, device=device), x.dtype)
@@ -112,21 +109,31 @@ class SplitTransformer(nn.Module):
                 key, value = shared.keys_values[i]
                 context = key[:, :start], value[:, :start]
             attend = PrefixAttention(segments) if context is None else TargetAttention(context, mask)
-            # Nobody reads what the last block makes of the prefix: its keys and values are all that is left to do.
+            # Nothing reads the last block's output for the prefix: its keys and values are all that is needed.
             last = i == len(self.blocks) - 1
             x, key_value = self._run(i, x, modulation, rotary, None if last else attend, role)
             if context is not None:
                 key_value = _joined(context, key_value)
             keys_values.append(key_value)
-        return Prefix(tuple(keys_values), _key_valid(condition), self.table.target(layout, condition.lengths))
+        return CachedPrefix(
+            tuple(keys_values), sequence.key_valid(condition), self.table.target(layout, condition.lengths)
+        )
 
-    def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str | None) -> Tensor:
+    def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
+        assert isinstance(prefix, CachedPrefix)
         x = self._graded(self.embed["img_in"](x_t.to(self._dtype)))
         modulation, temb = self._modulation(t, x.dtype)
         for i, context in enumerate(prefix.keys_values):
             attend = TargetAttention(context, prefix.key_valid)
             x, _ = self._run(i, x, modulation, prefix.rotary, attend, role)
         return self.embed["proj_out"](self.embed["norm_out"](x, temb)).to(x_t.dtype)
+
+    def activation_bytes(self, condition: Condition, role: str, dtype: torch.dtype) -> int:
+        return memory.activation_bytes(self.blocks, self.num_recomputed, condition, role, dtype)
+
+    def prefix_bytes(self, condition: Condition, dtype: torch.dtype) -> int:
+        numbers = 2 * len(self.blocks) * self.transformer.inner_dim
+        return len(condition.lengths) * sequence.num_prefix_tokens(condition.layout) * numbers * dtype.itemsize
 
     def _text(self, condition: Condition, last: int | None = None) -> Tensor:
         """Embedded text, (B, L, width), or the last tokens of it."""
@@ -138,10 +145,10 @@ class SplitTransformer(nn.Module):
         references = None
         if condition.references is not None:
             references = self.embed["img_in"](condition.references.to(self._dtype))
-        return _join(self._text(condition), references, condition.layout)
+        return sequence.join(self._text(condition), references, condition.layout)
 
     def _segments_of(self, layout: Layout, device: torch.device) -> tuple[Segment, ...]:
-        """Built once a layout and device, so that a captured step builds no masks."""
+        """Built once for a layout and device, so that a captured step builds no masks."""
         if (layout, device) not in self._segments:
             self._segments[layout, device] = tuple(
                 (
@@ -149,13 +156,13 @@ class SplitTransformer(nn.Module):
                     end,
                     torch.ones(end - start, end, dtype=torch.bool, device=device).tril(start) if text else None,
                 )
-                for start, end, text in _runs(layout)
+                for start, end, text in sequence.runs(layout)
             )
         return self._segments[layout, device]
 
     @property
     def _dtype(self) -> torch.dtype:
-        """What the weights are in right now: bfloat16 inside a sharded forward that computes in it."""
+        """Present dtype of the weights: bfloat16 inside a sharded forward that computes in it."""
         weight = self.embed["img_in"].weight
         assert isinstance(weight, Tensor)
         return weight.dtype
@@ -178,96 +185,11 @@ class SplitTransformer(nn.Module):
         return block(*args)
 
 
-class QwenImage21(nn.Module):
-    """A `Denoiser` whose roles share networks or not: role -> network by name, adapters inside a shared one."""
-
-    def __init__(self, networks: Mapping[str, SplitTransformer], network_of_role: Mapping[str, str]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleDict(networks)
-        self.network_of_role = dict(network_of_role)
-        self.num_channels = next(iter(networks.values())).transformer.config.in_channels
-
-    def network(self, role: str) -> SplitTransformer:
-        """The network that `role` runs through."""
-        network = self.networks[self.network_of_role[role]]
-        assert isinstance(network, SplitTransformer)
-        return network
-
-    def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile the blocks of every network."""
-        for network in self.networks.values():
-            assert isinstance(network, SplitTransformer)
-            network.compile_blocks(backend)
-
-    def prefix(self, condition: Condition, role: str, shared: Prefix | None = None) -> Prefix:
-        """See `Denoiser`."""
-        return self.network(role).prefix(condition, role, shared)
-
-    def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
-        """See `Denoiser`."""
-        return self.network(role).velocity(prefix, x_t, t, role)
-
-
-def single_role(transformer: QwenImage21Transformer2DModel, role: str = "teacher") -> QwenImage21:
-    """One network, one role: for sampling."""
-    return QwenImage21({role: SplitTransformer(transformer)}, {role: role})
-
-
-@dataclass(frozen=True)
-class RoleDenoiser:
-    """A denoiser with its role filled in. Not a module: holding one registers no parameters."""
-
-    denoiser: Denoiser
-    role: str
-
-    @property
-    def num_channels(self) -> int:
-        return self.denoiser.num_channels
-
-    def prefix(self, condition: Condition, shared: Prefix | None = None) -> Prefix:
-        """See `Denoiser`."""
-        return self.denoiser.prefix(condition, self.role, shared)
-
-    def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor) -> Tensor:
-        """See `Denoiser`."""
-        return self.denoiser.velocity(prefix, x_t, t, self.role)
-
-
-def _runs(layout: Layout) -> list[tuple[int, int, bool]]:
-    """(start, end, is_text) of the runs of tokens that make up the joined prefix."""
-    runs, read, length = [], 0, 0
-    for reference in layout.references:
-        for count, is_text in ((reference.slot - read, True), (reference.num_tokens, False)):
-            if count:
-                runs.append((length, length + count, is_text))
-                length += count
-        read = reference.slot + reference.num_slots
-    if layout.text_tokens > read:
-        runs.append((length, length + layout.text_tokens - read, True))
-    return runs
-
-
-def _join(text: Tensor, references: Tensor | None, layout: Layout) -> Tensor:
-    """Text with each reference's tokens in the place of its slots."""
-    parts, read, used = [], 0, 0
-    for reference in layout.references:
-        assert references is not None
-        parts += [text[:, read : reference.slot], references[:, used : used + reference.num_tokens]]
-        read, used = reference.slot + reference.num_slots, used + reference.num_tokens
-    return torch.cat([*parts, text[:, read:]], dim=1) if parts else text
+def single_role(transformer: QwenImage21Transformer2DModel, role: str = "teacher") -> RoleNetworks:
+    """One network with one role, for sampling."""
+    return RoleNetworks({role: SplitTransformer(transformer)}, {role: role})
 
 
 def _joined(context: KeyValue, own: KeyValue) -> KeyValue:
     """Keys and values of the tokens before, then of those after."""
     return torch.cat([context[0], own[0]], dim=1), torch.cat([context[1], own[1]], dim=1)
-
-
-def _key_valid(condition: Condition) -> Tensor | None:
-    """(B, 1, 1, P + N) bool: False from each sample's true length to the end of the joined prefix."""
-    layout, lengths = condition.layout, condition.lengths
-    if not layout.padded:
-        return None
-    length = layout.num_prefix_tokens
-    extra = length - layout.text_tokens
-    positions = torch.arange(length + layout.num_target_tokens, device=lengths.device)
-    return ((positions < (lengths + extra)[:, None]) | (positions >= length))[:, None, None]

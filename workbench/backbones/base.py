@@ -1,0 +1,172 @@
+"""What every family of networks offers: a velocity in two parts, one per condition and one per evaluation.
+
+`prefixes` reads conditions, `velocity` evaluates the target tokens given what was read. How much work moves into the
+first part is the family's choice: where text never sees t it is nearly everything, where it does it is little.
+Symbols as in `workbench.batch`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from workbench.batch import Condition
+
+
+class Prefix(ABC):
+    """All that a network takes from a condition and that depends on neither t nor x_t; only its family reads it.
+
+    Two prefixes of one network whose tensors agree in number, shape and dtype differ in these tensors alone, so that a
+    recorded evaluation of one can be replayed on the other.
+    """
+
+    @abstractmethod
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same prefix with every tensor changed, always visited in the same order."""
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in the order of `map`."""
+        found: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.map(keep)
+        return found
+
+    def over(self, tensors: Sequence[Tensor]) -> Self:
+        """The same prefix over other tensors, given in the order of `tensors`."""
+        remaining = iter(tensors)
+        return self.map(lambda _: next(remaining))
+
+    def detach(self) -> Self:
+        """The same prefix for evaluations without gradient."""
+        return self.map(Tensor.detach)
+
+
+class Denoiser(nn.Module, ABC):
+    """A velocity network over num_channels = C latent channels. `role` says whose weights are used, in every call, so
+    that interleaved and recomputed evaluations always see the right ones."""
+
+    num_channels: int
+
+    @abstractmethod
+    def prefixes(self, cond: Condition, uncond: Condition | None, role: str) -> tuple[Prefix, Prefix | None]:
+        """Prefixes of a prompt and, where it is given, of its empty twin; what both have in common may be computed
+        once."""
+
+    @abstractmethod
+    def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
+        """Velocity of the target tokens: (B, N, C), (B,) -> (B, N, C). A prefix of one row serves all rows of x_t."""
+
+    def prefix(self, condition: Condition, role: str) -> Prefix:
+        """The prefix of one condition alone."""
+        return self.prefixes(condition, None, role)[0]
+
+    def transformers(self) -> Iterable[TransformerDenoiser]:
+        """The networks inside, to be sharded and compiled; a closed form has none."""
+        return ()
+
+
+class TransformerDenoiser(Denoiser):
+    """One transformer of diffusers as a denoiser, and what roles, adapters, sharding and planning need to know of it.
+
+    prompt_width: D of the embeddings that it reads.
+    blocks: the repeated part. It is sharded, compiled and recomputed block by block, and its linear layers are those
+    that LoRA adapts. num_recomputed: how many of the blocks, the first ones, recompute their activations in the
+    backward pass. compiled: whether the blocks run compiled.
+    """
+
+    prompt_width: int
+    blocks: nn.ModuleList
+    num_recomputed: int
+    compiled: bool
+
+    @property
+    @abstractmethod
+    def transformer(self) -> nn.Module:
+        """diffusers' own model, whose parameters these are; its `state_dict` has the names of a pipeline folder."""
+
+    @abstractmethod
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Run the blocks compiled from now on."""
+
+    @abstractmethod
+    def activation_bytes(self, condition: Condition, role: str, dtype: torch.dtype) -> int:
+        """Memory that one evaluation with gradient, computed in `dtype`, keeps for its backward pass."""
+
+    @abstractmethod
+    def prefix_bytes(self, condition: Condition, dtype: torch.dtype) -> int:
+        """Memory of one prefix of `condition` without gradient."""
+
+    def transformers(self) -> Iterable[TransformerDenoiser]:
+        return (self,)
+
+
+class NetworkFactory(Protocol):
+    """How a family makes its denoiser of a transformer as diffusers loads it."""
+
+    def __call__(
+        self, transformer: nn.Module, gradient_checkpointing: bool = False, stored_blocks: int = 0
+    ) -> TransformerDenoiser:
+        """stored_blocks: blocks, the last ones, that keep their activations although the others recompute them."""
+
+
+class RoleNetworks(Denoiser):
+    """Networks by name and the network of each role; roles that share one differ in their adapters inside it."""
+
+    def __init__(self, networks: Mapping[str, TransformerDenoiser], network_of_role: Mapping[str, str]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+        self.network_of_role = dict(network_of_role)
+        self.num_channels = next(iter(networks.values())).num_channels
+        # The same, of their own type: to a checker a ModuleDict holds modules.
+        self.by_name = dict(networks)
+
+    def network(self, role: str) -> TransformerDenoiser:
+        """The network that `role` runs through."""
+        return self.by_name[self.network_of_role[role]]
+
+    def transformers(self) -> Iterable[TransformerDenoiser]:
+        return self.by_name.values()
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile the blocks of every network."""
+        for network in self.transformers():
+            network.compile_blocks(backend)
+
+    def prefixes(self, cond: Condition, uncond: Condition | None, role: str) -> tuple[Prefix, Prefix | None]:
+        return self.network(role).prefixes(cond, uncond, role)
+
+    def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
+        return self.network(role).velocity(prefix, x_t, t, role)
+
+
+@dataclass(frozen=True)
+class RoleDenoiser:
+    """A denoiser with its role filled in. Not a module: holding one registers no parameters."""
+
+    denoiser: Denoiser
+    role: str
+
+    @property
+    def num_channels(self) -> int:
+        return self.denoiser.num_channels
+
+    def prefixes(self, cond: Condition, uncond: Condition | None) -> tuple[Prefix, Prefix | None]:
+        """See `Denoiser`."""
+        return self.denoiser.prefixes(cond, uncond, self.role)
+
+    def prefix(self, condition: Condition) -> Prefix:
+        """See `Denoiser`."""
+        return self.denoiser.prefix(condition, self.role)
+
+    def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor) -> Tensor:
+        """See `Denoiser`."""
+        return self.denoiser.velocity(prefix, x_t, t, self.role)

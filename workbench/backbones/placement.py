@@ -1,0 +1,73 @@
+"""Storage and compute dtypes of the weights, their memory, and how they are sharded (FSDP2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from workbench.backbones.base import Denoiser
+from workbench.recipe.config import Recipe
+
+BYTES_PER_TRAINED = 4 * 4
+"""Weight, gradient and two moments in float32; the student's average is a fifth copy."""
+Precision = Literal["32-true", "tf32", "bf16-mixed"]
+
+
+def frozen_dtype(recipe: Recipe) -> torch.dtype | None:
+    """Storage dtype of frozen weights; None leaves them as they are.
+
+    bfloat16 wherever all roles multiply in it without autocast: adapters over a shared base, and sharded networks.
+    """
+    computes_all = recipe.model.roles == "lora" or recipe.trainer.strategy == "fsdp"
+    return torch.bfloat16 if recipe.trainer.precision == "bf16-mixed" and computes_all else None
+
+
+def trainer_precision(recipe: Recipe) -> Literal["32-true", "bf16-mixed"]:
+    """Lightning's setting: autocast only over full float32 weights on one device; elsewhere the dtypes of the weights
+    decide. Also sets how this process computes float32 matrix products."""
+    precision = recipe.trainer.precision
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    autocasts = precision == "bf16-mixed" and recipe.trainer.strategy != "fsdp" and frozen_dtype(recipe) is None
+    return "bf16-mixed" if autocasts else "32-true"
+
+
+def cast_parameters(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Cast parameters in place; buffers are tables (the frequencies of the time embedding) that need float32."""
+    if dtype is not None:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(dtype)
+
+
+def state_bytes(denoiser: Denoiser, averaged: int) -> int:
+    """Memory of all weights, of gradients and moments of the trained ones, and of an average of `averaged` parameters.
+
+    The gradients of the two trained roles are never there at once; the smaller is counted all the same.
+    """
+    parameters = list(denoiser.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
+    return trained * BYTES_PER_TRAINED + averaged * 4 + frozen
+
+
+def shard(denoiser: Denoiser, mesh: DeviceMesh, precision: Precision) -> None:
+    """Shard every block and every network of `denoiser` over the data-parallel axis of `mesh`, in place.
+
+    Shards stay float32; `bf16-mixed` computes in bfloat16 and reduces gradients in float32.
+    """
+    policy = MixedPrecisionPolicy()
+    if precision == "bf16-mixed":
+        # The network casts what it multiplies; times cast with the inputs would be off by up to 1 / 256.
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    data_parallel = mesh["data_parallel"]
+    for network in denoiser.transformers():
+        for block in network.blocks:
+            fully_shard(block, mesh=data_parallel, mp_policy=policy)
+        # A root stays gathered after a forward by default, and the roles take turns: parameters listed, averaged or
+        # swapped between two forwards would be copies that no optimiser steps.
+        fully_shard(network, mesh=data_parallel, mp_policy=policy, reshard_after_forward=True)
+        for method in ("prefixes", "velocity"):
+            register_fsdp_forward_method(network, method)
