@@ -65,7 +65,7 @@ def effects(factors: Sequence[str], scores: np.ndarray) -> list[Effect]:
     found = contrasts[: len(factors)]
     # Lenth's degrees of freedom: a third of the number of contrasts.
     p = 2 * stats.t.sf(np.abs(found) / error, len(contrasts) / 3) if error else np.where(found, 0.0, 1.0)
-    levels_of = holm_levels(p)
+    levels_of = holm_levels(p.tolist())
     return [
         Effect(name, float(value), error, float(of), bool(of <= level))
         for name, value, of, level in zip(factors, found, p, levels_of, strict=True)
