@@ -17,7 +17,8 @@ import torch
 from datamodules.shards import remote
 from datamodules.shards.counts import INDEX
 from datamodules.shards.encode_shard import Encoder, array, encode_shard, finished, record_path
-from datamodules.shards.encoded import INDEX_VERSION, UNCOND_T2I, EncodedDataset, npy_bytes
+from datamodules.shards.encoded import EncodedDataset, npy_bytes
+from datamodules.shards.index import INDEX_VERSION, UNCOND_T2I
 from datamodules.shards.pack import FINISHED
 from datamodules.shards.raw import raw_shards
 from workbench.common import files

@@ -12,22 +12,16 @@ import io
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from datamodules.openmoji.vocabulary import CATEGORIES
-from datamodules.shards import remote
-from datamodules.shards.counts import INDEX
+from datamodules.shards.index import damaged, fetch_shards, read_index
 from workbench.batch import Layout, Reference, Task
-from workbench.common import files
 from workbench.common.errors import UserError
 from workbench.common.images import IMAGE_SUFFIXES, decode_image
 
-INDEX_VERSION = 1
-UNCOND_T2I = "uncond_t2i.npy"
 TEXT_TOKENS_MULTIPLE = 8
 """Text is padded to the longest of its geometry, rounded up to this, so that the shapes of a run are few."""
 
@@ -45,20 +39,6 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class SampleTable:
-    """One entry a sample: its key, index of its category and of its geometry, valid text lengths in tokens."""
-
-    keys: tuple[str, ...]
-    category: np.ndarray
-    geometry: np.ndarray
-    length: np.ndarray
-    uncond_length: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
-@dataclass(frozen=True)
 class EncodedSample:
     """float16 arrays: prompt (L, D), uncond (L', D), latent (N, C), source_latent (R, C); None where there is none or
     where it was not asked for."""
@@ -67,12 +47,6 @@ class EncodedSample:
     uncond: np.ndarray | None
     latent: np.ndarray | None
     source_latent: np.ndarray | None
-
-
-def sort_categories(names: set[str]) -> tuple[str, ...]:
-    """Qualified names (`task/category`): those of the world in its own order, then the others by name."""
-    known = [f"{task}/{name}" for task, of_task in CATEGORIES.items() for name in of_task]
-    return tuple(name for name in known if name in names) + tuple(sorted(names - set(known)))
 
 
 class EncodedDataset:
@@ -87,65 +61,16 @@ class EncodedDataset:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        mend = "run `workbench encode`, or change data.encoded"
-        if remote.is_remote(address):
-            folder = remote.cache_folder(address)
-            files.write_bytes(folder / INDEX, remote.fetch_bytes(f"{address.rstrip('/')}/{INDEX}"))
-        else:
-            folder = Path(address)
-            if not (folder / INDEX).is_file():
-                raise UserError(f"no encoded shards at {address}: {INDEX} is missing; {mend}")
-        index = files.read_json(folder / INDEX, mend)
-        if index.get("version") != INDEX_VERSION:
-            raise UserError(f"{folder / INDEX} has version {index.get('version')}, not {INDEX_VERSION}; encode again")
+        index = read_index(address)
+        self.pipeline_fingerprint, self.attribution = index.pipeline, index.attribution
+        self.categories, self.samples, self._members = index.categories, index.samples, index.members
         try:
-            self._read_index(index)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise UserError(f"{folder / INDEX} is damaged ({type(error).__name__}: {error}); encode again") from error
-        self._paths = self._whole_shards(folder)
+            self.geometries = tuple(geometry_from_json(value) for value in index.geometries)
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(index.folder, error) from error
+        self._paths = fetch_shards(address, index)
         self.uncond_t2i = _array(self._paths[-1].read_bytes(), str(self._paths[-1]))
         self._text_tokens = self._padded_lengths()
-
-    def _read_index(self, index: dict[str, Any]) -> None:
-        self.pipeline_fingerprint = str(index["pipeline"])
-        self.attribution = str(index["attribution"])
-        self._shards = [(str(s["name"]), int(s["bytes"]), str(s["sha256"])) for s in index["shards"]]
-        constant = index["uncond_t2i"]
-        self._shards.append((UNCOND_T2I, int(constant["bytes"]), str(constant["sha256"])))
-        if any(Path(name).name != name or name.startswith(".") for name, _, _ in self._shards):
-            raise ValueError("a shard's name is not a plain file name")
-        self.geometries = tuple(geometry_from_json(value) for value in index["geometries"])
-        samples = index["samples"]
-        qualified = [f"{sample['task']}/{sample['category']}" for sample in samples]
-        self.categories = sort_categories(set(qualified))
-        number = {name: i for i, name in enumerate(self.categories)}
-        self.samples = SampleTable(
-            keys=tuple(str(sample["key"]) for sample in samples),
-            category=np.array([number[name] for name in qualified], dtype=np.int64),
-            geometry=np.array([sample["geometry"] for sample in samples], dtype=np.int64),
-            length=np.array([sample["length"] for sample in samples], dtype=np.int64),
-            uncond_length=np.array([sample["uncond_length"] for sample in samples], dtype=np.int64),
-        )
-        self._members = [{name: (int(s), int(o), int(n)) for name, (s, o, n) in x["members"].items()} for x in samples]
-        if not len(self.samples) or self.samples.geometry.max() >= len(self.geometries):
-            raise ValueError("no samples, or a sample of unknown geometry")
-        for key, members in zip(self.samples.keys, self._members, strict=True):
-            for shard, offset, size in members.values():
-                if offset < 0 or size < 0 or offset + size > self._shards[shard][1]:
-                    raise ValueError(f"sample {key} lies outside its shard")
-
-    def _whole_shards(self, folder: Path) -> list[Path]:
-        """Paths of all shards (and of the T2I constant last), each there with its full size."""
-        if remote.is_remote(self.address):
-            return remote.cache_files(self.address, self._shards, folder)
-        for name, num_bytes, _ in self._shards:
-            if not (folder / name).is_file():
-                raise UserError(f"shard {folder / name} is missing; encode again")
-            found = (folder / name).stat().st_size
-            if found != num_bytes:
-                state = "truncated" if found < num_bytes else "not the one of the index"
-                raise UserError(f"shard {folder / name} is {state}: {found} bytes of {num_bytes}; encode again")
-        return [folder / name for name, _, _ in self._shards]
 
     def _padded_lengths(self) -> list[tuple[int, int]]:
         def padded(lengths: np.ndarray) -> int:

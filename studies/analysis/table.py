@@ -1,4 +1,4 @@
-"""What a study found: `study.json` for the report, a table on the terminal, HParams for TensorBoard."""
+"""What a study found: `study.json` for the report, and a table on the terminal."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ from studies.study import Study
 from workbench.common.files import write_bytes
 from workbench.evaluation.cases.count import count_cases
 from workbench.evaluation.measures.statistics import Interval
-from workbench.recipe import lambda_tables
 from workbench.recipe.config import Recipe
-from workbench.reporting import plots
 
 SEARCH_ARM = SEARCH
 MIN_FOR_IMPORTANCE = 8
@@ -205,22 +203,3 @@ def _span(interval: Interval | None) -> str:
     if interval is None or interval.low is None:
         return "needs two seeds"
     return f"{interval.low:.3f} to {interval.high:.3f}"
-
-
-def log_trial(folder: Path, recipe: Recipe, hparams: dict[str, str | float], metrics: dict[str, float]) -> None:
-    """A row of TensorBoard's HParams table and the trial's lambda tables as a picture, in the trial's own TensorBoard
-    folder, so that its curves and samples stand under the same name. metrics: none for a trial that failed."""
-    from torch.utils.tensorboard import SummaryWriter
-    from torch.utils.tensorboard.summary import hparams as summaries
-
-    named = {f"search/{name}": value for name, value in metrics.items()}
-    specialists = list(recipe.teachers.specialists)
-    lambdas = lambda_tables.tables(recipe.guidance, num_steps=recipe.dmd.student_steps, specialists=specialists)
-    with SummaryWriter(log_dir=str(folder), filename_suffix=".hparams") as writer:
-        assert writer.file_writer is not None
-        for summary in summaries(hparams, named):
-            writer.file_writer.add_summary(summary)
-        for name, value in named.items():
-            writer.add_scalar(name, value)
-        if lambdas:
-            writer.add_image("lambda", plots.lambda_picture(lambdas, ["base", *specialists]), dataformats="HWC")

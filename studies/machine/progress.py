@@ -68,12 +68,14 @@ class Progress:
         return run.is_dir() and not any((run / "tensorboard").glob("*.hparams"))
 
     def _log(self, trial: FrozenTrial) -> None:
-        """Its row of HParams; here and not in the workers, since the writer takes seconds to be read."""
+        """Its row of HParams; written here, so that the next call can write what a killed one could not."""
+        from studies.machine.hparams import log_trial
+
         recipe = self._recipe(trial)
         values = {**trial.user_attrs["hparams"], **study_file.values_of(recipe, self.columns)}
         hparams = {"arm": table.arm_of(trial), "seed": recipe.seed, **values}
         place = self.session.plan.options.folder / trial.user_attrs["run"] / "tensorboard"
-        table.log_trial(place, recipe, hparams, trial.user_attrs["metrics"])
+        log_trial(place, recipe, hparams, trial.user_attrs["metrics"])
 
     def _recipe(self, trial: FrozenTrial) -> Recipe:
         """As it was run, whatever the study's space may be by now."""

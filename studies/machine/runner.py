@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 
-from datamodules.shards.encoded import EncodedDataset
+from datamodules.shards.index import fetch_shards, read_index
 from studies.analysis import arms, table
 from studies.catalogue import study_named
 from studies.machine.intervals import DEFAULT, Intervals
@@ -87,7 +87,7 @@ def _check_data(plan: Plan) -> None:
     left = {entry.arm for entry in plan.entries if entry.key not in over}
     recipes = [plan.base if arm == SEARCH else vary(plan.base, plan.study.ARMS[arm]) for arm in sorted(left)]
     for address in dict.fromkeys(recipe.data.encoded for recipe in recipes):
-        EncodedDataset(address)
+        fetch_shards(address, read_index(address))
 
 
 def _begin(session: StudySession) -> Call:

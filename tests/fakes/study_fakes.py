@@ -14,6 +14,7 @@ import optuna
 from datamodules.openmoji import CATEGORIES
 from studies.analysis import table
 from studies.machine import study_file
+from studies.machine.hparams import log_trial
 from studies.study import Study, TrialFailed, objectives, vary
 from workbench.evaluation.cases.case import BENCHES
 from workbench.recipe.config import Recipe
@@ -164,4 +165,4 @@ def _run(
     trial.set_user_attr("milestones", world.milestones(recipe, found["score"]))
     trial.set_user_attr("cost", {"distill": 2.0, "evaluate": 1.0})
     memory.tell(trial, objectives(metrics, study.OBJECTIVES))
-    table.log_trial(folder / run / "tensorboard", recipe, {"arm": run, **hparams}, found)
+    log_trial(folder / run / "tensorboard", recipe, {"arm": run, **hparams}, found)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.common.errors import UserError
-from workbench.method import guidance
-from workbench.method.guidance import Kind
+from workbench.method import guidance, schedules
+from workbench.method.schedules import Kind
 from workbench.recipe import lambda_tables
 from workbench.recipe.config import Guidance, Recipe
 from workbench.recipe.reading import from_mapping, to_yaml
@@ -38,7 +38,7 @@ def test_every_schedule_passes_the_checks_of_a_table_and_moves_one_way(
     kind: Kind, num_steps: int, early: list[float], late: list[float]
 ) -> None:
     mixes = [[1 - sum(mix), *mix] for mix in (early, late)]
-    table = guidance.blend(mixes[0], mixes[1], guidance.late_share(kind, num_steps, 1))
+    table = schedules.blend(mixes[0], mixes[1], schedules.late_share(kind, num_steps, 1))
     found = guidance.lambda_table({"default": table}, ["t2i/a"], num_steps=num_steps, teachers=["base", "p", "t"])[0]
     direction = torch.tensor(mixes[1]) - torch.tensor(mixes[0])
     assert ((found.diff(dim=0) * direction) >= -1e-6).all()
@@ -48,11 +48,11 @@ def test_every_schedule_passes_the_checks_of_a_table_and_moves_one_way(
 
 
 def test_ramp_is_straight_and_cosine_is_flat_at_its_ends_and_meets_it_halfway() -> None:
-    ramp, cosine = (torch.tensor(guidance.late_share(kind, 9)) for kind in ("ramp", "cosine"))  # type: ignore[arg-type]
+    ramp, cosine = (torch.tensor(schedules.late_share(kind, 9)) for kind in ("ramp", "cosine"))  # type: ignore[arg-type]
     torch.testing.assert_close(ramp.diff(), torch.full((8,), 1 / 8))
     torch.testing.assert_close(cosine + cosine.flip(0), torch.ones(9))
     assert cosine[4] == pytest.approx(0.5) and cosine.diff()[0] < 0.5 / 8 < 1.5 / 8 < math.pi / 16 < 0.2
-    assert guidance.late_share("ramp", 1) == guidance.late_share("cosine", 1) == [1.0]
+    assert schedules.late_share("ramp", 1) == schedules.late_share("cosine", 1) == [1.0]
 
 
 def test_a_switch_gives_the_early_steps_to_the_base_teacher() -> None:

@@ -69,7 +69,7 @@ class Teachers:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A named table: the mix goes from `early` to `weights` over the student steps; see `guidance.late_share`.
+    """A named table: the mix goes from `early` to `weights` over the student steps; see `schedules.late_share`.
 
     weights, early: weight of each specialist by name; what is left of 1 is the base teacher's.
     at: first step of `weights`, for `switch` alone.

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from workbench.common.errors import UserError
-from workbench.method import guidance
+from workbench.method import schedules
 from workbench.recipe.config import Guidance, Schedule
 
 ROUNDING = 1e-9
@@ -33,7 +33,7 @@ def _rows(where: str, schedule: Schedule, num_steps: int, specialists: Sequence[
         _mix(f"{where}.{key}", weights, specialists)
         for key, weights in (("early", schedule.early), ("weights", schedule.weights))
     )
-    return guidance.blend(early, late, guidance.late_share(schedule.kind, num_steps, schedule.at))
+    return schedules.blend(early, late, schedules.late_share(schedule.kind, num_steps, schedule.at))
 
 
 def _mix(where: str, weights: Mapping[str, float], specialists: Sequence[str]) -> list[float]:

@@ -21,6 +21,7 @@ from studies import noise_floor, search, task_mixture, teacher_guidance
 from studies.analysis import arms, numbers, table, verdict
 from studies.analysis.page import passes_per_prompt, report_study, side_by_side, study_values
 from studies.machine import study_file
+from studies.machine.hparams import log_trial
 from studies.study import vary
 from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
@@ -293,7 +294,7 @@ def test_lambda_is_a_picture_in_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     recipe = base_recipe("guidance.schedules={default: {kind: ramp, weights: {text: 1.0}}}")
-    table.log_trial(tmp_path, recipe, {"arm": "a"}, {"score": 3.0})
+    log_trial(tmp_path, recipe, {"arm": "a"}, {"score": 3.0})
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["images"] == ["lambda"] and "_hparams_/session_start_info" in events.summary_metadata
     picture = plots.lambda_picture({"default": [[1, 0], [0, 1]]}, ["base", "text"])
