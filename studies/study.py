@@ -64,8 +64,10 @@ def _merged(part: Any, differences: Differences, prefix: str = "") -> dict[str, 
     for key, new in differences.items():
         if key in sections and isinstance(new, Mapping):
             values[key] = _merged(getattr(part, key), new, f"{prefix}{key}.")
+        elif key in values and isinstance(new, Times):
+            values[key] = _multiplied(f"{prefix}{key}", values[key], new)
         else:
-            values[key] = _multiplied(f"{prefix}{key}", values.get(key), new) if isinstance(new, Times) else new
+            values[key] = new
     return values
 
 

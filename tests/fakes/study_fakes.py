@@ -127,12 +127,12 @@ def conduct(
     table.describe(memory, study, base, [folder.name])
     for seed in () if draws else seeds:
         for arm in study.ARMS:
-            memory.enqueue_trial({"arm": arm, "seed": seed}, user_attrs={"cell": f"{arm}@{seed}"})
+            memory.enqueue_trial({"arm": arm, "seed": seed}, user_attrs={"entry": f"{arm}@{seed}"})
     for _ in range(draws or len(seeds) * len(study.ARMS)):
         _run(memory, study, memory.ask(), base, folder, world, bool(draws))
     for _ in range(unfinished):
         memory.enqueue_trial(
-            {"arm": next(iter(study.ARMS)), "seed": 99}, user_attrs={"cell": f"{next(iter(study.ARMS))}@99"}
+            {"arm": next(iter(study.ARMS)), "seed": 99}, user_attrs={"entry": f"{next(iter(study.ARMS))}@99"}
         )
         trial = memory.ask()
         trial.suggest_categorical("arm", tuple(study.ARMS))

@@ -40,7 +40,7 @@ def test_every_arm_is_a_recipe_with_resolvable_guidance(name: str, arm: str) -> 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_arms_differ_from_each_other(name: str) -> None:
-    recipes = [study.vary(BASE, overrides) for overrides in KNOWN[name].ARMS.values()]
+    recipes = [study.vary(BASE, differences) for differences in KNOWN[name].ARMS.values()]
     assert all(a != b for i, a in enumerate(recipes) for b in recipes[:i])
 
 
@@ -84,8 +84,8 @@ def test_guidance_can_be_drawn_for_any_number_of_steps(steps: int) -> None:
 
 def test_mixed_arms_use_the_specialists_alike_and_only_their_own() -> None:
     doses = {}
-    for arm, overrides in teacher_guidance.ARMS.items():
-        lambdas = table(study.vary(BASE, overrides))
+    for arm, differences in teacher_guidance.ARMS.items():
+        lambdas = table(study.vary(BASE, differences))
         doses[arm] = sum(1 - row[0] for row in lambdas["t2i/text"]) / 4
         if "unrouted" not in arm:
             assert all(row == [1, 0, 0, 0] for row in lambdas["t2i/landscape"])
@@ -99,8 +99,8 @@ def test_mixed_arms_use_the_specialists_alike_and_only_their_own() -> None:
 
 def test_compositions_hold_iterations_or_passes_fixed() -> None:
     passes = {}
-    for arm, overrides in data_composition.ARMS.items():
-        recipe = study.vary(base_recipe("trainer.updates=7"), overrides)
+    for arm, differences in data_composition.ARMS.items():
+        recipe = study.vary(base_recipe("trainer.updates=7"), differences)
         shares = recipe.mixture.categories["t2i"]
         assert recipe.mixture.tasks == {"t2i": 1.0} and sum(shares.values()) == pytest.approx(1)
         passes[arm] = {name: share * recipe.trainer.updates for name, share in shares.items()}
@@ -112,15 +112,18 @@ def test_compositions_hold_iterations_or_passes_fixed() -> None:
 
 
 def test_ratios_are_those_of_the_paper_and_beyond() -> None:
-    shares = [study.vary(BASE, overrides).mixture.tasks["t2i"] for overrides in task_mixture.ARMS.values()]
+    shares = [study.vary(BASE, differences).mixture.tasks["t2i"] for differences in task_mixture.ARMS.values()]
     assert shares == [1, 0.9, 0.7, 0.5, 0.3, 0.1, 0]
 
 
-def test_an_override_may_multiply_the_bases_number() -> None:
+def test_an_arm_may_multiply_the_bases_number() -> None:
     base = replace(BASE, trainer=replace(BASE.trainer, updates=72))
-    assert study.vary(base, ["trainer.updates*=1.5"]).trainer.updates == 108
-    assert study.vary(base, ["optim.fake_lr*=0.25"]).optim.fake_lr == pytest.approx(base.optim.fake_lr / 4)
-    with pytest.raises(UserError, match=r"model.folder holds 'tiny', which is no number"):
-        study.vary(base, ["model.folder*=2"])
-    with pytest.raises(UserError, match="no number"):
-        study.vary(base, ["trainer.updatez*=2"])
+    assert study.vary(base, {"trainer": {"updates": study.Times(1.5)}}).trainer.updates == 108
+    slower = study.vary(base, {"optim": {"fake_lr": study.Times(0.25)}})
+    assert slower.optim.fake_lr == pytest.approx(base.optim.fake_lr / 4)
+        base.optim.fake_lr / 4
+    )
+    with pytest.raises(UserError, match=r"model.folder holds 'tiny', which is not a number"):
+        study.vary(base, {"model": {"folder": study.Times(2)}})
+    with pytest.raises(UserError, match="unknown key trainer.updatez.*did you mean 'updates'"):
+        study.vary(base, {"trainer": {"updatez": study.Times(2)}})

@@ -22,7 +22,7 @@ from studies.analysis import arms, numbers, table, verdict
 from studies.analysis.page import passes_per_prompt, report_study, side_by_side, study_values
 from studies.machine import study_file
 from studies.machine.hparams import log_trial
-from studies.study import vary
+from studies.study import Times, vary
 from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
 from workbench.reporting import plots
@@ -80,7 +80,7 @@ def test_a_replication_tells_differences_from_noise(floor: Path) -> None:
 
 
 def test_an_arm_of_another_length_is_told_with_the_budget(tmp_path: Path) -> None:
-    arms_of_two_lengths = {"short": ["optim.beta1=0.5"], "long": ["trainer.updates*=2"]}
+    arms_of_two_lengths = {"short": {"optim": {"beta1": 0.5}}, "long": {"trainer": {"updates": Times(2)}}}
     conduct(SimpleNamespace(**{**vars(MIXTURE), "ARMS": arms_of_two_lengths}), tmp_path / "s", World(), seeds=(0,))
     page, updates = report_study(tmp_path / "s").read_text(), base_recipe().trainer.updates
     assert f"Budget: {updates} student updates ({2 * updates} in long), " in page and "1 seed an arm" in page
@@ -167,7 +167,7 @@ def better_with_any(recipe: Recipe, bench: str) -> float:
 def test_a_waiting_seed_does_not_keep_a_noise_floor_from_being_finished(floor: Path, tmp_path: Path) -> None:
     for state, finished in (("waiting", True), ("running", False)):
         study = arms.read_study(floor)
-        study["arms"][0]["trials"].append({"number": 99, "cell": "recipe@99", "state": state})
+        study["arms"][0]["trials"].append({"number": 99, "entry": "recipe@99", "state": state})
         (tmp_path / "study.json").write_text(json.dumps(study))
         assert (arms.floor_of(tmp_path) is not None) == finished
 
@@ -232,7 +232,7 @@ def test_a_search_calls_a_collapse_by_the_noise_floor_alone(floor: Path, tmp_pat
 
 def test_a_trial_tried_again_counts_once(tmp_path: Path) -> None:
     rows = [
-        {"number": n, "cell": "a@0", "run": "trial-0000", "state": state, "values": {"score": 3.0} if done else {}}
+        {"number": n, "entry": "a@0", "run": "trial-0000", "state": state, "values": {"score": 3.0} if done else {}}
         for n, (state, done) in enumerate([("fail", False), ("complete", True), ("fail", False)])
     ]
     (tmp_path / "study.json").write_text(json.dumps({"arms": [{"name": "a", "trials": rows}]}))
