@@ -14,8 +14,8 @@ import optuna
 
 from studies.machine.trial_queue import SEARCH
 from studies.study import BENCHES, Differences, Sampler, Study
-from workbench.common.errors import UserError
-from workbench.recipe.checks import nearest, require
+from workbench.common.errors import UserError, nearest
+from workbench.recipe.checks import require
 from workbench.recipe.config import Recipe
 
 NAMES = ("QUESTION", "ARMS", "SEEDS", "OBJECTIVES", "SAMPLER", "suggest")

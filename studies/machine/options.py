@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from workbench.common.errors import UserError
+from workbench.common.errors import UserError, nearest
 from workbench.recipe.config import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -79,8 +78,7 @@ def parse(
         elif key == "seed":
             raise UserError("a study's trials take their seeds from seeds=0,1,2, not from seed=")
         else:
-            close = difflib.get_close_matches(key, [*OWN, *sections], n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = nearest(key, [*OWN, *sections])
             raise UserError(f"unknown option {key!r}{hint}; a study takes {', '.join(OWN)} and section.key=value")
     smoke, search = _flag(own, "smoke"), _flag(own, "search") or must_search
     seeds = own.get("seeds", ",".join(map(str, default_seeds)))

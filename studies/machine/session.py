@@ -23,8 +23,7 @@ from studies.machine.pruning import noise_floor_of
 from studies.machine.storage import Retry, connect, guard, shown, unopened
 from studies.machine.trial_queue import SEARCH, Call, Entry, TrialQueue
 from studies.study import Study, vary
-from workbench.common.errors import UserError
-from workbench.recipe.checks import nearest
+from workbench.common.errors import UserError, nearest
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import load, recipe_hash
 

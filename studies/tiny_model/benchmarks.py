@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.tiny_model.figures import Options, Zoo
-from studies.tiny_model.report import parse
+from workbench.common.arguments import read_options
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 from workbench.evaluation.cases.case import BENCHES
@@ -141,7 +141,7 @@ def main(words: list[str]) -> None:
     """Command line."""
     pages = [word.removeprefix("page=") for word in words if word.startswith("page=")]
     page = Path(pages[-1] if pages else PAGE)
-    benchmarks(parse([word for word in words if not word.startswith("page=")]), page)
+    benchmarks(read_options(Options, [word for word in words if not word.startswith("page=")]), page)
     print(f"wrote {page}")
 
 

@@ -11,13 +11,10 @@ that are new start from nothing. Interrupted, the same command goes on from the 
 
 from __future__ import annotations
 
-import itertools
-import math
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,20 +23,24 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from datamodules.openmoji import HEADS, MAX_LETTERS, MULTI_LABEL
 from studies.tiny_model import judge_data
 from studies.tiny_model.corruptions import CORRUPTIONS, augment, corrupt
 from studies.tiny_model.judge_check import check, table
+from studies.tiny_model.judge_pool import Pool
+from studies.tiny_model.judge_weights import fit, save
 from studies.tiny_model.stages import Stage, world_fingerprint
+from workbench.common.arguments import read_options
 from workbench.common.cores import usable_cores
-from workbench.evaluation.judges.local_network import JudgeConfig, JudgeNetwork, fit, load, save
+from workbench.common.files import write_bytes
+from workbench.engine.optimisation import MovingAverage, cosine
+from workbench.evaluation.judges.local_network import JudgeConfig, JudgeNetwork, load
 
 CONSOLE = Console()
 TRAINING_FILE = "training.safetensors"
@@ -72,45 +73,6 @@ class Options:
     save_every_s: float = 60.0
     seed: int = 0
     init: str = ""
-
-
-class Pool:
-    """Rendered images on the device, more and then others while training goes on, so that few are seen often."""
-
-    def __init__(self, options: Options, device: torch.device, executor: ProcessPoolExecutor, workers: int) -> None:
-        self.chunk = min(256, options.pool)
-        size = options.pool - options.pool % self.chunk
-        first = min(size, options.first)
-        self.images = torch.empty((size, options.resolution, options.resolution, 3), dtype=torch.uint8, device=device)
-        self.labels = torch.empty((size, judge_data.NUM_COLUMNS), dtype=torch.int16, device=device)
-        self.jobs: Iterator[Future[tuple[np.ndarray, np.ndarray]]] = (
-            executor.submit(judge_data.render, "train", start, self.chunk, options.resolution, options.seed)
-            for start in itertools.count(0, self.chunk)
-        )
-        self.pending = [next(self.jobs) for _ in range(2 * workers)]
-        self.written = 0
-        with Progress(*_columns(), console=CONSOLE) as progress:
-            task = progress.add_task("rendering the first images", total=first)
-            while self.written < first:
-                self._take(block=True)
-                progress.update(task, completed=self.written)
-
-    def _take(self, block: bool) -> None:
-        if not (block or self.pending[0].done()):
-            return
-        images, labels = self.pending.pop(0).result()
-        self.pending.append(next(self.jobs))
-        start = self.written % len(self.images)
-        self.images[start : start + self.chunk] = torch.from_numpy(images).to(self.images.device)
-        self.labels[start : start + self.chunk] = torch.from_numpy(labels).to(self.labels.device)
-        self.written += self.chunk
-
-    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, S, S) in [0, 1] and their label columns (B, columns)."""
-        self._take(block=False)
-        there = min(self.written, len(self.images))
-        rows = torch.randint(there, (batch_size,), generator=generator, device=self.images.device)
-        return self.images[rows].permute(0, 3, 1, 2).float() / 255, self.labels[rows].long()
 
 
 def losses(logits: dict[str, Tensor], labels: Tensor, technical: Tensor, weight_of_rating: float) -> Tensor:
@@ -160,7 +122,7 @@ class Trainer:
 
     def __init__(self, options: Options, network: JudgeNetwork, device: torch.device) -> None:
         self.options, self.network = options, network.to(device).requires_grad_(True).train()
-        self.average = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        self.average = MovingAverage(dict(network.named_parameters()), options.ema_decay)
         self.device = device
         self.autocast: AbstractContextManager[object] = (
             torch.autocast(device.type, torch.bfloat16) if device.type == "cuda" else nullcontext()
@@ -183,30 +145,26 @@ class Trainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
-        decay = min(self.options.ema_decay, (1 + step) / (10 + step))
-        state = [tensor.detach() for tensor in self.network.state_dict().values()]
-        get_ema_multi_avg_fn(decay)(list(self.average.values()), state, step)
+        self.average.update(step)
         return loss.detach()
 
     def averaged(self) -> JudgeNetwork:
         """A copy with the averaged weights, in eval mode."""
         network = JudgeNetwork(self.network.config).to(self.device)
-        network.load_state_dict(self.average)
+        network.load_state_dict(self.average.average)
         return network.eval().requires_grad_(False)
 
     def save(self, out: Path) -> None:
-        """Averaged weights as a judge, raw ones beside it to go on from."""
+        """Averaged weights as a judge, and the raw weights to continue from."""
         save(self.averaged(), out, {})
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        part = out / f"{TRAINING_FILE}.part"
-        save_file(state, part)
-        part.replace(out / TRAINING_FILE)
+        write_bytes(out / TRAINING_FILE, safetensors_bytes(state))
 
     def restore(self, out: Path) -> None:
-        """Go on from what `save` left; the optimiser's moments warm up anew."""
+        """Continue from what `save` wrote; the optimiser's moments start anew."""
         self.network.load_state_dict(load_file(out / TRAINING_FILE))
         for name, tensor in load(out).state_dict().items():
-            self.average[name].copy_(tensor)
+            self.average.average[name].copy_(tensor)
 
 
 def train(trainer: Trainer, pool: Pool, out: Path, stage: Stage) -> JudgeNetwork:
@@ -223,7 +181,7 @@ def train(trainer: Trainer, pool: Pool, out: Path, stage: Stage) -> JudgeNetwork
             progress.update(task, completed=min(1.0, done))
             if done >= 1:
                 break
-            lr = options.lr * (0.505 + 0.495 * math.cos(math.pi * done))
+            lr = options.lr * cosine(done, final=0.01)
             images, labels = pool.draw(options.batch_size, generator)
             loss = trainer.step(images, labels, generator, step - start, lr)
             step += 1
@@ -276,7 +234,11 @@ def run(out: Path, options: Options) -> dict[str, dict[str, float]]:
             executor.submit(judge_data.render, "calibration", start, min(100, options.held_out), options.resolution, 0)
             for start in range(0, len(judge_data.KINDS) * options.held_out, min(100, options.held_out))
         ]
-        network = train(trainer, Pool(options, device, executor, workers), out, stage)
+        pool = Pool(
+            executor, workers, device, size=options.pool, first=options.first, resolution=options.resolution,
+            seed=options.seed,
+        )  # fmt: skip
+        network = train(trainer, pool, out, stage)
         trainer.save(out)
         rendered = [job.result() for job in held_out]
     finally:
@@ -308,14 +270,8 @@ def settings(options: Options) -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Command line: OUT name=value ..."""
     if not arguments or "=" in arguments[0]:
-        raise SystemExit(
-            "usage: python -m studies.tiny_model.judge OUT [minutes=..]"
-            " [steps=..] [pool=..] [batch_size=..] [init=FOLDER]"
-        )
-    merged = OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist(arguments[1:]))
-    options = OmegaConf.to_object(merged)
-    assert isinstance(options, Options)
-    run(Path(arguments[0]), options)
+        raise SystemExit("usage: python -m studies.tiny_model.judge OUT [name=value ...]")
+    run(Path(arguments[0]), read_options(Options, arguments[1:]))
     CONSOLE.print(f"written to {arguments[0]}")
 
 

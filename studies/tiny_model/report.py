@@ -11,16 +11,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
 from studies.tiny_model import measured
 from studies.tiny_model.figures import PARTS, Figure, Options, Zoo
+from workbench.common.arguments import read_options
 from workbench.common.errors import UserError
 from workbench.common.files import settings_hash, write_bytes
 from workbench.common.fingerprint import fingerprint
@@ -38,24 +37,6 @@ SECTIONS: dict[str, Callable[[Zoo], list[Figure]]] = {
     "sizes": measured.sizes,
 }
 CONSOLE = Console()
-
-
-def parse(words: list[str]) -> Options:
-    """Options from `name=value` words. Raises UserError for a word that is no option or a value that is none."""
-    known = [item.name for item in fields(Options)]
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if not equals or name not in known:
-            raise UserError(
-                f"{word!r} is no option of the zoo's report; give name=value with one of {', '.join(known)}"
-            )
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist(words))
-        options = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise UserError(f"the zoo's report, {error.full_key}: {str(error).splitlines()[0]}") from error
-    assert isinstance(options, Options)
-    return options
 
 
 def key_of(zoo: Zoo) -> str:
@@ -158,6 +139,6 @@ def _table(found: dict[str, list[Figure]]) -> Table:
 
 if __name__ == "__main__":
     try:
-        report(parse(sys.argv[1:]))
+        report(read_options(Options, sys.argv[1:]))
     except UserError as error:
         sys.exit(f"error: {error}")

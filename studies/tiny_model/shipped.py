@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from workbench.backbones.qwen_image_21.export import replaced_folder
 from workbench.common import files
@@ -67,9 +67,7 @@ def to_bfloat16(path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
     half = {name: t.to(torch.bfloat16) if t.is_floating_point() else t for name, t in state.items()}
-    part = path.with_name(f".{path.name}.part")
-    save_file(half, part, metadata=header)
-    part.replace(path)
+    files.write_bytes(path, save(half, metadata=header))
 
 
 PARTS = {

@@ -10,34 +10,37 @@ by `AutoencoderKLQwenImage21.from_pretrained`, the raw weights `training.safeten
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLQwenImage21
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from studies.tiny_model.assemble import FOLDED, TINY, Sizes, autoencoder
 from studies.tiny_model.reconstruction import kl_divergence, psnr, reconstruction_loss, to_model
 from studies.tiny_model.renders import render, sources
 from studies.tiny_model.stages import Stage, world_fingerprint
 from workbench.backbones.qwen_image_21.vae import FastVae, norm_silu
+from workbench.common.arguments import read_options
 from workbench.common.cores import usable_cores
 from workbench.common.errors import UserError
+from workbench.common.files import write_bytes
+from workbench.engine.optimisation import MovingAverage, cosine
 
 TRAINING_FILE = "training.safetensors"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+WARM = 10**9
+"""Updates after which the moving average has its full decay: a resumed one starts there."""
 START_LOG_VARIANCE = -6.0
 """Bias of the posterior's log variance at the start: noise of variance 1 would drown the first thousand steps."""
 
@@ -86,7 +89,7 @@ class Trainer:
         if options.compile:
             self.fast.norm_silu = torch.compile(norm_silu, dynamic=False)
         self.parameters = list(self.vae.parameters())
-        self.average = [parameter.detach().clone() for parameter in self.parameters]
+        self.average = MovingAverage(dict(self.vae.named_parameters()), options.ema_decay)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=options.lr, betas=(0.9, options.beta2), weight_decay=0.0, fused=device.type == "cuda"
         )
@@ -111,15 +114,8 @@ class Trainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
         self.optimizer.step()
-        warm = 1.0 if self.options.resume is not None else (1 + step) / (10 + step)
-        decay = min(self.options.ema_decay, warm)
-        get_ema_multi_avg_fn(decay)(self.average, [p.detach() for p in self.parameters], None)
+        self.average.update(step if self.options.resume is None else WARM)
         return loss.detach()
-
-    def swap(self) -> None:
-        """Exchange the weights and their average."""
-        for parameter, average in zip(self.parameters, self.average, strict=True):
-            parameter.data, average.data = average.data, parameter.data
 
     @torch.no_grad()
     def means(self, images: np.ndarray) -> Tensor:
@@ -142,10 +138,7 @@ class Trainer:
 
 def learning_rate(options: Options, step: int, fraction: float) -> float:
     """Linear warm-up over steps, cosine over the done `fraction` of the budget."""
-    cosine = 0.5 * (1 + np.cos(np.pi * min(fraction, 1.0)))
-    return (
-        options.lr * min(1.0, (step + 1) / options.warmup) * (options.final_lr + (1 - options.final_lr) * float(cosine))
-    )
+    return options.lr * min(1.0, (step + 1) / options.warmup) * cosine(fraction, options.final_lr)
 
 
 def _spent(options: Options, step: int, elapsed_s: float) -> float:
@@ -214,7 +207,7 @@ def save(trainer: Trainer, folder: Path, held_out: np.ndarray, report: dict[str,
     """Write the averaged weights with the latents' statistics, the raw ones, and the report with its decibels."""
     folder.mkdir(parents=True, exist_ok=True)
     _save_tensors(trainer, folder / TRAINING_FILE)
-    trainer.swap()
+    trainer.average.swap()
     decibels = trainer.decibels(held_out)
     kinds = [sources()[row % len(sources())] for row in range(len(held_out))]
     text = torch.tensor([kind.category == "text" for kind in kinds])
@@ -230,10 +223,9 @@ def save(trainer: Trainer, folder: Path, held_out: np.ndarray, report: dict[str,
     trainer.vae.register_to_config(latents_mean=latents.mean((0, 2, 3)).tolist(), latents_std=std.tolist())
     trainer.vae.save_config(folder)
     _save_tensors(trainer, folder / WEIGHTS_FILE)
-    trainer.swap()
-    part = folder / "report.json.part"
-    part.write_text(json.dumps({**report, "options": asdict(trainer.options)}, indent=2) + "\n")
-    os.replace(part, folder / "report.json")
+    trainer.average.swap()
+    content = json.dumps({**report, "options": asdict(trainer.options)}, indent=2) + "\n"
+    write_bytes(folder / "report.json", content.encode())
     return report
 
 
@@ -241,9 +233,7 @@ def _save_tensors(trainer: Trainer, path: Path) -> None:
     state = {
         name: value.detach().to(torch.bfloat16).cpu().contiguous() for name, value in trainer.vae.state_dict().items()
     }
-    part = path.with_name(path.name + ".part")
-    save_file(state, part, metadata={"format": "pt"})
-    os.replace(part, path)
+    write_bytes(path, safetensors_bytes(state, metadata={"format": "pt"}))
 
 
 def _start(options: Options, sizes: Sizes) -> AutoencoderKLQwenImage21:
@@ -264,23 +254,8 @@ def _start(options: Options, sizes: Sizes) -> AutoencoderKLQwenImage21:
 
 def _load_average(trainer: Trainer, folder: Path) -> None:
     state = load_file(folder / WEIGHTS_FILE)
-    for (name, _), average in zip(trainer.vae.named_parameters(), trainer.average, strict=True):
+    for name, average in trainer.average.average.items():
         average.copy_(state[name])
-
-
-def parse(arguments: list[str]) -> Options:
-    """Options from `name=value` words.
-
-    Raises:
-        UserError: a word that is no option.
-    """
-    known = {item.name for item in fields(Options)}
-    for word in arguments:
-        if word.partition("=")[0] not in known or "=" not in word:
-            raise UserError(f"{word!r} is no option; give name=value with one of {', '.join(sorted(known))}")
-    options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist(arguments)))
-    assert isinstance(options, Options)
-    return options
 
 
 def main(arguments: list[str]) -> None:
@@ -288,7 +263,7 @@ def main(arguments: list[str]) -> None:
     if not arguments or "=" in arguments[0]:
         raise UserError("usage: python -m studies.tiny_model.vae FOLDER [name=value ...]")
     folder = Path(arguments[0])
-    options = parse(arguments[1:])
+    options = read_options(Options, arguments[1:])
     place = folder / "vae" if (folder / "model_index.json").is_file() else folder
     train(place, options, FOLDED if options.folded else TINY)
 

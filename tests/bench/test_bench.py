@@ -10,6 +10,7 @@ import torch
 
 from workbench.bench import __main__ as command
 from workbench.bench.data import Shapes, random_batch, typical_seed
+from workbench.bench.options import read as options_of
 from workbench.bench.plain import PlainEngine
 from workbench.common.errors import UserError
 from workbench.method import rng
@@ -66,10 +67,10 @@ def test_prompts_are_padded_and_keep_the_reference_slots() -> None:
 
 
 def test_overrides_read_back() -> None:
-    options = command.read_options(["model=random:blocks=2,width=64", "cfg_scale=1.0", "mix=5:5"])
+    options = options_of(["model=random:blocks=2,width=64", "cfg_scale=1.0", "mix=5:5"])
     assert (options.model, options.cfg_scale, options.mix) == ("random:blocks=2,width=64", 1.0, "5:5")
     with pytest.raises(UserError):
-        command.read_options(["mix=both"])
+        options_of(["mix=both"])
 
 
 def test_a_typical_seed_draws_what_the_law_expects() -> None:

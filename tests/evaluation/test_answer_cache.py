@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from studies.tiny_model import judge_weights
 from workbench.common.fingerprint import fingerprint
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.answers import Answers, answer
@@ -30,7 +31,7 @@ HEADS = {"sky": ("day", "night"), "objects": ("tree", "house")}
 def judge(tmp_path_factory: pytest.TempPathFactory) -> LocalJudge:
     folder = tmp_path_factory.mktemp("judge")
     config = local_network.JudgeConfig(HEADS, resolution=32, widths=(8, 8, 8, 8), num_features=8)
-    local_network.save(local_network.JudgeNetwork(config), folder, {})
+    judge_weights.save(local_network.JudgeNetwork(config), folder, {})
     return LocalJudge(folder, device="cpu")
 
 

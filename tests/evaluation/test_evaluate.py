@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from studies.tiny_model import judge_weights
 from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.qwen_image_21 import pipeline as pipelines
 from workbench.backbones.qwen_image_21.transformer import single_role
@@ -31,7 +32,7 @@ HEADS = {"category": ("landscape", "portrait", "text"), "sky": ("day", "night"),
 def judge(tmp_path_factory: pytest.TempPathFactory) -> LocalJudge:
     folder = tmp_path_factory.mktemp("judge")
     config = local_network.JudgeConfig(HEADS, resolution=32, widths=(8, 8, 8, 8), num_features=8)
-    local_network.save(local_network.JudgeNetwork(config), folder, {})
+    judge_weights.save(local_network.JudgeNetwork(config), folder, {})
     return LocalJudge(folder)
 
 

@@ -11,6 +11,7 @@ import pytest
 from judge_server import KEY, judge_server, true_score
 from rich.console import Console
 
+from studies.tiny_model import judge_weights
 from workbench import cli
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.diversity import DIVERSITY_SAMPLES
@@ -33,7 +34,7 @@ HEADS = {"category": ("landscape", "portrait", "text"), "sky": ("day", "night"),
 def judge(tmp_path_factory: pytest.TempPathFactory) -> LocalJudge:
     folder = tmp_path_factory.mktemp("judge")
     config = local_network.JudgeConfig(HEADS, resolution=32, widths=(8, 8, 8, 8), num_features=8)
-    local_network.save(local_network.JudgeNetwork(config), folder, {})
+    judge_weights.save(local_network.JudgeNetwork(config), folder, {})
     return LocalJudge(folder)
 
 

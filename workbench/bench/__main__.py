@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from workbench.bench.engines import MixBenchmark
-from workbench.bench.options import Options, read_options
+from workbench.bench.options import Options, read
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logging.disable(logging.WARNING)
-            results = run(read_options(sys.argv[1:] if arguments is None else arguments))
+            results = run(read(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

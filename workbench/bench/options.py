@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from workbench.batch import Task
 from workbench.bench import data
+from workbench.common.arguments import read_options
 from workbench.common.errors import UserError
 
 MIXES: dict[str, tuple[Task, ...]] = {"t2i": ("t2i",), "edit": ("edit",), "5:5": ("t2i", "edit")}
@@ -136,21 +135,10 @@ class Options:
         return (*plain, "ours") if self.reuse == "none" else (*plain, "ours", self.reuse)
 
 
-def read_options(arguments: Sequence[str]) -> Options:
+def read(arguments: Sequence[str]) -> Options:
     """Options from `key=value` items.
 
     Raises:
         UserError: an unknown key or an impossible value.
     """
-    for item in arguments:
-        if "=" not in item:
-            raise UserError(f"{item!r} is not of the form key=value")
-    # Split at the first `=` only: the sizes of a random model hold more of them.
-    pairs = {key: value for key, _, value in (item.partition("=") for item in arguments)}
-    preset = FULL if pairs.get("size") == "full" else {}
-    try:
-        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), preset, pairs))
-    except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from error
-    assert isinstance(options, Options)
-    return options
+    return read_options(Options, arguments, FULL if "size=full" in arguments else None)

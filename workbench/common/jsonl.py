@@ -1,14 +1,15 @@
-"""Files of one JSON object a line, numbers by name and the update they were taken at; a kill may cut the last short."""
+"""Files with one JSON object a line: numbers by name, and their update. A killed process may leave half a last line."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
+
+from workbench.common.files import write_bytes
 
 
 def read_lines(path: Path) -> list[tuple[int, dict[str, float]]]:
-    """Update and scalars of each logged line, those cut short aside."""
+    """Update and scalars of each logged line; incomplete lines are left out."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
@@ -20,7 +21,7 @@ def read_lines(path: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 def drop_lines_after(path: Path, update: int) -> None:
-    """Forget logged lines beyond the checkpoint that the run continues from, and a last line cut short by a kill."""
+    """Drop lines beyond the checkpoint that the run continues from, and an incomplete last line."""
     if not path.exists():
         return
     kept = []
@@ -30,6 +31,4 @@ def drop_lines_after(path: Path, update: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):
             continue
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(temporary, path)
+    write_bytes(path, "".join(f"{line}\n" for line in kept).encode())

@@ -17,8 +17,12 @@ def learning_rate_factor(update: int, warmup: int, total: int, final: float) -> 
     """Factor on the peak rate at `update`: linear warm-up, then a cosine from 1 to `final` at `total`."""
     if update < warmup:
         return (update + 1) / warmup
-    progress = min(1.0, (update - warmup) / max(1, total - warmup))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    return cosine((update - warmup) / max(1, total - warmup), final)
+
+
+def cosine(progress: float, final: float) -> float:
+    """Half a cosine from 1 at progress 0 to `final` at progress 1, where it stays."""
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from workbench.common.errors import UserError
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)' or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def require(ok: bool, message: str) -> None:

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from workbench.recipe.checks import fraction, nearest, positive, require, weights_sum_to_one
+from workbench.common.errors import nearest
+from workbench.recipe.checks import fraction, positive, require, weights_sum_to_one
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
-from workbench.common.errors import UserError
+from workbench.common.errors import UserError, nearest
 from workbench.method import schedules
 from workbench.recipe.config import Guidance, Schedule
 
@@ -40,10 +39,8 @@ def _mix(where: str, weights: Mapping[str, float], specialists: Sequence[str]) -
     """Weights of the base teacher and of every specialist."""
     for name in weights:
         if name not in specialists:
-            close = difflib.get_close_matches(name, specialists, n=1, cutoff=0.5)
-            mean = f" (did you mean {close[0]!r}?)" if close else ""
-            known = ", ".join(specialists) or "none"
-            raise UserError(f"{where} names {name!r}{mean}, but teachers.specialists has {known}: add it there")
+            hint, known = nearest(name, specialists), ", ".join(specialists) or "none"
+            raise UserError(f"{where} names {name!r}{hint}, but teachers.specialists has {known}: add it there")
     of_specialists = [float(weights.get(name, 0.0)) for name in specialists]
     left = 1 - sum(of_specialists)
     return [left if left > ROUNDING else 0.0, *of_specialists]

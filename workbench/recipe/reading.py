@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from workbench.common.errors import UserError
-from workbench.recipe.checks import nearest, require
+from workbench.common.errors import UserError, nearest
+from workbench.recipe.checks import require
 from workbench.recipe.config import Guidance, Recipe, Schedule
 
 BRACES = "; inside braces a space follows each colon: {key: value}"

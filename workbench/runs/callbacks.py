@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
+from workbench.common.files import whole_file
 from workbench.common.jsonl import drop_lines_after, read_lines
 from workbench.engine.optimisation import MovingAverage
 from workbench.modules.root import RootModule
@@ -158,10 +158,7 @@ class SampleGrid(L.Callback):
         picture = self.grid(module)
         self.averaging.average.swap()
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / f"update-{module.num_updates:06d}.png"
-            temporary = path.with_suffix(".partial")
-            Image.fromarray(picture).save(temporary, format="PNG")
-            os.replace(temporary, path)
+            with whole_file(self.folder / f"update-{module.num_updates:06d}.png") as file:
+                Image.fromarray(picture).save(file, format="PNG")
             assert isinstance(trainer.logger, TensorBoardLogger)
             trainer.logger.experiment.add_image("samples", picture, module.num_updates, dataformats="HWC")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from studies.tiny_model import judge
-from workbench.evaluation.judges.local_network import JudgeConfig, JudgeNetwork, fit, load, save
+from studies.tiny_model.judge_weights import fit, save
+from workbench.evaluation.judges.local_network import JudgeConfig, JudgeNetwork, load
 
 OPTIONS = judge.Options(
     steps=3, batch_size=2, pool=8, first=8, held_out=1, workers=1, warmup=1, resolution=32, rating_width=8,

@@ -17,6 +17,7 @@ from studies.tiny_model import tokenizer as tokenizers
 from studies.tiny_model import vae as training
 from studies.tiny_model.assemble import SMALLEST, Sizes, assemble, autoencoder
 from workbench.backbones.qwen_image_21.vae import FastVae
+from workbench.common.arguments import read_options
 from workbench.common.errors import UserError
 
 PATCHED = dataclasses.replace(SMALLEST, vae_patch=2, vae_mult=(1, 1, 2, 2))
@@ -110,9 +111,10 @@ def test_learning_rate_warms_up_and_ends_where_asked() -> None:
 
 
 def test_options_are_checked() -> None:
-    assert training.parse(["steps=3", "minutes=0.5", "resume=x"]) == training.Options(steps=3, minutes=0.5, resume="x")
+    options = read_options(training.Options, ["steps=3", "minutes=0.5", "resume=x"])
+    assert options == training.Options(steps=3, minutes=0.5, resume="x")
     with pytest.raises(UserError, match="step=3"):
-        training.parse(["step=3"])
+        read_options(training.Options, ["step=3"])
 
 
 def test_assembled_twice_is_the_same_folder_and_names_nothing_of_ours(tmp_path: Path) -> None:

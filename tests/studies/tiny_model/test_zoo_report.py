@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from datamodules.openmoji import HEADS, MAX_LETTERS, MULTI_LABEL
-from studies.tiny_model import figures, measured, report
+from studies.tiny_model import figures, judge_weights, measured, report
 from studies.tiny_model.benchmarks import benchmarks, markdown
 from studies.tiny_model.judge_data import vocabulary
 from workbench.backbones.qwen_image_21 import pipeline as pipelines
+from workbench.common.arguments import read_options
 from workbench.common.errors import UserError
 from workbench.evaluation.diversity import DIVERSITY_SAMPLES
 from workbench.evaluation.judges import local_network
@@ -38,7 +39,7 @@ def options(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
     save_file(named, folder / "specialists" / "portrait.safetensors")
     heads = vocabulary(HEADS)
     config = local_network.JudgeConfig(heads, tuple(MULTI_LABEL), MAX_LETTERS, widths=(8, 8, 8, 8), num_features=8)
-    local_network.save(local_network.JudgeNetwork(config), place / "judge", {})
+    judge_weights.save(local_network.JudgeNetwork(config), place / "judge", {})
     (place / "run").mkdir()
     (place / "run" / "student").symlink_to(folder)
     return figures.Options(
@@ -112,9 +113,9 @@ def test_other_weights_are_measured_anew(options: figures.Options, tmp_path: Pat
 def test_bad_words_and_a_foreign_judge_are_user_errors(options: figures.Options, tmp_path: Path) -> None:
     for words, message in ((["cass=2"], "cass=2"), (["cases=many"], "cases"), (["cases"], "no option")):
         with pytest.raises(UserError, match=message):
-            report.parse(words)
+            read_options(figures.Options, words)
     config = local_network.JudgeConfig({"sky": ("day",)}, (), widths=(8, 8, 8, 8), num_features=8)
-    local_network.save(local_network.JudgeNetwork(config), tmp_path, {})
+    judge_weights.save(local_network.JudgeNetwork(config), tmp_path, {})
     with pytest.raises(UserError, match="another vocabulary"):
         measured.judge(figures.Zoo(replace(options, judge=str(tmp_path))))
 

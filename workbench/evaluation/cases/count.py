@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.openmoji import CATEGORIES, is_world
-from workbench.common.errors import UserError
-from workbench.recipe.checks import nearest
+from workbench.common.errors import UserError, nearest
 from workbench.recipe.config import Data, Evaluation
 
 

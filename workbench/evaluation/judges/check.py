@@ -7,11 +7,10 @@ from typing import Any
 
 from rich.console import Console
 
-from workbench.common.errors import UserError
+from workbench.common.errors import UserError, nearest
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.judges.local_network import LETTERS, JudgeConfig
-from workbench.recipe.checks import nearest
 
 _WORD = "word"
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -177,20 +175,6 @@ def preprocess(images: Tensor, resolution: int) -> Tensor:
     return F.interpolate(pixels, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
 
 
-def save(network: JudgeNetwork, folder: Path, extra: Mapping[str, Any]) -> None:
-    """`config.json` and `model.safetensors` (half precision) in `folder`; `extra`, say accuracies, joins the config."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().half().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    weights, config = folder / "model.safetensors", folder / "config.json"
-    temporary = weights.with_suffix(".part")
-    safetensors.torch.save_file(state, temporary)
-    temporary.chmod(0o644)
-    temporary.replace(weights)
-    temporary = config.with_suffix(".part")
-    temporary.write_text(json.dumps({**asdict(network.config), **extra}, indent=1) + "\n")
-    temporary.replace(config)
-
-
 def load(folder: Path) -> JudgeNetwork:
     """The judge saved in `folder`, in eval mode on the CPU. Raises UserError if it is missing or broken."""
     try:
@@ -209,26 +193,3 @@ def load(folder: Path) -> JudgeNetwork:
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"no usable judge in {folder}: {str(error).splitlines()[0]}; `make zoo` trains one") from error
     return network.eval().requires_grad_(False)
-
-
-def fit(network: JudgeNetwork, donor: JudgeNetwork) -> int:
-    """Copy from `donor` every tensor whose shape fits, and of heads whose classes changed the rows of the classes that
-    both name; the number of weights copied."""
-    given, copied = donor.state_dict(), 0
-    with torch.no_grad():
-        for name, tensor in network.state_dict().items():
-            if name not in given:
-                continue
-            group, _, rest = name.partition(".")
-            if group in ("single", "multi", "multi_local"):
-                new, old = (judge.config.heads[rest.partition(".")[0]] for judge in (network, donor))
-                pairs = [(new.index(value), old.index(value)) for value in new if value in old]
-                if not pairs or tensor.shape[1:] != given[name].shape[1:]:
-                    continue
-                rows, theirs = zip(*pairs, strict=True)
-                tensor[list(rows)] = given[name][list(theirs)].to(tensor)
-                copied += tensor[list(rows)].numel()
-            elif tensor.shape == given[name].shape:
-                tensor.copy_(given[name])
-                copied += tensor.numel()
-    return copied
