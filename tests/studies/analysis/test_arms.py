@@ -121,8 +121,6 @@ def test_an_arm_may_multiply_the_bases_number() -> None:
     assert study.vary(base, {"trainer": {"updates": study.Times(1.5)}}).trainer.updates == 108
     slower = study.vary(base, {"optim": {"fake_lr": study.Times(0.25)}})
     assert slower.optim.fake_lr == pytest.approx(base.optim.fake_lr / 4)
-        base.optim.fake_lr / 4
-    )
     with pytest.raises(UserError, match=r"model.folder holds 'tiny', which is not a number"):
         study.vary(base, {"model": {"folder": study.Times(2)}})
     with pytest.raises(UserError, match="unknown key trainer.updatez.*did you mean 'updates'"):
