@@ -63,7 +63,7 @@ class Layout:
 class Condition:
     """What the network is conditioned on.
 
-    prompt: (B, L, D) embeddings of the whole vision-language sequence, image slots included, right-padded.
+    prompt: (B, L, D) embeddings of the vision-language sequence, image slots included, right-padded.
     lengths: (B,) int64, valid positions of each row of `prompt`.
     references: (B, R, C) packed latents of all references in order, or None.
     """
@@ -137,7 +137,7 @@ class StepData:
 class CaptionBatch:
     """Samples of one layout for pretraining, where the text encoder is trained along and so reads tokens.
 
-    token_ids: (B, S) int64 of the whole prompt, system message included, right-padded.
+    token_ids: (B, S) int64 of the prompt with its system message, right-padded.
     images: (B, H, W, 3) uint8 that the text encoder reads (edits), or None.
     lengths, layout, references: as in `Condition`, counted without the system message.
     """
@@ -172,7 +172,7 @@ class CaptionStep:
 
 
 def tensors_of(batch: CaptionBatch) -> dict[str, Tensor]:
-    """The tensor fields of a batch by name, in the order of its fields."""
+    """Tensors of a batch by the names of its fields, in their order."""
     return {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
 
 

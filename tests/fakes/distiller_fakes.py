@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from workbench.backbones.base import Prefix
+from workbench.backbones.base import Denoiser, Prefix
 from workbench.backbones.gaussian import GaussianDenoiser
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, TEACHER
 from workbench.batch import Batch, Condition, Layout, StepData, Task
@@ -138,7 +138,7 @@ def student_loss(distiller: Distiller, batch: Batch, *, step: int, state: Tensor
     return distiller.student_loss(given, distiller.means, step=step)
 
 
-def fit(recipe: Recipe, data: Sequence[StepData], network: Recording | None = None) -> tuple[Distiller, Gradients]:
+def fit(recipe: Recipe, data: Sequence[StepData], network: Denoiser | None = None) -> tuple[Distiller, Gradients]:
     distiller, gradients = Distiller(network or denoiser(), recipe, CATEGORIES), Gradients()
     trainer = L.Trainer(
         accelerator="cpu",

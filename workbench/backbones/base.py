@@ -126,7 +126,7 @@ class RoleNetworks(Denoiser):
         self.networks = nn.ModuleDict(networks)
         self.network_of_role = dict(network_of_role)
         self.num_channels = next(iter(networks.values())).num_channels
-        # The same, of their own type: to a checker a ModuleDict holds modules.
+        # The same networks for type checkers, which take the values of a ModuleDict for modules.
         self.by_name = dict(networks)
 
     def network(self, role: str) -> TransformerDenoiser:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 class RoleLinear(nn.Module):
-    """A frozen linear layer with one adapter a role: y = W x + (alpha / r) B_role A_role x (arXiv 2106.09685).
+    """A frozen linear layer with one adapter per role: y = W x + (alpha / r) B_role A_role x (arXiv 2106.09685).
 
     A role without an adapter sees the frozen layer alone.
     """

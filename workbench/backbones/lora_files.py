@@ -1,8 +1,8 @@
 """LoRA files as diffusers writes them, read for a frozen role: `transformer.LAYER.lora_A.weight` and `lora_B`.
 
 How far an adapter counts, y = W x + scaling B A x, stands in one of three places, looked for in this order:
-`LAYER.alpha` beside the weights (scaling alpha / rank); `lora_adapter_metadata` in the header of the file, which peft's
-configuration went into; nowhere, which to diffusers means 1. Files of other trainers write `lora_down` and `lora_up`.
+`LAYER.alpha` among the weights (scaling alpha / rank); `lora_adapter_metadata` in the header of the file, where peft's
+configuration goes; nowhere, which diffusers reads as 1. Files of other trainers write `lora_down` and `lora_up`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _sorted(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[s
 
 
 def _header_scaling(header: Mapping[str, Any], layer: str, rank: int) -> float:
-    """alpha / rank, or alpha / sqrt(rank) of a rank-stabilised adapter (arXiv 2312.03732); 1 where nothing is said."""
+    """alpha / rank, or alpha / sqrt(rank) of a rank-stabilised adapter (arXiv 2312.03732); 1 where there is none."""
     if "transformer.lora_alpha" not in header:
         return 1.0
     alpha = header["transformer.lora_alpha"]

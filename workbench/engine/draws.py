@@ -19,7 +19,7 @@ class Numbers(Protocol):
         """Noise for the target tokens: (B, N, C)."""
 
     def uniform(self, name: str) -> Tensor:
-        """One number in [0, 1) a sample: (B,)."""
+        """One number in [0, 1) per sample: (B,)."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The parts of a training step: each a function of tensors, run eagerly or replayed as a CUDA graph.
 
-Graphs are few because a step is cut where its shape is drawn: one for each student step of the fake score's update and
-of the student's, for each set of layouts, rather than one for each way in which a whole step can turn out.
+Graphs are few because a step is cut where its shape is drawn: each set of layouts needs one for every student step of
+the fake score's update and of the student's, not one for every combination that a training step can draw.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from workbench.modules.student import StudentModule
 from workbench.modules.student_loss import StudentLoss
 from workbench.modules.teachers import TeacherEnsemble
 from workbench.recipe import lambda_tables
-from workbench.recipe.config import Recipe
+from workbench.recipe.config import Dmd, Recipe
 
 Loss = tuple[Batch, Callable[[], Tensor]]
 """A batch, and what computes its loss per sample (B,)."""
@@ -53,7 +53,7 @@ class Distiller(RootModule):
         self.categories = tuple(categories)
         self.denoiser = denoiser
         teachers = teacher_roles(recipe.teachers)
-        times = student_times(recipe)
+        times = student_times(recipe.dmd)
         self.student = StudentModule(RoleDenoiser(denoiser, STUDENT), times, recipe.dmd.rollout)
         self.fake_score = FakeScoreModule(RoleDenoiser(denoiser, FAKE_SCORE))
         self.teachers = TeacherEnsemble(
@@ -72,8 +72,8 @@ class Distiller(RootModule):
             self.student,
             self.fake_score,
             self.teachers,
-            renoise_intervals(recipe),
-            augmentation_intervals(recipe) if recipe.dmd.decoupled else [],
+            renoise_intervals(recipe.dmd),
+            augmentation_intervals(recipe.dmd) if recipe.dmd.decoupled else [],
         )
         planned = [recipe.mixture.has_weight(name) for name in self.categories]
         self.active = guidance.active_teachers(table, self.categories, planned)
@@ -251,42 +251,42 @@ class Distiller(RootModule):
             self.set_learning_rate(self._optimizer(role), [lr], optim.warmup_updates, optim.final_lr_fraction)
 
 
-def student_times(recipe: Recipe) -> Tensor:
+def student_times(options: Dmd) -> Tensor:
     """The student's grid, (K + 1,)."""
-    return rollout.time_grid(recipe.dmd.student_steps, recipe.dmd.student_shift, recipe.dmd.student_times)
+    return rollout.time_grid(options.student_steps, options.student_shift, options.student_times)
 
 
-def renoise_intervals(recipe: Recipe) -> list[tuple[float, float]]:
+def renoise_intervals(options: Dmd) -> list[tuple[float, float]]:
     """[low, high] of the re-noising time at each student step.
 
     Raises:
         UserError: an interval is empty.
     """
-    tied = recipe.dmd.renoise_tied
-    return _intervals(recipe, tied, f"dmd.renoise_tied={tied}")
+    tied = options.renoise_tied
+    return _intervals(options, tied, f"dmd.renoise_tied={tied}")
 
 
-def augmentation_intervals(recipe: Recipe) -> list[tuple[float, float]]:
+def augmentation_intervals(options: Dmd) -> list[tuple[float, float]]:
     """[low, high] of the noise level of the decoupled guidance term at each student step.
 
     Raises:
         UserError: an interval is empty.
     """
-    return _intervals(recipe, "below", "dmd.decoupled=true")
+    return _intervals(options, "below", "dmd.decoupled=true")
 
 
-def _intervals(recipe: Recipe, tied: rollout.Tied, option: str) -> list[tuple[float, float]]:
-    options, times = recipe.dmd, student_times(recipe).tolist()
+def _intervals(options: Dmd, tied: rollout.Tied, option: str) -> list[tuple[float, float]]:
+    times = student_times(options).tolist()
     intervals = [
         rollout.renoise_interval(tied, times, step, options.renoise_min, options.renoise_max)
         for step in range(len(times) - 1)
     ]
-    mend = "raise dmd.renoise_max or lower" if tied == "above" else "lower dmd.renoise_min or raise"
+    remedy = "raise dmd.renoise_max or lower" if tied == "above" else "lower dmd.renoise_min or raise"
     for step, (low, high) in enumerate(intervals):
         if not low < high:
             raise UserError(
                 f"{option} leaves student step {step} (t = {times[step]:g} to {times[step + 1]:g}) no re-noising time "
-                f"within [{options.renoise_min}, {options.renoise_max}]: {mend} dmd.student_shift, or take other "
+                f"within [{options.renoise_min}, {options.renoise_max}]: {remedy} dmd.student_shift, or take other "
                 "dmd.student_times"
             )
     return intervals

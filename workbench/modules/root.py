@@ -1,4 +1,4 @@
-"""What every trained root module shares: an own counter of updates, guarded optimiser steps, named parameters."""
+"""What every trained root module shares: a counter of updates, guarded optimiser steps, named parameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workbench.engine.optimisation import clip_gradients, learning_rate_factor
 class RootModule(L.LightningModule, ABC):
     """Manual optimisation over the mean loss of a global batch.
 
-    num_updates is the only progress that stopping, saving and logging look at. total_updates: where the run ends.
+    num_updates is the only measure of progress: stopping, saving and logging read it. The run ends at total_updates.
     """
 
     def __init__(self, *, total_updates: int, max_skipped: int) -> None:
@@ -36,7 +36,7 @@ class RootModule(L.LightningModule, ABC):
 
     @property
     def guards_on_device(self) -> bool:
-        """Whether a step that is not finite is left out by the device itself, so that the host need not ask."""
+        """Whether the device itself skips a step that is not finite, without a synchronisation with the host."""
         return self.device.type == "cuda" and self.device_mesh is None
 
     @abstractmethod
@@ -52,7 +52,7 @@ class RootModule(L.LightningModule, ABC):
 
     @abstractmethod
     def learning_rates(self) -> dict[str, float]:
-        """Present rates by the name they are logged under."""
+        """Present rates by the names that they are logged under."""
 
     def guarded_step(
         self,

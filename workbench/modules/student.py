@@ -42,7 +42,7 @@ class StudentModule(L.LightningModule):
         state: Tensor | None = None,
         prefix: Prefix | None = None,
     ) -> Tensor:
-        """`graded_sample` for a batch and its numbers."""
+        """`graded_sample` for a batch, with noise from its random numbers."""
         noise, fresh = self._noise(numbers, step)
         return self.graded_sample(batch.condition, noise, step, fresh, state=state, prefix=prefix)
 
@@ -67,7 +67,8 @@ class StudentModule(L.LightningModule):
     ) -> Tensor:
         """Clean prediction (B, N, C) of `step`; earlier steps run without gradient on the same, detached prefix.
 
-        state: x_{t_k} where it is known already, in place of the earlier steps. prefix: likewise, with gradient.
+        state: x_{t_k} where a rollout has found it already, in place of the earlier steps.
+        prefix: of the condition, with gradient, where it has been read already.
         """
         graded = prefix if prefix is not None else self.network.prefix(condition)
         if state is None:
@@ -84,7 +85,7 @@ class StudentModule(L.LightningModule):
         return rollout.sample(lambda x, t: self.network.velocity(prefix, x, t), noise, self.times)
 
     def _noise(self, numbers: Numbers, num_evaluations: int) -> tuple[Tensor, list[Tensor] | None]:
-        """What a rollout starts from, and what its steps are noised again with."""
+        """Noise that a rollout starts from, and that its steps are noised with again."""
         channels = self.network.num_channels
         noise = numbers.normal("noise", channels)
         if self.mode == "euler":

@@ -32,7 +32,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class StudentLoss:
-    """Loss per sample of the student's graded step. It holds networks that others own.
+    """Loss per sample of the student's graded step. Its networks are the modules of the distiller.
 
     intervals: [low, high] of the re-noising time at each student step.
     augmentation_intervals: likewise of the noise level of the guidance term, which `decoupled` alone reads.
@@ -58,7 +58,7 @@ class StudentLoss:
         """Terms by name, each (B,) and already weighted, whose sum is the loss; `student` is DMD itself.
 
         weights: lambda of each sample at this step, (B, M + 1). active: which teachers have any.
-        state: x_{t_k} of the student where it is known, (B, N, C).
+        state: x_{t_k} of the student where a rollout has found it, (B, N, C).
         """
         prefix = self.student.network.prefix(batch.condition)
         x = self.student.draw(batch, numbers, step, state=state, prefix=prefix)
@@ -90,7 +90,7 @@ class StudentLoss:
     def _augmentation(
         self, numbers: Numbers, x: Tensor, step: int, weights: Tensor, of_teachers: TeacherPrefixes
     ) -> Tensor:
-        """The guidance term at a noise level below the student's own: what is coarser is settled in its state."""
+        """The guidance term at a noise level below the student's: what is coarser is decided in its state already."""
         options = self.options
         low, high = self.augmentation_intervals[step]
         uniform = numbers.uniform("augmentation/t")

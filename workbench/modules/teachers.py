@@ -36,7 +36,7 @@ class TeacherEnsemble(L.LightningModule):
     @torch.no_grad()
     def prefixes(self, batch: Batch, active: Sequence[bool]) -> TeacherPrefixes:
         """Prefixes of each active teacher, keyed by column, for any number of evaluations. A constant empty prompt is
-        read once for a teacher and a layout, and kept."""
+        read once per teacher and layout, and kept."""
         found: TeacherPrefixes = {}
         for m, network in ((m, self.networks[m]) for m, is_active in enumerate(active) if is_active):
             uncond = batch.uncond if self.cfg_scale != 1 else None
@@ -87,7 +87,7 @@ class TeacherEnsemble(L.LightningModule):
 
 
 def mixed(predictions: Mapping[int, Tensor], weights: Tensor) -> Tensor:
-    """Mean of predictions (B, N, C) by column under weights (B, M + 1); one alone is that one."""
+    """Mean of predictions (B, N, C), keyed by column, under weights (B, M + 1); a single one is returned as it is."""
     columns = list(predictions)
     if len(columns) == 1:
         return predictions[columns[0]]
@@ -96,6 +96,6 @@ def mixed(predictions: Mapping[int, Tensor], weights: Tensor) -> Tensor:
 
 
 def evaluations(active: Sequence[bool], cfg_scale: float, decoupled: bool = False) -> int:
-    """Network evaluations that one sample costs in one student update: guidance evaluates each teacher twice, and at a
-    noise level of its own once more."""
+    """Network evaluations that one sample costs in one student update: guidance evaluates each teacher twice, and
+    decoupled guidance, at another noise level, once more."""
     return sum(active) * (1 if cfg_scale == 1 else 3 if decoupled else 2)

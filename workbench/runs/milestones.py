@@ -72,8 +72,8 @@ def distillation_grid(recipe: Recipe, teacher: QwenImage21Pipeline, data: Distil
             fixed[f"teacher, {nfe} NFE"] = column(
                 roles.TEACHER, time_grid(how.teacher_steps, how.teacher_shift), how.teacher_cfg_scale
             )
-            fixed[f"teacher, {recipe.dmd.student_steps} NFE"] = column(roles.TEACHER, student_times(recipe))
-        return np.asarray(contact_sheet({**fixed, "student": column(roles.STUDENT, student_times(recipe))}, labels))
+            fixed[f"teacher, {recipe.dmd.student_steps} NFE"] = column(roles.TEACHER, student_times(recipe.dmd))
+        return np.asarray(contact_sheet({**fixed, "student": column(roles.STUDENT, student_times(recipe.dmd))}, labels))
 
     return draw
 

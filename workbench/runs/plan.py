@@ -1,4 +1,4 @@
-"""What a run would do, before it does: mixture, guidance, memory, time."""
+"""The plan of a run before it starts: mixture, guidance, memory, time."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def show(
     tell(_routing(recipe, module))
     tell(_memory(recipe, module, networks, data))
     seconds = seconds_per_update()
-    tell(f"time: {seconds:.2f} s an update here, {seconds * updates / 60:.1f} min for all (training alone)")
+    tell(f"time: {seconds:.2f} s per update here, {seconds * updates / 60:.1f} min for all (training alone)")
 
 
 def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: DistillationData) -> str:
@@ -49,7 +49,7 @@ def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: Dis
     averaged = sum(parameter.numel() for parameter in module.parameters_of(STUDENT))
     student, state = networks.network(STUDENT), placement.state_bytes(networks, averaged) / world
     line = (
-        f"memory: state {state / 2**30:.2f} GiB a device ({_trained(module) / 1e6:.1f} M parameters trained, "
+        f"memory: state {state / 2**30:.2f} GiB per device ({_trained(module) / 1e6:.1f} M parameters trained, "
         f"{_frozen(module) / 1e6:.1f} M frozen, {world} device(s))"
     )
     dtype = torch.bfloat16 if recipe.trainer.precision == "bf16-mixed" else torch.float32
@@ -102,7 +102,7 @@ def _guidance(recipe: Recipe, module: Distiller) -> Table:
 
 def _routing(recipe: Recipe, module: Distiller) -> Table:
     """What the lambda table costs: each teacher with weight in any planned category of a task runs on all of it."""
-    table = Table(title="teacher evaluations a sample, by graded student step", title_justify="left")
+    table = Table(title="teacher evaluations per sample, by graded student step", title_justify="left")
     for name in ("task", *(f"step {k}" for k in range(module.student.num_steps)), "mean", "teachers run"):
         table.add_column(name, justify="left" if name in ("task", "teachers run") else "right")
     for task, steps in module.active.items():

@@ -186,7 +186,7 @@ def export_run(run: Path, out: Path, lora: bool) -> list[float]:
     checkpoint.load(found[0], {"average": average})
     if recipe.trainer.keep == "best":
         _return_to_best(folder.checkpoints, Watch.of(read_lines(folder.milestones)), average)
-    times = student_times(recipe)
+    times = student_times(recipe.dmd)
     if lora:
         adapters = export.role_adapters(denoiser.network(roles.STUDENT).transformer, roles.STUDENT)
         export.export_lora(adapters, times, out, metadata=_metadata(recipe))
@@ -253,7 +253,7 @@ def _export_student(
     state = roles.merged_state(denoiser, roles.STUDENT)
     averaging.average.swap()
     if writes:
-        export.export(recipe.model.folder, state, student_times(recipe), folder.student, metadata=_metadata(recipe))
+        export.export(recipe.model.folder, state, student_times(recipe.dmd), folder.student, metadata=_metadata(recipe))
 
 
 def _return_to_best(folder: Path, watch: Watch, average: Mapping[str, Tensor]) -> None:

@@ -30,7 +30,7 @@ MAX_COMPILED_BODIES = 64
 
 @dataclass(frozen=True)
 class PrefixAttention:
-    """Block-causal attention inside the prefix: text is causal, each reference sees itself whole and all before it.
+    """Block-causal attention inside the prefix: text is causal; a reference sees itself and everything before it.
 
     Padding comes last and later text never looks ahead, so no mask by length is needed here.
     """
@@ -53,7 +53,8 @@ class TargetAttention:
     """Target tokens see all valid prefix tokens and each other. Text after a shared prefix likewise sees what comes
     before it: then the mask is causal.
 
-    key_valid: bool over context and own keys, as `Prefix` holds it, or (S, P + S); without it all are valid.
+    key_valid: bool over the context's keys and those of the target, as `CachedPrefix` holds it, or (S, P + S); None
+    where all are valid.
     """
 
     context: KeyValue
@@ -98,11 +99,11 @@ class SplitBlock(nn.Module):
         self._body: Body = body
 
     def compile_body(self, backend: str) -> None:
-        """Run the body compiled from now on; for each new shape the first call compiles, which takes seconds."""
+        """Run the body compiled from now on; the first call with a new shape compiles, which takes seconds."""
         self._body = _compiled_body(backend)
 
     def uncompile_body(self) -> None:
-        """Run the body as it is written."""
+        """Run the body eagerly."""
         self._body = body
 
     def forward(
@@ -115,7 +116,7 @@ class SplitBlock(nn.Module):
         attn, mlp = self.block.attn, self.block.img_mlp
         linears = (attn.to_q, attn.to_k, attn.to_v, attn.to_out[0], mlp.gate_layer, mlp.proj, mlp.out)
         projections = Projections(*(lora.projection(linear, role, x.dtype) for linear in linears))
-        # Keys and values alone are two products: not worth a compiled body of their own.
+        # Keys and values alone are two products: not worth a separate compiled body.
         run = self._body if attend is not None else body
         return run(self.block, projections, x, modulation, rotary, attend)
 
@@ -150,20 +151,20 @@ def body(
     h = _times(block.img_norm2(x), scale_2)
     gate = F.silu(project(projections.gate, h), inplace=not torch.is_grad_enabled())
     h = project(projections.down, _times(gate, project(projections.up, h)))
-    # x is this block's own by now.
+    # x was made in this block, so it may be overwritten.
     x = torch.addcmul(x, gate_2, h) if torch.is_grad_enabled() else x.addcmul_(gate_2, h)
     return x, (key, value)
 
 
 def _times(x: Tensor, factor: Tensor) -> Tensor:
-    """x * factor, into x itself, which nobody else holds, where no gradient needs it: fresh memory costs more than the
+    """x * factor, in place where no gradient needs x and nothing else holds it: fresh memory costs more than the
     product."""
     return x * factor if torch.is_grad_enabled() or factor.dtype != x.dtype else x.mul_(factor)
 
 
 @cache
 def _compiled_body(backend: str) -> Body:
-    """One for the process: its compiled graphs are found again by every block."""
+    """One compiled body per process, whose compiled graphs all blocks share."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILED_BODIES)
     # Layouts are few and static, and static shapes give the faster kernels.
     return torch.compile(body, backend=backend, dynamic=False)

@@ -32,7 +32,7 @@ class _FusedAttention(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Attend:
-    """Attention to a context and to the run's own tokens."""
+    """Attention to a context and to the tokens of the run."""
 
     context: tuple[Tensor, Tensor] | None
 
@@ -81,11 +81,11 @@ def block_memory(
         x = torch.empty(batch_size, num_tokens, width, device=META, dtype=dtype, requires_grad=True)
         modulation = tuple(torch.empty(1, 1, width, device=META, dtype=dtype) for _ in range(4))
         rotary = torch.empty(1, num_tokens, head_dim // 2, 2, device=META)
-        own = {parameter.untyped_storage()._cdata for parameter in block.parameters()}
+        weights = {parameter.untyped_storage()._cdata for parameter in block.parameters()}
         kept: dict[int, Tensor] = {}
 
         def keep(tensor: Tensor) -> Tensor:
-            if tensor.untyped_storage()._cdata not in own:
+            if tensor.untyped_storage()._cdata not in weights:
                 kept[tensor.untyped_storage()._cdata] = tensor
             return tensor
 

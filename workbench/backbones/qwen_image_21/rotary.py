@@ -2,7 +2,7 @@
 
 Text advances one position on all three axes (frame, height, width). A reference freezes the frame axis at the
 position reached, spans a centred height x width grid, and advances the position by its longer side. The target
-does the same from the position that each sample's own, unpadded text reaches.
+does the same from the position that each sample's unpadded text reaches.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import QwenImage21Transformer2DModel
@@ -168,7 +169,7 @@ class SplitTransformer(TransformerDenoiser):
         return weight.dtype
 
     def _modulation(self, t: Tensor, dtype: torch.dtype) -> tuple[Modulation, Tensor]:
-        time = self.embed["time_text_embed"]
+        time: Any = self.embed["time_text_embed"]
         temb = time.timestep_embedder(time.time_proj(t.float()).to(dtype))
         scale_1, gate_1, scale_2, gate_2 = self.embed["modulation"](temb).unsqueeze(1).chunk(4, dim=-1)
         return (1 + scale_1, gate_1.tanh(), 1 + scale_2, gate_2.tanh()), temb
@@ -190,6 +191,6 @@ def single_role(transformer: QwenImage21Transformer2DModel, role: str = "teacher
     return RoleNetworks({role: SplitTransformer(transformer)}, {role: role})
 
 
-def _joined(context: KeyValue, own: KeyValue) -> KeyValue:
+def _joined(context: KeyValue, new: KeyValue) -> KeyValue:
     """Keys and values of the tokens before, then of those after."""
-    return torch.cat([context[0], own[0]], dim=1), torch.cat([context[1], own[1]], dim=1)
+    return torch.cat([context[0], new[0]], dim=1), torch.cat([context[1], new[1]], dim=1)
