@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from workbench.backbones import roles
+from workbench.backbones.qwen_image_21 import stock
 from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.bench.data import CATEGORIES, Shapes, random_transformer, step_data
@@ -95,7 +96,7 @@ def engine(denoiser: Any, recipe: Recipe, data: Any) -> Outcome:
 
 
 def plain(denoiser: Any, recipe: Recipe, data: Any) -> Outcome:
-    reference, gradients = PlainEngine(denoiser, recipe, CATEGORIES, per_length=True), []
+    reference, gradients = PlainEngine(denoiser, stock.velocity, recipe, CATEGORIES, per_length=True), []
     for role, optimizer in reference.optimizers.items():
         optimizer.register_step_pre_hook(
             lambda optimizer, *_, role=role: gradients.append((role, gradients_of(optimizer)))

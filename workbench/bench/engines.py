@@ -17,6 +17,7 @@ from workbench.backbones import roles
 from workbench.backbones.base import RoleNetworks
 from workbench.backbones.lora_files import Adapter, AdapterLayer
 from workbench.backbones.placement import frozen_dtype
+from workbench.backbones.qwen_image_21 import stock
 from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.batch import StepData, Task
@@ -52,7 +53,7 @@ class MixBenchmark:
     @cached_property
     def plain(self) -> PlainEngine:
         """Made when it is first run: it leaves hooks on the layers."""
-        return PlainEngine(self.denoiser, self.recipe, data.CATEGORIES)
+        return PlainEngine(self.denoiser, stock.velocity, self.recipe, data.CATEGORIES)
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Measurements by name: engines, and seconds by phase under `phases_s`. One that failed holds its `error`."""

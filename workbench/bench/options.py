@@ -37,7 +37,7 @@ FULL: Mapping[str, Any] = {
     "phases": False,
     "compile": True,
 }
-"""Qwen-Image-2.1's 7.1 B parameters at 1024 pixels, LoRA roles over one base, on one GPU."""
+"""7.1 B parameters at 1024 pixels, LoRA roles over one base, on one GPU."""
 
 
 @dataclass(frozen=True)

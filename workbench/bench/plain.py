@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import QwenImage21Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,6 +24,9 @@ from workbench.method import dmd, flow, guidance, rng, rollout
 from workbench.recipe import lambda_tables
 from workbench.recipe.config import Recipe
 
+StockVelocity = Callable[[Any, Condition, Tensor, Tensor], Tensor]
+"""(transformer, condition, x_t, t) -> velocity, by the family's stock forward over the full sequence."""
+
 
 class PlainNetworks:
     """Stock forwards over the weights of a denoiser's roles.
@@ -33,8 +35,10 @@ class PlainNetworks:
     runs at once with a key mask, as in trainers: faster, and the target's positions differ because of the padding.
     """
 
-    def __init__(self, denoiser: RoleNetworks, *, gradient_checkpointing: bool, per_length: bool) -> None:
-        self.denoiser = denoiser
+    def __init__(
+        self, denoiser: RoleNetworks, stock_velocity: StockVelocity, *, gradient_checkpointing: bool, per_length: bool
+    ) -> None:
+        self.denoiser, self.stock_velocity = denoiser, stock_velocity
         self.per_length = per_length
         self._role = ""
         for network in {denoiser.network(role) for role in denoiser.network_of_role}:
@@ -50,17 +54,17 @@ class PlainNetworks:
         self._role = role
         lengths = condition.lengths.tolist()
         if not self.per_length:
-            return _forward(stock, condition.prompt, lengths, condition, x_t, t)
+            return self.stock_velocity(stock, condition, x_t, t)
         pieces, order = [], []
         for length in sorted(set(lengths)):
             rows = [row for row, other in enumerate(lengths) if other == length]
             part = Condition(
-                condition.prompt[rows],
+                condition.prompt[rows, :length],
                 condition.lengths[rows],
                 condition.layout,
                 None if condition.references is None else condition.references[rows],
             )
-            pieces.append(_forward(stock, part.prompt[:, :length], [length] * len(rows), part, x_t[rows], t[rows]))
+            pieces.append(self.stock_velocity(stock, part, x_t[rows], t[rows]))
             order += rows
         return torch.cat(pieces)[torch.tensor(order, device=x_t.device).argsort()]
 
@@ -80,14 +84,21 @@ class PlainNetworks:
 
 
 class PlainEngine:
-    """R fake-score updates and one student update a step, over full float32 weights or adapters on one device."""
+    """R fake-score updates and one student update per step, over full float32 weights or adapters on one device."""
 
     def __init__(
-        self, denoiser: RoleNetworks, recipe: Recipe, categories: Sequence[str], *, per_length: bool = False
+        self,
+        denoiser: RoleNetworks,
+        stock_velocity: StockVelocity,
+        recipe: Recipe,
+        categories: Sequence[str],
+        *,
+        per_length: bool = False,
     ) -> None:
         self.recipe = recipe
+        checkpoints = recipe.model.gradient_checkpointing
         self.networks = PlainNetworks(
-            denoiser, gradient_checkpointing=recipe.model.gradient_checkpointing, per_length=per_length
+            denoiser, stock_velocity, gradient_checkpointing=checkpoints, per_length=per_length
         )
         self.teachers = teacher_roles(recipe.teachers)
         options, optim = recipe.dmd, recipe.optim
@@ -233,34 +244,3 @@ def _own_parameters(denoiser: RoleNetworks, role: str) -> list[nn.Parameter]:
         for name, parameter in denoiser.named_parameters()
         if parameter.requires_grad and role in name.split(".")
     ]
-
-
-def _forward(
-    stock: QwenImage21Transformer2DModel,
-    prompt: Tensor,
-    lengths: Sequence[int],
-    condition: Condition,
-    x_t: Tensor,
-    t: Tensor,
-) -> Tensor:
-    """One stock forward; the output of the target tokens."""
-    layout, num_text = condition.layout, prompt.shape[1]
-    images = torch.zeros(len(prompt), num_text + layout.num_target_tokens // 4, dtype=torch.bool, device=x_t.device)
-    images[:, num_text:] = True
-    for reference in layout.references:
-        images[:, reference.slot : reference.end] = True
-    shapes = [(1, item.height, item.width) for item in layout.references] + [(1, layout.height, layout.width)]
-    mask = None
-    if min(lengths) < num_text:
-        mask = torch.arange(num_text, device=x_t.device)[None] < torch.tensor(lengths, device=x_t.device)[:, None]
-    latents = x_t if condition.references is None else torch.cat([condition.references, x_t], dim=1)
-    output = stock(
-        hidden_states=latents.to(stock.dtype),
-        encoder_hidden_states=prompt.to(stock.dtype),
-        encoder_hidden_states_mask=mask,
-        timestep=t,
-        img_shapes=[shapes] * len(prompt),
-        img_mask=images,
-        return_dict=False,
-    )[0]
-    return output[:, -layout.num_target_tokens :].to(x_t.dtype)

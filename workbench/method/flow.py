@@ -5,7 +5,7 @@ The one time convention of this project: t in [0, 1], t = 1 is noise, and
     x_t = (1 - t) x0 + t eps        v = eps - x0        x0 = x_t - t v        eps = x_t + (1 - t) v
     score(x_t) = -(x_t - (1 - t) x0) / t^2
 
-(Liu et al. 2022, arXiv 2209.03003; the convention of Qwen-Image.) `t` has shape (B,) or (), states (B, ...).
+(Liu et al. 2022, arXiv 2209.03003; the convention of diffusers.) `t` has shape (B,) or (), states (B, ...).
 """
 
 from __future__ import annotations

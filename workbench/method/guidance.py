@@ -1,7 +1,7 @@
 """What the student is guided by: classifier-free guidance and the lambda table of step-wise multi-teacher guidance.
 
 A lambda table holds, for one class of conditions, K rows (student steps, noisiest first) of M + 1 weights
-(base teacher, then the specialists); rows are non-negative and sum to 1 (Qwen-Image-Flash, arXiv 2606.03746:
+(base teacher, then the specialists); rows are non-negative and sum to 1 (arXiv 2606.03746:
 s_real^(k) = sum_m lambda_{k,m}(c) s_m).
 """
 
@@ -24,8 +24,8 @@ def cfg(v_cond: Tensor, v_uncond: Tensor, scale: float) -> Tensor:
 def rescale(v: Tensor, v_cond: Tensor, strength: float) -> Tensor:
     """Guided velocity `v` with each token's norm drawn towards that of `v_cond`: 0 leaves it, 1 gives it that norm.
 
-    Against the over-saturation of large scales; the norm is over the channels of a token, as Qwen-Image's pipeline
-    takes it (the idea is that of Lin et al. 2023, arXiv 2305.08891, section 3.4, with the deviation of the whole).
+    Against the over-saturation of large scales. The norm is over the channels of a token; Lin et al. 2023 (arXiv
+    2305.08891, section 3.4) rescale by the deviation of the whole sample.
     """
     ratio = v_cond.norm(dim=-1, keepdim=True) / v.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     return v * (1 + strength * (ratio - 1))
