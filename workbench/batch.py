@@ -6,7 +6,7 @@ N target tokens, R reference tokens, C latent channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
@@ -76,6 +76,42 @@ class Condition:
     def to(self, device: torch.device, non_blocking: bool = False) -> Condition:
         """Same condition on `device`."""
         return _moved(self, device, non_blocking)
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One prompt, read by the text encoder together with its images.
+
+    embeddings: (L, D), system message dropped, image slots included. references: where the images' slots lie in it.
+    """
+
+    embeddings: Tensor
+    references: tuple[Reference, ...]
+
+
+def conditions(
+    encoded: Sequence[EncodedPrompt], references: Tensor | None, height: int, width: int, text_tokens: int | None = None
+) -> Condition:
+    """One batch of samples that share their references' places, right-padded to `text_tokens` or to the longest.
+
+    references: (B, R, C) packed latents. height, width: of the target, in latent tokens.
+
+    Raises:
+        ValueError: the samples differ in layout, or one is longer than `text_tokens`.
+    """
+    layouts = {item.references for item in encoded}
+    if len(layouts) != 1:
+        raise ValueError(f"samples of one batch must share their references, got {sorted(layouts)}")
+    lengths = [len(item.embeddings) for item in encoded]
+    padded = max(lengths) if text_tokens is None else text_tokens
+    if max(lengths) > padded:
+        raise ValueError(f"a prompt of {max(lengths)} tokens does not fit into {padded}")
+    first = encoded[0].embeddings
+    prompt = first.new_zeros(len(encoded), padded, first.shape[1])
+    for row, item in zip(prompt, encoded, strict=True):
+        row[: len(item.embeddings)] = item.embeddings
+    layout = Layout(padded, height, width, encoded[0].references, padded=min(lengths) < padded)
+    return Condition(prompt, torch.tensor(lengths, device=first.device), layout, references)
 
 
 @dataclass(frozen=True)

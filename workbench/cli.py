@@ -195,7 +195,7 @@ def _run_recipe(arguments: argparse.Namespace) -> None:
 
             pack(recipe)
         case "encode":
-            from datamodules.shards.encode import encode
+            from workbench.runs.encoding import encode
 
             encode(recipe)
         case "pretrain":

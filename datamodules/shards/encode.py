@@ -1,4 +1,4 @@
-"""`workbench encode`: raw shards to encoded ones, with a pipeline folder's own text encoder and VAE."""
+"""Raw shards to encoded ones, through any encoder of prompts and images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,14 @@ from datamodules.shards.pack import FINISHED
 from datamodules.shards.raw import raw_shards
 from workbench.common import files
 from workbench.common.errors import UserError
-from workbench.recipe.config import Data, Recipe
+from workbench.recipe.config import Data
 
 _SPARE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class EncodeSummary:
-    """What `encode` did. reused: the shards were there already."""
+    """What `encode_shards` did. reused: the shards were there already."""
 
     folder: Path
     num_samples: int
@@ -44,54 +43,18 @@ class EncodeSummary:
         return f"{self.folder}: {size} ({done})"
 
 
-def encode(recipe: Recipe) -> EncodeSummary:
-    """Encode the shards of `data.raw` into `data.encoded`, or reuse what the same shards and pipeline made.
-
-    An interrupted run goes on with the first unfinished shard. Text encoder and VAE run in float32, or in bfloat16 on
-    CUDA with trainer.precision=bf16-mixed; what is stored is float16.
-
-    Raises:
-        UserError: raw shards or a pipeline that cannot be used, a full disk, a folder that holds something else.
-    """
-    from workbench.backbones.qwen_image_21 import pipeline as pipelines
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" and recipe.trainer.precision == "bf16-mixed" else torch.float32
-
-    load = partial(_pipeline_encoder, recipe.model.folder, device, dtype)
-    fingerprint = pipeline_fingerprint(pipelines.resolve(recipe.model.folder))
-    summary = encode_shards(recipe.data, load, fingerprint, str(dtype))
-    print(summary)
-    return summary
-
-
-def _pipeline_encoder(folder: str, device: str, dtype: torch.dtype) -> Encoder:
-    from workbench.backbones.qwen_image_21 import pipeline as pipelines
-
-    pipeline = pipelines.load(folder, device, dtype)
-    fast = pipelines.fast_vae(pipeline)
-    return Encoder(
-        prompts=lambda prompts, images: pipelines.encode_prompts(pipeline, prompts, images),
-        images=lambda images: pipelines.encode_images(pipeline, images.to(device), fast),
-    )
-
-
-def pipeline_fingerprint(folder: Path) -> str:
-    """sha256 over the files of a pipeline folder's text encoder, VAE, processor and tokenizer."""
-    parts = ("text_encoder", "vae", "processor", "tokenizer")
-    paths = sorted(path for part in parts for path in (folder / part).rglob("*") if path.is_file())
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.relative_to(folder).as_posix()} {files.sha256_of_file(path)}\n".encode())
-    return digest.hexdigest()
-
-
 def encode_shards(data: Data, load: Callable[[], Encoder], fingerprint: str, precision: str = "") -> EncodeSummary:
-    """As `encode`, with any encoder. `load` is called only if something remains to be encoded.
+    """Encode the shards of `data.raw` into `data.encoded`, or reuse what the same shards and encoder made.
+
+    An interrupted call goes on with the first unfinished shard.
 
     Args:
-        fingerprint: names the weights of the encoder; it is kept in the index.
+        load: called only if something remains to be encoded.
+        fingerprint: identifies the weights of the encoder; it is kept in the index.
         precision: what else the encoded values depend on.
+
+    Raises:
+        UserError: raw shards that cannot be used, a full disk, a folder that holds something else.
     """
     if remote.is_remote(data.encoded) or data.encoded.startswith("pipe:"):
         raise UserError(f"encode writes to a folder, data.encoded={data.encoded} is none; set data.encoded=FOLDER")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,17 +17,12 @@ from torch import Tensor
 from datamodules.shards.encoded import Geometry, geometry_to_json, npy_bytes
 from datamodules.shards.raw import RawSample, read_raw
 from datamodules.shards.writer import ShardWriter
+from workbench.batch import EncodedPrompt
 from workbench.common import files
 from workbench.common.errors import UserError
 from workbench.common.images import IMAGE_SUFFIXES
 from workbench.recipe.config import Data
 
-if TYPE_CHECKING:
-    from workbench.backbones.qwen_image_21.pipeline import EncodedPrompt
-
-PIXELS_PER_TOKEN = 16
-"""Side of the square of pixels behind one latent token (QwenImage21Pipeline)."""
-_SIDE_MULTIPLE = 2 * PIXELS_PER_TOKEN
 _WINDOW_BATCHES = 4
 """Samples are read this many batches ahead, so that those of one size find each other."""
 _RAW_IMAGES = (*IMAGE_SUFFIXES, *(f"source.{suffix}" for suffix in IMAGE_SUFFIXES))
@@ -35,11 +30,17 @@ _RAW_IMAGES = (*IMAGE_SUFFIXES, *(f"source.{suffix}" for suffix in IMAGE_SUFFIXE
 
 @dataclass(frozen=True)
 class Encoder:
-    """A pipeline's text encoder and VAE: prompts as its `encode_prompts` gives them, images
-    (uint8, (B, H, W, 3|4)) to latents (B, N, C) as its `encode_images`."""
+    """Text encoder and autoencoder of a pipeline.
+
+    prompts: prompts, each with its images. images: uint8 (B, H, W, 3 or 4) -> latents (B, N, C).
+    pixels_per_token: side of the square of pixels behind one latent token. side_multiple: sides of images are multiples
+    of so many pixels.
+    """
 
     prompts: Callable[[list[str], list[list[Image.Image]] | None], Sequence[EncodedPrompt]]
     images: Callable[[Tensor], Tensor]
+    pixels_per_token: int
+    side_multiple: int
 
 
 def record_path(path: Path) -> Path:
@@ -110,7 +111,7 @@ def _encode_batch(
     data: Data, encoder: Encoder, url: str, batch: list[RawSample]
 ) -> list[tuple[Geometry, dict[str, np.ndarray]]]:
     first = batch[0]
-    height, width = _target_size(data, first, url)
+    height, width = _target_size(data, encoder, first, url)
     sources = [[raw.source] for raw in batch if raw.source is not None] or None
     prompts = encoder.prompts([raw.text for raw in batch], sources)
     unconds = encoder.prompts([""] * len(batch), sources) if sources else None
@@ -138,20 +139,20 @@ def _encode_batch(
     return results
 
 
-def _target_size(data: Data, raw: RawSample, url: str) -> tuple[int, int]:
+def _target_size(data: Data, encoder: Encoder, raw: RawSample, url: str) -> tuple[int, int]:
     """(height, width) in latent tokens of the target: of the image, else of the source, else of the meta data."""
-    image = raw.target or raw.source
+    image, multiple = raw.target or raw.source, encoder.side_multiple
     stated = (raw.meta.get("height", data.resolution), raw.meta.get("width", data.resolution))
     size = (image.height, image.width) if image else stated
     for each in (raw.target, raw.source):
-        if each is not None and (each.width % _SIDE_MULTIPLE or each.height % _SIDE_MULTIPLE):
+        if each is not None and (each.width % multiple or each.height % multiple):
             raise UserError(
                 f"sample {raw.key} of {url} is {each.width} x {each.height} pixels; sides must be multiples of "
-                f"{_SIDE_MULTIPLE}: let `workbench pack` resize the images (data.source=FOLDER)"
+                f"{multiple}: let `workbench pack` resize the images (data.source=FOLDER)"
             )
-    if not all(isinstance(side, int) and side > 0 and side % _SIDE_MULTIPLE == 0 for side in size):
-        raise UserError(f"sample {raw.key} of {url}: height and width {size} must be multiples of {_SIDE_MULTIPLE}")
-    return size[0] // PIXELS_PER_TOKEN, size[1] // PIXELS_PER_TOKEN
+    if not all(isinstance(side, int) and side > 0 and side % multiple == 0 for side in size):
+        raise UserError(f"sample {raw.key} of {url}: height and width {size} must be multiples of {multiple}")
+    return size[0] // encoder.pixels_per_token, size[1] // encoder.pixels_per_token
 
 
 def _latents(encoder: Encoder, images: list[Image.Image], where: str) -> np.ndarray | None:
@@ -159,7 +160,7 @@ def _latents(encoder: Encoder, images: list[Image.Image], where: str) -> np.ndar
     if not images:
         return None
     latents = array(encoder.images(torch.from_numpy(np.stack([np.asarray(image) for image in images]))))
-    num_tokens = images[0].width * images[0].height // PIXELS_PER_TOKEN**2
+    num_tokens = images[0].width * images[0].height // encoder.pixels_per_token**2
     if latents.shape[1] != num_tokens:
         raise UserError(
             f"{where}: the VAE makes {latents.shape[1]} tokens of an image, not {num_tokens}; use another VAE"

@@ -28,7 +28,8 @@ from studies.tiny_model import judge, vae
 from studies.tiny_model.assemble import CORPUS_TEXTS, SMALLEST, TINY, Sizes, assemble, put_autoencoder
 from studies.tiny_model.shipped import ship
 from studies.tiny_model.stages import Stage, key_of, world_fingerprint
-from workbench.backbones.qwen_image_21 import pipeline
+from studies.tiny_model.world_source import world_sources
+from workbench.backbones import families
 from workbench.common.errors import UserError
 from workbench.recipe import reading
 from workbench.recipe.config import Recipe
@@ -42,9 +43,13 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True)
 class RecipeStage:
-    """A `workbench pretrain` of `recipe` with `overrides`; minutes: expected, for the plan alone."""
+    """Pretraining by `recipe` with `overrides`.
+
+    fresh_every: updates after which the samples of the world are drawn anew. minutes: expected, for the plan alone.
+    """
 
     recipe: str = ""
+    fresh_every: int = 1000
     overrides: list[str] = field(default_factory=list)
     minutes: float = 0.0
 
@@ -133,11 +138,11 @@ def steps_of(plan: Plan) -> list[Step]:
             stage("start", assembled, "vae"),
             lambda: _start(plan, sizes, places["start"], places["vae"]),
         ),
-        _pretraining("teacher", plan.teacher, teacher, stage("teacher", _settings(teacher), "start")),
+        _pretraining("teacher", plan.teacher, teacher, stage("teacher", _settings(plan.teacher, teacher), "start")),
     ]
     for name, recipe in specialists.items():
-        on = stage(name, _settings(recipe), "teacher")
-        steps.append(_pretraining(name, plan.specialists[name], recipe, on))
+        of = plan.specialists[name]
+        steps.append(_pretraining(name, of, recipe, stage(name, _settings(of, recipe), "teacher")))
     adapters = {name: places[name] / f"{name}.safetensors" for name in specialists}
     stages = {step.name: step.stage for step in steps}
 
@@ -184,18 +189,19 @@ def _recipe(plan: Plan, of: RecipeStage, model: Path, run: Path) -> Recipe:
     return reading.load(of.recipe, [*of.overrides, *where])
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def _settings(of: RecipeStage, recipe: Recipe) -> dict[str, Any]:
     """What decides the result, apart from the machine."""
     plain = asdict(recipe)
     trainer = {name: plain["trainer"][name] for name in ("precision", "max_skipped_updates")}
-    return {name: plain[name] for name in ("data", "mixture", "pretrain", "seed")} | {"trainer": trainer}
+    chosen = {name: plain[name] for name in ("data", "mixture", "pretrain", "seed")}
+    return chosen | {"trainer": trainer, "fresh_every": of.fresh_every}
 
 
 def _pretraining(name: str, of: RecipeStage, recipe: Recipe, stage: Stage) -> Step:
     folder = Path(recipe.trainer.folder)
 
     def run() -> Report:
-        pretrain(recipe)
+        pretrain(recipe, *world_sources(recipe, of.fresh_every))
         return {"steps": recipe.pretrain.steps, **last_losses(folder / "metrics.jsonl")}
 
     return Step(name, of.minutes, stage, run, folder)
@@ -207,7 +213,7 @@ def _start(plan: Plan, sizes: Sizes, out: Path, autoencoder: Path) -> Report:
     with CONSOLE.status("training the tokenizer, assembling the pipeline folder"):
         assemble(out, corpus(plan.corpus_texts, seed=plan.seed), seed=plan.seed, sizes=sizes)
         put_autoencoder(autoencoder, out)
-    pipeline.resolve(str(out))
+    families.resolve(str(out))
     return {}
 
 

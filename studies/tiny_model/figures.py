@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.openmoji.benchmark import FULL_CASES
-from workbench.backbones.qwen_image_21 import pipeline as pipelines
+from workbench.backbones import families
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.answers import Answers, answer, judge_into
 from workbench.evaluation.cases.case import BENCHES, Case
@@ -18,9 +18,9 @@ from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.evaluate import select_few_step
 from workbench.evaluation.judges.local import ASSET, LocalJudge
 from workbench.evaluation.measures.statistics import Interval, bench_intervals
-from workbench.evaluation.models import ModelUnderTest, Sampling, few_step_candidates
+from workbench.evaluation.models import FolderUnderTest, ModelUnderTest, few_step_candidates
 from workbench.evaluation.sheets import chosen_cases
-from workbench.evaluation.subject import Subject
+from workbench.method.rollout import Sampling
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import from_mapping
 
@@ -70,7 +70,7 @@ class Zoo:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.path = pipelines.resolve(options.folder)
+        self.path = families.resolve(options.folder)
         self.seeds = options.seeds or [0, 1, 2]
         t2i = options.cases or FULL_CASES["t2i"]
         edits = max(1, t2i * FULL_CASES["edit"] // FULL_CASES["t2i"])
@@ -99,8 +99,8 @@ class Zoo:
         return {file.stem: file for file in every if file.relative_to(self.path).parts[0] not in PARTS}
 
     @cached_property
-    def subject(self) -> Subject:
-        return Subject(self.options.folder, self.recipe, specialists=self.specialists)
+    def subject(self) -> FolderUnderTest:
+        return self._under_test(self.options.folder, self.specialists)
 
     @cached_property
     def cases(self) -> list[Case]:
@@ -139,7 +139,11 @@ class Zoo:
             return None
         folder = Path(self.options.student)
         inside = folder / "student" if (folder / "student").is_dir() else folder
-        return Subject(str(inside), self.recipe).model()
+        return self._under_test(str(inside), {}).model()
+
+    def _under_test(self, folder: str, specialists: Mapping[str, Path]) -> FolderUnderTest:
+        recipe = self.recipe
+        return FolderUnderTest(folder, recipe.data.resolution, recipe.evaluation.batch_size, specialists=specialists)
 
     def answers(self, how: Sampling, specialist: str | None = None) -> Answers:
         """To all cases under all seeds."""

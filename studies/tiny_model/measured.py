@@ -12,7 +12,6 @@ from studies.tiny_model.figures import Figure, Zoo, interval_figure, mean_figure
 from studies.tiny_model.judge_check import check
 from studies.tiny_model.judge_data import render, vocabulary
 from studies.tiny_model.reconstruction import psnr
-from workbench.backbones.qwen_image_21 import pipeline as pipelines
 from workbench.common.errors import UserError
 from workbench.evaluation.answers import Answers, judge_into
 from workbench.evaluation.cases.case import BENCHES
@@ -27,13 +26,13 @@ BATCH = 128
 
 def autoencoder(zoo: Zoo) -> list[Figure]:
     """Reconstruction of the benchmarks' targets."""
-    loaded, fast = zoo.subject.loaded, pipelines.fast_vae(zoo.subject.loaded)
+    loaded = zoo.subject.loaded
     decibels: dict[str, list[float]] = {"text": [], "other": []}
     for start in range(0, len(zoo.cases), BATCH):
         part = [case for case in zoo.cases[start : start + BATCH] if case.target is not None]
         images = torch.from_numpy(np.stack([case.target for case in part if case.target is not None]))
-        side = images.shape[1] // pipelines.PIXELS_PER_LATENT
-        decoded = pipelines.decode_latents(loaded, pipelines.encode_images(loaded, images), side, side, fast).cpu()
+        side = images.shape[1] // loaded.pixels_per_token
+        decoded = loaded.decode_latents(loaded.encode_images(images, exactly=True), side, side).cpu()
         pair = [x.permute(0, 3, 1, 2).float() / 127.5 - 1 for x in (decoded, images)]
         for case, value in zip(part, psnr(*pair).tolist(), strict=True):
             decibels["text" if case.category == "text" else "other"].append(value)

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from workbench.backbones.qwen_image_21.export import replaced_folder
+from workbench.backbones.folders import replaced_folder
 from workbench.common import files
 from workbench.common.errors import UserError
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,12 +22,15 @@ from torch import Tensor
 from datamodules.openmoji import samples_of
 from datamodules.pretraining import Held, padded_ids, places
 from datamodules.shards.encoded import Geometry
-from workbench.backbones.qwen_image_21.pipeline import PIXELS_PER_LATENT
-from workbench.backbones.qwen_image_21.sequence import LATENT_TOKENS_PER_SLOT
+from workbench.backbones import families
+from workbench.backbones.qwen_image_21.model import QwenImage21Model
+from workbench.backbones.qwen_image_21.prompts import PromptTokenizer
+from workbench.backbones.qwen_image_21.sequence import LATENT_TOKENS_PER_SLOT, PIXELS_PER_TOKEN
 from workbench.batch import TASKS, Reference, Task
 from workbench.common import files
 from workbench.common.errors import UserError
-from workbench.recipe.config import Data
+from workbench.recipe.config import Data, Recipe
+from workbench.runs.machine import accelerator
 
 EncodeImages = Callable[[Tensor], Tensor]
 """Images (B, H, W, 3) uint8 -> latents (B, N, C)."""
@@ -37,21 +39,11 @@ SAMPLES_PER_JOB = 64
 IMAGES_PER_PASS = 512
 
 
-class Prompts(Protocol):
-    """Prompts as token ids; see `workbench.backbones.qwen_image_21.prompts`."""
-
-    num_system_tokens: int
-
-    def __call__(self, text: str, num_slots: int) -> list[int]: ...
-
-    def first_slot(self, ids: list[int]) -> int: ...
-
-
-def _geometries(resolution: int, prompts: Prompts) -> dict[Task, Geometry]:
-    """Of the world's pictures: one reference image in an edit, of the target's size."""
-    side = resolution // PIXELS_PER_LATENT
+def _geometries(resolution: int, tokenizer: PromptTokenizer) -> dict[Task, Geometry]:
+    """Those of the world's pictures: one reference image in an edit, as large as the target."""
+    side = resolution // PIXELS_PER_TOKEN
     slots = side * side // LATENT_TOKENS_PER_SLOT
-    first = prompts.first_slot(prompts("", slots)) - prompts.num_system_tokens
+    first = tokenizer.first_slot(tokenizer("", slots)) - tokenizer.num_system_tokens
     references = (Reference(first, side, side, slots),)
     return {"t2i": Geometry("t2i", side, side), "edit": Geometry("edit", side, side, references, references)}
 
@@ -88,6 +80,26 @@ class _Drawn:
     texts: tuple[str, ...]
 
 
+def world_sources(recipe: Recipe, every: int) -> tuple[WorldSource, WorldSource]:
+    """What a pretraining run trains on, drawn anew every `every` updates, and what its sample pictures are of: two
+    samples a category."""
+    device = torch.device("cuda" if accelerator(recipe.trainer) == "gpu" else "cpu")
+    model = QwenImage21Model.load(families.resolve(recipe.model.folder), device, transformer=False, text_encoder=False)
+    tokenizer = PromptTokenizer(model.pipeline)
+
+    def encode(images: Tensor) -> Tensor:
+        """In half precision on a GPU, since training waits for it: latents differ by 0.1 %."""
+        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+            return model.encode_images(images)
+
+    def world(data: Data) -> WorldSource:
+        steps = recipe.pretrain.steps
+        return WorldSource(data, tokenizer, encode=encode, every=every, num_steps=steps, device=device)
+
+    few = {task: {name: min(count, 2) for name, count in of.items()} for task, of in samples_of(recipe.data).items()}
+    return world(recipe.data), world(replace(recipe.data, samples=few, num_workers=0))
+
+
 class WorldSource:
     """Samples of the OpenMoji world by `data.samples`, drawn anew every `every` updates.
 
@@ -102,14 +114,14 @@ class WorldSource:
     def __init__(
         self,
         data: Data,
-        prompts: Prompts,
+        tokenizer: PromptTokenizer,
         *,
         encode: EncodeImages,
         every: int,
         num_steps: int,
         device: torch.device,
     ) -> None:
-        self._data, self._prompts, self._encode = data, prompts, encode
+        self._data, self._tokenizer, self._encode = data, tokenizer, encode
         self._every, self._last_chunk, self._device = every, (num_steps - 1) // every, device
         self._cells = [
             (task, name, count) for task in TASKS for name, count in samples_of(data).get(task, {}).items() if count > 0
@@ -117,7 +129,7 @@ class WorldSource:
         if not self._cells:
             raise UserError("data.samples asks for no samples; give at least one category a count above 0")
         tasks = [task for task in TASKS if any(cell[0] == task for cell in self._cells)]
-        geometries = _geometries(data.resolution, prompts)
+        geometries = _geometries(data.resolution, tokenizer)
         self.geometries = tuple(geometries[task] for task in tasks)
         self.categories = tuple(f"{task}/{name}" for task, name, _ in self._cells)
         self.category = np.repeat(np.arange(len(self._cells)), [count for *_, count in self._cells])
@@ -161,7 +173,7 @@ class WorldSource:
         return held
 
     def _encoded(self, drawn: _Drawn, shape: Geometry) -> Held:
-        ids, lengths = padded_ids(drawn.texts, shape, self._prompts)
+        ids, lengths = padded_ids(drawn.texts, shape, self._tokenizer)
         # A shorter chunk takes the width of those before: each new width is compiled and captured again.
         width = self._widths[shape.task] = max(self._widths.get(shape.task, 0), ids.shape[1])
         ids = torch.nn.functional.pad(ids, (0, width - ids.shape[1]))

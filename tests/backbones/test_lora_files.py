@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from workbench.backbones import lora_files, roles
-from workbench.backbones.qwen_image_21 import pipeline
+from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import STUDENT, TEACHER
 from workbench.common.errors import UserError
@@ -63,9 +63,9 @@ def with_header(transformer: nn.Module, file: Path) -> None:
 def test_a_file_means_what_it_means_to_diffusers(
     write: object, kind: str, tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    loaded, file = pipeline.load(str(tiny_pipeline_folder)), tmp_path / "lora.safetensors"
+    loaded, file = QwenImage21Model.load(tiny_pipeline_folder).pipeline, tmp_path / "lora.safetensors"
     write(loaded.transformer, file)  # type: ignore[operator]
-    base = pipeline.load(str(tiny_pipeline_folder)).transformer
+    base = QwenImage21Model.load(tiny_pipeline_folder).pipeline.transformer
     before = {name: value.clone() for name, value in base.state_dict().items()}
     denoiser = roles.build(SplitTransformer, base, Model(roles=kind), specialists={"text": lora_files.read(file)})  # type: ignore[arg-type]
     merged = roles.merged_state(denoiser, SPECIALIST)
@@ -93,12 +93,12 @@ def test_a_file_means_what_it_means_to_diffusers(
 def test_a_specialist_costs_its_adapter_and_nothing_is_trained_in_it(
     kind: str, tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    transformer = pipeline.load(str(tiny_pipeline_folder)).transformer
+    transformer = QwenImage21Model.load(tiny_pipeline_folder).pipeline.transformer
     plain(transformer, tmp_path / "lora.safetensors")
     size = sum(value.numel() for value in load_file(tmp_path / "lora.safetensors").values())
     counts, trained = [], []
     for specialists in ({}, {"text": lora_files.read(tmp_path / "lora.safetensors")}):
-        base = pipeline.load(str(tiny_pipeline_folder)).transformer
+        base = QwenImage21Model.load(tiny_pipeline_folder).pipeline.transformer
         denoiser = roles.build(SplitTransformer, base, Model(roles=kind), specialists=specialists)  # type: ignore[arg-type]
         counts.append(sum(parameter.numel() for parameter in denoiser.parameters()))
         trained.append({name for name, parameter in denoiser.named_parameters() if parameter.requires_grad})
@@ -125,7 +125,7 @@ def test_a_specialist_costs_its_adapter_and_nothing_is_trained_in_it(
 def test_a_file_that_does_not_fit_is_named(
     change: object, message: str, tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    transformer, file = pipeline.load(str(tiny_pipeline_folder)).transformer, tmp_path / "lora.safetensors"
+    transformer, file = QwenImage21Model.load(tiny_pipeline_folder).pipeline.transformer, tmp_path / "lora.safetensors"
     plain(transformer, file)
     save_file(change(load_file(file)), file)  # type: ignore[operator]
     with pytest.raises(UserError, match=message):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from datamodules.distillation import AHEAD, DistillationData, batches_for
 from datamodules.shards.encoded import EncodedDataset, Geometry, geometry_from_json, geometry_to_json
-from workbench.backbones.qwen_image_21 import pipeline
+from workbench.backbones import families
 from workbench.batch import Batch, Layout, Reference, StepData
 from workbench.common.errors import UserError
 from workbench.recipe.config import Mixture
@@ -93,9 +93,9 @@ def test_an_index_without_numbers_of_slots_is_read_as_it_was_written() -> None:
 
 def test_the_shipped_encoder_begins_alike_with_and_without_a_prompt() -> None:
     """What precedes the reference in the template is constant: bit for bit, whatever the length of what follows."""
-    shipped, image = pipeline.load("tiny"), Image.effect_mandelbrot((128, 128), (-2, -1, 1, 1), 20).convert("RGB")
+    shipped, image = families.load("tiny"), Image.effect_mandelbrot((128, 128), (-2, -1, 1, 1), 20).convert("RGB")
     prompts = ["Make the fox red and put a very large house behind it, please.", "blue"]
-    given, empty = (pipeline.encode_prompts(shipped, texts, [[image]] * 2) for texts in (prompts, ["", ""]))
+    given, empty = (shipped.encode_prompts(texts, [[image]] * 2) for texts in (prompts, ["", ""]))
     for one, other in zip(given, empty, strict=True):
         assert one.references == other.references and len(one.embeddings) >= len(other.embeddings)
         slot = one.references[0].slot

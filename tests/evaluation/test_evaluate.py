@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from studies.tiny_model import judge_weights
+from workbench.backbones import families
 from workbench.backbones.base import RoleDenoiser
-from workbench.backbones.qwen_image_21 import pipeline as pipelines
-from workbench.backbones.qwen_image_21.transformer import single_role
+from workbench.backbones.load import single_role
 from workbench.common.errors import UserError
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.cases.world import world_cases
@@ -20,7 +20,8 @@ from workbench.evaluation.compare import compare_runs
 from workbench.evaluation.evaluate import evaluate, select_few_step
 from workbench.evaluation.judges import local_network
 from workbench.evaluation.judges.local import LocalJudge
-from workbench.evaluation.models import Encodings, ModelUnderTest, Sampling, few_step_candidates, from_sampler
+from workbench.evaluation.models import Encodings, ModelUnderTest, few_step_candidates, from_sampler
+from workbench.method.rollout import Sampling
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import from_mapping
 from workbench.sampling.sampler import Sampler
@@ -130,8 +131,8 @@ def test_a_smaller_benchmark_is_a_prefix_of_a_larger_one() -> None:
 
 
 def test_a_real_pipeline_answers_alike_in_any_company(tiny_pipeline_folder: Path) -> None:
-    loaded = pipelines.load(str(tiny_pipeline_folder))
-    denoiser = RoleDenoiser(single_role(loaded.transformer), "teacher")
+    loaded = families.load(str(tiny_pipeline_folder))
+    denoiser = RoleDenoiser(single_role(loaded), "teacher")
     cases = world_cases("t2i", "search", 1, 64)[:2] + world_cases("edit", "search", 1, 64)[:1]
     models = [
         from_sampler(Sampler(loaded, denoiser), Encodings(loaded, 64, 8), Sampling(2, 3.0, scale))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
@@ -16,19 +15,13 @@ from torch import Tensor
 from datamodules.shards.encode import encode_shards
 from datamodules.shards.encode_shard import Encoder
 from datamodules.shards.writer import ShardWriter
-from workbench.batch import Reference
+from workbench.batch import EncodedPrompt, Reference
 from workbench.recipe.config import Data
 
 DIM = 8
 
 
-@dataclass(frozen=True)
-class FakePrompt:
-    embeddings: Tensor
-    references: tuple[Reference, ...]
-
-
-def fake_prompts(prompts: list[str], images: list[list[Image.Image]] | None) -> list[FakePrompt]:
+def fake_prompts(prompts: list[str], images: list[list[Image.Image]] | None) -> list[EncodedPrompt]:
     """One row a word, three of template, and for images their slots from position 2 on."""
     encoded = []
     for i, prompt in enumerate(prompts):
@@ -41,7 +34,7 @@ def fake_prompts(prompts: list[str], images: list[list[Image.Image]] | None) -> 
         length = 3 + len(prompt.split()) + sum(reference.num_slots for reference in references)
         seed = sum(prompt.encode()) + len(references)
         embeddings = torch.randn(length, DIM, generator=torch.Generator().manual_seed(seed))
-        encoded.append(FakePrompt(embeddings, tuple(references)))
+        encoded.append(EncodedPrompt(embeddings, tuple(references)))
     return encoded
 
 
@@ -53,7 +46,7 @@ def fake_latents(images: Tensor) -> Tensor:
 
 
 def fake_encoder() -> Encoder:
-    return Encoder(fake_prompts, fake_latents)  # type: ignore[arg-type]
+    return Encoder(fake_prompts, fake_latents, 16, 32)
 
 
 def png(seed: int, size: tuple[int, int] = (32, 32)) -> bytes:

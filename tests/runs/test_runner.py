@@ -15,14 +15,15 @@ from diffusers import QwenImage21Transformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from datamodules.shards.encode import encode
 from datamodules.shards.encoded import EncodedDataset
 from datamodules.shards.pack import pack
+from workbench.backbones import families
 from workbench.backbones.base import RoleDenoiser
-from workbench.backbones.qwen_image_21 import pipeline, text_encoder
+from workbench.backbones.load import single_role
+from workbench.backbones.qwen_image_21 import text_encoder
+from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.backbones.qwen_image_21.prompts import PromptTokenizer
-from workbench.backbones.qwen_image_21.transformer import single_role
-from workbench.batch import CaptionStep
+from workbench.batch import CaptionStep, conditions
 from workbench.common.errors import UserError
 from workbench.evaluation.answer_cache import Store
 from workbench.method import rollout
@@ -32,6 +33,7 @@ from workbench.modules.pretrainer import Pretrainer
 from workbench.recipe.config import Guidance, Recipe, Schedule, Teachers
 from workbench.recipe.reading import from_mapping
 from workbench.runs import inference, milestones, preflight, runner
+from workbench.runs.encoding import encode
 from workbench.runs.run_folder import RunFolder
 from workbench.runs.runner import distill, export_run, pretrain
 from workbench.sampling.fixed_prompts import sample_batch
@@ -124,7 +126,7 @@ def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
 
 
 def test_the_student_left_the_teacher(finished: Path, recipe: Recipe) -> None:
-    teacher = pipeline.load(recipe.model.folder).transformer.state_dict()
+    teacher = families.load(recipe.model.folder).transformer.state_dict()
     student = student_weights(finished)
     assert any((student[name].float() - teacher[name].float()).abs().max() > 1e-4 for name in student)
 
@@ -134,20 +136,20 @@ def test_stock_diffusers_draws_the_exported_student(finished: Path, with_image: 
     """Same noise, fp32: the stock pipeline on the exported folder against this project's own forward and sampler."""
     from PIL import Image
 
-    loaded = pipeline.load(str(finished / "student"))
+    loaded = QwenImage21Model.load(finished / "student")
     image = Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 20).convert("RGB") if with_image else None
     noise = torch.randn(1, 16, loaded.transformer.config.in_channels, generator=torch.Generator().manual_seed(3))
-    stock = loaded(
+    stock = loaded.pipeline(
         prompt="a red house", image=image, latents=noise, output_type="latent", output_resolution=64
     ).images  # fmt: skip
-    encoded = pipeline.encode_prompts(loaded, ["a red house"], [[image]] if image else None)
+    encoded = loaded.encode_prompts(["a red house"], [[image]] if image else None)
     references = None
     if image is not None:
         import numpy as np
 
-        references = pipeline.encode_images(loaded, torch.from_numpy(np.asarray(image).copy())[None])
-    condition = pipeline.conditions(encoded, references, 4, 4)
-    network = RoleDenoiser(single_role(loaded.transformer), "teacher")
+        references = loaded.encode_images(torch.from_numpy(np.asarray(image).copy())[None], exactly=True)
+    condition = conditions(encoded, references, 4, 4)
+    network = RoleDenoiser(single_role(loaded), "teacher")
     ours = sample_batch(network, condition, None, noise, rollout.time_grid(4, 3.0), 1.0)
     assert (ours - stock).abs().max() < 1e-4
 
@@ -192,7 +194,7 @@ def test_a_dry_run_writes_nothing(recipe: Recipe, tmp_path: Path, capsys: pytest
 def test_shards_of_another_encoder_are_one_line_of_warning(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(preflight, "pipeline_fingerprint", lambda folder: "another")
+    monkeypatch.setattr(preflight, "encoder_fingerprint", lambda folder: "another")
     distill(in_folder(recipe, tmp_path / "dry"), dry_run=True)
     first, *rest = capsys.readouterr().out.splitlines()
     assert first.startswith(f"warning: {recipe.data.encoded} was encoded with other files")
@@ -266,7 +268,7 @@ def test_lora_roles_train_and_export(recipe: Recipe, tmp_path: Path) -> None:
     out = tmp_path / "student.safetensors"
     export_run(run, out, lora=True)
     merged = student_weights(run)
-    base = pipeline.load(recipe.model.folder)
+    base = QwenImage21Model.load(Path(recipe.model.folder)).pipeline
     base.load_lora_weights(out)
     base.fuse_lora()
     fused = base.transformer.state_dict()
@@ -299,7 +301,7 @@ def test_a_run_with_a_specialist_from_a_lora_file(
 
 def test_pretraining_moves_transformer_and_text_encoder(recipe: Recipe, tmp_path: Path) -> None:
     folder = pretrain(in_folder(recipe, tmp_path / "pretrain"))
-    before, after = pipeline.load(recipe.model.folder), pipeline.load(str(folder))
+    before, after = (QwenImage21Model.load(where).pipeline for where in (Path(recipe.model.folder), folder))
     for part in ("transformer", "text_encoder"):
         old, new = getattr(before, part).state_dict(), getattr(after, part).state_dict()
         moved = [name for name in old if not torch.equal(old[name], new[name])]
@@ -326,15 +328,15 @@ def test_the_trained_text_encoder_is_the_pipelines_own(recipe: Recipe) -> None:
     import numpy as np
     from PIL import Image
 
-    loaded = pipeline.load(recipe.model.folder)
-    tokenizer = PromptTokenizer(loaded)
+    model = QwenImage21Model.load(Path(recipe.model.folder))
+    tokenizer = PromptTokenizer(model.pipeline)
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     for text, image in (("a red fox", None), ("", None), ("make it green", Image.fromarray(pixels))):
-        (expected,) = pipeline.encode_prompts(loaded, [text], [[image]] if image else None)
+        (expected,) = model.encode_prompts([text], [[image]] if image else None)
         ids = tokenizer(text, 4 if image else 0)
         slots = text_encoder.ImageSlots(tokenizer.first_slot(ids), 2, 2) if image else None
         images = torch.from_numpy(pixels)[None] if image else None
-        hidden = text_encoder.embed(loaded.text_encoder, torch.tensor([ids]), images, slots)
+        hidden = text_encoder.embed(model.pipeline.text_encoder, torch.tensor([ids]), images, slots)
         torch.testing.assert_close(hidden[0, tokenizer.num_system_tokens :], expected.embeddings, atol=1e-5, rtol=1e-5)
 
 
@@ -354,13 +356,13 @@ def test_a_teacher_that_answered_another_run_is_not_even_loaded(
     finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides, shared = ["evaluation.t2i_cases=1", "evaluation.editing_cases=1"], Store(tmp_path)
-    loaded, load = [], pipeline.load
+    loaded, load = [], families.load
 
     def told(folder: str, **options: Any) -> Any:
         loaded.append(folder)
         return load(folder, **options)
 
-    monkeypatch.setattr(pipeline, "load", told)
+    monkeypatch.setattr(families, "load", told)
     first = inference.evaluate_run(finished, overrides, shared=shared)
     assert sorted(loaded) == sorted([recipe.model.folder, str(finished / "student")])
     loaded.clear()
@@ -375,7 +377,7 @@ def test_the_choice_of_the_few_step_teacher_outlives_an_interruption(
 ) -> None:
     run, overrides = tmp_path / "run", ["evaluation.t2i_cases=1", "evaluation.editing_cases=1"]
     shutil.copytree(finished, run)
-    loaded, load = [], pipeline.load
+    loaded, load = [], families.load
 
     def told(folder: str, **options: Any) -> Any:
         loaded.append(folder)
@@ -384,7 +386,7 @@ def test_the_choice_of_the_few_step_teacher_outlives_an_interruption(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "load", told)
+    monkeypatch.setattr(families, "load", told)
     monkeypatch.setattr(inference, "evaluate", interrupted)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import QwenImage21Pipeline
 from PIL import Image
 
 from workbench.backbones.base import RoleDenoiser
-from workbench.backbones.qwen_image_21 import pipeline as pipelines
-from workbench.backbones.qwen_image_21.transformer import single_role
+from workbench.backbones.load import single_role
+from workbench.backbones.qwen_image_21.images import decode_latents
+from workbench.backbones.qwen_image_21.model import QwenImage21Model
+from workbench.backbones.qwen_image_21.vae import FastVae
 from workbench.method import rng
 from workbench.method.rollout import time_grid
 from workbench.sampling.sampler import CPU_ROWS, NOISE_STREAM, Request, Sampler, default_batch_size, encode, fit
@@ -36,17 +37,18 @@ REQUESTS = (
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_pipeline_folder: Path) -> QwenImage21Pipeline:
-    return pipelines.load(str(tiny_pipeline_folder))
+def model(tiny_pipeline_folder: Path) -> QwenImage21Model:
+    return QwenImage21Model.load(tiny_pipeline_folder)
 
 
 @pytest.fixture(scope="module")
-def sampler(pipeline: QwenImage21Pipeline) -> Sampler:
-    return Sampler(pipeline, RoleDenoiser(single_role(pipeline.transformer), "teacher"))
+def sampler(model: QwenImage21Model) -> Sampler:
+    return Sampler(model, RoleDenoiser(single_role(model), "teacher"))
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.5])
-def test_equals_the_stock_pipeline(pipeline: QwenImage21Pipeline, sampler: Sampler, scale: float) -> None:
+def test_equals_the_stock_pipeline(model: QwenImage21Model, sampler: Sampler, scale: float) -> None:
+    pipeline = model.pipeline
     samples = sampler(REQUESTS, TIMES, scale)
     assert samples.nfe == (3 if scale == 1 else 6)
     for request, ours, latents in zip(REQUESTS, samples.images, samples.latents, strict=True):
@@ -76,9 +78,9 @@ def test_equals_the_stock_pipeline(pipeline: QwenImage21Pipeline, sampler: Sampl
         assert ours.shape == (height, width, 3) and np.abs(picture - ours.astype(int)).max() <= 1
 
 
-def test_an_image_does_not_depend_on_its_batch(pipeline: QwenImage21Pipeline, sampler: Sampler) -> None:
+def test_an_image_does_not_depend_on_its_batch(model: QwenImage21Model, sampler: Sampler) -> None:
     together = sampler(REQUESTS, TIMES, 1.5).latents
-    small = Sampler(pipeline, sampler.denoiser, batch_size=1)
+    small = Sampler(model, sampler.denoiser, batch_size=1)
     backwards = small(REQUESTS[::-1], TIMES, 1.5).latents[::-1]
     for first, second in zip(together, backwards, strict=True):
         torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
@@ -93,17 +95,17 @@ def test_seed_and_row_alone_set_the_noise(sampler: Sampler) -> None:
     assert (first - other_row).abs().max() > 0.1 and (first - other_seed).abs().max() > 0.1
 
 
-def test_fit_is_the_pipelines_resize(pipeline: QwenImage21Pipeline) -> None:
+def test_fit_is_the_pipelines_resize(model: QwenImage21Model) -> None:
     image = _image(0, size=(90, 50))
-    ours = fit(image, 64)
-    stock = pipeline.image_processor.resize(image, width=ours.width, height=ours.height)
+    ours = fit(image, 64, model.side_multiple)
+    stock = model.pipeline.image_processor.resize(image, width=ours.width, height=ours.height)
     assert ours.size != image.size and ours.width % 32 == ours.height % 32 == 0
     assert np.array_equal(np.asarray(ours), np.asarray(stock))
 
 
-def test_odd_sizes_are_refused(pipeline: QwenImage21Pipeline) -> None:
+def test_odd_sizes_are_refused(model: QwenImage21Model) -> None:
     with pytest.raises(ValueError, match="multiples of 32"):
-        encode(pipeline, [Request("x", height=48, width=64)])
+        encode(model, [Request("x", height=48, width=64)])
 
 
 def test_no_requests_give_no_images(sampler: Sampler) -> None:
@@ -111,7 +113,7 @@ def test_no_requests_give_no_images(sampler: Sampler) -> None:
 
 
 def test_rows_and_text_that_fill_a_recorded_shape_change_no_sample(
-    pipeline: QwenImage21Pipeline, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+    model: QwenImage21Model, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a GPU does, its recording replaced by the function that it records."""
     shapes: list[tuple[int, ...]] = []
@@ -120,7 +122,7 @@ def test_rows_and_text_that_fill_a_recorded_shape_change_no_sample(
         shapes.append(tuple(tensors[0].shape[:2]) + tuple(tensors[2].shape[-1:]))
         return recorded._evaluate(tensors)
 
-    recorded = Sampler(pipeline, sampler.denoiser, batch_size=3)
+    recorded = Sampler(model, sampler.denoiser, batch_size=3)
     monkeypatch.setattr(recorded, "_graphed", True)
     monkeypatch.setattr(recorded, "_recorded", record)
     monkeypatch.setattr("workbench.sampling.sampler.ROW_STEP", 4)
@@ -131,13 +133,13 @@ def test_rows_and_text_that_fill_a_recorded_shape_change_no_sample(
     assert {rows for rows, _, _ in shapes} == {4}
 
 
-def test_the_batch_follows_the_device_unless_it_is_given(pipeline: QwenImage21Pipeline) -> None:
-    assert default_batch_size(pipeline, 64) == CPU_ROWS
+def test_the_batch_follows_the_device_unless_it_is_given(model: QwenImage21Model) -> None:
+    assert default_batch_size(model, 64) == CPU_ROWS
 
 
-def test_images_decoded_the_short_way_are_the_stock_ones(pipeline: QwenImage21Pipeline) -> None:
-    latents = torch.randn(3, 16, pipeline.transformer.config.in_channels, generator=torch.Generator().manual_seed(0))
-    fast = pipelines.fast_vae(pipeline)
-    assert fast is not None
-    stock, ours = (pipelines.decode_latents(pipeline, latents, 4, 4, vae) for vae in (None, fast))
+def test_images_decoded_the_short_way_are_the_stock_ones(model: QwenImage21Model) -> None:
+    vae = model.pipeline.vae
+    latents = torch.randn(3, 16, model.transformer.config.in_channels, generator=torch.Generator().manual_seed(0))
+    stock, ours = (decode_latents(vae, latents, 4, 4, fast) for fast in (None, FastVae(vae)))
+    assert torch.equal(ours, model.decode_latents(latents, 4, 4))
     assert (stock.int() - ours.int()).abs().max() <= 1 and stock.float().std() > 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -110,6 +110,21 @@ def install(module: nn.Module) -> None:
                 setattr(module, name, RoleLinear(child))
             case _:
                 install(child)
+
+
+Adapters = Mapping[str, tuple[Tensor, Tensor]]
+"""Layer name, as in the stock network, -> (A (r, in), B (out, r)), alpha / r already in B: W' = W + B A."""
+
+
+def role_adapters(root: nn.Module, role: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Adapters of one role inside a stock network whose linear layers are `RoleLinear`, as `Adapters`."""
+    adapters = {}
+    for name, layer in role_linears(root):
+        if role in layer.scaling:
+            down, up = layer.lora_A[role].weight, layer.lora_B[role].weight
+            assert isinstance(down, Tensor) and isinstance(up, Tensor)
+            adapters[name] = down, layer.scaling[role] * up
+    return adapters
 
 
 def role_linears(root: nn.Module) -> Iterator[tuple[str, RoleLinear]]:

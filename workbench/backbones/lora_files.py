@@ -1,4 +1,4 @@
-"""LoRA files as diffusers writes them, read for a frozen role: `transformer.LAYER.lora_A.weight` and `lora_B`.
+"""LoRA files as diffusers writes and reads them: `transformer.LAYER.lora_A.weight` and `lora_B`.
 
 How far an adapter counts, y = W x + scaling B A x, stands in one of three places, looked for in this order:
 `LAYER.alpha` among the weights (scaling alpha / rank); `lora_adapter_metadata` in the header of the file, where peft's
@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
+from workbench.backbones.lora import Adapters
+from workbench.common import files
 from workbench.common.errors import UserError
 
 _KEY = re.compile(r"transformer\.(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up)(\.default)?\.weight")
@@ -94,3 +98,22 @@ def _header_scaling(header: Mapping[str, Any], layer: str, rank: int) -> float:
             alpha = value
             break
     return float(alpha) / (math.sqrt(rank) if header.get("transformer.use_rslora") else rank)
+
+
+def write(adapters: Adapters, path: Path, *, header: Mapping[str, str], dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write a file for diffusers' `load_lora_weights` and for `teachers.specialists`; `header` goes along as metadata.
+
+    The file carries no alpha: it is in B, and a missing alpha means W + B A.
+
+    Raises:
+        UserError: `path` is a folder, or the disk is full or cannot be written. ValueError: no adapters.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a .safetensors file to write")
+    if not adapters:
+        raise ValueError("there are no adapters to export")
+    state = {}
+    for name, (down, up) in adapters.items():
+        state[f"transformer.{name}.lora_A.weight"] = down.detach().to("cpu", dtype).contiguous()
+        state[f"transformer.{name}.lora_B.weight"] = up.detach().to("cpu", dtype).contiguous()
+    files.write_bytes(path, save(state, metadata={"format": "pt", **header}))

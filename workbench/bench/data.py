@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from diffusers import QwenImage21Transformer2DModel
@@ -80,9 +79,9 @@ def folder_transformer(folder: str) -> QwenImage21Transformer2DModel:
     Raises:
         UserError: no pipeline folder there.
     """
-    from workbench.backbones.qwen_image_21 import pipeline
+    from workbench.backbones import families
 
-    return QwenImage21Transformer2DModel.from_pretrained(Path(pipeline.resolve(folder)), subfolder="transformer")
+    return QwenImage21Transformer2DModel.from_pretrained(families.resolve(folder), subfolder="transformer")
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers import QwenImage21Pipeline
+import torch
 from PIL import Image
-from torch import Tensor
 
+from workbench.backbones import families, lora_files, roles
+from workbench.backbones.base import RoleDenoiser, RoleNetworks
+from workbench.backbones.family import PipelineModel
+from workbench.backbones.load import single_role
 from workbench.common.clock import Clock
+from workbench.common.fingerprint import fingerprint
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.cases.case import Case
-from workbench.method.rollout import time_grid
-from workbench.recipe.config import Recipe
-from workbench.sampling.sampler import EncodedRequest, Request, Sampler, encode, fit
+from workbench.method.rollout import Sampling
+from workbench.recipe.config import Dmd, Evaluation
+from workbench.sampling.sampler import EncodedRequest, Request, Sampler, default_batch_size, encode, fit
 
 Draw = Callable[[Sequence[Case], Sequence[int]], tuple[list[np.ndarray], float]]
 """Images (H, W, 3) uint8 for cases of one task with a noise seed each, and the seconds it took."""
@@ -25,34 +31,11 @@ FEW_STEP_SHIFTS = (1.0, 2.0, 3.0, 5.0)
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How a denoiser is sampled: Euler over `steps` times, shifted, guided by `cfg_scale` (1 is no guidance)."""
-
-    steps: int
-    shift: float = 1.0
-    cfg_scale: float = 1.0
-    times: tuple[float, ...] = ()
-
-    @property
-    def nfe(self) -> int:
-        """Network evaluations of one image, guidance counted twice."""
-        return self.steps * (2 if self.cfg_scale > 1 else 1)
-
-    def grid(self) -> Tensor:
-        """(steps + 1,) times from 1 to 0."""
-        return time_grid(self.steps, self.shift, self.times)
-
-    def as_dict(self) -> dict[str, Any]:
-        grid = {"times": list(self.times)} if self.times else {"shift": self.shift}
-        return {"steps": self.steps, "cfg_scale": self.cfg_scale, **grid}
-
-
-@dataclass(frozen=True)
 class ModelUnderTest:
     """Anything that answers cases. sampling: for the record.
 
-    fingerprint: tells the weights from all others, so that answers may be kept under it; empty where nothing does.
-    store: where they are kept, when not beside what else an evaluation keeps while it runs.
+    fingerprint: identifies the weights, so that answers may be stored under it; empty: answers are not stored.
+    store: where answers are stored; None for the folder in which an evaluation keeps its unfinished results.
     """
 
     draw: Draw
@@ -62,9 +45,8 @@ class ModelUnderTest:
     store: Store | None = None
 
 
-def teacher_sampling(recipe: Recipe) -> Sampling:
+def teacher_sampling(chosen: Evaluation) -> Sampling:
     """The full teacher's."""
-    chosen = recipe.evaluation
     return Sampling(chosen.teacher_steps, chosen.teacher_shift, chosen.teacher_cfg_scale)
 
 
@@ -76,19 +58,18 @@ def few_step_candidates(cfg_scale: float) -> list[Sampling]:
     return unguided + [Sampling(2, shift, cfg_scale) for shift in FEW_STEP_SHIFTS]
 
 
-def student_sampling(recipe: Recipe) -> Sampling:
-    """The student's own time grid, unguided."""
-    return Sampling(recipe.dmd.student_steps, recipe.dmd.student_shift, times=tuple(recipe.dmd.student_times))
+def student_sampling(dmd: Dmd) -> Sampling:
+    """The student's time grid, unguided."""
+    return Sampling(dmd.student_steps, dmd.student_shift, times=tuple(dmd.student_times))
 
 
 class Encodings:
-    """Cases as one pipeline's encoders see them, each encoded once for all models and samplings of that pipeline."""
+    """Cases as one pipeline's encoders see them, each encoded once for all networks and samplings of that pipeline."""
 
-    def __init__(
-        self, pipeline: QwenImage21Pipeline, resolution: int, batch_size: int, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, model: PipelineModel, resolution: int, batch_size: int, clock: Clock | None = None) -> None:
         """clock: gets the time of the phase `encoding`."""
-        self.pipeline, self.resolution, self.batch_size = pipeline, resolution, batch_size
+        self.model: PipelineModel | None = model
+        self.resolution, self.batch_size, self._multiple = resolution, batch_size, model.side_multiple
         self.clock = clock or Clock()
         self._encoded: dict[str, EncodedRequest] = {}
 
@@ -96,14 +77,19 @@ class Encodings:
         """Encoded cases, the noise of each from its seed."""
         missing = [case for case in cases if case.id not in self._encoded]
         if missing:
+            assert self.model is not None, "the encoders were released"
             with self.clock.phase("encoding"):
-                found = encode(self.pipeline, [self._request(case) for case in missing], self.batch_size)
+                found = encode(self.model, [self._request(case) for case in missing], self.batch_size)
             self._encoded |= {case.id: encoded for case, encoded in zip(missing, found, strict=True)}
         encoded = [self._encoded[case.id] for case in cases]
         return [replace(e, request=replace(e.request, seed=s)) for e, s in zip(encoded, seeds, strict=True)]
 
+    def release(self) -> None:
+        """Let the encoders go: from then on only cases that were encoded before can be asked for."""
+        self.model = None
+
     def _request(self, case: Case) -> Request:
-        source = fit(Image.fromarray(case.source), self.resolution) if case.source is not None else None
+        source = fit(Image.fromarray(case.source), self.resolution, self._multiple) if case.source is not None else None
         return Request(case.prompt, source=source, height=self.resolution, width=self.resolution)
 
 
@@ -115,3 +101,77 @@ def from_sampler(sampler: Sampler, encodings: Encodings, how: Sampling) -> Model
         return drawn.images, drawn.wall_s
 
     return ModelUnderTest(draw, how.nfe, how.as_dict())
+
+
+class FolderUnderTest:
+    """`folder`'s base network, and each of `specialists` (name -> LoRA file) as an adapter over it.
+
+    Loaded once for any number of samplings and adapters, when it is first asked to draw: never where all its answers
+    are stored.
+
+    Raises:
+        UserError: no such folder; as it is loaded, an adapter that does not fit it.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        resolution: int,
+        batch_size: int = 0,
+        clock: Clock | None = None,
+        specialists: Mapping[str, Path] | None = None,
+        device: str | None = None,
+    ) -> None:
+        """batch_size: 0 chooses by device and model. device: a GPU if there is one, when None."""
+        self.clock = clock or Clock()
+        self._folder, self._resolution, self._batch_size = folder, resolution, batch_size
+        self._specialists = dict(specialists or {})
+        self._path = families.resolve(folder)
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._samplers: dict[str, Sampler] = {}
+
+    @cached_property
+    def loaded(self) -> PipelineModel:
+        """The folder's model."""
+        with self.clock.phase("loading"):
+            return families.load(self._folder, device=self._device)
+
+    @cached_property
+    def batch_size(self) -> int:
+        """As given, or what suits the device and the model."""
+        return self._batch_size or default_batch_size(self.loaded, self._resolution)
+
+    @cached_property
+    def _denoiser(self) -> RoleNetworks:
+        denoiser = single_role(self.loaded)
+        for name, path in self._specialists.items():
+            roles.adapt(denoiser.network(roles.TEACHER), name, lora_files.read(path))
+            denoiser.network_of_role[name] = roles.TEACHER
+        return denoiser
+
+    @cached_property
+    def _encodings(self) -> Encodings:
+        return Encodings(self.loaded, self._resolution, self.batch_size, self.clock)
+
+    def sampler(self, specialist: str | None = None) -> Sampler:
+        """Of the base network, or of one of the specialists."""
+        role = specialist or roles.TEACHER
+        if role not in self._samplers:
+            denoiser = RoleDenoiser(self._denoiser, role)
+            self._samplers[role] = Sampler(self.loaded, denoiser, self.batch_size, self.clock)
+        return self._samplers[role]
+
+    def model(self, how: Sampling | None = None, specialist: str | None = None) -> ModelUnderTest:
+        """The base network or a specialist, sampled as `how` says, or as the folder is by default."""
+        # Not the whole folder: LoRA files of specialists may lie in it, which the base does not depend on.
+        names = ("transformer", *families.family_of(self._path).encoder_parts)
+        parts = [self._path / name for name in names if (self._path / name).exists()]
+        files = [*parts, *([self._specialists[specialist]] if specialist else [])]
+        where = f"{self._resolution} on {self._device}"
+        mark = "/".join([*(fingerprint(path) for path in files), where])
+        chosen = how or self.loaded.default_sampling()
+
+        def draw(cases: Sequence[Case], seeds: Sequence[int]) -> tuple[list[np.ndarray], float]:
+            return from_sampler(self.sampler(specialist), self._encodings, chosen).draw(cases, seeds)
+
+        return ModelUnderTest(draw, chosen.nfe, chosen.as_dict(), mark)

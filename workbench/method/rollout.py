@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from workbench.method import flow
+from workbench.method import flow, guidance
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
@@ -31,6 +31,39 @@ def sample(velocity: Velocity, noise: Tensor, times: Tensor) -> Tensor:
     for t, t_next in zip(times[:-1], times[1:], strict=True):
         x_t = x_t + (t_next - t) * velocity(x_t, t.expand(len(x_t)))
     return x_t
+
+
+def guided(cond: Velocity, uncond: Velocity | None, scale: float) -> Velocity:
+    """The velocity under classifier-free guidance (`guidance.cfg`); that of the prompt alone at scale 1."""
+    if uncond is None or scale == 1:
+        return cond
+    return lambda x_t, t: guidance.cfg(cond(x_t, t), uncond(x_t, t), scale)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a denoiser is sampled: Euler over `steps` times, shifted, guided by `cfg_scale` (1 is no guidance).
+
+    times: t_0 to t_{K-1} in place of the shifted ones, where there are any.
+    """
+
+    steps: int
+    shift: float = 1.0
+    cfg_scale: float = 1.0
+    times: tuple[float, ...] = ()
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of one image, guidance counted twice."""
+        return self.steps * (2 if self.cfg_scale > 1 else 1)
+
+    def grid(self) -> Tensor:
+        """(steps + 1,) times from 1 to 0."""
+        return time_grid(self.steps, self.shift, self.times)
+
+    def as_dict(self) -> dict[str, Any]:
+        grid = {"times": list(self.times)} if self.times else {"shift": self.shift}
+        return {"steps": self.steps, "cfg_scale": self.cfg_scale, **grid}
 
 
 @dataclass(frozen=True)

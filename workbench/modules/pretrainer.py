@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen3VLForConditionalGeneration
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer
 
 from workbench.backbones.base import RoleNetworks
-from workbench.backbones.qwen_image_21 import text_encoder
+from workbench.backbones.family import TrainableText
 from workbench.backbones.roles import TEACHER
 from workbench.batch import CaptionBatch, CaptionStep, Condition, Layout, tensors_of
 from workbench.engine.graphs import GraphedStep
@@ -25,32 +23,20 @@ from workbench.recipe.config import Recipe
 
 
 class Pretrainer(RootModule):
-    """Regression of v = eps - x0 at shifted times (Lipman et al. 2023, arXiv 2210.02747) over both tasks.
+    """Regression of v = eps - x0 at shifted times (Lipman et al. 2023, arXiv 2210.02747) over both tasks."""
 
-    num_system_tokens: leading prompt tokens that the transformer never sees.
-    """
-
-    def __init__(
-        self,
-        denoiser: RoleNetworks,
-        encoder: Qwen3VLForConditionalGeneration,
-        recipe: Recipe,
-        num_system_tokens: int,
-    ) -> None:
+    def __init__(self, denoiser: RoleNetworks, text: TrainableText, recipe: Recipe) -> None:
         super().__init__(total_updates=recipe.pretrain.steps, max_skipped=recipe.trainer.max_skipped_updates)
         self.recipe = recipe
         # A low-rank adapter comes with its base frozen, see `roles.add_adapter`.
         self.denoiser = denoiser if recipe.pretrain.lora_rank else denoiser.requires_grad_(True)
-        self.text_encoder = encoder.requires_grad_(recipe.pretrain.text_encoder_lr > 0)
-        self.text_encoder.lm_head.requires_grad_(False)
-        self.text_encoder.model.language_model.embed_tokens.requires_grad_(recipe.pretrain.text_encoder_lr > 0)
-        self.text_encoder.model.language_model.norm.requires_grad_(False)
-        self.num_system_tokens = num_system_tokens
+        text.set_trainable(recipe.pretrain.text_encoder_lr > 0)
+        self.text, self.text_encoder = text, text.encoder
         self._graphed: dict[tuple[Layout, ...], GraphedStep] = {}
         self._matrices, self._rest = self._groups()
         if recipe.pretrain.compile:
             self.denoiser.compile_blocks()
-            compile_layers(self.text_encoder)
+            text.compile_layers()
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         options, on_cuda = self.recipe.pretrain, self.device.type == "cuda"
@@ -163,13 +149,8 @@ class Pretrainer(RootModule):
 
     def condition(self, batch: CaptionBatch) -> Condition:
         """The prompt embeddings of a batch, with gradient."""
-        slots = None
-        if batch.layout.references:
-            (reference,) = batch.layout.references
-            start = reference.slot + self.num_system_tokens
-            slots = text_encoder.ImageSlots(start, reference.height // 2, reference.width // 2)
-        hidden = text_encoder.embed(self.text_encoder, batch.token_ids, batch.images, slots)
-        return Condition(hidden[:, self.num_system_tokens :], batch.lengths, batch.layout, batch.references)
+        prompt = self.text.embed(batch.token_ids, batch.images, batch.layout)
+        return Condition(prompt, batch.lengths, batch.layout, batch.references)
 
     def _in_order(self) -> list[_Group]:
         """Groups as the optimizers hold them: AdamW's, then Muon's."""
@@ -206,10 +187,3 @@ class _Group:
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     """Whether Muon is meant for it: a weight matrix inside a block, no embedding, input or output layer."""
     return parameter.ndim == 2 and not {"blocks", "layers"}.isdisjoint(name.split("."))
-
-
-def compile_layers(encoder: nn.Module) -> None:
-    """Every layer of the text encoder through torch.compile, in place. Layers share what is compiled."""
-    for child in encoder.modules():
-        if isinstance(child, Qwen3VLTextDecoderLayer):
-            child.compile(dynamic=False)

@@ -9,6 +9,9 @@ from typing import Literal
 from workbench.common.errors import nearest
 from workbench.recipe.checks import fraction, positive, require, weights_sum_to_one
 
+SIDE_MULTIPLE = 32
+"""Sides of images, in pixels, that every known family takes are multiples of it."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -147,8 +150,8 @@ class Data:
         )
         require(self.num_workers >= 0, f"data.num_workers must not be negative, got {self.num_workers}")
         require(
-            self.resolution > 0 and self.resolution % 32 == 0,
-            f"data.resolution must be a multiple of 32 pixels, got {self.resolution}",
+            self.resolution > 0 and self.resolution % SIDE_MULTIPLE == 0,
+            f"data.resolution must be a multiple of {SIDE_MULTIPLE} pixels, got {self.resolution}",
         )
         for task, counts in self.samples.items():
             for name, count in counts.items():
@@ -290,8 +293,6 @@ class Pretrain:
     lora_rank: 0 trains all weights; otherwise an adapter of that rank over the frozen transformer: a specialist.
     optimizer: `muon` for the matrices inside the transformer's blocks (at lr as AdamW would take it) and AdamW for all
     else, or `adamw` alone.
-    fresh_every: 0 trains on the shards of data.encoded; otherwise data.samples of the world, drawn anew every so many
-    steps, in data.num_workers processes.
     compile: blocks through torch.compile, worth its minute of compiling in a long run on a GPU.
     """
 
@@ -307,11 +308,9 @@ class Pretrain:
     time_shift: float = 2.0
     final_lr_fraction: float = 0.02
     optimizer: Literal["adamw", "muon"] = "adamw"
-    fresh_every: int = 0
     compile: bool = False
 
     def __post_init__(self) -> None:
-        require(self.fresh_every >= 0, f"pretrain.fresh_every must not be negative, got {self.fresh_every}")
         positive("pretrain", steps=self.steps, lr=self.lr, clip=self.clip, time_shift=self.time_shift)
         require(self.text_encoder_lr >= 0, f"pretrain.text_encoder_lr must not be negative, got {self.text_encoder_lr}")
         require(self.lora_rank >= 0, f"pretrain.lora_rank must not be negative, got {self.lora_rank}")

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from datamodules.openmoji.benchmark import FULL_CASES
-from workbench.backbones.qwen_image_21 import export, pipeline
+from workbench.backbones import families
 from workbench.common.clock import Clock
 from workbench.common.errors import UserError
 from workbench.common.files import whole_file
@@ -22,9 +22,15 @@ from workbench.evaluation.evaluate import PARTIAL, evaluate, select_few_step, se
 from workbench.evaluation.judges.check import check_heads
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.judges.vlm_judge import panel
-from workbench.evaluation.models import ModelUnderTest, few_step_candidates, student_sampling, teacher_sampling
+from workbench.evaluation.model_card import add_scores
+from workbench.evaluation.models import (
+    FolderUnderTest,
+    ModelUnderTest,
+    few_step_candidates,
+    student_sampling,
+    teacher_sampling,
+)
 from workbench.evaluation.panel_cost import cost
-from workbench.evaluation.subject import Subject
 from workbench.evaluation.tables import print_metrics
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import from_mapping
@@ -56,7 +62,7 @@ def evaluate_run(
             raise UserError(f"{target} has no student yet: run `workbench distill {folder.recipe}` to its end first")
         out = folder.path
     else:
-        path = pipeline.resolve(str(target))
+        path = families.resolve(str(target))
         recipe = from_mapping({"model": {"folder": str(target)}}, overrides, origin="evaluate")
         out = Path("runs/evaluation") / _name_of(path)
     if dry_run:
@@ -72,11 +78,12 @@ def evaluate_run(
     if folder.is_run():
         models, selection = _models_of_run(recipe, folder, shared, clock)
     else:
-        subject = Subject(str(target), recipe, clock)
-        models, selection = {"model": subject.model(subject.shipped_sampling() or teacher_sampling(recipe))}, []
+        tested = _under_test(str(target), recipe, clock)
+        how = tested.loaded.stored_sampling() or teacher_sampling(recipe.evaluation)
+        models, selection = {"model": tested.model(how)}, []
     metrics = evaluate(models, recipe, out, cases=cases, panel=judges, selection=selection, clock=clock)
     if folder.is_run():
-        export.add_scores(folder.student, metrics)
+        add_scores(folder.student, metrics)
     print_metrics(metrics, Console())
     return metrics
 
@@ -104,13 +111,13 @@ def sample_image(folder: str, prompt: str, image: Path | None, out: Path, seed: 
         UserError: no such folder, or a picture that cannot be read.
     """
     run = RunFolder(Path(folder))
-    recipe = from_mapping({"evaluation": {"batch_size": 1}})
-    subject = Subject(str(run.student) if run.is_run() and run.student.is_dir() else folder, recipe)
+    student = run.is_run() and run.student.is_dir()
+    tested = FolderUnderTest(str(run.student) if student else folder, resolution, batch_size=1)
     source = None
     if image is not None:
-        source = fit(read_image(image, "--image", "name another picture"), resolution)
+        source = fit(read_image(image, "--image", "name another picture"), resolution, tested.loaded.side_multiple)
     request = Request(prompt, seed=seed, source=source, height=resolution, width=resolution)
-    drawn = subject.sampler()([request], subject.own_sampling().grid())
+    drawn = tested.sampler()([request], tested.loaded.default_sampling().grid())
     with whole_file(out) as file:
         Image.fromarray(drawn.images[0]).save(file, format=Image.registered_extensions()[out.suffix.lower()])
 
@@ -118,21 +125,25 @@ def sample_image(folder: str, prompt: str, image: Path | None, out: Path, seed: 
 def _models_of_run(
     recipe: Recipe, folder: RunFolder, shared: Store | None, clock: Clock
 ) -> tuple[dict[str, ModelUnderTest], list[dict[str, Any]]]:
-    teacher = Subject(recipe.model.folder, recipe, clock)
-    hows = [teacher_sampling(recipe), *few_step_candidates(recipe.evaluation.teacher_cfg_scale)]
+    teacher = _under_test(recipe.model.folder, recipe, clock)
+    hows = [teacher_sampling(recipe.evaluation), *few_step_candidates(recipe.evaluation.teacher_cfg_scale)]
     full, *candidates = [replace(teacher.model(how), store=shared) for how in hows]
     few_step, selection = select_few_step(candidates, recipe, store=Store(folder.path / PARTIAL))
     models = {
         "teacher": full,
         "teacher_few_step": few_step,
-        "student": Subject(str(folder.student), recipe, clock).model(student_sampling(recipe)),
+        "student": _under_test(str(folder.student), recipe, clock).model(student_sampling(recipe.dmd)),
     }
     return models, selection
 
 
+def _under_test(folder: str, recipe: Recipe, clock: Clock) -> FolderUnderTest:
+    return FolderUnderTest(folder, recipe.data.resolution, recipe.evaluation.batch_size, clock)
+
+
 def _name_of(folder: Path) -> str:
-    """Of a pipeline folder's results: two folders of one name, `a/student` and `b/student`, have two."""
-    if folder in pipeline.SHIPPED.values():
+    """Name for the results of a pipeline folder; folders with equal base names, `a/student` and `b/student`, differ."""
+    if folder in families.SHIPPED.values():
         return folder.name
     whole, here = folder.resolve(), Path.cwd()
     return "-".join((whole.relative_to(here) if whole.is_relative_to(here) else whole).parts).strip("/-")

@@ -1,4 +1,4 @@
-"""What a recipe asks of the machine: the trainer that runs it, and whether it can be had here."""
+"""Lightning's trainer for a recipe, and whether this machine has what the recipe asks for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workbench.backbones import roles
 from workbench.backbones.base import RoleNetworks
 from workbench.backbones.placement import trainer_precision
 from workbench.common.errors import UserError
-from workbench.recipe.config import Recipe
+from workbench.recipe.config import Recipe, Trainer
 
 COMPILED_FROM = 10**9
 """Parameters of a network whose blocks `trainer.compile=auto` compiles: its products outlast a kernel's launch."""
@@ -26,7 +26,7 @@ def make_trainer(recipe: Recipe, **options: Any) -> L.Trainer:
     if chosen.strategy == "fsdp":
         strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
     return L.Trainer(
-        accelerator=accelerator(recipe),
+        accelerator=accelerator(chosen),
         devices=chosen.devices,
         num_nodes=chosen.num_nodes,
         strategy=strategy,
@@ -41,35 +41,34 @@ def make_trainer(recipe: Recipe, **options: Any) -> L.Trainer:
     )
 
 
-def accelerator(recipe: Recipe) -> str:
+def accelerator(trainer: Trainer) -> str:
     """`gpu` or `cpu`."""
-    if recipe.trainer.accelerator == "auto":
+    if trainer.accelerator == "auto":
         return "gpu" if torch.cuda.is_available() else "cpu"
-    return recipe.trainer.accelerator
+    return trainer.accelerator
 
 
-def check(recipe: Recipe) -> None:
-    """UserError if the recipe asks for what torch does not see here."""
-    options = recipe.trainer
-    if options.accelerator == "gpu" and not torch.cuda.is_available():
+def check(trainer: Trainer) -> None:
+    """Raise UserError where the recipe asks for what torch does not see here."""
+    if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError(
             "trainer.accelerator=gpu, but torch sees no GPU here: use cpu or auto, or install torch for CUDA"
         )
-    if options.cuda_graphs == "on" and accelerator(recipe) != "gpu":
+    if trainer.cuda_graphs == "on" and accelerator(trainer) != "gpu":
         raise UserError("trainer.cuda_graphs=on, but torch sees no GPU here: leave it at auto")
-    if options.devices * options.num_nodes > 1 and options.strategy != "fsdp":
-        raise UserError(f"trainer.devices={options.devices} needs trainer.strategy=fsdp")
-    if accelerator(recipe) == "gpu" and options.devices > torch.cuda.device_count():
-        raise UserError(f"trainer.devices={options.devices}, but torch sees {torch.cuda.device_count()} GPUs here")
+    if trainer.devices * trainer.num_nodes > 1 and trainer.strategy != "fsdp":
+        raise UserError(f"trainer.devices={trainer.devices} needs trainer.strategy=fsdp")
+    if accelerator(trainer) == "gpu" and trainer.devices > torch.cuda.device_count():
+        raise UserError(f"trainer.devices={trainer.devices}, but torch sees {torch.cuda.device_count()} GPUs here")
 
 
-def compiles(recipe: Recipe, denoiser: RoleNetworks) -> bool:
+def compiles(trainer: Trainer, denoiser: RoleNetworks) -> bool:
     """Whether the blocks of the network are to be compiled."""
-    match recipe.trainer.compile:
+    match trainer.compile:
         case "blocks":
             return True
         case "none":
             return False
         case "auto":
             size = sum(parameter.numel() for parameter in denoiser.network(roles.TEACHER).parameters())
-            return accelerator(recipe) == "gpu" and size >= COMPILED_FROM
+            return accelerator(trainer) == "gpu" and size >= COMPILED_FROM

@@ -7,19 +7,18 @@ from functools import cache
 
 import numpy as np
 import torch
-from diffusers import QwenImage21Pipeline
 
 from datamodules.distillation import DistillationData
 from datamodules.pretraining import PretrainingData
-from workbench.backbones import roles
+from workbench.backbones import families, roles
 from workbench.backbones.base import RoleDenoiser
-from workbench.backbones.qwen_image_21 import pipeline
+from workbench.backbones.family import PipelineModel
 from workbench.batch import Batch, CaptionBatch, Condition
 from workbench.evaluation.answers import answer
 from workbench.evaluation.cases.case import BENCHES
 from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.judges.local import LocalJudge
-from workbench.evaluation.models import Encodings, from_sampler, student_sampling
+from workbench.evaluation.models import Encodings, from_sampler, student_sampling, teacher_sampling
 from workbench.method.rollout import time_grid
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
@@ -47,7 +46,7 @@ def _first_of_each_category(categories: np.ndarray) -> list[int]:
     return [int(np.flatnonzero(categories == value)[0]) for value in np.unique(categories)]
 
 
-def distillation_grid(recipe: Recipe, teacher: QwenImage21Pipeline, data: DistillationData) -> Grid:
+def distillation_grid(recipe: Recipe, teacher: PipelineModel, data: DistillationData) -> Grid:
     """Columns source, teacher, teacher at 4 NFE (drawn once) and student (drawn at every milestone)."""
     chosen = _first_of_each_category(data.dataset.samples.category)
     labels = _labels(data, chosen)
@@ -55,23 +54,19 @@ def distillation_grid(recipe: Recipe, teacher: QwenImage21Pipeline, data: Distil
 
     def draw(module: RootModule) -> np.ndarray:
         assert isinstance(module, Distiller)
-        teacher.vae.to(module.device)
+        teacher.move_autoencoder(module.device)
         batches = tuple(batch.to(module.device) for batch in data.batches_for(chosen))
         prompts = fixed_prompts.FixedPrompts(batches, labels, recipe.seed)
-        channels = teacher.transformer.config.in_channels
 
         def column(role: str, times: torch.Tensor, cfg_scale: float = 1.0) -> list[Picture]:
             network = RoleDenoiser(module.denoiser, role)
-            return fixed_prompts.draw_column(prompts, teacher, network, channels, times, cfg_scale)
+            return fixed_prompts.draw_column(prompts, teacher, network, times, cfg_scale)
 
         if not fixed:
-            how = recipe.evaluation
             sources = {position: batch.condition.references for position, batch in enumerate(batches)}
             fixed["source"] = fixed_prompts.latents_column(prompts, teacher, sources)
-            nfe = how.teacher_steps * (2 if how.teacher_cfg_scale > 1 else 1)
-            fixed[f"teacher, {nfe} NFE"] = column(
-                roles.TEACHER, time_grid(how.teacher_steps, how.teacher_shift), how.teacher_cfg_scale
-            )
+            teachers = teacher_sampling(recipe.evaluation)
+            fixed[f"teacher, {teachers.nfe} NFE"] = column(roles.TEACHER, teachers.grid(), teachers.cfg_scale)
             fixed[f"teacher, {recipe.dmd.student_steps} NFE"] = column(roles.TEACHER, student_times(recipe.dmd))
         return np.asarray(contact_sheet({**fixed, "student": column(roles.STUDENT, student_times(recipe.dmd))}, labels))
 
@@ -118,7 +113,7 @@ def _evenly_of_each_category(categories: np.ndarray, count: int) -> list[int]:
     return [int(i) for value in values for i in np.flatnonzero(categories == value)[: max(2, count // len(values))]]
 
 
-def distillation_scores(recipe: Recipe, teacher: QwenImage21Pipeline) -> Scores:
+def distillation_scores(recipe: Recipe, teacher: PipelineModel) -> Scores:
     """Means of the student on a slice of the search split, as `evaluate` scores them: `t2i`, `editing`, and `score`,
     the mean of both."""
     chosen, resolution = recipe.evaluation, recipe.data.resolution
@@ -133,20 +128,19 @@ def distillation_scores(recipe: Recipe, teacher: QwenImage21Pipeline) -> Scores:
 
     @cache
     def encodings(device: torch.device, batch_size: int) -> Encodings:
-        # The run itself holds no text encoder: one is loaded for this and let go.
-        teacher.text_encoder = pipeline.load(recipe.model.folder, device, transformer=False).text_encoder
-        found = Encodings(teacher, resolution, batch_size)
+        # The run holds no text encoder: one is loaded for this and released.
+        found = Encodings(families.load(recipe.model.folder, device, transformer=False), resolution, batch_size)
         found(cases, [0] * len(cases))
-        teacher.text_encoder = None
+        found.release()
         return found
 
     def score(module: RootModule) -> dict[str, float]:
         assert isinstance(module, Distiller)
-        teacher.vae.to(module.device)
+        teacher.move_autoencoder(module.device)
         network = RoleDenoiser(module.denoiser, roles.STUDENT)
         batch_size = chosen.batch_size or default_batch_size(teacher, resolution)
         sampler, known = Sampler(teacher, network, batch_size), encodings(module.device, batch_size)
-        found = answer(from_sampler(sampler, known, student_sampling(recipe)), cases, chosen.seeds[:1], judge)
+        found = answer(from_sampler(sampler, known, student_sampling(recipe.dmd)), cases, chosen.seeds[:1], judge)
         tables = {"t2i": found.by_category(BENCHES["t2i"]), "editing": found.by_category(BENCHES["edit"])}
         means = {name: float(np.mean([v.mean() for v in table.values()])) for name, table in tables.items() if table}
         return {**means, "score": float(np.mean(list(means.values())))}
@@ -154,7 +148,7 @@ def distillation_scores(recipe: Recipe, teacher: QwenImage21Pipeline) -> Scores:
     return score
 
 
-def pretraining_grid(recipe: Recipe, base: QwenImage21Pipeline, data: PretrainingData) -> Grid:
+def pretraining_grid(recipe: Recipe, base: PipelineModel, data: PretrainingData) -> Grid:
     """Columns source, real and sample, guided as the evaluation's teacher is."""
     source = data.source
     chosen = [int(i) for value in np.unique(source.category) for i in np.flatnonzero(source.category == value)[:2]]
@@ -162,7 +156,7 @@ def pretraining_grid(recipe: Recipe, base: QwenImage21Pipeline, data: Pretrainin
 
     def draw(module: RootModule) -> np.ndarray:
         assert isinstance(module, Pretrainer)
-        base.vae.to(module.device)
+        base.move_autoencoder(module.device)
         batches = [batch.to(module.device) for batch in data.batches_for(chosen)]
         empty = [batch.to(module.device) for batch in data.batches_for(chosen, dropped=True)]
         with torch.no_grad():
@@ -174,12 +168,11 @@ def pretraining_grid(recipe: Recipe, base: QwenImage21Pipeline, data: Pretrainin
         network = RoleDenoiser(module.denoiser, roles.TEACHER)
         how = recipe.evaluation
         times = time_grid(min(PRETRAINING_STEPS, how.teacher_steps), how.teacher_shift)
-        channels = base.transformer.config.in_channels
         columns: dict[str, Sequence[Picture | None]] = {
             "source": fixed_prompts.latents_column(prompts, base, {i: b.references for i, b in enumerate(batches)}),
             "real": fixed_prompts.latents_column(prompts, base, {i: b.target for i, b in enumerate(batches)}),
-            f"{len(times) - 1} steps": fixed_prompts.draw_column(prompts, base, network, channels, times),
-            "guided": fixed_prompts.draw_column(prompts, base, network, channels, times, how.teacher_cfg_scale),
+            f"{len(times) - 1} steps": fixed_prompts.draw_column(prompts, base, network, times),
+            "guided": fixed_prompts.draw_column(prompts, base, network, times, how.teacher_cfg_scale),
         }
         return np.asarray(contact_sheet(columns, labels))
 

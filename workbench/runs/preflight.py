@@ -1,19 +1,18 @@
-"""Whether encoded data fit a recipe, said before anything is trained."""
+"""Whether encoded data fit a recipe, checked before anything is trained."""
 
 from __future__ import annotations
 
-from diffusers import QwenImage21Pipeline
 from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.shards.encode import pipeline_fingerprint
 from datamodules.shards.encoded import EncodedDataset
-from workbench.backbones.qwen_image_21 import pipeline
+from workbench.backbones.family import PipelineModel
 from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
+from workbench.runs.encoding import encoder_fingerprint
 
 
-def check_data(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recipe: Recipe) -> None:
+def check_data(dataset: EncodedDataset, teacher: PipelineModel, recipe: Recipe) -> None:
     """Warn of data that another encoder may have made.
 
     Raises: UserError for embeddings of another width than the teacher reads, and samples that lack what a loss needs.
@@ -23,9 +22,9 @@ def check_data(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recipe: Re
     _check_targets(dataset, recipe)
 
 
-def _check_width(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recipe: Recipe) -> None:
+def _check_width(dataset: EncodedDataset, teacher: PipelineModel, recipe: Recipe) -> None:
     """Embeddings of another text encoder would train without a word and be worth nothing."""
-    expected = teacher.transformer.config.context_in_dim
+    expected = teacher.embedding_dim
     if dataset.embedding_dim != expected:
         raise UserError(
             f"{recipe.data.encoded} was encoded with another pipeline (embeddings of width {dataset.embedding_dim}, "
@@ -36,7 +35,7 @@ def _check_width(dataset: EncodedDataset, teacher: QwenImage21Pipeline, recipe: 
 @rank_zero_only
 def _warn_of_other_weights(dataset: EncodedDataset, recipe: Recipe) -> None:
     """No more than a warning: a copy that was saved again has the same weights in other files."""
-    if dataset.pipeline_fingerprint != pipeline_fingerprint(pipeline.resolve(recipe.model.folder)):
+    if dataset.pipeline_fingerprint != encoder_fingerprint(recipe.model.folder):
         say(
             f"warning: {recipe.data.encoded} was encoded with other files of text encoder or autoencoder than those "
             f"of {recipe.model.folder}: if their weights differ, run `workbench encode` into another data.encoded"

@@ -5,6 +5,7 @@ recipe -> encoded shards -> datamodule -> roles -> trainer -> run folder -> pipe
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,32 +13,28 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
-import torch
-from diffusers import QwenImage21Pipeline
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor
 
 from datamodules.distillation import DistillationData
-from datamodules.openmoji import samples_of
 from datamodules.pretraining import PretrainingData, ShardSource, Source
 from datamodules.shards.encoded import EncodedDataset
-from studies.tiny_model.world_source import WorldSource
-from workbench.backbones import roles
+from workbench.backbones import families, lora_files, roles
 from workbench.backbones.base import RoleNetworks
+from workbench.backbones.folders import sample_sigmas
+from workbench.backbones.load import load_for_training, load_roles, single_role
+from workbench.backbones.lora import role_adapters
 from workbench.backbones.placement import frozen_dtype
-from workbench.backbones.qwen_image_21 import export, pipeline
-from workbench.backbones.qwen_image_21.load import load_for_training, load_roles
-from workbench.backbones.qwen_image_21.prompts import PromptTokenizer
-from workbench.backbones.qwen_image_21.transformer import single_role
 from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.jsonl import read_lines
+from workbench.evaluation.model_card import Origin, model_card
 from workbench.modules.distiller import Distiller, student_times
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
-from workbench.recipe.config import Data, Recipe
+from workbench.recipe.config import Recipe
 from workbench.recipe.reading import recipe_hash
 from workbench.runs import checkpoint, machine, milestones, plan, preflight
 from workbench.runs.callbacks import Averaging, Checkpointing, Grid, Milestones, SampleGrid
@@ -54,7 +51,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     Raises:
         UserError: anything in the recipe, the data or the folder that the user can mend.
     """
-    machine.check(recipe)
+    machine.check(recipe.trainer)
     folder = RunFolder(Path(recipe.trainer.folder))
     dataset = EncodedDataset(recipe.data.encoded)
     data = DistillationData(
@@ -68,7 +65,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     teacher = load_for_training(recipe, recipe.model.folder)
     preflight.check_data(dataset, teacher, recipe)
     denoiser = load_roles(recipe, teacher, frozen_dtype(recipe))
-    if machine.compiles(recipe, denoiser):
+    if machine.compiles(recipe.trainer, denoiser):
         denoiser.compile_blocks()
     module = Distiller(denoiser, recipe, data.categories)
     if dry_run:
@@ -89,78 +86,50 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     return folder.path
 
 
-def pretrain(recipe: Recipe) -> Path:
+def pretrain(recipe: Recipe, source: Source | None = None, pictured: Source | None = None) -> Path:
     """Train `recipe.model.folder` by flow matching; returns the pipeline folder that it became, or the LoRA file of
     the specialist over it (`pretrain.lora_rank`).
 
+    source: what the run trains on, the shards of `data.encoded` when None. pictured: what its sample pictures are of,
+    when not `source`.
+
     Raises:
-        UserError: anything in the recipe, the data or the folder that the user can mend.
+        UserError: anything in the recipe, the data or the folder that the user can correct.
     """
-    machine.check(recipe)
+    machine.check(recipe.trainer)
     if recipe.trainer.strategy == "fsdp":
         raise UserError("pretraining runs on one device: set trainer.strategy=auto")
     folder = RunFolder(Path(recipe.trainer.folder))
-    base = pipeline.load(recipe.model.folder)
-    tokenizer = PromptTokenizer(base)
-    data, pictured = _pretraining_data(recipe, base, tokenizer)
-    denoiser, rank = single_role(base.transformer), recipe.pretrain.lora_rank
+    base = families.load(recipe.model.folder)
+    text = base.trainable_text()
+    if source is None:
+        source = ShardSource(EncodedDataset(recipe.data.encoded), text.tokenize)
+    data, drawn = (
+        PretrainingData(
+            samples,
+            recipe.mixture,
+            num_system_tokens=text.num_system_tokens,
+            prompt_drop=recipe.pretrain.prompt_drop,
+            num_steps=recipe.pretrain.steps,
+            seed=recipe.seed,
+        )
+        for samples in (source, pictured or source)
+    )
+    denoiser, rank = single_role(base), recipe.pretrain.lora_rank
     if rank:
         base.transformer.requires_grad_(False)
         roles.add_adapter(denoiser.network(roles.TEACHER), roles.TEACHER, rank, alpha=rank, seed=recipe.seed)
-    module = Pretrainer(denoiser, base.text_encoder, recipe, tokenizer.num_system_tokens)
+    module = Pretrainer(denoiser, text, recipe)
     _begin(folder, recipe, "pretrain.steps", recipe.pretrain.steps)
     averaging = Averaging(recipe.pretrain.ema_decay)
-    grid = milestones.pretraining_grid(recipe, base, pictured)
+    grid = milestones.pretraining_grid(recipe, base, drawn)
     _fit(recipe, folder, module, data, averaging, grid, recipe.mixture.batch_size)
     averaging.average.swap()
     if rank:
-        export.write_lora(export.role_adapters(base.transformer, roles.TEACHER), folder.specialist, header={})
+        lora_files.write(role_adapters(base.transformer, roles.TEACHER), folder.specialist, header={})
         return folder.specialist
-    trained = {"transformer": base.transformer, "text_encoder": base.text_encoder}
-    export.export_components(recipe.model.folder, trained, folder.teacher)
+    base.export_pretrained(families.resolve(recipe.model.folder), folder.teacher)
     return folder.teacher
-
-
-def _pretraining_data(
-    recipe: Recipe, base: QwenImage21Pipeline, tokenizer: PromptTokenizer
-) -> tuple[PretrainingData, PretrainingData]:
-    """What the run trains on, and what its pictures are of: the same shards, or two samples a category of the world."""
-    options = recipe.pretrain
-
-    def over(source: Source) -> PretrainingData:
-        return PretrainingData(
-            source,
-            recipe.mixture,
-            num_system_tokens=tokenizer.num_system_tokens,
-            prompt_drop=options.prompt_drop,
-            num_steps=options.steps,
-            seed=recipe.seed,
-        )
-
-    if not options.fresh_every:
-        data = over(ShardSource(EncodedDataset(recipe.data.encoded), tokenizer))
-        return data, data
-    device = torch.device("cuda" if machine.accelerator(recipe) == "gpu" else "cpu")
-    base.vae.to(device)
-    fast = pipeline.fast_vae(base)
-
-    def encode(images: Tensor) -> Tensor:
-        """In half precision on a GPU, since training waits for it: latents differ by 0.1 %."""
-        with torch.autocast(device.type, torch.float16, enabled=fast is not None and device.type == "cuda"):
-            return pipeline.encode_images(base, images, fast)
-
-    def world(drawn: Data) -> Source:
-        return WorldSource(
-            drawn,
-            tokenizer,
-            encode=encode,
-            every=options.fresh_every,
-            num_steps=options.steps,
-            device=device,
-        )
-
-    few = {task: {name: min(count, 2) for name, count in of.items()} for task, of in samples_of(recipe.data).items()}
-    return over(world(recipe.data)), over(world(replace(recipe.data, samples=few, num_workers=0)))
 
 
 def export_run(run: Path, out: Path, lora: bool) -> list[float]:
@@ -177,7 +146,8 @@ def export_run(run: Path, out: Path, lora: bool) -> list[float]:
         raise UserError(f"{run} has no checkpoint yet: let it reach trainer.checkpoint_every updates")
     if lora and recipe.model.roles != "lora":
         raise UserError(f"{run} trained full weights (model.roles=full): export without --lora")
-    denoiser = load_roles(recipe, pipeline.load(recipe.model.folder))
+    teacher = families.load(recipe.model.folder, text_encoder=False)
+    denoiser = load_roles(recipe, teacher)
     average = {
         name: parameter.detach()
         for name, parameter in denoiser.named_parameters()
@@ -186,14 +156,14 @@ def export_run(run: Path, out: Path, lora: bool) -> list[float]:
     checkpoint.load(found[0], {"average": average})
     if recipe.trainer.keep == "best":
         _return_to_best(folder.checkpoints, Watch.of(read_lines(folder.milestones)), average)
-    times = student_times(recipe.dmd)
+    sigmas = sample_sigmas(student_times(recipe.dmd))
     if lora:
-        adapters = export.role_adapters(denoiser.network(roles.STUDENT).transformer, roles.STUDENT)
-        export.export_lora(adapters, times, out, metadata=_metadata(recipe))
+        adapters = role_adapters(denoiser.network(roles.STUDENT).transformer, roles.STUDENT)
+        header = {"sample_sigmas": json.dumps(sigmas), "recipe_hash": recipe_hash(recipe)}
+        lora_files.write(adapters, out, header=header)
     else:
-        state = roles.merged_state(denoiser, roles.STUDENT)
-        export.export(recipe.model.folder, state, times, out, metadata=_metadata(recipe))
-    return export.sample_sigmas(times)
+        _export(recipe, roles.merged_state(denoiser, roles.STUDENT), out)
+    return sigmas
 
 
 def _begin(folder: RunFolder, recipe: Recipe, key: str, total: int) -> None:
@@ -253,7 +223,7 @@ def _export_student(
     state = roles.merged_state(denoiser, roles.STUDENT)
     averaging.average.swap()
     if writes:
-        export.export(recipe.model.folder, state, student_times(recipe.dmd), folder.student, metadata=_metadata(recipe))
+        _export(recipe, state, folder.student)
 
 
 def _return_to_best(folder: Path, watch: Watch, average: Mapping[str, Tensor]) -> None:
@@ -268,14 +238,17 @@ def _return_to_best(folder: Path, watch: Watch, average: Mapping[str, Tensor]) -
     say(f"the student of update {best} is delivered: at the end of the run it was clearly worse")
 
 
-def _metadata(recipe: Recipe) -> export.Metadata:
-    dataset = EncodedDataset(recipe.data.encoded)
-    return export.Metadata(
+def _export(recipe: Recipe, student_state: Mapping[str, Tensor], out: Path) -> None:
+    """Write the student as a pipeline folder with its model card."""
+    dataset, teacher = EncodedDataset(recipe.data.encoded), families.resolve(recipe.model.folder)
+    origin = Origin(
         title=f"Distilled from {recipe.model.folder}",
         recipe_hash=recipe_hash(recipe),
         data=f"{len(dataset)} samples of {', '.join(dataset.categories)}",
         licence=dataset.attribution,
     )
+    family, sigmas = families.family_of(teacher), sample_sigmas(student_times(recipe.dmd))
+    family.export(teacher, student_state, sigmas, out, model_card(origin, family.class_name, sigmas))
 
 
 def _seconds_per_update(recipe: Recipe, module: Distiller, data: DistillationData) -> float:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from diffusers import QwenImage21Pipeline
 from torch import Tensor
 
 from workbench.backbones.base import RoleDenoiser
-from workbench.backbones.qwen_image_21.pipeline import decode_latents
+from workbench.backbones.family import PipelineModel
 from workbench.batch import Batch, Condition
-from workbench.method import guidance, rng, rollout
+from workbench.method import rng, rollout
 from workbench.sampling.contact_sheet import Picture
 
 
@@ -47,47 +47,41 @@ def sample_batch(
     cfg_scale: float,
 ) -> Tensor:
     """x0 (B, N, C) of one batch by Euler over `times`, guided when cfg_scale is above 1."""
-    prefix = network.prefix(condition)
-    empty = network.prefix(uncond) if cfg_scale != 1 and uncond is not None else None
-
-    def velocity(x_t: Tensor, t: Tensor) -> Tensor:
-        v = network.velocity(prefix, x_t, t)
-        return v if empty is None else guidance.cfg(v, network.velocity(empty, x_t, t), cfg_scale)
-
-    return rollout.sample(velocity, noise, times.to(noise.device))
+    cond = partial(network.velocity, network.prefix(condition))
+    empty = partial(network.velocity, network.prefix(uncond)) if cfg_scale != 1 and uncond is not None else None
+    return rollout.sample(rollout.guided(cond, empty, cfg_scale), noise, times.to(noise.device))
 
 
 def draw_column(
     prompts: FixedPrompts,
-    pipeline: QwenImage21Pipeline,
+    model: PipelineModel,
     network: RoleDenoiser,
-    num_channels: int,
     times: Tensor,
     cfg_scale: float = 1.0,
 ) -> list[Picture]:
     """One picture a row, by `network`."""
     pictures: dict[int, Picture] = {}
     for batch in prompts.batches:
-        noise = prompts.noise(batch, num_channels)
+        noise = prompts.noise(batch, network.num_channels)
         latents = sample_batch(network, batch.condition, batch.uncond, noise, times, cfg_scale)
-        _decode_into(pictures, pipeline, batch, latents)
+        _decode_into(pictures, model, batch, latents)
     return [pictures[row] for row in range(len(prompts.labels))]
 
 
 def latents_column(
-    prompts: FixedPrompts, pipeline: QwenImage21Pipeline, latents: Mapping[int, Tensor | None]
+    prompts: FixedPrompts, model: PipelineModel, latents: Mapping[int, Tensor | None]
 ) -> list[Picture | None]:
     """Decoded given latents of each batch (by its position), None where there are none."""
     pictures: dict[int, Picture] = {}
     for position, batch in enumerate(prompts.batches):
         given = latents[position]
         if given is not None:
-            _decode_into(pictures, pipeline, batch, given)
+            _decode_into(pictures, model, batch, given)
     return [pictures.get(row) for row in range(len(prompts.labels))]
 
 
-def _decode_into(pictures: dict[int, Picture], pipeline: QwenImage21Pipeline, batch: Batch, latents: Tensor) -> None:
+def _decode_into(pictures: dict[int, Picture], model: PipelineModel, batch: Batch, latents: Tensor) -> None:
     layout = batch.condition.layout
-    decoded = decode_latents(pipeline, latents.float(), layout.height, layout.width)
+    decoded = model.decode_latents(latents.float(), layout.height, layout.width)
     for row, picture in zip(batch.rows.tolist(), decoded.cpu().numpy(), strict=True):
         pictures[row] = picture

@@ -7,32 +7,29 @@ network, which kernel launches would bound, has one velocity evaluation recorded
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
-from diffusers import QwenImage21Pipeline
-from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import calculate_dimensions
 from PIL import Image
 from rich.progress import Progress
 from torch import Tensor
 
 from workbench.backbones.base import Prefix, RoleDenoiser
-from workbench.backbones.qwen_image_21 import pipeline as pipelines
-from workbench.backbones.qwen_image_21.pipeline import PIXELS_PER_LATENT, EncodedPrompt
-from workbench.batch import Reference
+from workbench.backbones.family import PipelineModel
+from workbench.batch import Condition, EncodedPrompt, Reference, conditions
 from workbench.common.clock import Clock
 from workbench.engine.graphs import GraphedStep
 from workbench.method import rng
-from workbench.method.guidance import cfg
-from workbench.method.rollout import sample
+from workbench.method.rollout import Velocity, guided, sample
 
 NOISE_STREAM = "sampling"
-SIDE_MULTIPLE = 2 * PIXELS_PER_LATENT
 GRAPHED_PARAMETERS = 100_000_000
 """Networks up to this size are bound by kernel launches on a GPU."""
 ROW_STEP, TEXT_STEP = 64, 16
@@ -47,7 +44,8 @@ CPU_ROWS, CPU_DECODED = 32, 8
 class Request:
     """One image to make. Noise is a function of (seed, row): equal ones in two models' requests pair their samples.
 
-    source: RGB or RGBA, sides multiples of 32 (`fit`); its size is then the output's. height, width: pixels, for T2I.
+    source: RGB or RGBA, of a size that the family takes (`fit`); its size is then the output's. height, width: pixels,
+    for T2I.
     """
 
     prompt: str
@@ -87,49 +85,49 @@ class Samples:
     nfe: int
     wall_s: float
 
-    @property
-    def seconds_per_image(self) -> float:
-        return self.wall_s / max(len(self.images), 1)
 
-
-def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """`image` at about resolution^2 pixels, aspect kept, sides multiples of 32: what the pipeline does to sources."""
-    width, height, _ = calculate_dimensions(resolution * resolution, image.width / image.height)
-    width, height = max(SIDE_MULTIPLE, width), max(SIDE_MULTIPLE, height)
+def fit(image: Image.Image, resolution: int, side_multiple: int) -> Image.Image:
+    """`image` at about resolution^2 pixels, aspect kept, sides multiples of `side_multiple`: what the pipelines of
+    diffusers do to sources."""
+    aspect = image.width / image.height
+    exact = math.sqrt(resolution * resolution * aspect)
+    width, height = (max(1, round(side / side_multiple)) * side_multiple for side in (exact, exact / aspect))
     mode = image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
     return mode if mode.size == (width, height) else mode.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def default_batch_size(pipeline: QwenImage21Pipeline, resolution: int) -> int:
-    """Rows of a batch on the pipeline's device."""
-    if pipeline.device.type != "cuda":
+def default_batch_size(model: PipelineModel, resolution: int) -> int:
+    """Rows of a batch on the model's device."""
+    if model.device.type != "cuda":
         return CPU_ROWS
-    work = pipeline.transformer.num_parameters() * (resolution // PIXELS_PER_LATENT) ** 2
+    work = _num_parameters(model) * (resolution // model.pixels_per_token) ** 2
     return max(1, min(MOST_ROWS, GPU_WORK // work))
 
 
+def _num_parameters(model: PipelineModel) -> int:
+    return sum(parameter.numel() for parameter in model.transformer.parameters())
+
+
 class Sampler:
-    """Samples `requests` through `pipeline`'s encoders and autoencoder and one role of a denoiser."""
+    """Samples requests through the encoders and the autoencoder of `model` and one role of a denoiser."""
 
     def __init__(
         self,
-        pipeline: QwenImage21Pipeline,
+        model: PipelineModel,
         denoiser: RoleDenoiser,
         batch_size: int = CPU_ROWS,
         clock: Clock | None = None,
     ) -> None:
         """clock: gets the time of the phases `sampling` and `decoding`."""
-        self.pipeline, self.denoiser, self.batch_size = pipeline, denoiser, batch_size
+        self.model, self.denoiser, self.batch_size = model, denoiser, batch_size
         self.clock = clock or Clock()
-        self._vae = pipelines.fast_vae(pipeline)
-        small = pipeline.transformer.num_parameters() <= GRAPHED_PARAMETERS
-        self._graphed = pipeline.device.type == "cuda" and small
+        self._graphed = model.device.type == "cuda" and _num_parameters(model) <= GRAPHED_PARAMETERS
         self._recorded = GraphedStep(self._evaluate)
         self._recorded_prefix: Prefix | None = None
 
     def __call__(self, requests: Sequence[Request], times: Tensor, cfg_scale: float = 1.0) -> Samples:
         """Encode and sample; see `encode` and `sample`."""
-        return self.sample(encode(self.pipeline, requests, self.batch_size), times, cfg_scale)
+        return self.sample(encode(self.model, requests, self.batch_size), times, cfg_scale)
 
     @torch.no_grad()
     def sample(self, cases: Sequence[EncodedRequest], times: Tensor, cfg_scale: float = 1.0) -> Samples:
@@ -159,7 +157,7 @@ class Sampler:
     def _decoded(self, x0: Tensor, height: int, width: int) -> np.ndarray:
         """(B, H, W, 3) uint8."""
         parts = [x0] if x0.device.type == "cuda" else x0.split(CPU_DECODED)
-        decoded = [pipelines.decode_latents(self.pipeline, part, height, width, self._vae) for part in parts]
+        decoded = [self.model.decode_latents(part, height, width) for part in parts]
         return torch.cat(decoded).cpu().numpy()
 
     def _latents(self, cases: Sequence[EncodedRequest], times: Tensor, cfg_scale: float) -> Tensor:
@@ -168,25 +166,21 @@ class Sampler:
         if self._graphed:
             # Rows that only fill the recorded shape repeat the last one, and are dropped.
             cases = [*cases, *[cases[-1]] * (-count % ROW_STEP)]
-        device = self.pipeline.vae.device
-        channels = self.pipeline.transformer.config.in_channels
-        noise = torch.stack([_noise(case, channels) for case in cases[:count]]).to(device)
+        device = self.model.device
+        noise = torch.stack([_noise(case, self.denoiser.num_channels) for case in cases[:count]]).to(device)
         noise = torch.cat([noise, noise[-1:].expand(len(cases) - count, -1, -1)])
-        prefix = self.denoiser.prefix(self._condition([case.prompt for case in cases], cases))
-        if cfg_scale == 1:
-            return sample(lambda x_t, t: self._velocity(prefix, x_t, t), noise, times.to(device))[:count]
-        uncond = self.denoiser.prefix(self._condition([case.uncond for case in cases], cases))
+        cond = self._predictor([case.prompt for case in cases], cases)
+        uncond = self._predictor([case.uncond for case in cases], cases) if cfg_scale != 1 else None
+        return sample(guided(cond, uncond, cfg_scale), noise, times.to(device))[:count]
 
-        def guided(x_t: Tensor, t: Tensor) -> Tensor:
-            v_uncond = self._velocity(uncond, x_t, t)
-            return cfg(self._velocity(prefix, x_t, t), v_uncond, cfg_scale)
+    def _predictor(self, encoded: Sequence[EncodedPrompt], cases: Sequence[EncodedRequest]) -> Velocity:
+        """The velocity of `cases` under the prompts `encoded`."""
+        return partial(self._velocity, self.denoiser.prefix(self._condition(encoded, cases)))
 
-        return sample(guided, noise, times.to(device))[:count]
-
-    def _condition(self, encoded: Sequence[EncodedPrompt], cases: Sequence[EncodedRequest]) -> pipelines.Condition:
+    def _condition(self, encoded: Sequence[EncodedPrompt], cases: Sequence[EncodedRequest]) -> Condition:
         references = [case.reference for case in cases if case.reference is not None]
         longest = max(len(item.embeddings) for item in encoded)
-        condition = pipelines.conditions(
+        condition = conditions(
             encoded,
             torch.stack(references) if references else None,
             cases[0].height,
@@ -222,27 +216,29 @@ def _tensor_float() -> Iterator[None]:
 
 
 @torch.no_grad()
-def encode(pipeline: QwenImage21Pipeline, requests: Sequence[Request], batch_size: int = 32) -> list[EncodedRequest]:
+def encode(model: PipelineModel, requests: Sequence[Request], batch_size: int = CPU_ROWS) -> list[EncodedRequest]:
     """Prompts, empty prompts and sources of `requests`, in order.
 
     Raises:
-        ValueError: a size that is no multiple of 32 pixels.
+        ValueError: a side that is no multiple of the family's `side_multiple`.
     """
-    plain = pipelines.encode_prompts(pipeline, [""])[0]
+    for request in requests:
+        _check_size(request, model.side_multiple)
+    plain = model.encode_prompts([""])[0]
     cases: list[EncodedRequest | None] = [None] * len(requests)
     order = sorted(range(len(requests)), key=lambda row: (_size(requests[row]), requests[row].source is None))
     groups = _runs(order, [(_size(request), request.source is None) for request in requests], batch_size)
     for rows in groups:
         chosen = [requests[row] for row in rows]
-        width, height = (pixels // PIXELS_PER_LATENT for pixels in _size(chosen[0]))
+        width, height = (pixels // model.pixels_per_token for pixels in _size(chosen[0]))
         sources = [request.source for request in chosen if request.source is not None]
         images = [[source] for source in sources] or None
-        prompts = pipelines.encode_prompts(pipeline, [request.prompt for request in chosen], images)
+        prompts = model.encode_prompts([request.prompt for request in chosen], images)
         unconds, references = [plain] * len(rows), None
         if sources:
-            unconds = pipelines.encode_prompts(pipeline, [""] * len(rows), images)
+            unconds = model.encode_prompts([""] * len(rows), images)
             pixels = np.stack([np.asarray(source.convert("RGBA")) for source in sources])
-            references = pipelines.encode_images(pipeline, torch.from_numpy(pixels))
+            references = model.encode_images(torch.from_numpy(pixels), exactly=True)
         for index, row in enumerate(rows):
             reference = references[index] if references is not None else None
             cases[row] = EncodedRequest(chosen[index], prompts[index], unconds[index], reference, height, width)
@@ -250,10 +246,13 @@ def encode(pipeline: QwenImage21Pipeline, requests: Sequence[Request], batch_siz
 
 
 def _size(request: Request) -> tuple[int, int]:
-    width, height = request.source.size if request.source is not None else (request.width, request.height)
-    if width % 32 or height % 32 or width <= 0 or height <= 0:
-        raise ValueError(f"images are made in multiples of 32 pixels, not {width} x {height}")
-    return width, height
+    return request.source.size if request.source is not None else (request.width, request.height)
+
+
+def _check_size(request: Request, side_multiple: int) -> None:
+    width, height = _size(request)
+    if width % side_multiple or height % side_multiple or width <= 0 or height <= 0:
+        raise ValueError(f"images are made in multiples of {side_multiple} pixels, not {width} x {height}")
 
 
 def _batches(cases: Sequence[EncodedRequest], batch_size: int) -> list[list[int]]:

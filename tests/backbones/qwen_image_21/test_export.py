@@ -17,17 +17,18 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from workbench.backbones import lora
+from workbench.backbones import folders, lora, lora_files
 from workbench.backbones.qwen_image_21 import export as exports
-from workbench.backbones.qwen_image_21 import pipeline as pipelines
+from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.common.errors import UserError
+from workbench.evaluation.model_card import Origin, model_card
 from workbench.method.rollout import Velocity, sample, time_grid
 
 PROMPT = "a red house under a clear sky"
 TIMES = time_grid(4, 3.0)
-CARD = exports.Metadata(
-    recipe_hash="abc123", data="OpenMoji", licence="CC BY-SA 4.0", metrics={"student": {"score": 1.5}}
-)
+SIGMAS = folders.sample_sigmas(TIMES)
+ORIGIN = Origin(title="A student", recipe_hash="abc123", data="OpenMoji", licence="CC BY-SA 4.0")
+CARD = model_card(ORIGIN, "QwenImage21Pipeline", SIGMAS)
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +75,8 @@ def _stock_velocity(pipeline: QwenImage21Pipeline, image: Image.Image | None, si
 @torch.no_grad()
 def test_stock_pipeline_samples_our_grid(bent_teacher: Path, tmp_path: Path, task: str) -> None:
     state, out, side = _student_state(bent_teacher), tmp_path / "student", 8
-    exports.export(str(bent_teacher), state, TIMES, out, metadata=CARD, dtype=torch.float32)
-    pipeline = pipelines.load(str(out))
+    exports.export(bent_teacher, state, SIGMAS, out, card=CARD, dtype=torch.float32)
+    pipeline = QwenImage21Model.load(out).pipeline
     image = None
     if task == "edit":
         image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
@@ -90,31 +91,31 @@ def test_stock_pipeline_samples_our_grid(bent_teacher: Path, tmp_path: Path, tas
 
 def test_the_rest_of_the_folder_is_the_teachers(bent_teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "student"
-    exports.export(str(bent_teacher), _student_state(bent_teacher), TIMES, out, metadata=CARD)
+    exports.export(bent_teacher, _student_state(bent_teacher), SIGMAS, out, card=CARD)
     for name in ("vae", "text_encoder", "processor"):
         for file in (bent_teacher / name).iterdir():
             assert (out / name / file.name).read_bytes() == file.read_bytes()
     index = json.loads((out / "model_index.json").read_text())
     assert index["sample_sigmas"] == TIMES[:-1].tolist()
     card = (out / "README.md").read_text()
-    assert all(text in card for text in ("abc123", "CC BY-SA 4.0", "**4**", "| student | 1.5 |"))
+    assert all(text in card for text in ("abc123", "CC BY-SA 4.0", "OpenMoji", "**4**", "import QwenImage21Pipeline"))
     with safe_open(out / "transformer" / "diffusion_pytorch_model.safetensors", "pt") as weights:
         assert weights.get_tensor("img_in.weight").dtype == torch.bfloat16
 
 
 def test_export_replaces_pipelines_alone_and_whole(bent_teacher: Path, tmp_path: Path) -> None:
     state, out = _student_state(bent_teacher), tmp_path / "student"
-    exports.export(str(bent_teacher), state, TIMES, out, metadata=CARD)
+    exports.export(bent_teacher, state, SIGMAS, out, card=CARD)
     (out / "old").write_text("x")
     with pytest.raises(ValueError, match="img_in"):
-        exports.export(str(bent_teacher), {**state, "img_in.weight": torch.zeros(1)}, TIMES, out, metadata=CARD)
+        exports.export(bent_teacher, {**state, "img_in.weight": torch.zeros(1)}, SIGMAS, out, card=CARD)
     assert (out / "old").is_file() and [path.name for path in tmp_path.iterdir()] == ["student"]
-    exports.export(str(bent_teacher), state, TIMES, out, metadata=CARD)
+    exports.export(bent_teacher, state, SIGMAS, out, card=CARD)
     assert not (out / "old").exists() and [path.name for path in tmp_path.iterdir()] == ["student"]
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="no pipeline folder"):
-        exports.export(str(bent_teacher), state, TIMES, tmp_path / "thesis", metadata=CARD)
+        exports.export(bent_teacher, state, SIGMAS, tmp_path / "thesis", card=CARD)
     assert (tmp_path / "thesis" / "thesis.tex").is_file()
 
 
@@ -135,7 +136,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(
     state = _student_state(bent_teacher)
     monkeypatch.setattr(QwenImage21Transformer2DModel, "save_pretrained", full)
     with pytest.raises(UserError, match=r"cannot write .*student: .*No space left on device.*; free space"):
-        exports.export(str(bent_teacher), state, TIMES, tmp_path / "student", metadata=CARD)
+        exports.export(bent_teacher, state, SIGMAS, tmp_path / "student", card=CARD)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -144,11 +145,11 @@ def test_what_killed_exports_left_goes_with_the_next_one(tmp_path: Path) -> None
     names = [f".student.{gone}.part", f".student.{gone}.old", f".student.{os.getppid()}.part", f".other.{gone}.part"]
     for name in names:
         (tmp_path / name / "vae").mkdir(parents=True)
-    with pytest.raises(ZeroDivisionError), exports.replaced_folder(out):
+    with pytest.raises(ZeroDivisionError), folders.replaced_folder(out):
         assert not (tmp_path / names[0]).exists()
         raise ZeroDivisionError
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
-    with exports.replaced_folder(out) as folder:
+    with folders.replaced_folder(out) as folder:
         (folder / "model_index.json").write_text("{}")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[2:], "student"])
 
@@ -156,14 +157,14 @@ def test_what_killed_exports_left_goes_with_the_next_one(tmp_path: Path) -> None
 def test_a_lora_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapters = {"layer": (torch.zeros(1, 2), torch.zeros(2, 1))}
     with pytest.raises(UserError, match="is a folder: name a .safetensors file"):
-        exports.write_lora(adapters, tmp_path, header={})
+        lora_files.write(adapters, tmp_path, header={})
 
     def full(*_: object) -> None:
         raise FULL
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match=r"cannot write .*a\.safetensors: No space left"):
-        exports.write_lora(adapters, tmp_path / "a.safetensors", header={})
+        lora_files.write(adapters, tmp_path / "a.safetensors", header={})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -172,7 +173,7 @@ def test_what_was_made_for_the_teachers_weights_is_not_passed_on(bent_teacher: P
     shutil.copytree(bent_teacher, source)
     for name in ("portrait.safetensors", "measured.json", "LICENSE.txt"):
         (source / name).write_text("x")
-    exports.export(str(source), _student_state(bent_teacher), TIMES, tmp_path / "student", metadata=CARD)
+    exports.export(source, _student_state(bent_teacher), SIGMAS, tmp_path / "student", card=CARD)
     found = {path.name for path in (tmp_path / "student").iterdir()}
     assert found.isdisjoint({"portrait.safetensors", "measured.json"})
     assert found >= {"LICENSE.txt", "README.md", "model_index.json", "vae", "processor"}
@@ -181,12 +182,12 @@ def test_what_was_made_for_the_teachers_weights_is_not_passed_on(bent_teacher: P
 @pytest.mark.parametrize("times", [[0.9, 0.0], [1.0, 0.5], [1.0, 0.5, 0.5, 0.0], [1.0], [1.0, math.nan, 0.0]])
 def test_a_grid_that_is_none_is_refused(times: list[float]) -> None:
     with pytest.raises(ValueError, match="falls strictly"):
-        exports.sample_sigmas(times)
+        folders.sample_sigmas(times)
 
 
 @torch.no_grad()
 def test_stock_pipeline_loads_the_lora(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    pipeline, rank, alpha = pipelines.load(str(tiny_pipeline_folder)), 4, 10.0
+    pipeline, rank, alpha = QwenImage21Model.load(tiny_pipeline_folder).pipeline, 4, 10.0
     transformer, generator = pipeline.transformer, torch.Generator().manual_seed(0)
     whole = {name: value.clone() for name, value in transformer.state_dict().items()}
     lora.install(transformer)
@@ -197,13 +198,14 @@ def test_stock_pipeline_loads_the_lora(tiny_pipeline_folder: Path, tmp_path: Pat
         up.copy_(0.1 * torch.randn(up.shape, generator=generator))
         whole[f"{name}.weight"] += alpha / rank * up @ down
     file = tmp_path / "lora" / "student.safetensors"
-    exports.export_lora(exports.role_adapters(transformer, "student"), TIMES, file, metadata=CARD, dtype=torch.float32)
-    with safe_open(file, "pt") as header:
-        sigmas = json.loads(header.metadata()["sample_sigmas"])
+    header = {"sample_sigmas": json.dumps(SIGMAS)}
+    lora_files.write(lora.role_adapters(transformer, "student"), file, header=header, dtype=torch.float32)
+    with safe_open(file, "pt") as written:
+        sigmas = json.loads(written.metadata()["sample_sigmas"])
 
     noise = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(0))
     settings = {"height": 64, "width": 64, "latents": noise, "sigmas": sigmas, "output_type": "latent"}
-    adapted, merged = (pipelines.load(str(tiny_pipeline_folder)) for _ in range(2))
+    adapted, merged = (QwenImage21Model.load(tiny_pipeline_folder).pipeline for _ in range(2))
     plain = adapted(PROMPT, **settings).images
     adapted.load_lora_weights(str(file.parent), weight_name=file.name)
     merged.transformer.load_state_dict(whole)

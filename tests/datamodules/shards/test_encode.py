@@ -14,14 +14,12 @@ import torch
 from shard_fakes import COUNTS, fake_encoder, fake_latents, fake_prompts, members, png, write_raw, write_tar
 
 from datamodules.shards.counts import INDEX
-from datamodules.shards.encode import encode, encode_shards
+from datamodules.shards.encode import encode_shards
 from datamodules.shards.encode_shard import Encoder
 from datamodules.shards.encoded import EncodedDataset
-from datamodules.shards.pack import pack
 from datamodules.shards.raw import raw_shards, read_raw
-from workbench.backbones.qwen_image_21 import pipeline as pipelines
 from workbench.common.errors import UserError
-from workbench.recipe.config import Data, Model, Recipe
+from workbench.recipe.config import Data
 
 
 def data_for(tmp_path: Path, **values) -> Data:
@@ -49,7 +47,7 @@ def test_each_sample_is_encoded_as_if_alone_and_in_order(tmp_path: Path) -> None
         calls.append(len(texts))
         return fake_prompts(texts, images)
 
-    encode_shards(data, lambda: Encoder(prompts, fake_latents), "f")  # type: ignore[arg-type]
+    encode_shards(data, lambda: Encoder(prompts, fake_latents, 16, 32), "f")  # type: ignore[arg-type]
     assert max(calls) == data.encode_batch_size
     dataset = EncodedDataset(data.encoded)
     raws = [raw for shard in raw_shards(data.raw) for raw in read_raw(shard)]
@@ -104,7 +102,7 @@ def test_a_crash_resumes_with_the_unfinished_shard_and_gives_the_same_bytes(tmp_
         return fake_prompts(texts, images)
 
     with pytest.raises(RuntimeError):
-        encode_shards(data, lambda: Encoder(crash, fake_latents), "f")  # type: ignore[arg-type]
+        encode_shards(data, lambda: Encoder(crash, fake_latents, 16, 32), "f")  # type: ignore[arg-type]
     finished = sorted(path.name for path in (tmp_path / "encoded").glob("*.tar"))
     assert finished == ["000000.tar"] and not (tmp_path / "encoded" / INDEX).exists()
     assert not list((tmp_path / "encoded").glob(".*.part"))
@@ -152,7 +150,7 @@ def slow_encoder() -> Encoder:
         time.sleep(0.2)
         return fake_prompts(texts, images)
 
-    return Encoder(prompts, fake_latents)  # type: ignore[arg-type]
+    return Encoder(prompts, fake_latents, 16, 32)  # type: ignore[arg-type]
 
 
 def test_a_finished_encoding_is_reused_only_for_the_same_inputs(tmp_path: Path) -> None:
@@ -206,30 +204,6 @@ def test_a_key_that_occurs_twice_is_named_with_both_shards(tmp_path: Path) -> No
 
 def test_an_overflow_names_the_sample(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw", {"t2i/text": 2})
-    huge = Encoder(fake_prompts, lambda images: fake_latents(images) * 1e6)  # type: ignore[arg-type]
+    huge = Encoder(fake_prompts, lambda images: fake_latents(images) * 1e6, 16, 32)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"t2i-text-0000.*latent\.npy.*float16"):
         encode_shards(data_for(tmp_path), lambda: huge, "f")
-
-
-def test_a_real_pipeline_encodes_the_world_as_it_would_each_sample_alone(
-    tmp_path: Path, tiny_pipeline_folder: Path
-) -> None:
-    samples = {"t2i": {"landscape": 2, "text": 1}, "edit": {"object": 2}}
-    data = data_for(tmp_path, resolution=64, samples=samples, num_workers=0)
-    recipe = Recipe(model=Model(folder=str(tiny_pipeline_folder)), data=data)
-    pack(recipe)
-    assert encode(recipe).num_samples == 5
-    assert encode(recipe).reused
-    dataset = EncodedDataset(data.encoded)
-    pipeline = pipelines.load(str(tiny_pipeline_folder))
-    for i, raw in enumerate(raw for shard in raw_shards(data.raw) for raw in read_raw(shard)):
-        stored = dataset.read(i)
-        images = [[raw.source]] if raw.source is not None else None
-        for values, prompt in ((stored.prompt, raw.text), (stored.uncond, "")):
-            alone = pipelines.encode_prompts(pipeline, [prompt], images)[0]
-            np.testing.assert_allclose(values, alone.embeddings.numpy(), rtol=1e-3, atol=1e-3)
-            if images:
-                assert dataset.geometries[dataset.samples.geometry[i]].references == alone.references
-        assert raw.target is not None and stored.latent is not None
-        latent = pipelines.encode_images(pipeline, torch.from_numpy(np.array(raw.target)[None]))[0]
-        np.testing.assert_allclose(stored.latent, latent.numpy(), rtol=1e-3, atol=1e-3)

@@ -121,7 +121,7 @@ def test_sources_are_read_as_training_reads_them(tmp_path: Path) -> None:
 
 
 def test_a_very_thin_source_still_has_two_sides(tmp_path: Path) -> None:
-    assert fit(Image.new("RGB", (4000, 20)), 64).size[1] == 32
+    assert fit(Image.new("RGB", (4000, 20)), 64, 32).size[1] == 32
 
 
 @pytest.mark.parametrize(

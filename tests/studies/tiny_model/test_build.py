@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from studies.tiny_model import build as building
 from studies.tiny_model import judge, shipped, vae
 from studies.tiny_model.stages import Stage
-from workbench.backbones import lora_files, roles
-from workbench.backbones.qwen_image_21 import pipeline
+from workbench.backbones import families, lora_files, roles
+from workbench.backbones.load import load_specialist, single_role
 from workbench.backbones.qwen_image_21.processor import load_processor
-from workbench.backbones.qwen_image_21.transformer import SplitTransformer, single_role
+from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import TEACHER
 from workbench.common.errors import UserError
 from workbench.evaluation.judges import local_network
@@ -62,13 +62,11 @@ def test_what_ships_is_a_stock_pipeline_and_its_specialist_one_of_diffusers(
     plan: building.Plan, built: dict[str, building.Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The adapter adds the same to the teacher through diffusers, and as a specialist named `tiny/portrait`."""
-    from workbench.backbones.qwen_image_21.load import load_specialist
-
     folder = Path(plan.folder) / "assets" / "tiny"
-    monkeypatch.setitem(pipeline.SHIPPED, "tiny", folder)
-    assert pipeline.resolve("tiny") == folder
+    monkeypatch.setitem(families.SHIPPED, "tiny", folder)
+    assert families.resolve("tiny") == folder
     adapter = load_specialist(Recipe(), "tiny/portrait.safetensors")
-    base = pipeline.load("tiny").transformer
+    base = families.load("tiny").transformer
     before = {name: value.clone() for name, value in base.state_dict().items()}
     denoiser = roles.build(SplitTransformer, base, Model(), specialists={"portrait": adapter})
     merged = roles.merged_state(denoiser, f"{TEACHER}_portrait")
@@ -120,9 +118,10 @@ def test_a_teacher_goes_on_where_it_was_interrupted(
     recipe = reading.load(plan.teacher.recipe, [*words, f"model.folder={Path(plan.folder) / 'start'}"])
     monkeypatch.setattr(Pretrainer, "training_step", dies_at_the_second)
     with pytest.raises(RuntimeError, match="killed"):
-        building.pretrain(recipe)
+        building.pretrain(recipe, *building.world_sources(recipe, plan.teacher.fresh_every))
     monkeypatch.setattr(Pretrainer, "training_step", step)
-    resumed, straight = weights(building.pretrain(recipe)), weights(Path(plan.folder) / "teacher" / "teacher")
+    resumed = weights(building.pretrain(recipe, *building.world_sources(recipe, plan.teacher.fresh_every)))
+    straight = weights(Path(plan.folder) / "teacher" / "teacher")
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 
 
@@ -172,10 +171,10 @@ def test_an_adapter_is_all_that_a_specialist_trains(tiny_pipeline_folder: Path, 
     words = [*brief, f"model.folder={tiny_pipeline_folder}", f"trainer.folder={tmp_path / 'text'}"]
     words += ["data.samples={t2i: {text: 4}}", "pretrain.lora_rank=3"]
     recipe = reading.load("studies/recipes/specialist.yaml", words)
-    file = building.pretrain(recipe)
+    file = building.pretrain(recipe, *building.world_sources(recipe, every=2))
     assert file == tmp_path / "text" / "text.safetensors"
     adapter = lora_files.read(file)
-    base = single_role(pipeline.load(str(tiny_pipeline_folder)).transformer).network(TEACHER).transformer
+    base = single_role(families.load(str(tiny_pipeline_folder))).network(TEACHER).transformer
     linears = {name for name, layer in base.named_modules() if isinstance(layer, torch.nn.Linear)}
     assert set(adapter) == {name for name in linears if "transformer_blocks" in name}
     assert all(len(layer.down) == 3 for layer in adapter.values())

@@ -16,7 +16,7 @@ from datamodules.openmoji import HEADS, MAX_LETTERS, MULTI_LABEL
 from studies.tiny_model import figures, judge_weights, measured, report
 from studies.tiny_model.benchmarks import benchmarks, markdown
 from studies.tiny_model.judge_data import vocabulary
-from workbench.backbones.qwen_image_21 import pipeline as pipelines
+from workbench.backbones import families
 from workbench.common.arguments import read_options
 from workbench.common.errors import UserError
 from workbench.evaluation.diversity import DIVERSITY_SAMPLES
@@ -30,7 +30,7 @@ def options(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
     folder = place / "model"
     shutil.copytree(tiny_pipeline_folder, folder)
     (folder / "README.md").write_text("# A model\n\nwords before\n")
-    transformer = pipelines.load(str(folder)).transformer
+    transformer = families.load(str(folder)).transformer
     layer = "transformer_blocks.0.attn.to_q"
     width = transformer.get_submodule(layer).weight.shape
     (folder / "specialists").mkdir()
@@ -59,7 +59,7 @@ def options(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "CFG_SCALES", (1.0, 2.0))
     monkeypatch.setattr(figures, "TEACHER_STEPS", 3)
-    monkeypatch.setattr("workbench.evaluation.subject.DEFAULT_STEPS", 1)
+    monkeypatch.setattr("workbench.backbones.qwen_image_21.model.DEFAULT_STEPS", 1)
 
 
 def test_every_section_is_measured_written_and_taken_up_again(

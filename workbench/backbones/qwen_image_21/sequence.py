@@ -12,6 +12,10 @@ from workbench.batch import Condition, Layout
 
 LATENT_TOKENS_PER_SLOT = 4
 """One image slot of the text encoder stands for 2 x 2 latent tokens."""
+PIXELS_PER_TOKEN = 16
+"""Side of the square of pixels behind one latent token."""
+SIDE_MULTIPLE = 2 * PIXELS_PER_TOKEN
+"""Sides of images are multiples of so many pixels: an image fills entire slots."""
 
 
 def num_prefix_tokens(layout: Layout) -> int:

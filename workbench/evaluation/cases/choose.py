@@ -11,7 +11,7 @@ from workbench.evaluation.cases.case import BENCHES, Case
 from workbench.evaluation.cases.case_file import read_jsonl, sliced
 from workbench.evaluation.cases.count import check_categories, check_source
 from workbench.evaluation.cases.world import world_cases
-from workbench.recipe.config import Data, Evaluation
+from workbench.recipe.config import SIDE_MULTIPLE, Data, Evaluation
 from workbench.sampling.sampler import fit
 
 
@@ -45,7 +45,7 @@ def benchmark_cases(
                 task, split, counts[task], data.resolution, evaluation.categories, evaluation.slice_seed
             )
         ]
-    every = read_jsonl(Path(evaluation.cases), lambda image: fit(image, data.resolution))
+    every = read_jsonl(Path(evaluation.cases), lambda image: fit(image, data.resolution, SIDE_MULTIPLE))
     cases = sliced(every, counts, evaluation.categories, evaluation.slice_seed)
     if not cases:
         raise UserError(

@@ -12,7 +12,12 @@ import torch
 from diffusers import QwenImage21Pipeline
 from PIL import Image
 
-from workbench.backbones.qwen_image_21 import pipeline as pipelines
+from workbench.backbones import families
+from workbench.backbones.qwen_image_21.images import decode_latents, encode_images
+from workbench.backbones.qwen_image_21.model import QwenImage21Model
+from workbench.backbones.qwen_image_21.prompts import embed, encode_prompts, tokenize, trim
+from workbench.backbones.qwen_image_21.vae import FastVae
+from workbench.batch import conditions
 from workbench.common.errors import UserError
 
 PROMPTS = ("a red house", "", 'a blue fox under a starry sky, with a sign that says "HELLO"')
@@ -20,7 +25,7 @@ PROMPTS = ("a red house", "", 'a blue fox under a starry sky, with a sign that s
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_pipeline_folder: Path) -> QwenImage21Pipeline:
-    return pipelines.load(str(tiny_pipeline_folder))
+    return QwenImage21Model.load(tiny_pipeline_folder).pipeline
 
 
 def _image(seed: int, mode: str = "RGB") -> Image.Image:
@@ -29,13 +34,13 @@ def _image(seed: int, mode: str = "RGB") -> Image.Image:
 
 
 def test_encoded_prompt_begins_with_the_user_message(pipeline: QwenImage21Pipeline) -> None:
-    ids = pipelines.tokenize(pipeline, ["a red house"])["input_ids"][0]
+    ids = tokenize(pipeline, ["a red house"])["input_ids"][0]
     text = pipeline.processor.tokenizer.decode(ids[pipeline._drop_idx :])
     assert text == "<|im_start|>user\na red house<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_text_alone_equals_stock_sample_by_sample(pipeline: QwenImage21Pipeline) -> None:
-    for prompt, ours in zip(PROMPTS, pipelines.encode_prompts(pipeline, PROMPTS), strict=True):
+    for prompt, ours in zip(PROMPTS, encode_prompts(pipeline, PROMPTS), strict=True):
         stock, mask, _ = pipeline.encode_prompt(prompt)
         assert mask is None and ours.references == ()
         torch.testing.assert_close(ours.embeddings, stock[0], atol=1e-5, rtol=1e-5)
@@ -45,7 +50,7 @@ def test_text_alone_equals_stock_sample_by_sample(pipeline: QwenImage21Pipeline)
 def test_edits_with_their_own_images_equal_stock(pipeline: QwenImage21Pipeline, num_images: int) -> None:
     modes = ("RGB", "RGBA")
     images = [[_image(10 * row + i, modes[i]) for i in range(num_images)] for row in range(len(PROMPTS))]
-    encoded = pipelines.encode_prompts(pipeline, PROMPTS, images)
+    encoded = encode_prompts(pipeline, PROMPTS, images)
     for prompt, group, ours in zip(PROMPTS, images, encoded, strict=True):
         stock, _, slots = pipeline.encode_prompt(prompt, image=group)
         torch.testing.assert_close(ours.embeddings, stock[0], atol=1e-5, rtol=1e-5)
@@ -57,9 +62,9 @@ def test_edits_with_their_own_images_equal_stock(pipeline: QwenImage21Pipeline, 
 
 
 def test_embeddings_depend_on_the_image_and_carry_gradients(pipeline: QwenImage21Pipeline) -> None:
-    inputs = pipelines.tokenize(pipeline, ["", ""], [[_image(0)], [_image(1)]])
-    hidden, mask = pipelines.embed(pipeline.text_encoder, inputs)
-    first, second = pipelines.trim(pipeline, inputs, hidden, mask)
+    inputs = tokenize(pipeline, ["", ""], [[_image(0)], [_image(1)]])
+    hidden, mask = embed(pipeline.text_encoder, inputs)
+    first, second = trim(pipeline, inputs, hidden, mask)
     assert (first.embeddings - second.embeddings).abs().max() > 1e-3
     (first.embeddings.square().sum() + second.embeddings.square().sum()).backward()
     gradients = [p.grad for p in pipeline.text_encoder.model.parameters() if p.grad is not None]
@@ -71,7 +76,7 @@ def test_embeddings_depend_on_the_image_and_carry_gradients(pipeline: QwenImage2
 def test_image_latents_equal_stock(pipeline: QwenImage21Pipeline, mode: str) -> None:
     pipeline.vae.register_to_config(latents_mean=[0.1 * i for i in range(8)], latents_std=[1.0 + i for i in range(8)])
     images = [_image(seed, mode) for seed in range(2)]
-    ours = pipelines.encode_images(pipeline, torch.from_numpy(np.stack([np.asarray(image) for image in images])))
+    ours = encode_images(pipeline.vae, torch.from_numpy(np.stack([np.asarray(image) for image in images])))
     for image, latents in zip(images, ours, strict=True):
         pixels = pipeline.image_processor.preprocess(image.convert("RGBA"), width=64, height=64).unsqueeze(2)
         _, stock = pipeline.prepare_latents([pixels], 1, 8, 64, 64, torch.float32, "cpu", None)
@@ -84,21 +89,21 @@ def test_decoded_images_equal_stock(pipeline: QwenImage21Pipeline) -> None:
     latents = pipeline(
         ["a house", "a house"], height=64, width=64, latents=noise, sigmas=[1e-6], output_type="latent"
     ).images
-    for image, ours in zip(images, pipelines.decode_latents(pipeline, latents, 4, 4), strict=True):
+    for image, ours in zip(images, decode_latents(pipeline.vae, latents, 4, 4), strict=True):
         assert np.abs(np.asarray(image)[..., :3].astype(int) - ours.numpy().astype(int)).max() <= 1
 
 
 def test_conditions_pad_on_the_right(pipeline: QwenImage21Pipeline) -> None:
-    encoded = pipelines.encode_prompts(pipeline, PROMPTS)
-    condition = pipelines.conditions(encoded, None, 4, 4, text_tokens=60)
+    encoded = encode_prompts(pipeline, PROMPTS)
+    condition = conditions(encoded, None, 4, 4, text_tokens=60)
     assert condition.prompt.shape[:2] == (3, 60) and condition.layout.text_tokens == 60
     for row, length, item in zip(condition.prompt, condition.lengths, encoded, strict=True):
         assert torch.equal(row[:length], item.embeddings) and not row[length:].any()
     with pytest.raises(ValueError, match="does not fit"):
-        pipelines.conditions(encoded, None, 4, 4, text_tokens=5)
-    edit = pipelines.encode_prompts(pipeline, ["x"], [[_image(0)]])
+        conditions(encoded, None, 4, 4, text_tokens=5)
+    edit = encode_prompts(pipeline, ["x"], [[_image(0)]])
     with pytest.raises(ValueError, match="share their references"):
-        pipelines.conditions([*encoded, *edit], None, 4, 4)
+        conditions([*encoded, *edit], None, 4, 4)
 
 
 def _broken(folder: Path, tmp_path: Path) -> Path:
@@ -111,8 +116,8 @@ def test_another_family_is_named(tiny_pipeline_folder: Path, tmp_path: Path) -> 
     folder = _broken(tiny_pipeline_folder, tmp_path)
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
-    with pytest.raises(UserError, match="is a FluxPipeline"):
-        pipelines.load(str(folder))
+    with pytest.raises(UserError, match="is a FluxPipeline, .* name a folder of QwenImage21Pipeline"):
+        families.load(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +134,7 @@ def test_a_missing_file_is_named(tiny_pipeline_folder: Path, tmp_path: Path, mis
     folder = _broken(tiny_pipeline_folder, tmp_path)
     (folder / missing).unlink()
     with pytest.raises(UserError, match=missing.partition("/")[0]):
-        pipelines.load(str(folder))
+        families.load(str(folder))
 
 
 def test_truncated_weights_are_a_user_error(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
@@ -137,27 +142,27 @@ def test_truncated_weights_are_a_user_error(tiny_pipeline_folder: Path, tmp_path
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot load"):
-        pipelines.load(str(folder))
+        families.load(str(folder))
 
 
 def test_bfloat16_encodes_what_float32_does_but_for_rounding(tiny_pipeline_folder: Path) -> None:
     """bfloat16 has 8 bits of mantissa: rounding a dozen layers through them leaves errors of about a per cent."""
     exact, rounded = (
-        pipelines.load(str(tiny_pipeline_folder), dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
+        QwenImage21Model.load(tiny_pipeline_folder, dtype=dtype).pipeline for dtype in (torch.float32, torch.bfloat16)
     )
     sources = [[_image(row)] for row in range(2)]
     mixed = [[_image(0)], [_image(1).resize((96, 64))]]
     pixels = torch.stack([torch.from_numpy(np.asarray(_image(row))) for row in range(2)])
 
     def encoded(model: QwenImage21Pipeline, fast: bool) -> list[torch.Tensor]:
-        vae = pipelines.fast_vae(model) if fast else None
-        latents = pipelines.encode_images(model, pixels, vae)
+        vae = FastVae(model.vae) if fast else None
+        latents = encode_images(model.vae, pixels, vae)
         prompts = [
             item.embeddings
             for images in (None, sources, mixed)
-            for item in pipelines.encode_prompts(model, PROMPTS[:1] * 2, images)
+            for item in encode_prompts(model, PROMPTS[:1] * 2, images)
         ]
-        return [latents, pipelines.decode_latents(model, latents, 4, 4, vae), *prompts]
+        return [latents, decode_latents(model.vae, latents, 4, 4, vae), *prompts]
 
     for fast in (True, False):
         for ours, theirs in zip(encoded(rounded, fast), encoded(exact, fast), strict=True):

@@ -1,0 +1,65 @@
+"""The families of pipeline folders that can be used, and which of them a folder belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from workbench.backbones.family import PipelineModel
+from workbench.backbones.folders import read_index
+from workbench.backbones.qwen_image_21.model import QwenImage21Model
+from workbench.common.errors import UserError
+
+FAMILIES: tuple[type[PipelineModel], ...] = (QwenImage21Model,)
+SHIPPED = {"tiny": Path(__file__).parents[1] / "assets" / "tiny"}
+
+
+def resolve(folder: str) -> Path:
+    """Path of the pipeline folder that `folder` names; `tiny` is the one that ships.
+
+    Raises:
+        UserError: there is none, no family knows it, or a component is missing.
+    """
+    path = SHIPPED.get(folder, Path(folder))
+    family_of(path).check(path)
+    return path
+
+
+def family_of(path: Path) -> type[PipelineModel]:
+    """The family of a pipeline folder.
+
+    Raises:
+        UserError: no pipeline folder, or of no family that is known here.
+    """
+    found = read_index(path).get("_class_name")
+    for family in FAMILIES:
+        if family.class_name == found:
+            return family
+    known = ", ".join(family.class_name for family in FAMILIES)
+    raise UserError(f"{path} is a {found}, which cannot be used here: name a folder of {known}")
+
+
+def load(
+    folder: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    transformer_dtype: torch.dtype | None = None,
+    transformer: bool = True,
+    text_encoder: bool = True,
+) -> PipelineModel:
+    """The model of a folder; see `PipelineModel.load`.
+
+    Raises:
+        UserError: see `resolve`; or the files do not fit the classes.
+    """
+    path = resolve(folder)
+    return family_of(path).load(
+        path,
+        device,
+        dtype,
+        transformer_dtype=transformer_dtype,
+        transformer=transformer,
+        text_encoder=text_encoder,
+    )

@@ -1,0 +1,148 @@
+"""What a family of pipeline folders offers, as one class: how a folder is read, encoded with, sampled and written."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from workbench.backbones.base import NetworkFactory
+from workbench.batch import EncodedPrompt, Layout
+from workbench.common.errors import UserError
+from workbench.method.rollout import Sampling
+
+
+class TrainableText(ABC):
+    """The prompts of a family as token ids, and its text encoder as pretraining trains it.
+
+    encoder: the text encoder. tokenize: (text, number of image slots, 0 for none) -> token ids of the whole prompt.
+    num_system_tokens: leading tokens of every prompt that the denoiser never sees.
+    """
+
+    encoder: nn.Module
+    tokenize: Callable[[str, int], list[int]]
+    num_system_tokens: int
+
+    @abstractmethod
+    def set_trainable(self, trains: bool) -> None:
+        """Let gradients reach the parameters that the embeddings depend on, or freeze all."""
+
+    @abstractmethod
+    def compile_layers(self) -> None:
+        """Run the layers of the encoder compiled from now on."""
+
+    @abstractmethod
+    def embed(self, token_ids: Tensor, images: Tensor | None, layout: Layout) -> Tensor:
+        """Embeddings (B, L, D) without the system tokens, with gradient; arguments as in `CaptionBatch`."""
+
+
+class PipelineModel(ABC):
+    """A loaded pipeline folder of one family.
+
+    class_name: the class in the folder's index. pixels_per_token: side of the square of pixels behind one latent token.
+    side_multiple: sides of images are multiples of so many pixels. encoder_parts: components that encoded data depend
+    on. transformer: diffusers' network, absent where it was left on the disk.
+    """
+
+    class_name: ClassVar[str]
+    pixels_per_token: ClassVar[int]
+    side_multiple: ClassVar[int]
+    encoder_parts: ClassVar[tuple[str, ...]]
+    network: ClassVar[NetworkFactory]
+
+    @classmethod
+    @abstractmethod
+    def check(cls, folder: Path) -> None:
+        """Raise UserError where a component of the folder is missing."""
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls,
+        folder: Path,
+        device: str | torch.device,
+        dtype: torch.dtype,
+        *,
+        transformer_dtype: torch.dtype | None,
+        transformer: bool,
+        text_encoder: bool,
+    ) -> Self:
+        """The model of a folder in evaluation mode.
+
+        transformer_dtype: of the transformer where it differs. transformer, text_encoder: False leaves it on the disk.
+
+        Raises:
+            UserError: the files cannot be read or do not fit the classes.
+        """
+
+    @classmethod
+    @abstractmethod
+    def export(
+        cls, teacher: Path, student_state: Mapping[str, Tensor], sigmas: Sequence[float], out: Path, card: str
+    ) -> None:
+        """Write the pipeline folder `out`: the teacher's, with the student's weights, its grid and its model card.
+
+        student_state: unsharded, with the names of the stock network. sigmas: see `folders.sample_sigmas`.
+        `out` appears complete or not at all; a pipeline folder in its place is replaced, anything else is left alone.
+        """
+
+    def export_pretrained(self, source: Path, out: Path) -> None:
+        """Write the pipeline folder `out`: the source's, with this transformer and text encoder."""
+        raise UserError(f"a {self.class_name} cannot be pretrained here")
+
+    @property
+    @abstractmethod
+    def transformer(self) -> nn.Module: ...
+
+    @property
+    @abstractmethod
+    def architecture(self) -> Mapping[str, Any]:
+        """What decides names and shapes of the transformer's weights."""
+
+    @property
+    @abstractmethod
+    def embedding_dim(self) -> int:
+        """Width of the prompt embeddings that the transformer reads."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the encoders are."""
+
+    @abstractmethod
+    def move_autoencoder(self, device: torch.device) -> None:
+        """Move what encodes and decodes images to `device`."""
+
+    @abstractmethod
+    def encode_prompts(
+        self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]] | None = None
+    ) -> list[EncodedPrompt]:
+        """Each prompt with its images, as the stock pipeline encodes it alone; an empty prompt as it encodes that."""
+
+    @abstractmethod
+    def encode_images(self, images: Tensor, *, exactly: bool = False) -> Tensor:
+        """uint8 (B, H, W, 3 or 4) -> packed latents (B, N, C), as the stock pipeline encodes reference images.
+
+        exactly: to the last bit, where a faster way rounds differently.
+        """
+
+    @abstractmethod
+    def decode_latents(self, latents: Tensor, height: int, width: int) -> Tensor:
+        """Packed latents (B, N, C) of `height` x `width` tokens -> uint8 (B, H, W, 3)."""
+
+    @abstractmethod
+    def default_sampling(self) -> Sampling:
+        """How the folder is sampled where nothing else is asked for: its stored grid, or else the family's steps."""
+
+    @abstractmethod
+    def stored_sampling(self) -> Sampling | None:
+        """The grid that the folder stores, as a student's does."""
+
+    def trainable_text(self) -> TrainableText:
+        """Tokenizer and text encoder for pretraining."""
+        raise UserError(f"a {self.class_name} cannot be pretrained here")

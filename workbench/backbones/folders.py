@@ -1,0 +1,127 @@
+"""Pipeline folders on the disk, of any family: their index, the times they are sampled at, replacing one at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from workbench.common.errors import UserError
+
+INDEX_FILE = "model_index.json"
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The components of a pipeline folder by name, and the class that holds them, `_class_name`.
+
+    Raises:
+        UserError: no pipeline folder, or its index cannot be read.
+    """
+    if not (folder / INDEX_FILE).is_file():
+        if (folder / "student" / INDEX_FILE).is_file():
+            raise UserError(f"{folder} is a run folder, not a pipeline folder: name {folder / 'student'}")
+        raise UserError(f"no pipeline folder at {folder}: it has no {INDEX_FILE}")
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / INDEX_FILE} is not valid JSON: {error}") from error
+    return index if isinstance(index, dict) else {}
+
+
+def sample_sigmas(times: Tensor | Sequence[float]) -> list[float]:
+    """The pipeline's `sample_sigmas`, the terminal 0 left out.
+
+    Raises:
+        ValueError: the times do not fall from 1 to 0.
+    """
+    values = [float(time) for time in times]
+    falls = all(a > b for a, b in zip(values, values[1:], strict=False))
+    if len(values) < 2 or values[0] != 1 or values[-1] != 0 or not falls:
+        raise ValueError(f"a grid falls strictly from 1 to 0, got {values}")
+    return values[:-1]
+
+
+def copy_parts(source: Path, out: Path, left_out: Sequence[str]) -> None:
+    """Copy the pipeline's components and its licence; other files there, such as adapters, fit only the old weights."""
+    index = json.loads((source / INDEX_FILE).read_text())
+    for item in sorted(source.iterdir()):
+        if item.is_dir() and item.name in index and item.name not in left_out:
+            shutil.copytree(item, out / item.name)
+        elif item.is_file() and (item.name == INDEX_FILE or item.name.startswith(("LICENSE", "NOTICE"))):
+            shutil.copy2(item, out / item.name)
+
+
+@contextmanager
+def replaced_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `out` once the block ends well and vanishes otherwise.
+
+    Raises:
+        UserError: `out` exists and is neither empty nor a pipeline folder, or the disk is full or cannot be written.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / INDEX_FILE).is_file()):
+        raise UserError(f"{out} exists and is no pipeline folder: remove it or name another place")
+    part, old = (out.with_name(f".{out.name}.{os.getpid()}.{suffix}") for suffix in ("part", "old"))
+    _remove_leftovers(out)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        _open_to_others(part)
+        if out.exists():
+            os.replace(out, old)
+        os.replace(part, out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {out}: {_reason(error)}; free space or choose another folder") from error
+    finally:
+        if old.exists() and not out.exists():
+            os.replace(old, out)
+        _remove_leftovers(out)
+
+
+def _open_to_others(folder: Path) -> None:
+    """The libraries write weights readable by their owner alone: give them the rights of any other file."""
+    usual = folder / ".rights"
+    usual.touch()
+    mode = usual.stat().st_mode
+    usual.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what this process and killed ones left next to `out`, but a replaced folder only once `out` exists."""
+    name = re.compile(rf"\.{re.escape(out.name)}\.(?P<pid>\d{{1,9}})\.(?P<kind>part|old)")
+    for path in out.parent.iterdir() if out.parent.is_dir() else ():
+        found = name.fullmatch(path.name)
+        if found and not _is_another_process(int(found["pid"])) and (found["kind"] == "part" or out.exists()):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_another_process(pid: int) -> bool:
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    match error:
+        case shutil.Error():
+            return "; ".join(str(reason) for _, _, reason in error.args[0][:1])
+        case OSError():
+            return error.strerror or str(error)
+        case _:
+            return str(error)

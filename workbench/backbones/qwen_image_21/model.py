@@ -1,0 +1,154 @@
+"""Pipeline folders of the Qwen-Image-2.1 family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers import QwenImage21Pipeline, QwenImage21Transformer2DModel
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from workbench.backbones.family import PipelineModel
+from workbench.backbones.qwen_image_21 import export
+from workbench.backbones.qwen_image_21.images import decode_latents, encode_images
+from workbench.backbones.qwen_image_21.pretraining import TrainableQwen
+from workbench.backbones.qwen_image_21.processor import load_processor
+from workbench.backbones.qwen_image_21.prompts import encode_prompts
+from workbench.backbones.qwen_image_21.sequence import PIXELS_PER_TOKEN, SIDE_MULTIPLE
+from workbench.backbones.qwen_image_21.transformer import SplitTransformer
+from workbench.backbones.qwen_image_21.vae import FastVae
+from workbench.batch import EncodedPrompt
+from workbench.common.errors import UserError
+from workbench.method.rollout import Sampling
+
+DEFAULT_STEPS = 40
+_WEIGHTED = ("transformer", "vae", "text_encoder")
+
+
+class QwenImage21Model(PipelineModel):
+    """A loaded `QwenImage21Pipeline`, and its autoencoder a second time in a faster form where there is one."""
+
+    class_name = "QwenImage21Pipeline"
+    pixels_per_token = PIXELS_PER_TOKEN
+    side_multiple = SIDE_MULTIPLE
+    encoder_parts = ("text_encoder", "vae", "processor", "tokenizer")
+    network = SplitTransformer
+
+    def __init__(self, pipeline: QwenImage21Pipeline) -> None:
+        self.pipeline = pipeline
+        self._fast = FastVae(pipeline.vae).eval() if pipeline.vae.config.is_residual else None
+
+    @classmethod
+    def check(cls, folder: Path) -> None:
+        for name in _WEIGHTED:
+            if not any((folder / name).glob("*.safetensors")):
+                raise UserError(f"{folder / name} holds no .safetensors weights: copy the pipeline folder again")
+        for name in ("scheduler/scheduler_config.json", *(f"{part}/config.json" for part in _WEIGHTED)):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder} lacks {name}: copy the pipeline folder again")
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        transformer_dtype: torch.dtype | None = None,
+        transformer: bool = True,
+        text_encoder: bool = True,
+    ) -> Self:
+        """See `PipelineModel.load`; with or without torchvision installed."""
+        absent = {
+            name: None for name, wanted in (("transformer", transformer), ("text_encoder", text_encoder)) if not wanted
+        }
+        processor = load_processor(folder / "processor")
+        try:
+            with _no_progress_bars():
+                pipeline = QwenImage21Pipeline.from_pretrained(
+                    folder,
+                    processor=processor,
+                    dtype={"default": dtype, "transformer": transformer_dtype or dtype},
+                    use_safetensors=True,
+                    local_files_only=True,
+                    **absent,
+                )
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"cannot load the pipeline folder {folder}: {reason}") from error
+        pipeline.set_progress_bar_config(disable=True)
+        return cls(pipeline.to(device))
+
+    @classmethod
+    def export(
+        cls, teacher: Path, student_state: Mapping[str, Tensor], sigmas: Sequence[float], out: Path, card: str
+    ) -> None:
+        export.export(teacher, student_state, sigmas, out, card=card)
+
+    def export_pretrained(self, source: Path, out: Path) -> None:
+        export.export_pretrained(source, self.pipeline.transformer, self.pipeline.text_encoder, out)
+
+    @property
+    def transformer(self) -> QwenImage21Transformer2DModel:
+        return self.pipeline.transformer
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in self.transformer.config.items()
+            if not name.startswith("_")
+        }
+
+    @property
+    def embedding_dim(self) -> int:
+        return int(self.transformer.config.context_in_dim)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipeline.vae.device
+
+    def move_autoencoder(self, device: torch.device) -> None:
+        (self._fast or self.pipeline.vae).to(device)
+
+    def encode_prompts(
+        self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]] | None = None
+    ) -> list[EncodedPrompt]:
+        return encode_prompts(self.pipeline, prompts, images)
+
+    def encode_images(self, images: Tensor, *, exactly: bool = False) -> Tensor:
+        return encode_images(self.pipeline.vae, images, None if exactly else self._fast)
+
+    def decode_latents(self, latents: Tensor, height: int, width: int) -> Tensor:
+        return decode_latents(self.pipeline.vae, latents, height, width, self._fast)
+
+    def stored_sampling(self) -> Sampling | None:
+        sigmas = self.pipeline.config.sample_sigmas
+        return Sampling(len(sigmas), times=tuple(float(sigma) for sigma in sigmas)) if sigmas else None
+
+    def default_sampling(self) -> Sampling:
+        """Without a stored grid, 40 steps through the folder's scheduler's shift, unguided."""
+        return self.stored_sampling() or Sampling(DEFAULT_STEPS, shift=float(self.pipeline.scheduler.config.shift))
+
+    def trainable_text(self) -> TrainableQwen:
+        return TrainableQwen(self.pipeline)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Both libraries draw bars for every component; a folder loads within seconds."""
+    libraries = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()

@@ -1,0 +1,75 @@
+"""The model card of an exported student: README.md of its pipeline folder, with the scores once there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.common import files
+from workbench.evaluation.tables import asked
+
+SCORES_HEADING = "## Scores"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a student comes from, for its model card."""
+
+    title: str
+    recipe_hash: str
+    data: str
+    licence: str
+
+
+def model_card(origin: Origin, pipeline_class: str, sigmas: Sequence[float]) -> str:
+    """Markdown for a student that `pipeline_class` of diffusers samples at the times `sigmas`, the last 0 left out."""
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "tags: [text-to-image, image-to-image, distillation]",
+        "---",
+        f"# {origin.title}",
+        "",
+        f"- Network evaluations an image (NFE): **{len(sigmas)}**, without guidance (`true_cfg_scale=1`).",
+        f"- Times (`sample_sigmas`): {', '.join(f'{sigma:.6g}' for sigma in sigmas)}, then 0; Euler.",
+        f"- Recipe: `{origin.recipe_hash}`",
+        f"- Data: {origin.data}",
+        f"- Licence: {origin.licence}",
+        "",
+        "```python",
+        "# pip install diffusers transformers torchvision",
+        f"from diffusers import {pipeline_class}",
+        f'pipeline = {pipeline_class}.from_pretrained("FOLDER")',
+        'pipeline("PROMPT", output_resolution=128).images[0]',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def add_scores(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Put the scores of `metrics.json` into the model card of a pipeline folder, in the place of older ones."""
+    card = folder / "README.md"
+    text = card.read_text().partition(f"\n{SCORES_HEADING}\n")[0].rstrip()
+    lines = [
+        "",
+        SCORES_HEADING,
+        "",
+        f"{asked(metrics).capitalize()}, seeds {metrics['seeds']}, judge {metrics['judge']}; {metrics['interval']}.",
+        "",
+        "| model | NFE | n | T2I-Bench | Editing-Bench |",
+        "|---|---|---|---|---|",
+    ]
+    for name, model in metrics["models"].items():
+        t2i, editing = (_score(model.get(bench, {}).get("mean")) for bench in ("t2i_bench", "editing_bench"))
+        lines.append(f"| {name.replace('_', ' ')} | {model['nfe']} | {model['n']} | {t2i} | {editing} |")
+    files.write_bytes(card, ("\n".join([text, *lines]) + "\n").encode())
+
+
+def _score(interval: Mapping[str, Any] | None) -> str:
+    if interval is None or interval["mean"] is None:
+        return "-"
+    if interval["low"] is None:
+        return f"{interval['mean']:.2f}"
+    return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
