@@ -17,7 +17,7 @@ import numpy as np
 from studies.analysis import replicates
 from studies.analysis.replicates import Spread, Table
 from workbench.common.errors import UserError
-from workbench.evaluation.answers import read_scores
+from workbench.evaluation.case_scores import Key, read_scores
 from workbench.evaluation.measures.statistics import NO_DIFFERENCE, Interval
 
 NOISE_FLOOR = "noise-floor"
@@ -31,7 +31,6 @@ INSIDE = "inside the noise floor"
 ONE_SEED = "one seed says nothing of others"
 
 Values = Mapping[str, Any]
-Key = tuple[str, str, str, int]
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def _cases(run: Path | None) -> dict[Key, float]:
     if run is None:
         return {}
     try:
-        return read_scores(run / "evaluation" / "cases.jsonl").get("student", {})
+        return read_scores(run).get("student", {})
     except UserError:
         return {}
 

@@ -47,8 +47,9 @@ def run_trial(recipe: Recipe, folder: Path) -> dict[str, Any]:
         distill(recipe)
     seconds = seconds_of_updates(folder, found[1].num_updates if found else 0)
     metrics = evaluate_run(folder, [], shared=Store(folder.parent / "teacher"))
-    spent = {phase: of["wall"] for phase, of in metrics["seconds"].items()}
-    return {**metrics, "cost": {"distill": seconds, "evaluate": spent["total"] - spent.get("loading", 0.0)}}
+    assert metrics is not None
+    spent = {phase: of["wall"] for phase, of in metrics.seconds.items()}
+    return {**metrics.as_dict(), "cost": {"distill": seconds, "evaluate": spent["total"] - spent.get("loading", 0.0)}}
 
 
 def _finished(recipe: Recipe, folder: Path) -> dict[str, Any] | None:

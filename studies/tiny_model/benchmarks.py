@@ -49,11 +49,11 @@ def benchmarks(options: Options, page: Path) -> dict[str, Any]:
         zoo.recipe,
         Path(options.out) / "benchmarks",
         cases=zoo.cases,
-        judge=zoo.judge,
+        judges=[zoo.judge],
         selection=zoo.few[1],
         store=zoo.store,
         compared=against,
-    )
+    ).as_dict()
     write_bytes(page, markdown(metrics).encode())
     return metrics
 

@@ -151,7 +151,7 @@ class Zoo:
 
     def answers_of(self, model: ModelUnderTest) -> Answers:
         keep = [case.id for group in chosen_cases(self.cases).values() for case in group]
-        return answer(model, self.cases, self.seeds, self.judge, keep, store=self.store)
+        return answer(model, self.cases, self.seeds, [self.judge], keep, self.store)
 
     @cached_property
     def targets(self) -> Answers:
@@ -159,7 +159,7 @@ class Zoo:
         real = Answers()
         for bench in BENCHES.values():
             of = [case for case in self.cases if case.bench == bench]
-            judge_into(real, of, [case.target for case in of if case.target is not None], 0, self.judge)
+            judge_into(real, of, [case.target for case in of if case.target is not None], 0, [self.judge])
         return real
 
 

@@ -16,7 +16,7 @@ from workbench.common.errors import UserError
 from workbench.evaluation.answers import Answers, judge_into
 from workbench.evaluation.cases.case import BENCHES
 from workbench.evaluation.evaluate import frechet_to
-from workbench.evaluation.judges.local import mean_head_score
+from workbench.evaluation.judges.local import mean_attribute_score
 from workbench.evaluation.measures.statistics import bench_intervals, paired_differences
 
 HELD_OUT = 4000
@@ -69,13 +69,13 @@ def _wrong_captions(zoo: Zoo) -> list[Figure]:
     of = [case for case in zoo.cases if case.task == "t2i" and case.named]
     order = np.random.default_rng(0).permutation(len(of))
     judged = Answers()
-    judge_into(judged, of, [target for at in order if (target := of[at].target) is not None], 0, zoo.judge)
+    judge_into(judged, of, [target for at in order if (target := of[at].target) is not None], 0, [zoo.judge])
     shown = [of[at].scene for at in order]
     chance = [
-        mean_head_score(case.named, scene, case.scene, accepted=case.accepted)[0] or 0.0
+        mean_attribute_score(case.named, scene, case.scene, accepted=case.accepted)[0] or 0.0
         for case, scene in zip(of, shown, strict=True)
     ]
-    seen = [row.judgement.compliance or 0.0 for row in judged.rows]
+    seen = [row.by_local.compliance or 0.0 for row in judged.rows]
     return [
         mean_figure("judge, compliance under wrong captions", seen, None, ".3f"),
         mean_figure("judge, the same less chance", [a - b for a, b in zip(seen, chance, strict=True)], None, "+.3f"),
@@ -93,7 +93,7 @@ def teacher(zoo: Zoo) -> list[Figure]:
     heads: dict[str, dict[str, list[float]]] = {}
     for row in found.rows:
         if row.bench == BENCHES["t2i"]:
-            for name, value in row.judgement.heads.items():
+            for name, value in row.by_local.attributes.items():
                 if name.startswith("named/"):
                     heads.setdefault(name[6:], {}).setdefault(row.case, []).append(float(value == 1))
     rows = []
@@ -137,7 +137,7 @@ def headroom(zoo: Zoo) -> list[Figure]:
             )
     distances = [frechet_to(answers, zoo.targets) for answers in (full, few)]
     if distances[0] and distances[1]:
-        far, near, n = distances[1]["value"], distances[0]["value"], int(distances[0]["n"])
+        far, near, n = distances[1].value, distances[0].value, distances[0].n
         note = f"{far:.1f} against {near:.1f}, n = {n} both, mean over seeds"
         rows.append(Figure("Frechet distance, ratio at equal n", far / near, 2.5, n=n, note=note))
     ways = ", ".join(

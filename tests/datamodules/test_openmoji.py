@@ -342,7 +342,7 @@ def test_the_target_fulfils_an_edit_and_the_source_does_not(category: str) -> No
         copied = judge_case(case, sample.source, sample.scene | sample.source_scene, 1.0)
         assert answered.compliance == 1 and answered.score == 5
         assert copied.compliance == 0 and copied.score == 1
-        assert sample.exact or "kept/pixels" not in answered.heads
+        assert sample.exact or "kept/pixels" not in answered.attributes
 
 
 def test_most_edits_are_open_and_most_of_those_accept_many_values() -> None:

@@ -20,6 +20,7 @@ from workbench.evaluation.cases.case import Case
 from workbench.evaluation.evaluate import evaluate
 from workbench.evaluation.judges import local_network
 from workbench.evaluation.judges.local import LocalJudge
+from workbench.evaluation.metrics_file import Metrics
 from workbench.evaluation.models import ModelUnderTest
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import from_mapping
@@ -69,16 +70,16 @@ def equal(a: Answers, b: Answers) -> bool:
 
 def test_an_interrupted_evaluation_goes_on_and_gives_the_same_numbers(judge: LocalJudge, tmp_path: Path) -> None:
     cases = make_cases()
-    whole = evaluate({"model": Drawing().model()}, recipe(), tmp_path / "whole", cases=cases, judge=judge)
+    whole = evaluate({"model": Drawing().model()}, recipe(), tmp_path / "whole", cases=cases, judges=[judge])
     cut = Drawing(fails_at=3)
     with pytest.raises(KeyboardInterrupt):
-        evaluate({"model": cut.model()}, recipe(), tmp_path / "cut", cases=cases, judge=judge)
+        evaluate({"model": cut.model()}, recipe(), tmp_path / "cut", cases=cases, judges=[judge])
     assert cut.calls == 3 and len(list((tmp_path / "cut/evaluation/partial").glob("*.npz"))) == 3
     resumed = Drawing()
-    found = evaluate({"model": resumed.model()}, recipe(), tmp_path / "cut", cases=cases, judge=judge)
+    found = evaluate({"model": resumed.model()}, recipe(), tmp_path / "cut", cases=cases, judges=[judge])
     # Two tasks under two seeds are four chunks, and four calls ask for diversity.
     assert resumed.calls == 1 + 4
-    assert {k: v for k, v in found.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
+    assert replace(found, seconds={}) == replace(whole, seconds={})
     for name in ("evaluation/cases.jsonl", "samples/evaluation/t2i-a.png"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not (tmp_path / "cut/evaluation/partial").exists()
@@ -88,7 +89,7 @@ def test_only_the_same_question_is_answered_from_the_store(judge: LocalJudge, tm
     cases, store = make_cases(), Store(tmp_path)
 
     def ask(model: ModelUnderTest, of: Sequence[Case], seed: int = 0, keep: Sequence[str] = ("t0",)) -> Answers:
-        return answer(model, of, [seed], judge, keep, store=store)
+        return answer(model, of, [seed], [judge], keep, store)
 
     first = Drawing()
     fresh = ask(first.model(), cases)
@@ -116,7 +117,7 @@ def test_only_the_same_question_is_answered_from_the_store(judge: LocalJudge, tm
 
 def test_other_noise_is_another_question(judge: LocalJudge, tmp_path: Path) -> None:
     def ask(stream: str) -> Answers:
-        return answer(Drawing().model(), make_cases(), [0], judge, ["t0"], store=Store(tmp_path), stream=stream)
+        return answer(Drawing().model(), make_cases(), [0], [judge], ["t0"], Store(tmp_path), stream=stream)
 
     assert not equal(ask(""), ask("diversity/")) and equal(ask("diversity/"), ask("diversity/"))
 
@@ -125,10 +126,9 @@ def test_of_several_runs_that_ask_one_model_at_once_one_draws(judge: LocalJudge,
     """The store that the model brings, not that of the run, keeps what it answers, diversity included."""
     shared, drawing = Store(tmp_path / "shared"), Drawing()
 
-    def run(name: str) -> dict[str, object]:
+    def run(name: str) -> Metrics:
         models = {"teacher": replace(drawing.model(), store=shared)}
-        found = evaluate(models, recipe(), tmp_path / name, cases=make_cases(), judge=judge)
-        return {key: value for key, value in found.items() if key != "seconds"}
+        return replace(evaluate(models, recipe(), tmp_path / name, cases=make_cases(), judges=[judge]), seconds={})
 
     with ThreadPoolExecutor(3) as pool:
         first, *others = pool.map(run, "abc")
@@ -148,9 +148,9 @@ def test_the_fingerprint_follows_the_content_alone(tmp_path: Path) -> None:
 
 
 def test_seconds_by_phase_add_up_to_the_whole(judge: LocalJudge, tmp_path: Path) -> None:
-    evaluate({"model": Drawing().model()}, recipe(), tmp_path, cases=make_cases(), judge=judge)
+    evaluate({"model": Drawing().model()}, recipe(), tmp_path, cases=make_cases(), judges=[judge])
     seconds = json.loads((tmp_path / "metrics.json").read_text())["seconds"]
-    assert {"judging", "readings", "statistics", "files", "other", "total"} <= seconds.keys()
+    assert {"judging", "measuring", "statistics", "files", "other", "total"} <= seconds.keys()
     for kind in ("wall", "cpu"):
         parts = sum(of[kind] for name, of in seconds.items() if name != "total")
         assert parts == seconds["total"][kind] or abs(parts - seconds["total"][kind]) < 0.02

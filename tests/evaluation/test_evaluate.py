@@ -19,7 +19,9 @@ from workbench.evaluation.cases.world import world_cases
 from workbench.evaluation.compare import compare_runs
 from workbench.evaluation.evaluate import evaluate, select_few_step
 from workbench.evaluation.judges import local_network
-from workbench.evaluation.judges.local import LocalJudge
+from workbench.evaluation.judges.judge import LOCAL
+from workbench.evaluation.judges.local import Judgement, LocalJudge
+from workbench.evaluation.metrics_file import read
 from workbench.evaluation.models import Encodings, ModelUnderTest, few_step_candidates, from_sampler
 from workbench.method.rollout import Sampling
 from workbench.recipe.config import Recipe
@@ -71,31 +73,32 @@ def recipe(**evaluation: object) -> Recipe:
 def test_identical_images_are_judged_identically_whatever_they_stand_beside(judge: LocalJudge) -> None:
     cases = make_cases()
     images = [case.target for case in cases if case.target is not None]
-    together = judge.judge(cases, images)
-    alone = [judge.judge([case], [image])[0] for case, image in zip(cases, images, strict=True)]
+    together = judge.judge(cases, images).scores[LOCAL]
+    alone = [judge.judge([case], [image]).scores[LOCAL][0] for case, image in zip(cases, images, strict=True)]
     for a, b in zip(together, alone, strict=True):
-        assert a.score == pytest.approx(b.score, abs=1e-5) and a.heads == b.heads
+        assert isinstance(a, Judgement) and isinstance(b, Judgement)
+        assert a.score == pytest.approx(b.score, abs=1e-5) and a.attributes == b.attributes
 
 
 def test_metrics_have_the_shape_and_pair_the_models(judge: LocalJudge, tmp_path: Path) -> None:
     models = {"teacher": copier(0, 80), "teacher_few_step": copier(60), "student": copier(0)}
-    metrics = evaluate(models, recipe(seeds=[0, 1]), tmp_path, cases=make_cases(), judge=judge)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
-    student = metrics["models"]["student"]
-    assert student["nfe"] == 4 and student["n"] == 24 and student["seconds_per_image"] == pytest.approx(2 / 24)
-    assert set(student["t2i_bench"]) == {"landscape", "mean"} and student["t2i_bench"]["mean"]["n"] == 6
-    assert student["frechet"]["value"] < metrics["models"]["teacher_few_step"]["frechet"]["value"]
-    same = [row for row in metrics["comparisons"] if (row["a"], row["b"]) == ("student", "teacher")]
-    assert [row["difference"] for row in same] == [0, 0]
-    assert {row["verdict"] for row in same} == {"no difference shown"}
+    metrics = evaluate(models, recipe(seeds=[0, 1]), tmp_path, cases=make_cases(), judges=[judge])
+    assert read(tmp_path / "metrics.json") == metrics
+    student, few = metrics.models["student"], metrics.models["teacher_few_step"]
+    assert student.nfe == 4 and student.n == 24 and student.seconds_per_image == pytest.approx(2 / 24)
+    assert set(student.benches["t2i_bench"]) == {"landscape", "mean"} and student.benches["t2i_bench"]["mean"].n == 6
+    assert student.frechet is not None and few.frechet is not None and student.frechet.value < few.frechet.value
+    same = [row for row in metrics.comparisons if (row.a, row.b) == ("student", "teacher")]
+    assert [row.difference for row in same] == [0, 0]
+    assert {row.verdict for row in same} == {"no difference shown"}
     sheets = json.loads((tmp_path / "samples/evaluation/index.json").read_text())
     assert all((tmp_path / "samples/evaluation" / sheet["file"]).is_file() for sheet in sheets)
 
 
 def test_runs_on_the_same_cases_compare_paired_and_others_refuse(judge: LocalJudge, tmp_path: Path) -> None:
     for name, damage in (("a", 0), ("b", 90)):
-        evaluate({"student": copier(damage)}, recipe(), tmp_path / name, cases=make_cases(), judge=judge)
-    evaluate({"student": copier(0)}, recipe(seeds=[7]), tmp_path / "c", cases=make_cases(), judge=judge)
+        evaluate({"student": copier(damage)}, recipe(), tmp_path / name, cases=make_cases(), judges=[judge])
+    evaluate({"student": copier(0)}, recipe(seeds=[7]), tmp_path / "c", cases=make_cases(), judges=[judge])
     forth, back = (compare_runs(tmp_path / x, tmp_path / y) for x, y in (("a", "b"), ("b", "a")))
     edits = forth["editing_bench"]["mean"]
     assert edits.n == 6 and edits.mean == pytest.approx(-back["editing_bench"]["mean"].mean)

@@ -83,9 +83,10 @@ def test_scores_missing_ones_preferences_and_no_key_end_to_end(
     chosen = recipe(tmp_path)
     with judge_server(lambda text, before: "prose" if text.endswith("p3") else "good") as (url, log):
         point_to(url, monkeypatch)
-        metrics = evaluate(models, chosen, tmp_path, cases=cases, judge=judge, panel=panel(chosen.evaluation.vlm))
+        found_now = evaluate(models, chosen, tmp_path, cases=cases, judges=[judge, panel(chosen.evaluation.vlm)])
+        metrics = found_now.as_dict()
         answered = len(log.texts)
-        again = evaluate(models, chosen, tmp_path, cases=cases, judge=judge, panel=panel(chosen.evaluation.vlm))
+        again = evaluate(models, chosen, tmp_path, cases=cases, judges=[judge, panel(chosen.evaluation.vlm)]).as_dict()
         # Only p3 is asked again: twice a judge, model and seed, and as often as it stands in a comparison.
         assert set(log.texts[answered:]) == {"Prompt: p3"}
     found = metrics["models"]["student"]["vlm"]["B"]
@@ -105,7 +106,7 @@ def test_scores_missing_ones_preferences_and_no_key_end_to_end(
     assert preference["log_strength"]["student"]["mean"] == pytest.approx(0)
     lines = [json.loads(line) for line in (tmp_path / "evaluation/vlm.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * 2 * 20 and sum(line["score"] is None for line in lines) == 2 * 2 * 2
-    print_metrics(metrics, Console(width=200))
+    print_metrics(found_now, Console(width=200))
     page = report(tmp_path).read_text()
     shown = "".join(capfd.readouterr())
     assert "malformed: not one JSON object" in page and "2 x malformed" in shown
@@ -124,11 +125,13 @@ def test_an_evaluation_cut_short_asks_only_for_the_rest(
         point_to(url, monkeypatch)
         models = {"teacher": noisy(80), "student": ModelUnderTest(interrupted, 4, {})}
         with pytest.raises(KeyboardInterrupt):
-            evaluate(models, chosen, tmp_path, cases=cases, judge=judge, panel=panel(chosen.evaluation.vlm))
+            evaluate(models, chosen, tmp_path, cases=cases, judges=[judge, panel(chosen.evaluation.vlm)]).as_dict()
         assert len(log.texts) == 8 * 2 * 2 and not (tmp_path / "metrics.json").exists()
         models["student"] = noisy(4)
-        metrics = evaluate(models, chosen, tmp_path, cases=cases, judge=judge, panel=panel(chosen.evaluation.vlm))
-        assert len(log.texts) == cost(cases, 2, chosen).calls
+        metrics = evaluate(
+            models, chosen, tmp_path, cases=cases, judges=[judge, panel(chosen.evaluation.vlm)]
+        ).as_dict()
+        assert len(log.texts) == cost(cases, 2, chosen.data, chosen.evaluation).calls
     assert metrics["vlm"]["A"]["from_cache"] == 8 * 2 and metrics["models"]["teacher"]["vlm"]["A"]["n"] == 8 * 2
 
 
@@ -140,7 +143,7 @@ def test_a_category_without_any_answer_leaves_no_benchmark_mean(
     with judge_server(lambda text, before: "400" if "x" in text else "good") as (url, _):
         point_to(url, monkeypatch)
         judges = panel(chosen.evaluation.vlm)
-        metrics = evaluate({"student": noisy(4)}, chosen, tmp_path, cases=cases, judge=judge, panel=judges)
+        metrics = evaluate({"student": noisy(4)}, chosen, tmp_path, cases=cases, judges=[judge, judges]).as_dict()
     bench = metrics["models"]["student"]["vlm"]["A"]["t2i_bench"]
     assert bench["landscape"]["n"] == 3
     assert bench["portrait"] == bench["mean"] == {"mean": None, "low": None, "high": None, "n": 0}
@@ -151,17 +154,17 @@ def test_the_cost_said_beforehand_is_the_number_of_calls_made(
     judge: LocalJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases, models, chosen = cases_of(3), {"teacher": noisy(80), "student": noisy(4)}, recipe(tmp_path)
-    planned = cost(cases, 2, chosen)
+    planned = cost(cases, 2, chosen.data, chosen.evaluation)
     with judge_server(lambda text, before: "good") as (url, log):
         point_to(url, monkeypatch)
-        evaluate(models, chosen, tmp_path, cases=cases, judge=judge, panel=panel(chosen.evaluation.vlm))
+        evaluate(models, chosen, tmp_path, cases=cases, judges=[judge, panel(chosen.evaluation.vlm)]).as_dict()
     assert planned.calls == len(log.texts) and planned.images == 2 * (2 * 6 + DIVERSITY_SAMPLES * 3)
     small = score_question(cases[0], np.zeros((32, 32, 3), np.uint8)).prompt_tokens()
     monkeypatch.setattr(vlm_judge, "MIN_SIDE", 512)
     shown = score_question(cases[0], np.zeros((32, 32, 3), np.uint8)).prompt_tokens()
     assert shown - small == pytest.approx((512**2 - 64**2) / 28**2, abs=1)
-    assert cost(cases, 2, chosen).prompt_tokens > planned.prompt_tokens > 64 * 200
-    assert cost(cases, 2, recipe(tmp_path, judges=["local"])).calls == 0
+    assert cost(cases, 2, chosen.data, chosen.evaluation).prompt_tokens > planned.prompt_tokens > 64 * 200
+    assert cost(cases, 2, chosen.data, recipe(tmp_path, judges=["local"]).evaluation).calls == 0
 
 
 def test_a_dry_run_asks_and_writes_nothing_and_a_missing_variable_is_named(

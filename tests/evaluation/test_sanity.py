@@ -13,7 +13,7 @@ from workbench.evaluation.answers import Answers, judge_into
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.cases.world import world_cases
 from workbench.evaluation.judges.local import LocalJudge
-from workbench.evaluation.measures.readings import residual_noise
+from workbench.evaluation.measures.answer_measures import residual_noise
 
 PER_CATEGORY = 8
 
@@ -34,12 +34,12 @@ def targets(of: list[Case]) -> list[np.ndarray]:
 
 def judged(of: list[Case], images: list[np.ndarray]) -> Answers:
     answers = Answers()
-    judge_into(answers, of, images, 0, judge())
+    judge_into(answers, of, images, 0, [judge()])
     return answers
 
 
 def mean(answers: Answers, axis: str) -> float:
-    values = [getattr(row.judgement, axis) for row in answers.rows]
+    values = [getattr(row.by_local, axis) for row in answers.rows]
     return float(np.mean([value for value in values if value is not None]))
 
 
@@ -88,7 +88,7 @@ def test_a_model_that_returns_its_source_fails_edits_and_keeps_what_was_to_be_ke
     right = judged(of, targets(of))
     assert mean(copied, "compliance") < 0.1 and mean(copied, "score") < 1.5
     kept = [
-        (a.judgement.kept, b.judgement.kept)
+        (a.by_local.kept, b.by_local.kept)
         for a, b in zip(copied.rows, right.rows, strict=True)
         # A defect hides what is kept, and a style or a scene around it changes every pixel.
         if a.category in ("scene", "object", "text", "identity")
@@ -109,5 +109,5 @@ def test_residual_noise_rises_with_noise_and_is_near_none_in_renders(name: str) 
 def test_words_are_right_in_targets_and_wrong_under_another_prompt() -> None:
     of = [case for case in cases("t2i") if case.category == "text"]
     right, moved = judged(of, targets(of)), judged(of, targets(of[1:] + of[:1]))
-    words = [[row.reading.word for row in answers.rows if row.reading.word is not None] for answers in (right, moved)]
+    words = [[row.measures.word for row in answers.rows if row.measures.word is not None] for answers in (right, moved)]
     assert len(words[0]) >= 4 and np.mean(words[0]) > 0.9 and np.mean(words[1]) < 0.2

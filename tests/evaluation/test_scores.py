@@ -16,8 +16,8 @@ from workbench.evaluation.cases.case_file import read_jsonl, write_jsonl
 from workbench.evaluation.judges.local import (
     SEVERE,
     SEVERE_CAP,
+    attribute_score,
     edit_distance,
-    head_score,
     judge_case,
     pixel_agreement,
     pixel_progress,
@@ -68,9 +68,9 @@ def test_edit_distance_is_a_metric(a: str, b: str, c: str) -> None:
 
 
 def test_object_sets_score_by_their_overlap() -> None:
-    assert head_score(["tree", "house"], ["house", "tree"]) == 1
-    assert head_score(["tree"], ["house", "tree"]) == 0.5
-    assert head_score([], []) == 1
+    assert attribute_score(["tree", "house"], ["house", "tree"]) == 1
+    assert attribute_score(["tree"], ["house", "tree"]) == 0.5
+    assert attribute_score([], []) == 1
 
 
 def test_an_edit_that_returns_the_target_keeps_everything_and_one_that_redraws_does_not() -> None:

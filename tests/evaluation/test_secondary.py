@@ -10,10 +10,10 @@ from workbench.evaluation.cases.case import Case
 from workbench.evaluation.cases.world import alike, world_cases
 from workbench.evaluation.diversity import diversity_metrics, unit_of
 from workbench.evaluation.judges.local import Judgement
+from workbench.evaluation.measures.answer_measures import Measures, measure, residual_noise, target_distance
 from workbench.evaluation.measures.distances import coverage, kid, standardised
-from workbench.evaluation.measures.readings import Reading, read_case, residual_noise, target_distance
+from workbench.evaluation.metrics_file import Value
 from workbench.evaluation.secondary import MIN_KID_IMAGES, _distribution
-from workbench.recipe.reading import from_mapping
 
 
 def normal(seed: int, n: int, dims: int = 4, mean: float = 0.0) -> np.ndarray:
@@ -53,15 +53,15 @@ def test_kid_needs_equal_numbers() -> None:
 
 def test_of_few_pictures_no_kernel_distance_is_told() -> None:
     def told(n: int) -> object:
-        rows = [Answer(f"c{i}", "t2i_bench", "x", 0, Judgement(3, None, None, None), Reading(0)) for i in range(n)]
+        rows = [Answer(f"c{i}", "t2i_bench", "x", 0, Judgement(3, None, None, None), Measures(0)) for i in range(n)]
         answers, targets = (Answers(rows, list(normal(seed, n))) for seed in (0, 1))
-        return _distribution(answers, targets)["kid"]
+        return _distribution(answers, targets)[0]
 
     assert told(MIN_KID_IMAGES - 1) is None and told(MIN_KID_IMAGES) is not None
 
 
 def test_targets_that_are_all_alike_give_no_unit_of_diversity() -> None:
-    rows = [Answer(f"c{i}", "t2i_bench", "x", 0, Judgement(3, None, None, None), Reading(0)) for i in range(2)]
+    rows = [Answer(f"c{i}", "t2i_bench", "x", 0, Judgement(3, None, None, None), Measures(0)) for i in range(2)]
     assert unit_of(Answers(rows, [np.ones(4), np.ones(4)])) is None
     assert unit_of(Answers(rows, [np.ones(4), np.zeros(4)])) == 2
 
@@ -105,14 +105,14 @@ def test_distance_to_the_target_by_hand() -> None:
 def test_readings_stand_only_where_a_case_defines_them() -> None:
     image = np.zeros((32, 32, 3), np.uint8)
     text = Case("a", "t2i", "text", "p", None, image, {"word": "HELLO"}, named=("word",))
-    assert [read_case(text, image, {"word": word}).word for word in ("HELLO", "HELL", "")] == [1, 0, 0]
-    unnamed = read_case(Case("b", "t2i", "text", "p", None, image, {"word": "HELLO"}), image, {"word": "HELLO"})
+    assert [measure(text, image, {"word": word}).word for word in ("HELLO", "HELL", "")] == [1, 0, 0]
+    unnamed = measure(Case("b", "t2i", "text", "p", None, image, {"word": "HELLO"}), image, {"word": "HELLO"})
     assert unnamed.word is None and unnamed.target_distance is None and unnamed.defect is None
     dark = Case("c", "edit", "enhance", "p", image, image, {}, {"quality": "dark"}, ("quality",))
-    reading = read_case(dark, image, {})
+    reading = measure(dark, image, {})
     assert reading.defect == "dark" and reading.target_distance == 0
     many = Case("d", "edit", "scene", "p", image, image, exact=False)
-    assert read_case(many, image, {}).target_distance is None
+    assert measure(many, image, {}).target_distance is None
 
 
 def test_renders_alike_share_what_the_prompt_names_and_differ_otherwise() -> None:
@@ -129,8 +129,8 @@ def test_renders_alike_share_what_the_prompt_names_and_differ_otherwise() -> Non
 
 def test_ratios_of_diversity_go_by_shared_prompts_and_say_how_many() -> None:
     spread, teacher, real = {"a": 1.0, "b": 3.0}, {"a": 2.0, "b": 6.0}, {"a": 0.5}
-    found = diversity_metrics(spread, teacher, real, from_mapping({}))
-    assert found is not None and found["mean"] == 2
-    assert found["to_teacher"] == {"value": 0.5, "n": 2} and found["to_real"] == {"value": 2, "n": 1}
-    alone = diversity_metrics(spread, {}, {}, from_mapping({}))
-    assert alone is not None and alone["to_teacher"] is None and diversity_metrics({}, {}, {}, from_mapping({})) is None
+    found = diversity_metrics(spread, teacher, real, 100)
+    assert found is not None and found.mean == 2
+    assert found.to_teacher == Value(0.5, n=2) and found.to_real == Value(2, n=1)
+    alone = diversity_metrics(spread, {}, {}, 100)
+    assert alone is not None and alone.to_teacher is None and diversity_metrics({}, {}, {}, 100) is None

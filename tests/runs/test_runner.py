@@ -368,8 +368,9 @@ def test_a_teacher_that_answered_another_run_is_not_even_loaded(
     loaded.clear()
     again = inference.evaluate_run(finished, overrides, shared=shared)
     assert loaded == [str(finished / "student")]
-    assert again["few_step_selection"] == first["few_step_selection"] and again["comparisons"] == first["comparisons"]
-    assert again["models"]["teacher"] == first["models"]["teacher"]
+    assert first is not None and again is not None
+    assert again.few_step_selection == first.few_step_selection and again.comparisons == first.comparisons
+    assert again.models["teacher"] == first.models["teacher"]
 
 
 def test_the_choice_of_the_few_step_teacher_outlives_an_interruption(
@@ -417,9 +418,11 @@ def test_milestones_are_scored_as_the_evaluation_does_and_change_nothing(
     rows = [json.loads(line) for line in (run / "milestones.jsonl").read_text().splitlines()]
     assert [row["update"] for row in rows] == [2, 4] and all(row["alarm"] == 0 for row in rows)
     assert all(math.isfinite(row["distance"]) for row in rows)
-    metrics = inference.evaluate_run(run, [])["models"]["student"]
-    assert rows[-1]["t2i"] == pytest.approx(metrics["t2i_bench"]["mean"]["mean"], abs=1e-3)
-    assert rows[-1]["editing"] == pytest.approx(metrics["editing_bench"]["mean"]["mean"], abs=1e-3)
+    metrics = inference.evaluate_run(run, [])
+    assert metrics is not None
+    benches = metrics.models["student"].benches
+    assert rows[-1]["t2i"] == pytest.approx(benches["t2i_bench"]["mean"].mean, abs=1e-3)
+    assert rows[-1]["editing"] == pytest.approx(benches["editing_bench"]["mean"].mean, abs=1e-3)
     assert rows[-1]["score"] == pytest.approx((rows[-1]["t2i"] + rows[-1]["editing"]) / 2)
     for name, weight in student_weights(finished).items():
         assert torch.equal(weight, student_weights(run)[name])

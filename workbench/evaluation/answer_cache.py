@@ -21,22 +21,28 @@ import numpy as np
 from workbench.common.files import settings_hash, write_bytes
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.judges.local import Judgement
-from workbench.evaluation.measures.readings import Reading
+from workbench.evaluation.measures.answer_measures import Measures
 
-FORMAT = 1
+FORMAT = 2
 """Counted up when what is read off an answer changes."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The local judgement of one model's image for one case and seed, and the readings beside it."""
+    """One model's answer to one case under one seed: the local judge's judgement, None without it, and its measures."""
 
     case: str
     bench: str
     category: str
     seed: int
-    judgement: Judgement
-    reading: Reading
+    judgement: Judgement | None
+    measures: Measures
+
+    @property
+    def by_local(self) -> Judgement:
+        """The local judge's judgement, where there is a local judge."""
+        assert self.judgement is not None, "no local judge was asked"
+        return self.judgement
 
 
 @dataclass(frozen=True)
@@ -70,32 +76,36 @@ class Store:
         """The chunk under `key`, None if there is none that can be read."""
         try:
             with np.load(self.folder / f"{key}.npz", allow_pickle=False) as file:
-                told = json.loads(bytes(file["rows"]))
+                stored = json.loads(bytes(file["rows"]))
                 features = file["features"]
-                images = {name: file[f"image{i}"] for i, name in enumerate(told["images"])}
+                images = {name: file[f"image{i}"] for i, name in enumerate(stored["images"])}
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
         answers = [
-            Answer(**row["place"], judgement=Judgement(**row["judgement"]), reading=Reading(**row["reading"]))
-            for row in told["rows"]
+            Answer(**row["place"], judgement=_judgement(row["judgement"]), measures=Measures(**row["measures"]))
+            for row in stored["rows"]
         ]
-        return Chunk(answers, features, images, told["seconds"])
+        return Chunk(answers, features, images, stored["seconds"])
 
     def save(self, key: str, chunk: Chunk) -> None:
         """Write a chunk whole."""
         rows = [
             {
                 "place": {"case": row.case, "bench": row.bench, "category": row.category, "seed": row.seed},
-                "judgement": asdict(row.judgement),
-                "reading": asdict(row.reading),
+                "judgement": None if row.judgement is None else asdict(row.judgement),
+                "measures": asdict(row.measures),
             }
             for row in chunk.answers
         ]
-        told = json.dumps({"rows": rows, "images": list(chunk.images), "seconds": chunk.seconds})
+        stored = json.dumps({"rows": rows, "images": list(chunk.images), "seconds": chunk.seconds})
         pictures: dict[str, Any] = {f"image{i}": image for i, image in enumerate(chunk.images.values())}
         content = io.BytesIO()
-        np.savez(content, rows=np.frombuffer(told.encode(), np.uint8), features=chunk.features, **pictures)
+        np.savez(content, rows=np.frombuffer(stored.encode(), np.uint8), features=chunk.features, **pictures)
         write_bytes(self.folder / f"{key}.npz", content.getvalue())
+
+
+def _judgement(values: dict[str, Any] | None) -> Judgement | None:
+    return None if values is None else Judgement(**values)
 
 
 def chunk_key(model: Mapping[str, Any], judge: str, cases: Sequence[Case], seed: str, keep: Sequence[str]) -> str:
@@ -107,7 +117,7 @@ def digest(case: Case) -> str:
     """Hash of all that a case is, pixels included."""
     found = hashlib.sha256()
     for name, value in vars(case).items():
-        told = value.tobytes() if isinstance(value, np.ndarray) else json.dumps(value, sort_keys=True).encode()
+        content = value.tobytes() if isinstance(value, np.ndarray) else json.dumps(value, sort_keys=True).encode()
         shape = str(value.shape) if isinstance(value, np.ndarray) else ""
-        found.update(f"{name}{shape}{len(told)}:".encode() + told)
+        found.update(f"{name}{shape}{len(content)}:".encode() + content)
     return found.hexdigest()

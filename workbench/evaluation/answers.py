@@ -1,9 +1,9 @@
-"""One model answers all cases under all seeds; the judge looks at every answer once."""
+"""One model answers all cases under all seeds; every judge looks at every answer once."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -15,14 +15,12 @@ import numpy as np
 
 from workbench.common.clock import Clock
 from workbench.common.cores import usable_cores
-from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 from workbench.evaluation.answer_cache import Answer, Chunk, Store, chunk_key
 from workbench.evaluation.cases.case import Case
-from workbench.evaluation.judges.local import LocalJudge, judge_case
-from workbench.evaluation.judges.vlm_judge import Panel, Unanswered
-from workbench.evaluation.judges.vlm_reply import Verdict
-from workbench.evaluation.measures.readings import read_case
+from workbench.evaluation.judges.judge import LOCAL, Judge, Scored, Unanswered
+from workbench.evaluation.judges.local import Judgement
+from workbench.evaluation.measures.answer_measures import measure
 from workbench.evaluation.models import ModelUnderTest
 
 CHUNK = 256
@@ -32,25 +30,27 @@ MOST_THREADS = 8
 
 @dataclass
 class Answers:
-    """All answers of one model. features: (answers, D); images: (case, seed) -> image, of the cases that are kept;
-    verdicts: vision-language judge -> what it said of every row."""
+    """All answers of one model. features: (answers, D) of the local judge, empty without it; images: (case, seed) ->
+    image, of the cases that are kept; verdicts: name of every further judge -> its verdict on every row."""
 
     rows: list[Answer] = field(default_factory=list)
     features: list[np.ndarray] = field(default_factory=list)
     images: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
-    verdicts: dict[str, list[Verdict | Unanswered]] = field(default_factory=dict)
+    verdicts: dict[str, list[Scored | Unanswered]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def by_category(self, bench: str) -> dict[str, np.ndarray]:
-        """Scores (cases, seeds) of each category, cases and seeds in the order answered."""
+        """The local judge's scores (cases, seeds) of each category, cases and seeds in the order answered."""
         table: dict[str, dict[str, list[float]]] = {}
         for row in self.rows:
-            if row.bench == bench:
+            if row.bench == bench and row.judgement is not None:
                 table.setdefault(row.category, {}).setdefault(row.case, []).append(row.judgement.score)
         return {category: np.array(list(cases.values())) for category, cases in table.items()}
 
     def features_of(self, bench: str, seed: int | None = None) -> np.ndarray:
-        """Features (n, D) of the answers to one benchmark, under one seed or all."""
+        """Features (n, D) of the answers to one benchmark, under one seed or all; (0, 0) without any."""
+        if not self.features:
+            return np.zeros((0, 0), np.float32)
         chosen = [
             feature
             for row, feature in zip(self.rows, self.features, strict=True)
@@ -71,25 +71,25 @@ def answer(
     model: ModelUnderTest,
     cases: Sequence[Case],
     seeds: Sequence[int],
-    judge: LocalJudge,
+    judges: Sequence[Judge],
     keep: Iterable[str] = (),
-    panel: Panel | None = None,
     store: Store | None = None,
     clock: Clock | None = None,
     stream: str = "",
 ) -> Answers:
-    """Draw and judge every case under every seed. keep: ids of the cases whose images stay; panel: more judges, which
-    need every image, so that nothing is taken from the store then. store: of answers given before, unless the model has
-    one. stream: noise of other streams is other noise under the same seeds."""
+    """Draw and judge every case under every seed. keep: ids of the cases whose images stay. store: of answers given
+    before, unless the model has one; unused where a judge needs to see every image. stream: noise of other streams is
+    other noise under the same seeds."""
     answers, kept, clock = Answers(), set(keep), clock or Clock()
-    usable = model.store or store if model.fingerprint and panel is None else None
+    usable = model.store or store if model.fingerprint and all(judge.fingerprint for judge in judges) else None
+    judged_by = "+".join(judge.fingerprint for judge in judges)
     for seed in seeds:
         for part in chunks(cases, CHUNK):
             wanted = [case.id for case in part if case.id in kept]
-            draw = partial(_drawn, model, part, seed, judge, wanted, answers, panel, clock, stream)
+            draw = partial(_drawn, model, part, seed, judges, wanted, answers, clock, stream)
             if usable:
                 weights = {"model": model.fingerprint, **model.sampling}
-                chunk = usable.once(chunk_key(weights, judge.fingerprint, part, f"{stream}{seed}", wanted), draw)
+                chunk = usable.once(chunk_key(weights, judged_by, part, f"{stream}{seed}", wanted), draw)
             else:
                 chunk = draw()
             answers.rows += chunk.answers
@@ -103,23 +103,21 @@ def _drawn(
     model: ModelUnderTest,
     cases: Sequence[Case],
     seed: int,
-    judge: LocalJudge,
+    judges: Sequence[Judge],
     keep: Sequence[str],
     answers: Answers,
-    panel: Panel | None,
     clock: Clock,
     stream: str,
 ) -> Chunk:
-    """Fresh answers to `cases` under one seed; what the panel says goes to `answers` at once."""
+    """Fresh answers to `cases` under one seed; verdicts of further judges go to `answers` at once."""
     images, seconds = model.draw(cases, [case.noise_seed(f"{stream}{seed}") for case in cases])
     found = Answers()
-    judge_into(found, cases, images, seed, judge, clock)
-    if panel is not None:
-        with clock.phase("panel"):
-            for name, verdicts in panel.score(cases, images).items():
-                answers.verdicts.setdefault(name, []).extend(verdicts)
+    judge_into(found, cases, images, seed, judges, clock)
+    for name, verdicts in found.verdicts.items():
+        answers.verdicts.setdefault(name, []).extend(verdicts)
     kept = {case.id: image for case, image in zip(cases, images, strict=True) if case.id in keep}
-    return Chunk(found.rows, np.stack(found.features), kept, seconds)
+    features = np.stack(found.features) if found.features else np.zeros((0, 0), np.float32)
+    return Chunk(found.rows, features, kept, seconds)
 
 
 def judge_into(
@@ -127,53 +125,52 @@ def judge_into(
     cases: Sequence[Case],
     images: Sequence[np.ndarray],
     seed: int,
-    judge: LocalJudge,
+    judges: Sequence[Judge],
     clock: Clock | None = None,
 ) -> None:
-    """Append the judgements and features of `images`."""
+    """Append what the judges make of `images`, and what is measured of them."""
     clock = clock or Clock()
     for case, image in zip(cases, images, strict=True):
         assert image.dtype == np.uint8 and image.ndim == 3, f"{case.id}: images are (H, W, 3) uint8"
-    with clock.phase("judging"):
-        seen, quality, features = judge.see(images)
-
-    def one(case: Case, image: np.ndarray, attributes: dict[str, Any], q: float) -> Answer:
-        judgement, reading = judge_case(case, image, attributes, q), read_case(case, image, attributes)
-        return Answer(case.id, case.bench, case.category, seed, judgement, reading)
-
+    judgements: Sequence[Judgement | None] = [None] * len(cases)
+    seen: Sequence[Mapping[str, Any] | None] = [None] * len(cases)
+    for judge in judges:
+        with clock.phase("judging"):
+            judged = judge.judge(cases, images)
+        for name, scores in judged.scores.items():
+            if name == LOCAL:
+                judgements = [_of_local(score) for score in scores]
+            else:
+                answers.verdicts.setdefault(name, []).extend(scores)
+        if judged.features is not None:
+            answers.features.extend(judged.features)
+        seen = judged.seen or seen
     # Filters over pixels let go of the interpreter's lock.
-    with clock.phase("readings"), ThreadPoolExecutor(min(MOST_THREADS, usable_cores())) as pool:
-        answers.rows.extend(pool.map(one, cases, images, seen, quality.tolist()))
-    answers.features.extend(features)
+    with clock.phase("measuring"), ThreadPoolExecutor(min(MOST_THREADS, usable_cores())) as pool:
+        measures = list(pool.map(measure, cases, images, seen))
+    for case, judgement, of_case in zip(cases, judgements, measures, strict=True):
+        answers.rows.append(Answer(case.id, case.bench, case.category, seed, judgement, of_case))
+
+
+def _of_local(score: Scored | Unanswered) -> Judgement:
+    assert isinstance(score, Judgement)
+    return score
 
 
 def write_answers(answers: dict[str, Answers], path: Path) -> None:
-    """One JSON object a model, case and seed: what `compare` pairs."""
+    """One JSON object a model, case and seed: what `compare` pairs. The score is null without a local judge."""
     lines = []
     for model, of_model in answers.items():
         for row in of_model.rows:
-            judged = asdict(row.judgement)
-            numbers = {k: _rounded(v) for k, v in judged.items() if k != "heads"}
-            heads = {name: _rounded(value) for name, value in judged["heads"].items()}
-            reading = {name: value for name, value in asdict(row.reading).items() if value is not None}
-            reading = {k: v if isinstance(v, str) else _rounded(v) for k, v in reading.items()}
             place = {"model": model, "bench": row.bench, "category": row.category, "case": row.case, "seed": row.seed}
-            lines.append(json.dumps({**place, **numbers, "heads": heads, "reading": reading}))
+            said = row.judgement
+            judged = {"score": None} if said is None else {"score": said.score, **said.details()}
+            measures = {name: value for name, value in asdict(row.measures).items() if value is not None}
+            lines.append(json.dumps({**place, **_rounded(judged), "reading": _rounded(measures)}))
     write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 
-def read_scores(path: Path) -> dict[str, dict[tuple[str, str, str, int], float]]:
-    """model -> (bench, category, case, seed) -> score. Raises UserError if the file is missing or broken."""
-    scores: dict[str, dict[tuple[str, str, str, int], float]] = {}
-    try:
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            key = (row["bench"], row["category"], row["case"], int(row["seed"]))
-            scores.setdefault(row["model"], {})[key] = float(row["score"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"no usable scores in {path} ({error}); run `workbench evaluate` on the run first") from error
-    return scores
-
-
-def _rounded(value: Any) -> float | None:
-    return None if value is None else round(float(value), 5)
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    return value if value is None or isinstance(value, str) else round(float(value), 5)

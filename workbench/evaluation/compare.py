@@ -10,11 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from workbench.common.errors import UserError
-from workbench.evaluation.answers import read_scores
+from workbench.evaluation.case_scores import Key, read_scores
 from workbench.evaluation.measures.statistics import Interval, paired_differences, verdict
-
-Key = tuple[str, str, str, int]
-"""(bench, category, case, seed)."""
 
 
 def subject_of(scores: Mapping[str, Mapping[Key, float]], folder: Path) -> str:
@@ -35,12 +32,12 @@ def compare_scores(a: Mapping[Key, float], b: Mapping[Key, float]) -> dict[str, 
         cases.setdefault(key[0], {}).setdefault(key[1], {}).setdefault(key[2], []).append(key)
     found: dict[str, dict[str, Interval]] = {}
     for bench, categories in cases.items():
-        # A case missing a seed in either run cannot stand in a (cases, seeds) array: only whole ones are paired.
-        whole = {name: [keys for keys in of.values() if len(keys) == len(seeds)] for name, of in categories.items()}
-        whole = {name: rows for name, rows in whole.items() if rows}
-        first = {name: np.array([[a[key] for key in keys] for keys in rows]) for name, rows in whole.items()}
-        second = {name: np.array([[b[key] for key in keys] for keys in rows]) for name, rows in whole.items()}
-        if whole:
+        # A case missing a seed in either run cannot stand in a (cases, seeds) array: only complete ones are paired.
+        complete = {name: [keys for keys in of.values() if len(keys) == len(seeds)] for name, of in categories.items()}
+        complete = {name: rows for name, rows in complete.items() if rows}
+        first = {name: np.array([[a[key] for key in keys] for keys in rows]) for name, rows in complete.items()}
+        second = {name: np.array([[b[key] for key in keys] for keys in rows]) for name, rows in complete.items()}
+        if complete:
             found[bench] = paired_differences(first, second)
     return found
 
@@ -48,7 +45,7 @@ def compare_scores(a: Mapping[Key, float], b: Mapping[Key, float]) -> dict[str, 
 def compare_runs(first: Path, second: Path, console: Console | None = None) -> dict[str, dict[str, Interval]]:
     """Print and return the paired differences `first` - `second`. Raises UserError if they share no case."""
     console = console or Console()
-    scores = [read_scores(folder / "evaluation" / "cases.jsonl") for folder in (first, second)]
+    scores = [read_scores(folder) for folder in (first, second)]
     models = [subject_of(of_run, folder) for of_run, folder in zip(scores, (first, second), strict=True)]
     a, b = (of_run[model] for of_run, model in zip(scores, models, strict=True))
     shared = a.keys() & b.keys()

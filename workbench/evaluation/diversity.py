@@ -1,9 +1,9 @@
-"""Diversity within a prompt: how far apart the answers to one prompt lie, against the teacher's and the world's own."""
+"""Diversity within a prompt: how far apart the answers to one prompt lie, against those of the teacher and of
+the world itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,9 @@ from workbench.evaluation.cases.world import alike
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.measures import distances
 from workbench.evaluation.measures.statistics import bench_intervals
+from workbench.evaluation.metrics_file import Diversity, Value
 from workbench.evaluation.models import ModelUnderTest
 from workbench.evaluation.sheets import chosen_cases
-from workbench.recipe.config import Recipe
 
 DIVERSITY_PROMPTS = 4
 """T2I cases a category that are answered several times over."""
@@ -44,15 +44,15 @@ def model_spread(
     model: ModelUnderTest, cases: Sequence[Case], unit: float, judge: LocalJudge, store: Store, clock: Clock
 ) -> Spread:
     """Of every case, the mean pairwise feature distance among the model's answers to it, in units of `unit`."""
-    repeats = answer(model, cases, range(DIVERSITY_SAMPLES), judge, store=store, clock=clock, stream="diversity/")
+    repeats = answer(model, cases, range(DIVERSITY_SAMPLES), [judge], store=store, clock=clock, stream="diversity/")
     # (samples, cases, D): the k-th sample of every case stands together.
     drawn = np.stack(repeats.features).reshape(DIVERSITY_SAMPLES, len(cases), -1)
     return {case.id: distances.mean_pairwise_distance(drawn[:, i]) / unit for i, case in enumerate(cases)}
 
 
-def world_spread(cases: Sequence[Case], unit: float, judge: LocalJudge, recipe: Recipe) -> Spread:
+def world_spread(cases: Sequence[Case], unit: float, judge: LocalJudge, split: str, resolution: int) -> Spread:
     """The same among renders of the world that a prompt describes equally well, of the cases that have several."""
-    found = alike(cases, recipe.evaluation.split, recipe.data.resolution, REAL_POOL, DIVERSITY_SAMPLES)
+    found = alike(cases, split, resolution, REAL_POOL, DIVERSITY_SAMPLES)
     return {
         case: distances.mean_pairwise_distance(judge.see(images)[2]) / unit
         for case, images in found.items()
@@ -60,18 +60,18 @@ def world_spread(cases: Sequence[Case], unit: float, judge: LocalJudge, recipe: 
     }
 
 
-def diversity_metrics(spread: Spread, teacher: Spread, real: Spread, recipe: Recipe) -> dict[str, Any] | None:
+def diversity_metrics(spread: Spread, teacher: Spread, real: Spread, num_bootstrap: int) -> Diversity | None:
     """Mean spread with its interval, and its ratios to the teacher's and to the world's own over the same prompts."""
     if not spread:
         return None
-    table = {"t2i": np.array(list(spread.values()))[:, None]}
-    interval = bench_intervals(table, recipe.evaluation.num_bootstrap)["mean"]
-    ratios = {"to_teacher": _ratio(spread, teacher), "to_real": _ratio(spread, real)}
-    return {**interval.as_dict(), "samples": DIVERSITY_SAMPLES, **ratios}
+    mean = bench_intervals({"t2i": np.array(list(spread.values()))[:, None]}, num_bootstrap)["mean"]
+    return Diversity(
+        **vars(mean), samples=DIVERSITY_SAMPLES, to_teacher=_ratio(spread, teacher), to_real=_ratio(spread, real)
+    )
 
 
-def _ratio(spread: Spread, reference: Spread) -> dict[str, float | int] | None:
+def _ratio(spread: Spread, reference: Spread) -> Value | None:
     """Ratio of the means over the prompts that both hold."""
     shared = spread.keys() & reference.keys()
     total = sum(reference[case] for case in shared)
-    return {"value": sum(spread[case] for case in shared) / total, "n": len(shared)} if total > 0 else None
+    return Value(sum(spread[case] for case in shared) / total, n=len(shared)) if total > 0 else None

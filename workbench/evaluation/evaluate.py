@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,22 +12,34 @@ import numpy as np
 from rich.console import Console
 
 from workbench.common.clock import Clock
-from workbench.common.files import write_bytes
 from workbench.evaluation import diversity
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.answers import CHUNK, Answers, answer, chunks, judge_into, write_answers
+from workbench.evaluation.case_scores import CASES
 from workbench.evaluation.cases.case import BENCHES, Case
 from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.cases.world import is_of_world
+from workbench.evaluation.judges.choose import judges_of, local_judge
+from workbench.evaluation.judges.judge import NEEDS_LOCAL, Judge
 from workbench.evaluation.judges.local import LocalJudge
-from workbench.evaluation.judges.vlm_judge import Panel
 from workbench.evaluation.measures import distances
-from workbench.evaluation.measures.statistics import bench_intervals, comparison, paired_differences
+from workbench.evaluation.measures.statistics import bench_intervals, paired_differences
+from workbench.evaluation.metrics_file import (
+    MEAN,
+    Benches,
+    Ceiling,
+    Comparison,
+    Diversity,
+    Floor,
+    Metrics,
+    ModelMetrics,
+    Value,
+)
 from workbench.evaluation.models import ModelUnderTest
-from workbench.evaluation.panel_metrics import judged, panel_metrics, preferences, write_verdicts
-from workbench.evaluation.secondary import beside_metrics
+from workbench.evaluation.panel_metrics import comparison, judge_records, judged, preferences, write_verdicts
+from workbench.evaluation.secondary import secondary_metrics
 from workbench.evaluation.sheets import chosen_cases, write_grids
-from workbench.recipe.config import Recipe
+from workbench.recipe.config import Data, Evaluation, Recipe
 from workbench.recipe.reading import recipe_hash
 
 SELECTION_CASES = 10
@@ -35,6 +47,10 @@ SELECTION_CASES = 10
 PARTIAL = Path("evaluation") / "partial"
 """Where an output folder keeps answers until its metrics are written."""
 CONSOLE = Console()
+WITHOUT_LOCAL = (
+    "no local judge: benchmark scores and their comparisons, diversity, Frechet distance, KID, precision, recall and "
+    f"words right are left out, since they go by its scores or features ({NEEDS_LOCAL})"
+)
 COMPARED = (("student", "teacher_few_step"), ("student", "teacher"), ("teacher_few_step", "teacher"))
 
 
@@ -44,71 +60,76 @@ def evaluate(
     out_folder: Path,
     *,
     cases: Sequence[Case] | None = None,
-    judge: LocalJudge | None = None,
-    panel: Panel | None = None,
+    judges: Sequence[Judge] | None = None,
     selection: Sequence[Mapping[str, Any]] = (),
     store: Store | None = None,
     clock: Clock | None = None,
     compared: Sequence[tuple[str, str]] = COMPARED,
-) -> dict[str, Any]:
+) -> Metrics:
     """Score `models` and write `metrics.json`, `evaluation/cases.jsonl` and `samples/evaluation/*.png` in `out_folder`.
 
-    cases: what the recipe chooses when absent. panel: judges beside the local one; what each said goes into
+    cases, judges: what the recipe chooses when absent. Verdicts of judges other than the local one go into
     `evaluation/vlm.jsonl`. selection: how the few-step teacher was chosen, for the record. store: of answers; when
     absent one in `out_folder`, which goes when the metrics are written. clock: whose phases stand in `seconds`.
-    compared: pairs of models whose differences are told.
+    compared: pairs of models whose differences are given.
     """
-    chosen, judge, clock = recipe.evaluation, judge or LocalJudge(), clock or Clock()
+    chosen, clock = recipe.evaluation, clock or Clock()
+    judges = judges_of(chosen) if judges is None else judges
+    local, num_bootstrap = local_judge(judges), chosen.num_bootstrap
+    if local is None:
+        CONSOLE.print(WITHOUT_LOCAL, soft_wrap=True)
     if cases is None:
         with clock.phase("cases"):
             cases = benchmark_cases(recipe.data, chosen)
     kept_answers = store or Store(out_folder / PARTIAL)
-    paired = [case for group in chosen_cases(cases, chosen.vlm.pairs).values() for case in group] if panel else []
+    paired = [case for group in chosen_cases(cases, chosen.vlm.pairs).values() for case in group]
     keep = [case.id for group in chosen_cases(cases).values() for case in group] + [case.id for case in paired]
-    targets = _judged_as_given(cases, "target", judge, clock)
-    sources = _judged_as_given(cases, "source", judge, clock)
+    targets = _judged_as_given(cases, "target", local, clock)
+    sources = _judged_as_given(cases, "source", local, clock)
     answers = {}
     for name, model in models.items():
         CONSOLE.print(f"{name}: {len(cases)} cases, {len(chosen.seeds)} seed(s), NFE {model.nfe}")
-        answers[name] = answer(model, cases, chosen.seeds, judge, keep, panel, kept_answers, clock)
-    spreads, real = _spreads(models, cases, targets, judge, recipe, kept_answers, clock)
+        answers[name] = answer(model, cases, chosen.seeds, judges, keep, kept_answers, clock)
+    spreads, real = _spreads(models, cases, targets, local, recipe, kept_answers, clock)
+    of_teacher = spreads.get("teacher", {})
     with clock.phase("statistics"):
-        metrics_of = {
-            name: {
-                **_model_metrics(model, answers[name], targets, recipe),
-                "diversity": diversity.diversity_metrics(spreads[name], spreads.get("teacher", {}), real, recipe),
-            }
-            for name, model in models.items()
-        }
-        ceiling = {
-            **_benches(targets, recipe),
-            "beside": beside_metrics(targets, targets, recipe),
-            "diversity": diversity.diversity_metrics(real, spreads.get("teacher", {}), real, recipe),
-        }
-        comparisons = compare_answers(answers, recipe, compared)
-    metrics = {
-        "recipe": recipe_hash(recipe),
-        "split": chosen.split,
-        "cases": chosen.cases or None,
-        "seeds": list(chosen.seeds),
-        "judge": judge.name,
-        "interval": f"95 % bootstrap over cases and seeds, {chosen.num_bootstrap} resamples",
-        "models": metrics_of,
-        "ceiling": ceiling,
-        "floor": _benches(sources, recipe),
-        "comparisons": comparisons,
-        "few_step_selection": [dict(row) for row in selection],
-    }
-    if panel is not None:
-        if paired and len(models) > 1:
-            metrics["preference"] = preferences(panel, answers, paired, chosen.seeds[0], recipe)
-        metrics["vlm"] = panel_metrics(panel, answers, compared, recipe)
-        write_verdicts(answers, out_folder / "evaluation" / "vlm.jsonl")
+        metrics = Metrics(
+            recipe=recipe_hash(recipe),
+            split=chosen.split,
+            cases=chosen.cases or None,
+            seeds=list(chosen.seeds),
+            judge="no local judge" if local is None else local.title,
+            interval=f"95 % bootstrap over cases and seeds, {num_bootstrap} resamples",
+            models={
+                name: _model_metrics(
+                    model,
+                    answers[name],
+                    targets,
+                    diversity.diversity_metrics(spreads[name], of_teacher, real, num_bootstrap),
+                    num_bootstrap,
+                )
+                for name, model in models.items()
+            },
+            ceiling=Ceiling(
+                _benches(targets, num_bootstrap),
+                secondary_metrics(targets, targets, num_bootstrap),
+                diversity.diversity_metrics(real, of_teacher, real, num_bootstrap),
+            ),
+            floor=Floor(_benches(sources, num_bootstrap)),
+            comparisons=compare_answers(answers, num_bootstrap, compared),
+            few_step_selection=[dict(row) for row in selection],
+            preference=preferences(judges, answers, paired, chosen.seeds[0], num_bootstrap)
+            if paired and len(models) > 1
+            else {},
+            vlm=judge_records(judges, answers, compared, num_bootstrap),
+        )
     with clock.phase("files"):
-        write_answers(answers, out_folder / "evaluation" / "cases.jsonl")
+        if metrics.vlm:
+            write_verdicts(answers, out_folder / "evaluation" / "vlm.jsonl")
+        write_answers(answers, out_folder / CASES)
         write_grids(cases, answers, chosen.seeds[0], out_folder / "samples" / "evaluation")
-    metrics["seconds"] = clock.seconds()
-    write_bytes(out_folder / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False).encode())
+    metrics = replace(metrics, seconds=clock.seconds())
+    metrics.write(out_folder / "metrics.json")
     if store is None:
         shutil.rmtree(kept_answers.folder, ignore_errors=True)
     return metrics
@@ -118,7 +139,7 @@ def _spreads(
     models: Mapping[str, ModelUnderTest],
     cases: Sequence[Case],
     targets: Answers,
-    judge: LocalJudge,
+    local: LocalJudge | None,
     recipe: Recipe,
     store: Store,
     clock: Clock,
@@ -126,104 +147,105 @@ def _spreads(
     """Spread of the answers to one prompt, of every model and of the world itself, where one is defined."""
     several = diversity.answered_often(cases)
     unit = diversity.unit_of(targets) if several else None
-    if unit is None:
+    if unit is None or local is None:
         return {name: {} for name in models}, {}
     spreads = {
-        name: diversity.model_spread(model, several, unit, judge, store, clock) for name, model in models.items()
+        name: diversity.model_spread(model, several, unit, local, store, clock) for name, model in models.items()
     }
-    if recipe.evaluation.cases or not all(is_of_world(case, recipe.evaluation.split) for case in several):
+    split = recipe.evaluation.split
+    if recipe.evaluation.cases or not all(is_of_world(case, split) for case in several):
         return spreads, {}
     with clock.phase("cases"):
-        return spreads, diversity.world_spread(several, unit, judge, recipe)
+        return spreads, diversity.world_spread(several, unit, local, split, recipe.data.resolution)
 
 
 def _judged_as_given(
-    cases: Sequence[Case], which: Literal["target", "source"], judge: LocalJudge, clock: Clock
+    cases: Sequence[Case], which: Literal["target", "source"], local: LocalJudge | None, clock: Clock
 ) -> Answers:
     """Every case answered by its own target (the ceiling), or edits by their source as it was drawn (the floor)."""
     answers = Answers()
     chosen = [case for case in cases if (case.target if which == "target" else case.source) is not None]
     for part in chunks(chosen, CHUNK):
         given = [case.target if which == "target" else case.source for case in part]
-        judge_into(answers, part, [image for image in given if image is not None], 0, judge, clock)
+        images = [image for image in given if image is not None]
+        judge_into(answers, part, images, 0, [local] if local else [], clock)
     return answers
 
 
-def _benches(answers: Answers, recipe: Recipe) -> dict[str, Any]:
-    """Bench -> category or `mean` -> interval; benches without cases are left out."""
-    benches = {}
-    for bench in BENCHES.values():
-        if table := answers.by_category(bench):
-            intervals = bench_intervals(table, recipe.evaluation.num_bootstrap)
-            benches[bench] = {name: interval.as_dict() for name, interval in intervals.items()}
-    return benches
-
-
-def _model_metrics(model: ModelUnderTest, answers: Answers, targets: Answers, recipe: Recipe) -> dict[str, Any]:
+def _benches(answers: Answers, num_bootstrap: int) -> Benches:
+    """Benchmarks by the local judge; those without scores are left out."""
     return {
-        "nfe": model.nfe,
-        "n": len(answers.rows),
-        "seconds_per_image": answers.seconds / max(1, len(answers.rows)),
-        "sampling": model.sampling,
-        **_benches(answers, recipe),
-        "frechet": frechet_to(answers, targets),
-        "beside": beside_metrics(answers, targets, recipe),
-        "vlm": {name: judged(answers, name, recipe) for name in answers.verdicts},
+        bench: bench_intervals(table, num_bootstrap)
+        for bench in BENCHES.values()
+        if (table := answers.by_category(bench))
     }
 
 
-def frechet_to(answers: Answers, targets: Answers) -> dict[str, float | int] | None:
+def _model_metrics(
+    model: ModelUnderTest, answers: Answers, targets: Answers, spread: Diversity | None, num_bootstrap: int
+) -> ModelMetrics:
+    return ModelMetrics(
+        nfe=model.nfe,
+        n=len(answers.rows),
+        seconds_per_image=answers.seconds / max(1, len(answers.rows)),
+        sampling=model.sampling,
+        benches=_benches(answers, num_bootstrap),
+        frechet=frechet_to(answers, targets),
+        secondary=secondary_metrics(answers, targets, num_bootstrap),
+        vlm={name: judged(answers, name, num_bootstrap) for name in answers.verdicts},
+        diversity=spread,
+    )
+
+
+def frechet_to(answers: Answers, targets: Answers) -> Value | None:
     """Frechet distance of the T2I answers to their targets, each seed against as many: mean over the seeds, and n."""
     real = targets.features_of("t2i_bench")
     seeds = sorted({row.seed for row in answers.rows})
     drawn = [answers.features_of("t2i_bench", seed) for seed in seeds]
     found = [distances.frechet(of_seed, real) for of_seed in drawn if len(of_seed) and len(real)]
     known = [value for value in found if value is not None]
-    return {"value": float(np.mean(known)), "n": len(real)} if known else None
+    return Value(float(np.mean(known)), n=len(real)) if known else None
 
 
 def compare_answers(
-    answers: Mapping[str, Answers], recipe: Recipe, compared: Sequence[tuple[str, str]] = COMPARED
-) -> list[dict[str, Any]]:
-    """Paired differences of pairs of models on each benchmark."""
+    answers: Mapping[str, Answers], num_bootstrap: int, compared: Sequence[tuple[str, str]] = COMPARED
+) -> list[Comparison]:
+    """Paired differences of pairs of models on each benchmark, by the local judge."""
     rows = []
     for a, b in compared:
         for bench in BENCHES.values() if a in answers and b in answers else ():
             first, second = answers[a].by_category(bench), answers[b].by_category(bench)
             if first:
-                found = paired_differences(first, second, recipe.evaluation.num_bootstrap)["mean"]
-                rows.append(comparison(a, b, bench, found))
+                rows.append(comparison(a, b, bench, paired_differences(first, second, num_bootstrap)[MEAN]))
     return rows
 
 
-def selection_cases(recipe: Recipe) -> list[Case]:
+def selection_cases(data: Data, evaluation: Evaluation) -> list[Case]:
     """Those on which the few-step teacher is chosen: none of the split that is reported on."""
-    chosen = recipe.evaluation
-    split = "search" if chosen.split != "search" else "calibration"
-    t2i, editing = (min(SELECTION_CASES, number) for number in (chosen.t2i_cases, chosen.editing_cases))
-    return benchmark_cases(recipe.data, chosen, split=split, t2i_cases=t2i, editing_cases=editing)
+    split = "search" if evaluation.split != "search" else "calibration"
+    t2i, editing = (min(SELECTION_CASES, number) for number in (evaluation.t2i_cases, evaluation.editing_cases))
+    return benchmark_cases(data, evaluation, split=split, t2i_cases=t2i, editing_cases=editing)
 
 
 def select_few_step(
     candidates: Sequence[ModelUnderTest],
     recipe: Recipe,
-    judge: LocalJudge | None = None,
+    local: LocalJudge | None = None,
     cases: Sequence[Case] | None = None,
     store: Store | None = None,
 ) -> tuple[ModelUnderTest, list[dict[str, Any]]]:
     """The candidate with the best mean over both benchmarks, and every candidate's score, best first.
 
-    It is chosen on cases that are not reported on: a slice of the search split, or of the calibration split when the
-    recipe evaluates on search.
+    It is chosen by the local judge on cases that are not reported on: a slice of the search split, or of the
+    calibration split when the recipe evaluates on search.
     """
-    judge, chosen = judge or LocalJudge(), recipe.evaluation
-    cases = selection_cases(recipe) if cases is None else cases
+    cases = selection_cases(recipe.data, recipe.evaluation) if cases is None else cases
     if not cases:
         return candidates[0], []
-    scored = []
+    scored, judges = [], [local or LocalJudge()]
     CONSOLE.print(f"choosing the few-step teacher among {len(candidates)}, {len(cases)} cases each")
     for model in candidates:
-        found = answer(model, cases, chosen.seeds[:1], judge, store=store)
+        found = answer(model, cases, recipe.evaluation.seeds[:1], judges, store=store)
         tables = [table for table in map(found.by_category, BENCHES.values()) if table]
         score = float(np.mean([np.mean([scores.mean() for scores in table.values()]) for table in tables]))
         scored.append((score, model))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from workbench.common import files
-from workbench.evaluation.tables import asked
+from workbench.evaluation.cases.case import BENCHES
+from workbench.evaluation.measures.statistics import Interval
+from workbench.evaluation.metrics_file import Metrics, mean_of
 
 SCORES_HEADING = "## Scores"
 
@@ -48,7 +49,7 @@ def model_card(origin: Origin, pipeline_class: str, sigmas: Sequence[float]) -> 
     return "\n".join(lines) + "\n"
 
 
-def add_scores(folder: Path, metrics: Mapping[str, Any]) -> None:
+def add_scores(folder: Path, metrics: Metrics) -> None:
     """Put the scores of `metrics.json` into the model card of a pipeline folder, in the place of older ones."""
     card = folder / "README.md"
     text = card.read_text().partition(f"\n{SCORES_HEADING}\n")[0].rstrip()
@@ -56,20 +57,20 @@ def add_scores(folder: Path, metrics: Mapping[str, Any]) -> None:
         "",
         SCORES_HEADING,
         "",
-        f"{asked(metrics).capitalize()}, seeds {metrics['seeds']}, judge {metrics['judge']}; {metrics['interval']}.",
+        f"{metrics.scored_on.capitalize()}, seeds {metrics.seeds}, judge {metrics.judge}; {metrics.interval}.",
         "",
         "| model | NFE | n | T2I-Bench | Editing-Bench |",
         "|---|---|---|---|---|",
     ]
-    for name, model in metrics["models"].items():
-        t2i, editing = (_score(model.get(bench, {}).get("mean")) for bench in ("t2i_bench", "editing_bench"))
-        lines.append(f"| {name.replace('_', ' ')} | {model['nfe']} | {model['n']} | {t2i} | {editing} |")
+    for name, model in metrics.models.items():
+        t2i, editing = (_score(mean_of(model.benches, bench)) for bench in BENCHES.values())
+        lines.append(f"| {name.replace('_', ' ')} | {model.nfe} | {model.n} | {t2i} | {editing} |")
     files.write_bytes(card, ("\n".join([text, *lines]) + "\n").encode())
 
 
-def _score(interval: Mapping[str, Any] | None) -> str:
-    if interval is None or interval["mean"] is None:
+def _score(interval: Interval | None) -> str:
+    if interval is None:
         return "-"
-    if interval["low"] is None:
-        return f"{interval['mean']:.2f}"
-    return f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+    if interval.low is None:
+        return f"{interval.mean:.2f}"
+    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"

@@ -1,4 +1,4 @@
-"""What vision-language judges would cost, said before anything is drawn or asked."""
+"""What vision-language judges would cost, known before anything is drawn or asked."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.diversity import DIVERSITY_SAMPLES, answered_often
+from workbench.evaluation.judges.judge import LOCAL
 from workbench.evaluation.judges.vlm_judge import REPLY_TOKENS, Question, choice_question, score_question
 from workbench.evaluation.sheets import chosen_cases
-from workbench.recipe.config import Recipe
+from workbench.recipe.config import Data, Evaluation
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class Cost:
     reply_tokens: int
 
 
-def cost(cases: Sequence[Case], num_models: int, recipe: Recipe) -> Cost:
+def cost(cases: Sequence[Case], num_models: int, data: Data, chosen: Evaluation) -> Cost:
     """What evaluating `num_models` models on `cases` asks of the recipe's judges."""
-    chosen = recipe.evaluation
-    several = answered_often(cases) if sum(case.task == "t2i" and case.target is not None for case in cases) > 1 else []
+    num_targets = sum(case.task == "t2i" and case.target is not None for case in cases)
+    several = answered_often(cases) if num_targets > 1 and LOCAL in chosen.judges else []
     images = num_models * (len(cases) * len(chosen.seeds) + len(several) * DIVERSITY_SAMPLES)
     if "vlm" not in chosen.judges:
         return Cost(images, 0, 0, 0)
-    empty = np.zeros((recipe.data.resolution, recipe.data.resolution, 3), np.uint8)
+    empty = np.zeros((data.resolution, data.resolution, 3), np.uint8)
     scored = [score_question(case, empty if case.source is None else case.source) for case in cases]
     paired = [case for group in chosen_cases(cases, chosen.vlm.pairs).values() for case in group]
     compared = [choice_question(case, empty, empty) for case in paired]

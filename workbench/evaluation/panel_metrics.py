@@ -1,4 +1,4 @@
-"""What vision-language judges said, as numbers with intervals, what is missing among them, and preferences.
+"""Verdicts of the judges other than the local one as numbers with intervals, what is missing among them, preferences.
 
 A case's score is the mean over the seeds that were answered; a case without any answer stands in no mean. Where a whole
 category is missing there is no benchmark mean either: it would be that of other categories.
@@ -7,25 +7,32 @@ category is missing there is no benchmark mean either: it would be that of other
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from workbench.common.files import write_bytes
 from workbench.evaluation.answers import Answers
 from workbench.evaluation.cases.case import BENCHES, Case
-from workbench.evaluation.judges.vlm_judge import Panel, Unanswered
-from workbench.evaluation.judges.vlm_prompts import WORDING
-from workbench.evaluation.judges.vlm_reply import Verdict
+from workbench.evaluation.judges.judge import Judge, Unanswered
 from workbench.evaluation.measures.preference import Match, both_orders, strength_intervals
-from workbench.evaluation.measures.statistics import Interval, bench_intervals, comparison, paired_differences
-from workbench.recipe.config import Recipe
+from workbench.evaluation.measures.statistics import Interval, bench_intervals, paired_differences, verdict
+from workbench.evaluation.metrics_file import (
+    MEAN,
+    Benches,
+    Comparison,
+    JudgeRecord,
+    JudgeScores,
+    Missing,
+    Preference,
+)
 
-NOTHING = Interval(float("nan"), None, None, 0).as_dict() | {"mean": None}
+NOTHING = Interval(math.nan, None, None, 0)
 CaseScores = dict[str, dict[str, float | None]]
 """category -> case -> mean over the seeds that were answered, None where none was."""
 
@@ -36,7 +43,7 @@ def case_scores(answers: Answers, judge: str, bench: str) -> CaseScores:
     for row, said in zip(answers.rows, answers.verdicts[judge], strict=True):
         if row.bench == bench:
             scores = given.setdefault(row.category, {}).setdefault(row.case, [])
-            if isinstance(said, Verdict):
+            if not isinstance(said, Unanswered):
                 scores.append(said.score)
     return {
         category: {case: float(np.mean(scores)) if scores else None for case, scores in cases.items()}
@@ -44,85 +51,83 @@ def case_scores(answers: Answers, judge: str, bench: str) -> CaseScores:
     }
 
 
-def judged(answers: Answers, judge: str, recipe: Recipe) -> dict[str, Any]:
+def judged(answers: Answers, judge: str, num_bootstrap: int) -> JudgeScores:
     """Both benchmarks by one judge, the number of answers and, with reasons, of those missing."""
-    found: dict[str, Any] = {}
+    benches: Benches = {}
     for bench in BENCHES.values():
         scores = case_scores(answers, judge, bench)
         if not scores:
             continue
         tables = {name: np.array([[v] for v in cases.values() if v is not None]) for name, cases in scores.items()}
-        whole = {name: table for name, table in tables.items() if len(table)}
-        intervals = bench_intervals(whole, recipe.evaluation.num_bootstrap)
-        if len(whole) < len(tables):
-            intervals.pop("mean", None)
-        names = [*tables, "mean"]
-        found[bench] = {name: intervals[name].as_dict() if name in intervals else dict(NOTHING) for name in names}
+        answered = {name: table for name, table in tables.items() if len(table)}
+        intervals = bench_intervals(answered, num_bootstrap)
+        if len(answered) < len(tables):
+            intervals.pop(MEAN, None)
+        benches[bench] = {name: intervals.get(name, NOTHING) for name in (*tables, MEAN)}
     reasons = Counter(said.reason for said in answers.verdicts[judge] if isinstance(said, Unanswered))
-    missing = {"count": reasons.total(), "reasons": dict(reasons.most_common())}
-    return {**found, "n": len(answers.rows) - reasons.total(), "missing": missing}
+    missing = Missing(reasons.total(), dict(reasons.most_common()))
+    return JudgeScores(benches, len(answers.rows) - missing.count, missing)
 
 
 def judged_comparisons(
-    answers: Mapping[str, Answers], judge: str, compared: Sequence[tuple[str, str]], recipe: Recipe
-) -> list[dict[str, Any]]:
+    answers: Mapping[str, Answers], judge: str, compared: Sequence[tuple[str, str]], num_bootstrap: int
+) -> list[Comparison]:
     """Paired differences over the cases that one judge scored for both models."""
     rows = []
     for a, b in compared:
         for bench in BENCHES.values() if a in answers and b in answers else ():
             first, second = case_scores(answers[a], judge, bench), case_scores(answers[b], judge, bench)
             pairs = {name: [(x, second[name][case]) for case, x in cases.items()] for name, cases in first.items()}
-            whole = {
+            answered = {
                 name: np.array([pair for pair in of if None not in pair], float).reshape(-1, 2)
                 for name, of in pairs.items()
             }
-            if whole and all(len(of) for of in whole.values()):
-                left, right = ({name: of[:, [side]] for name, of in whole.items()} for side in (0, 1))
-                found = paired_differences(left, right, recipe.evaluation.num_bootstrap)["mean"]
-                rows.append(comparison(a, b, bench, found))
+            if answered and all(len(of) for of in answered.values()):
+                left, right = ({name: of[:, [side]] for name, of in answered.items()} for side in (0, 1))
+                rows.append(comparison(a, b, bench, paired_differences(left, right, num_bootstrap)[MEAN]))
     return rows
 
 
-def panel_metrics(
-    panel: Panel, answers: Mapping[str, Answers], compared: Sequence[tuple[str, str]], recipe: Recipe
-) -> dict[str, Any]:
-    """Of every judge: who it is, how much it was asked, and the paired differences."""
+def comparison(a: str, b: str, bench: str, difference: Interval) -> Comparison:
+    """A paired difference `a` - `b` with its verdict."""
+    return Comparison(a, b, bench, difference.mean, difference.low, difference.high, difference.n,
+                      verdict(difference, a, b))  # fmt: skip
+
+
+def judge_records(
+    judges: Sequence[Judge], answers: Mapping[str, Answers], compared: Sequence[tuple[str, str]], num_bootstrap: int
+) -> dict[str, JudgeRecord]:
+    """Every further judge: who it is, how much it was asked, and the paired differences by its scores."""
     return {
-        judge.name: {
-            "model": judge.model,
-            "wording": WORDING,
-            "asked": judge.asked,
-            "from_cache": judge.found,
-            "comparisons": judged_comparisons(answers, judge.name, compared, recipe),
-        }
-        for judge in panel.judges
+        name: replace(record, comparisons=judged_comparisons(answers, name, compared, num_bootstrap))
+        for judge in judges
+        for name, record in judge.records().items()
     }
 
 
 def preferences(
-    panel: Panel, answers: Mapping[str, Answers], cases: Sequence[Case], seed: int, recipe: Recipe
-) -> dict[str, Any]:
-    """Judge -> Bradley-Terry log strength of every model from the kept images of `cases`, each pair shown both ways."""
+    judges: Sequence[Judge], answers: Mapping[str, Answers], cases: Sequence[Case], seed: int, num_bootstrap: int
+) -> dict[str, Preference]:
+    """Judge that compares -> Bradley-Terry log strength of every model from the kept images of `cases`, each pair shown
+    both ways."""
     names = list(answers)
     met = [(case, a, b) for case in cases for a, b in combinations(range(len(names)), 2)]
     images = {(case.id, m): answers[names[m]].images[case.id, seed] for case in cases for m in range(len(names))}
     shown = [(case, images[case.id, i], images[case.id, j]) for case, a, b in met for i, j in ((a, b), (b, a))]
     found = {}
-    for judge, choices in panel.prefer(shown).items():
+    for name, choices in (item for judge in judges for item in judge.prefer(shown).items()):
         matches, agreed = [], 0
         for (case, a, b), first, second in zip(met, choices[::2], choices[1::2], strict=True):
             if not isinstance(first, Unanswered) and not isinstance(second, Unanswered):
                 matches.append(Match(case.id, a, b, both_orders(first.winner, second.winner)))
                 agreed += first.winner != second.winner
-        strengths = strength_intervals(matches, len(names), recipe.evaluation.num_bootstrap)
-        found[judge] = {
-            "pairs": len(matches),
-            "missing": len(met) - len(matches),
-            "orders_agree": agreed / len(matches) if matches else None,
-            "log_strength": {name: value.as_dict() for name, value in zip(names, strengths, strict=True)}
-            if matches
-            else {},
-        }
+        strengths = strength_intervals(matches, len(names), num_bootstrap) if matches else []
+        found[name] = Preference(
+            pairs=len(matches),
+            missing=len(met) - len(matches),
+            orders_agree=agreed / len(matches) if matches else None,
+            log_strength=dict(zip(names, strengths, strict=False)),
+        )
     return found
 
 
@@ -134,12 +139,9 @@ def write_verdicts(answers: Mapping[str, Answers], path: Path) -> None:
             for row, said in zip(of_model.rows, verdicts, strict=True):
                 place = {"judge": judge, "model": model, "bench": row.bench, "category": row.category,
                          "case": row.case, "seed": row.seed}  # fmt: skip
-                told: dict[str, Any]
                 match said:
-                    case Verdict():
-                        told = {"score": said.score, "overall": said.overall, "sub_scores": said.sub_scores,
-                                "failure_modes": list(said.failure_modes), "reason": said.reason}  # fmt: skip
                     case Unanswered():
-                        told = {"score": None, "missing": said.reason}
-                lines.append(json.dumps({**place, **told}))
+                        lines.append(json.dumps({**place, "score": None, "missing": said.reason}))
+                    case _:
+                        lines.append(json.dumps({**place, "score": said.score, **said.details()}))
     write_bytes(path, ("\n".join(lines) + "\n").encode())

@@ -1,4 +1,4 @@
-"""What stands beside the judges' scores: readings with intervals, and the answers' distribution against the targets'.
+"""Secondary metrics: measures of the answers with intervals, and the answers' distribution against the targets'.
 
 KID, precision and recall go by the local judge's features of the T2I answers under the first seed and of their targets,
 so by equal numbers, each dimension in units of the targets' spread.
@@ -7,63 +7,68 @@ so by equal numbers, each dimension in units of the targets' spread.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from workbench.evaluation.answers import Answers
 from workbench.evaluation.cases.case import BENCHES
 from workbench.evaluation.measures import distances
-from workbench.evaluation.measures.statistics import bench_intervals
-from workbench.recipe.config import Recipe
+from workbench.evaluation.measures.statistics import Interval, bench_intervals
+from workbench.evaluation.metrics_file import Secondary, Value
 
 MIN_KID_IMAGES = 20
-"""Of fewer neither the scale that features are told in is known well, nor the width of the interval."""
+"""With fewer neither the scale of the features is known well, nor the width of the interval."""
 MAX_KID_IMAGES = 1000
-"""From so many images on the Frechet distance alone is told."""
+"""From so many images on the Frechet distance alone is given."""
 
 
-def beside_metrics(answers: Answers, targets: Answers, recipe: Recipe) -> dict[str, Any]:
-    """All readings of one model with their intervals, and its distribution against that of the targets."""
+def secondary_metrics(answers: Answers, targets: Answers, num_bootstrap: int) -> Secondary:
+    """All measures of one model with their intervals, and its distribution against that of the targets."""
     rows = answers.rows
     word = {
-        bench: _interval([(r.case, r.reading.word) for r in rows if r.bench == bench], recipe)
+        bench: _interval([(r.case, r.measures.word) for r in rows if r.bench == bench], num_bootstrap)
         for bench in BENCHES.values()
     }
     distance: dict[str, list[tuple[str, float | None]]] = {}
     defects: dict[str, list[tuple[str, float | None]]] = {}
     for row in rows:
         if row.bench == BENCHES["edit"]:
-            distance.setdefault(row.category, []).append((row.case, row.reading.target_distance))
-        if row.reading.defect is not None:
-            defects.setdefault(row.reading.defect, []).append((row.case, row.judgement.score))
+            distance.setdefault(row.category, []).append((row.case, row.measures.target_distance))
+        if row.measures.defect is not None and row.judgement is not None:
+            defects.setdefault(row.measures.defect, []).append((row.case, row.judgement.score))
     tables = {name: table for name, values in distance.items() if (table := _table(values)) is not None}
-    intervals = bench_intervals(tables, recipe.evaluation.num_bootstrap)
-    return {
-        "word_accuracy": {bench: interval for bench, interval in word.items() if interval is not None},
-        "residual_noise": _interval([(r.case, r.reading.noise) for r in rows], recipe),
-        "target_distance": {name: interval.as_dict() for name, interval in intervals.items()} or None,
-        "enhance_by_defect": {name: _interval(values, recipe) for name, values in sorted(defects.items())},
-        **_distribution(answers, targets),
-    }
+    kid, precision, recall = _distribution(answers, targets)
+    return Secondary(
+        word_accuracy={bench: interval for bench, interval in word.items() if interval is not None},
+        residual_noise=_interval([(r.case, r.measures.noise) for r in rows], num_bootstrap),
+        target_distance=bench_intervals(tables, num_bootstrap) or None,
+        enhance_by_defect={name: _interval(values, num_bootstrap) for name, values in sorted(defects.items())},
+        kid=kid,
+        precision=precision,
+        recall=recall,
+    )
 
 
-def _distribution(answers: Answers, targets: Answers) -> dict[str, Any]:
+def _distribution(answers: Answers, targets: Answers) -> tuple[Value | None, Value | None, Value | None]:
     """KID, precision and recall of the T2I answers under the first seed against their targets: equal numbers."""
     real, drawn = _paired_features(answers, targets)
     n = len(real)
     if n < 2:
-        return {"kid": None, "precision": None, "recall": None}
+        return None, None, None
     real, drawn = distances.standardised(real, real), distances.standardised(drawn, real)
     found = distances.kid(drawn, real) if MIN_KID_IMAGES <= n < MAX_KID_IMAGES else None
-    kid = None if found is None else dict(zip(("value", "low", "high"), found, strict=True)) | {"n": n}
-    shares = {"precision": distances.coverage(drawn, real), "recall": distances.coverage(real, drawn)}
-    told = {name: None if value is None else {"value": value, "n": n} for name, value in shares.items()}
-    return {"kid": kid, **told}
+    precision, recall = distances.coverage(drawn, real), distances.coverage(real, drawn)
+    return (
+        None if found is None else Value(*found, n=n),
+        None if precision is None else Value(precision, n=n),
+        None if recall is None else Value(recall, n=n),
+    )
 
 
 def _paired_features(answers: Answers, targets: Answers) -> tuple[np.ndarray, np.ndarray]:
     """(n, D) of the targets and of their answers under the first seed, T2I, in the same order."""
+    if not answers.features or not targets.features:
+        return np.zeros((0, 0)), np.zeros((0, 0))
     bench = BENCHES["t2i"]
     first = answers.rows[0].seed if answers.rows else 0
     of_case = {
@@ -90,8 +95,6 @@ def _table(values: Sequence[tuple[str, float | None]]) -> np.ndarray | None:
     return np.array(list(cases.values())) if cases else None
 
 
-def _interval(values: Sequence[tuple[str, float | None]], recipe: Recipe) -> dict[str, Any] | None:
+def _interval(values: Sequence[tuple[str, float | None]], num_bootstrap: int) -> Interval | None:
     table = _table(values)
-    if table is None:
-        return None
-    return bench_intervals({"all": table}, recipe.evaluation.num_bootstrap)["mean"].as_dict()
+    return None if table is None else bench_intervals({"all": table}, num_bootstrap)["mean"]

@@ -30,7 +30,10 @@ def write_grids(cases: Sequence[Case], answers: Mapping[str, Answers], seed: int
     """`TASK-CATEGORY.png` of every category, and `index.json` with the prompts and scores of its rows."""
     index: list[dict[str, Any]] = []
     scores = {
-        (model, row.case): row.judgement.score for model, of in answers.items() for row in of.rows if row.seed == seed
+        (model, row.case): row.judgement.score
+        for model, of in answers.items()
+        for row in of.rows
+        if row.seed == seed and row.judgement is not None
     }
     for (task, category), group in chosen_cases(cases).items():
         given = {"source": [case.source for case in group], "target": [case.target for case in group]}
@@ -41,7 +44,10 @@ def write_grids(cases: Sequence[Case], answers: Mapping[str, Answers], seed: int
         sheet.save(encoded, format="PNG")
         write_bytes(folder / f"{task}-{category}.png", encoded.getvalue())
         rows = [
-            {"prompt": case.prompt, "scores": {model: round(scores[model, case.id], 2) for model in answers}}
+            {
+                "prompt": case.prompt,
+                "scores": {model: round(scores[model, case.id], 2) for model in answers if (model, case.id) in scores},
+            }
             for case in group
         ]
         place = {"file": f"{task}-{category}.png", "task": task, "category": category}

@@ -368,6 +368,10 @@ class Trainer:
         )
 
 
+JUDGES = ("local", "vlm")
+"""What `evaluation.judges` may name."""
+
+
 @dataclass(frozen=True)
 class Vlm:
     """Vision-language judges, asked where `evaluation.judges` names `vlm`.
@@ -413,7 +417,8 @@ class Evaluation:
     scored, all when empty. slice_seed: which cases of a category a slice takes; 0 takes the first ones.
     batch_size: 0 chooses by device and model.
     milestone_cases: search cases a category that the local judge scores at every trainer.sample_every; 0 for none.
-    judges: `local`, always, since studies and readings beside the score go by it, and `vlm` beside it.
+    judges: `local`, the network that ships, by whose scores and features all benchmarks, studies and distances go, and
+    which knows the world that ships alone; `vlm`, vision-language judges, whose scores are given next to them.
     """
 
     split: Literal["search", "report"] = "report"
@@ -441,12 +446,14 @@ class Evaluation:
             num_bootstrap=self.num_bootstrap,
         )
         require(bool(self.seeds), "evaluation.seeds must name at least one seed")
-        for name in self.judges:
-            require(
-                name in ("local", "vlm"),
-                f"evaluation.judges knows local and vlm, not {name!r}{nearest(name, ('local', 'vlm'))}",
-            )
-        require("local" in self.judges, "evaluation.judges must name local: features and readings come from it")
+        for judge in self.judges:
+            hint = nearest(judge, JUDGES)
+            require(judge in JUDGES, f"evaluation.judges knows {' and '.join(JUDGES)}, not {judge!r}{hint}")
+        require(len({*self.judges}) == len(self.judges), f"evaluation.judges names one twice: {self.judges}")
+        require(
+            self.milestone_cases == 0 or "local" in self.judges,
+            "evaluation.milestone_cases are scored by the local judge: add local to evaluation.judges, or set it to 0",
+        )
         for name, count in (
             ("t2i_cases", self.t2i_cases),
             ("editing_cases", self.editing_cases),

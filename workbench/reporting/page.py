@@ -1,6 +1,6 @@
 """A run folder as one self-contained HTML page: `report(folder)` writes `report.html`.
 
-Whatever is missing is said in words; nothing is fetched from elsewhere, and every text is escaped.
+The page says in words what is missing; nothing is fetched from elsewhere, and every text is escaped.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
+from workbench.evaluation import metrics_file
+from workbench.evaluation.metrics_file import MEAN, Ceiling, Diversity, Metrics, ModelMetrics, mean_of
 from workbench.recipe import lambda_tables
 from workbench.recipe.reading import from_mapping
 from workbench.reporting import plots
@@ -50,7 +52,14 @@ def write_page(folder: Path, template: str, values: dict[str, Any], *packages: s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "interval": interval, "signed": signed, "words": words, "few": few}
+    environment.filters |= {
+        "number": number,
+        "interval": interval,
+        "signed": signed,
+        "words": words,
+        "few": few,
+        "mean_of": mean_of,
+    }
     environment.globals |= {"bench_titles": BENCH_TITLES, "model_titles": MODEL_TITLES}
     path = folder / "report.html"
     write_bytes(path, environment.get_template(template).render(**values).encode())
@@ -69,11 +78,10 @@ def signed(value: float | None, digits: int = 2) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:+.{digits}f}"
 
 
-def interval(value: dict[str, Any], digits: int = 2) -> str:
-    """`low to high` of an interval of metrics.json, or words where there is none."""
-    if value.get("low") is None or value.get("high") is None:
-        return "no interval"
-    return f"{value['low']:.{digits}f} to {value['high']:.{digits}f}"
+def interval(value: Any, digits: int = 2) -> str:
+    """`low to high` of anything that has both, or words where there is none."""
+    low, high = (value["low"], value["high"]) if isinstance(value, dict) else (value.low, value.high)
+    return "no interval" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def words(name: str) -> str:
@@ -158,15 +166,14 @@ def _mixture(curves: list[dict[str, Any]], recipe: dict[str, Any]) -> list[dict[
     return [*({"name": task, "share": tasks[task], "asked": asked[task]} for task in tasks), *rows]
 
 
-def _categories(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def _categories(metrics: Metrics) -> list[dict[str, Any]]:
     """Per bench: category names and, for every model, its interval in each."""
-    models = metrics.get("models", {})
     tables = []
     for bench in BENCH_TITLES:
-        named = {name: model[bench] for name, model in models.items() if model.get(bench)}
+        named = {name: model.benches[bench] for name, model in metrics.models.items() if bench in model.benches}
         if named:
-            columns = [name for name in next(iter(named.values())) if name != "mean"] + ["mean"]
-            ceiling = metrics.get("ceiling", {}).get(bench)
+            columns = [name for name in next(iter(named.values())) if name != MEAN] + [MEAN]
+            ceiling = metrics.ceiling.benches.get(bench)
             tables.append({"bench": bench, "columns": columns, "models": named, "ceiling": ceiling})
     return tables
 
@@ -181,30 +188,30 @@ def _tables(recipe: dict[str, Any]) -> dict[str, list[list[float]]]:
         return {}
 
 
-def _beside(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """Name, readings and diversity of every model that has such, and of the exact targets."""
-    named = {MODEL_TITLES.get(name, words(name)): model for name, model in metrics.get("models", {}).items()}
-    if metrics.get("ceiling", {}).get("beside"):
-        named["Exact targets"] = metrics["ceiling"]
+def _secondary(metrics: Metrics) -> list[dict[str, Any]]:
+    """Name, secondary metrics and diversity of every model that has such, and of the exact targets."""
+    named: dict[str, ModelMetrics | Ceiling] = {words(name): model for name, model in metrics.models.items()}
+    named["Exact targets"] = metrics.ceiling
     return [
-        {"name": name, "of": model["beside"], "diversity": model.get("diversity") or {}}
-        for name, model in named.items()
-        if model.get("beside")
+        {"name": name, "of": found.secondary, "diversity": found.diversity or Diversity()}
+        for name, found in named.items()
+        if found.secondary is not None
     ]
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    metrics, recipe, curves = _json(folder / "metrics.json"), _recipe(folder), _curves(folder)
+    metrics = metrics_file.read(folder / "metrics.json") or Metrics()
+    recipe, curves = _recipe(folder), _curves(folder)
     lambdas = _tables(recipe)
-    beside = _beside(metrics)
+    secondary = _secondary(metrics)
     specialists = list((recipe.get("teachers") or {}).get("specialists") or {})
     return {
         "title": folder.resolve().name,
         "metrics": metrics,
         "categories": _categories(metrics),
-        "beside": beside,
-        "defects": sorted({name for row in beside for name in row["of"]["enhance_by_defect"]}),
-        "score_chart": plots.score_chart(metrics, MODEL_TITLES, BENCH_TITLES) if metrics.get("models") else "",
+        "secondary": secondary,
+        "defects": sorted({name for row in secondary for name in row["of"].enhance_by_defect}),
+        "score_chart": plots.score_chart(metrics.models, MODEL_TITLES, BENCH_TITLES),
         "curves": plots.training_curves(curves),
         "by_step": plots.by_step_maps(curves),
         "num_logged": len(curves),

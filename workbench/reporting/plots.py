@@ -15,6 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
+from workbench.evaluation.measures.statistics import Interval
+from workbench.evaluation.metrics_file import ModelMetrics
+
 INK = "#0a0b0c"
 """Drawn in this colour, shown in the page's `currentColor`, so that charts follow light and dark."""
 PALETTE = {"teacher": "#7c8aa5", "teacher_few_step": "#e0923a", "student": "#3f7de0"}
@@ -78,17 +81,17 @@ def svg(figure: Figure, salt: str) -> str:
     )
 
 
-def score_chart(metrics: Mapping[str, Any], models: Mapping[str, str], benches: Mapping[str, str]) -> str:
-    """Scores of every model in every category, with their intervals, one panel a benchmark."""
-    shown = [bench for bench in benches if any(model.get(bench) for model in metrics["models"].values())]
+def score_chart(models: Mapping[str, ModelMetrics], titles: Mapping[str, str], benches: Mapping[str, str]) -> str:
+    """Scores of every model in every category, with their intervals, one panel a benchmark; empty without scores."""
+    shown = [bench for bench in benches if any(bench in model.benches for model in models.values())]
     if not shown:
         return ""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 3.4))
-        widths = [len(next(m[bench] for m in metrics["models"].values() if m.get(bench))) for bench in shown]
+        widths = [len(next(m.benches[bench] for m in models.values() if bench in m.benches)) for bench in shown]
         panels = figure.subplots(1, len(shown), sharey=True, width_ratios=widths, squeeze=False)[0]
         for panel, bench in zip(panels, shown, strict=True):
-            _score_panel(panel, {n: m[bench] for n, m in metrics["models"].items() if m.get(bench)}, models)
+            _score_panel(panel, {n: m.benches[bench] for n, m in models.items() if bench in m.benches}, titles)
             panel.set_title(benches[bench])
         panels[0].set_ylabel("score, 1 to 5")
         handles, labels = panels[0].get_legend_handles_labels()
@@ -97,15 +100,14 @@ def score_chart(metrics: Mapping[str, Any], models: Mapping[str, str], benches: 
     return svg(figure, "scores")
 
 
-def _score_panel(panel: Axes, scores: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> None:
+def _score_panel(panel: Axes, scores: Mapping[str, Mapping[str, Interval]], titles: Mapping[str, str]) -> None:
     categories = [name for name in next(iter(scores.values())) if name != "mean"] + ["mean"]
     for i, (name, of_model) in enumerate(scores.items()):
         x = np.arange(len(categories)) + (i - (len(scores) - 1) / 2) * 0.2
-        means = np.array([of_model[c]["mean"] for c in categories], dtype=float)
-        low = np.array([of_model[c]["mean"] if of_model[c]["low"] is None else of_model[c]["low"] for c in categories])
-        high = np.array(
-            [of_model[c]["mean"] if of_model[c]["high"] is None else of_model[c]["high"] for c in categories]
-        )
+        found = [of_model[category] for category in categories]
+        means = np.array([of.mean for of in found])
+        low = np.array([of.mean if of.low is None else of.low for of in found])
+        high = np.array([of.mean if of.high is None else of.high for of in found])
         spread = np.maximum(0, [means - low, high - means])
         color = PALETTE.get(name, OTHER[i % len(OTHER)])
         panel.errorbar(x, means, yerr=spread, fmt="o", ms=4.5, lw=1.6, color=color, label=titles.get(name, name))

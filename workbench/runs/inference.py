@@ -19,9 +19,10 @@ from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.cases.case_file import write_jsonl
 from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.evaluate import PARTIAL, evaluate, select_few_step, selection_cases
-from workbench.evaluation.judges.check import check_heads
+from workbench.evaluation.judges.choose import judges_of, local_judge
+from workbench.evaluation.judges.judge import LOCAL, NEEDS_LOCAL
 from workbench.evaluation.judges.local import LocalJudge
-from workbench.evaluation.judges.vlm_judge import panel
+from workbench.evaluation.metrics_file import Metrics
 from workbench.evaluation.model_card import add_scores
 from workbench.evaluation.models import (
     FolderUnderTest,
@@ -44,12 +45,12 @@ def evaluate_run(
     dry_run: bool = False,
     *,
     shared: Store | None = None,
-) -> dict[str, Any]:
+) -> Metrics | None:
     """Score a run (teacher, best few-step teacher, student) or a pipeline folder on both benchmarks, and print it.
 
-    A run's results go into the run folder, a pipeline folder's into `runs/evaluation/NAME`. dry_run: only print
-    how many images would be drawn, and how many calls and tokens vision-language judges would take. shared: of
-    answers of a run's teacher, which answers once for all runs that share it.
+    A run's results go into the run folder, a pipeline folder's into `runs/evaluation/NAME`. dry_run: only print how
+    many images would be drawn, and how many calls and tokens vision-language judges would take; returns None. shared:
+    of answers of a run's teacher, which answers once for all runs that share it.
 
     Raises:
         UserError: no run or pipeline folder, a run without its student, bad overrides, a judge that is not described in
@@ -67,21 +68,22 @@ def evaluate_run(
         out = Path("runs/evaluation") / _name_of(path)
     if dry_run:
         _print_cost(recipe, is_run=folder.is_run())
-        return {}
-    # A judge that is not there is said before anything is drawn.
-    judges = panel(recipe.evaluation.vlm) if "vlm" in recipe.evaluation.judges else None
+        return None
+    # An error about a judge comes before anything is drawn.
+    judges = judges_of(recipe.evaluation)
     clock = Clock()
     with clock.phase("cases"):
         cases = benchmark_cases(recipe.data, recipe.evaluation)
-    check_heads(cases, LocalJudge())
+    for judge in judges:
+        judge.check(cases)
     models: dict[str, ModelUnderTest]
     if folder.is_run():
-        models, selection = _models_of_run(recipe, folder, shared, clock)
+        models, selection = _models_of_run(recipe, folder, shared, clock, local_judge(judges))
     else:
         tested = _under_test(str(target), recipe, clock)
         how = tested.loaded.stored_sampling() or teacher_sampling(recipe.evaluation)
         models, selection = {"model": tested.model(how)}, []
-    metrics = evaluate(models, recipe, out, cases=cases, panel=judges, selection=selection, clock=clock)
+    metrics = evaluate(models, recipe, out, cases=cases, judges=judges, selection=selection, clock=clock)
     if folder.is_run():
         add_scores(folder.student, metrics)
     print_metrics(metrics, Console())
@@ -123,18 +125,20 @@ def sample_image(folder: str, prompt: str, image: Path | None, out: Path, seed: 
 
 
 def _models_of_run(
-    recipe: Recipe, folder: RunFolder, shared: Store | None, clock: Clock
+    recipe: Recipe, folder: RunFolder, shared: Store | None, clock: Clock, local: LocalJudge | None
 ) -> tuple[dict[str, ModelUnderTest], list[dict[str, Any]]]:
+    """The run's models, and how the few-step teacher was chosen; without a local judge there is none to choose."""
     teacher = _under_test(recipe.model.folder, recipe, clock)
     hows = [teacher_sampling(recipe.evaluation), *few_step_candidates(recipe.evaluation.teacher_cfg_scale)]
     full, *candidates = [replace(teacher.model(how), store=shared) for how in hows]
-    few_step, selection = select_few_step(candidates, recipe, store=Store(folder.path / PARTIAL))
-    models = {
-        "teacher": full,
-        "teacher_few_step": few_step,
-        "student": _under_test(str(folder.student), recipe, clock).model(student_sampling(recipe.dmd)),
-    }
-    return models, selection
+    student = _under_test(str(folder.student), recipe, clock).model(student_sampling(recipe.dmd))
+    if local is None:
+        Console().print(
+            f"no local judge to choose the few-step teacher: it is left out ({NEEDS_LOCAL})", soft_wrap=True
+        )
+        return {"teacher": full, "student": student}, []
+    few_step, selection = select_few_step(candidates, recipe, local, store=Store(folder.path / PARTIAL))
+    return {"teacher": full, "teacher_few_step": few_step, "student": student}, selection
 
 
 def _under_test(folder: str, recipe: Recipe, clock: Clock) -> FolderUnderTest:
@@ -150,10 +154,15 @@ def _name_of(folder: Path) -> str:
 
 
 def _print_cost(recipe: Recipe, is_run: bool) -> None:
-    chosen, num_models = recipe.evaluation, 3 if is_run else 1
+    chosen, num_models = recipe.evaluation, 1
+    chooses = is_run and LOCAL in chosen.judges
+    if is_run:
+        num_models = 3 if chooses else 2
     cases = benchmark_cases(recipe.data, chosen)
-    planned = cost(cases, num_models, recipe)
-    choosing = len(few_step_candidates(chosen.teacher_cfg_scale)) * len(selection_cases(recipe)) if is_run else 0
+    planned = cost(cases, num_models, recipe.data, chosen)
+    choosing = (
+        len(few_step_candidates(chosen.teacher_cfg_scale)) * len(selection_cases(recipe.data, chosen)) if chooses else 0
+    )
     console = Console()
     console.print(
         f"{len(cases)} cases of split {chosen.split}, {num_models} model(s), {len(chosen.seeds)} seed(s), some for "

@@ -124,7 +124,7 @@ def distillation_scores(recipe: Recipe, teacher: PipelineModel) -> Scores:
         t2i_cases=chosen.milestone_cases,
         editing_cases=chosen.milestone_cases,
     )
-    judge = LocalJudge()
+    judges = [LocalJudge()]
 
     @cache
     def encodings(device: torch.device, batch_size: int) -> Encodings:
@@ -140,7 +140,7 @@ def distillation_scores(recipe: Recipe, teacher: PipelineModel) -> Scores:
         network = RoleDenoiser(module.denoiser, roles.STUDENT)
         batch_size = chosen.batch_size or default_batch_size(teacher, resolution)
         sampler, known = Sampler(teacher, network, batch_size), encodings(module.device, batch_size)
-        found = answer(from_sampler(sampler, known, student_sampling(recipe.dmd)), cases, chosen.seeds[:1], judge)
+        found = answer(from_sampler(sampler, known, student_sampling(recipe.dmd)), cases, chosen.seeds[:1], judges)
         tables = {"t2i": found.by_category(BENCHES["t2i"]), "editing": found.by_category(BENCHES["edit"])}
         means = {name: float(np.mean([v.mean() for v in table.values()])) for name, table in tables.items() if table}
         return {**means, "score": float(np.mean(list(means.values())))}

@@ -19,7 +19,6 @@ from workbench.evaluation.cases.case_file import read_jsonl, sliced, write_jsonl
 from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.cases.count import count_cases
 from workbench.evaluation.cases.world import world_cases
-from workbench.evaluation.judges.check import check_heads
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.recipe.config import Data, Evaluation
 from workbench.recipe.reading import from_mapping
@@ -138,12 +137,12 @@ def test_what_the_judge_can_never_see_is_said_before_anything_is_drawn(
 ) -> None:
     case = Case("a", "t2i", "x", "p", scene=scene, named=tuple(scene), accepted=accepted)
     with pytest.raises(UserError, match=message):
-        check_heads([case], LocalJudge())
+        LocalJudge().check([case])
 
 
 def test_the_judge_knows_whatever_the_world_asks_for() -> None:
     for split in ("search", "report"):
-        check_heads([case for task in TASKS for case in world_cases(task, split, 20, 32)], LocalJudge())
+        LocalJudge().check([case for task in TASKS for case in world_cases(task, split, 20, 32)])
 
 
 def test_files_without_cases_are_named(tmp_path: Path) -> None:

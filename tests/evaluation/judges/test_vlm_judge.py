@@ -81,7 +81,7 @@ def test_every_trouble_that_passes_costs_no_score_and_invents_none(
 
     caplog.set_level("DEBUG")
     with judge_server(behaviour) as (url, log):
-        replies = panel_at(url, tmp_path).score(cases, images_of(cases))["A"]
+        replies = panel_at(url, tmp_path).judge(cases, images_of(cases)).scores["A"]
     assert scores_of(replies) == [true_score(case.prompt) for case in cases]
     assert set(log.headers) == {f"Bearer {KEY}"}
     assert 1 < log.most_at_once <= SETTINGS.concurrency + 2  # a request given up at its time-out still ends there
@@ -100,12 +100,12 @@ def test_trouble_that_stays_is_missing_with_its_reason_and_is_asked_again_later(
     cases = cases_of(6)
     twice = replace(SETTINGS, attempts=2)
     with judge_server(lambda text, before: trouble if text.endswith("3") else "good") as (url, log):
-        replies = panel_at(url, tmp_path, twice).score(cases, images_of(cases))["A"]
+        replies = panel_at(url, tmp_path, twice).judge(cases, images_of(cases)).scores["A"]
         asked = log.texts.count("Instruction: p3")
         assert scores_of(replies) == [true_score(c.prompt) if c.prompt != "p3" else None for c in cases]
         missing = replies[3]
         assert isinstance(missing, Unanswered) and missing.reason and KEY not in missing.reason
-        panel_at(url, tmp_path, twice).score(cases, images_of(cases))
+        panel_at(url, tmp_path, twice).judge(cases, images_of(cases))
         assert len(log.texts) == 6 - 1 + 2 * asked and asked == (1 if trouble == "400" else 2)
 
 
@@ -113,7 +113,7 @@ def test_a_server_that_drips_is_late_as_one_that_hangs_is(tmp_path: Path) -> Non
     cases = cases_of(1)
     with judge_server(lambda text, before: "drip") as (url, _):
         began = time.monotonic()
-        replies = panel_at(url, tmp_path, replace(SETTINGS, attempts=1)).score(cases, images_of(cases))["A"]
+        replies = panel_at(url, tmp_path, replace(SETTINGS, attempts=1)).judge(cases, images_of(cases)).scores["A"]
     assert isinstance(replies[0], Unanswered) and "no answer within 1 s" in replies[0].reason
     assert time.monotonic() - began < 3
 
@@ -121,15 +121,15 @@ def test_a_server_that_drips_is_late_as_one_that_hangs_is(tmp_path: Path) -> Non
 def test_a_judge_that_answered_before_is_not_given_up_for_what_it_refuses(tmp_path: Path) -> None:
     cases = cases_of(3 * vlm_client.MAX_MISSING_AT_FIRST)
     with judge_server(lambda text, before: "400" if int(text.rpartition("p")[2]) % 2 else "good") as (url, _):
-        first = scores_of(panel_at(url, tmp_path).score(cases, images_of(cases))["A"])
-        again = scores_of(panel_at(url, tmp_path).score(cases, images_of(cases))["A"])
+        first = scores_of(panel_at(url, tmp_path).judge(cases, images_of(cases)).scores["A"])
+        again = scores_of(panel_at(url, tmp_path).judge(cases, images_of(cases)).scores["A"])
     assert again == first and first.count(None) == len(cases) // 2
 
 
 def test_a_refused_key_ends_it_at_once_and_is_not_repeated(tmp_path: Path) -> None:
     refused = pytest.raises(UserError, match=r"judge A \(model-A\) refuses with HTTP 401")
     with judge_server(lambda text, before: "401") as (url, log), refused as caught:
-        panel_at(url, tmp_path).score(cases_of(40), images_of(cases_of(40)))
+        panel_at(url, tmp_path).judge(cases_of(40), images_of(cases_of(40)))
     assert len(log.texts) <= 3 * SETTINGS.concurrency
     assert KEY not in str(caught.value)
     chain: BaseException | None = caught.value
@@ -145,7 +145,7 @@ def test_a_judge_that_never_answers_is_given_up_early(tmp_path: Path, trouble: s
     cases, settings = cases_of(200), replace(SETTINGS, attempts=2)
     given_up = pytest.raises(UserError, match=r"judge A \(model-A\) answered none of")
     with judge_server(lambda text, before: trouble) as (url, log), given_up as caught:
-        panel_at(url, tmp_path, settings).score(cases, images_of(cases))
+        panel_at(url, tmp_path, settings).judge(cases, images_of(cases))
     assert len(log.texts) < 60 and KEY not in str(caught.value)
 
 
@@ -163,10 +163,10 @@ def test_an_interrupted_evaluation_resumes_without_asking_again(tmp_path: Path) 
         stored = len(list(tmp_path.rglob("*.json")))
         assert 20 < stored == first_asked < 60
         second = panel_at(url, tmp_path, names="AB")
-        replies = second.score(cases, images)
+        replies = second.judge(cases, images).scores
         assert len(log.texts) == 60 and {n: log.texts.count(n) for n in log.texts} == dict.fromkeys(log.texts, 2)
         assert [judge.asked for judge in second.judges] == [30 - judge.found for judge in second.judges]
-        third = panel_at(url, tmp_path, names="AB").score(cases, images)
+        third = panel_at(url, tmp_path, names="AB").judge(cases, images).scores
     assert replies == third and scores_of(replies["B"]) == [true_score(case.prompt) for case in cases]
     assert len(log.texts) == 60 and not list(tmp_path.rglob("*.part"))
 
@@ -174,12 +174,12 @@ def test_an_interrupted_evaluation_resumes_without_asking_again(tmp_path: Path) 
 def test_a_broken_cache_entry_is_asked_again(tmp_path: Path) -> None:
     cases = cases_of(2)
     with judge_server(lambda text, before: "good") as (url, log):
-        panel_at(url, tmp_path).score(cases, images_of(cases))
+        panel_at(url, tmp_path).judge(cases, images_of(cases))
         broken, out_of_range = sorted(tmp_path.rglob("*.json"))
         broken.write_text('{"reply": "')
         entry = json.loads(out_of_range.read_text())
         out_of_range.write_text(json.dumps({**entry, "reply": entry["reply"].replace('"score": 2', '"score": 7')}))
-        replies = panel_at(url, tmp_path).score(cases, images_of(cases))["A"]
+        replies = panel_at(url, tmp_path).judge(cases, images_of(cases)).scores["A"]
     assert len(log.texts) == 4 and scores_of(replies) == [2.0, 2.01]
 
 
@@ -229,7 +229,7 @@ def test_a_judge_is_three_variables_and_what_is_wrong_with_them_is_named(monkeyp
     ("override", "message"),
     [
         ("evaluation.judges=[local,vlms]", "did you mean 'vlm'"),
-        ("evaluation.judges=[vlm]", "must name local"),
+        ("evaluation.judges=[vlm,vlm]", "names one twice"),
         ("evaluation.vlm.judges=[]", "at least one"),
         ("evaluation.vlm.judges=[a-b]", "capital letters"),
         ("evaluation.vlm.judges=[A,A]", "twice"),

@@ -2,39 +2,44 @@
 
 A score lies between 1 and 5. Three axes in [0, 1] make it:
 
-- compliance: mean over the heads that the text names of how right each is (`head_score`): 1 or 0 for a class, the
-  Jaccard index of the object sets, 1 - edit distance / length for a word. Where a prompt accepts several values ("an
-  animal", "another sky"), the one nearest to what is seen counts. For edits it is the progress beyond leaving
-  the source as it is, (right - right of source) / (1 - right of source), so that doing nothing complies with nothing;
-  an edit that names no head (larger, turned around) is measured by its pixels (`pixel_progress`).
+- compliance: mean over the attributes that the text names of how right each is (`attribute_score`): 1 or 0 for a
+  class, the Jaccard index of the object sets, 1 - edit distance / length for a word. Where a prompt accepts several
+  values ("an animal", "another sky"), the one nearest to what is seen counts. For edits it is the progress beyond
+  leaving the source as it is, (right - right of source) / (1 - right of source), so that doing nothing complies with
+  nothing; an edit that names no attribute (larger, turned around) is measured by its pixels (`pixel_progress`).
 - technical quality: the judge's rating, 1 for a clean image, falling with blur, noise, ghosting, smear, blocks,
   residual noise and broken geometry.
-- kept (edits): mean of the mean head score over the heads that must stay, and of the pixel agreement with the source
+- kept (edits): mean of the mean score over the attributes that must stay, and of the pixel agreement with the source
   where source and exact target agree (`pixel_agreement`). An open edit, of which the target is one right answer of
-  many (`Case.exact` is false), has no pixels to be compared: its kept heads alone count.
+  many (`Case.exact` is false), has no pixels to be compared: its kept attributes alone count.
 
     score = 1 + 4 (compliance * quality)^(1/2)            text to image
     score = 1 + 4 (compliance * quality * kept)^(1/3)     edits
     score <= 2 if any axis is below 0.25                  severe failure
 
 The geometric mean makes the axes equally critical: beauty earns nothing if the prompt is missed. An axis that a case
-does not define (a user's own case without a scene, say) is left out of the mean, and `Judgement` holds None there.
+does not define (one of a user's own without a scene, say) is left out of the mean, and `Judgement` holds None there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from rich.progress import track
 
+from workbench.common.cores import usable_cores
 from workbench.common.fingerprint import fingerprint
 from workbench.evaluation.judges import local_network
+from workbench.evaluation.judges.check import check_attributes
+from workbench.evaluation.judges.judge import LOCAL, Choice, Judged, Shown, Unanswered
+from workbench.evaluation.metrics_file import JudgeRecord
 
 if TYPE_CHECKING:
     from workbench.evaluation.cases.case import Case
@@ -47,28 +52,24 @@ SAME_LEVELS = 4
 """Grey levels by which source and target may differ where nothing was to change."""
 MANY_BATCHES = 4
 """From so many batches on, judging shows a progress bar."""
+MOST_THREADS = 8
 ASSET = Path(__file__).parents[2] / "assets" / "judge"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says of one image. Axes in [0, 1], None where the case defines none; heads: score of each head."""
+    """The local judge's of one answer. Axes in [0, 1], None where the case defines none; attributes: score of each."""
 
     score: float
     compliance: float | None
     quality: float | None
     kept: float | None
-    heads: dict[str, float] = field(default_factory=dict)
+    attributes: dict[str, float] = field(default_factory=dict)
 
-
-class Judge(Protocol):
-    """Anything that rates the images of cases: the local CNN, or a vision-language model behind an API."""
-
-    name: str
-
-    def judge(self, cases: Sequence[Case], images: Sequence[np.ndarray]) -> list[Judgement]:
-        """One judgement a case, for its image (H, W, 3) uint8."""
-        ...
+    def details(self) -> dict[str, Any]:
+        """Axes and attributes, as `evaluation/cases.jsonl` has them."""
+        axes = {"compliance": self.compliance, "quality": self.quality, "kept": self.kept}
+        return {**axes, "heads": self.attributes}
 
 
 def edit_distance(a: str, b: str) -> int:
@@ -81,8 +82,8 @@ def edit_distance(a: str, b: str) -> int:
     return row[-1]
 
 
-def head_score(seen: Any, wanted: Any) -> float:
-    """How right one head is, in [0, 1]: sets by the Jaccard index, words by edit distance, classes right or wrong."""
+def attribute_score(seen: Any, wanted: Any) -> float:
+    """How right one attribute is, in [0, 1]: sets by the Jaccard index, words by edit distance, classes 0 or 1."""
     if isinstance(wanted, list | tuple | set | frozenset):
         a, b = set(seen), set(wanted)
         return len(a & b) / len(a | b) if a | b else 1.0
@@ -96,26 +97,26 @@ def word_score(seen: str, wanted: str) -> float:
 
 
 def best_score(name: str, seen: Any, accepted: Sequence[Any]) -> float:
-    """How right head `name` is by the accepted value that is nearest to it."""
-    right = word_score if name == "word" else head_score
+    """How right attribute `name` is by the accepted value that is nearest to it."""
+    right = word_score if name == "word" else attribute_score
     return max(right(seen, value) for value in accepted)
 
 
-def mean_head_score(
-    heads: Sequence[str],
+def mean_attribute_score(
+    names: Sequence[str],
     seen: Mapping[str, Any],
     wanted: Mapping[str, Any],
     before: Mapping[str, Any] | None = None,
     accepted: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[float | None, dict[str, float]]:
-    """Mean over `heads` that `wanted` and `seen` hold, and each of them; None if there is none.
+    """Mean over the attributes `names` that `wanted` and `seen` hold, and each of them; None if there is none.
 
-    In a picture of a wrong category, if that is among the heads, no other head can be right: it shows other things.
-    before: attributes of an edit's source; a head then scores its progress beyond the source. accepted: every right
-    value of the heads that have more than the one in `wanted`.
+    In a picture of a wrong category, if that is among the names, no other attribute can be right.
+    before: attributes of an edit's source; each then scores its progress beyond the source. accepted: every right value
+    of the attributes that have more than the one in `wanted`.
     """
     scores = {}
-    for name in heads:
+    for name in names:
         if name in wanted and name in seen:
             values = (accepted or {}).get(name, (wanted[name],))
             scores[name] = best_score(name, seen[name], values)
@@ -164,8 +165,8 @@ def score_of(compliance: float | None, quality: float | None, kept: float | None
 
 def judge_case(case: Case, image: np.ndarray, seen: Mapping[str, Any], quality: float) -> Judgement:
     """The judgement of an image (H, W, 3) uint8 in which a judge saw the attributes `seen` and this quality."""
-    compliance, named = mean_head_score(case.named, seen, case.scene, case.source_scene, case.accepted)
-    kept_heads, kept = mean_head_score(case.kept, seen, case.scene)
+    compliance, named = mean_attribute_score(case.named, seen, case.scene, case.source_scene, case.accepted)
+    kept_mean, kept = mean_attribute_score(case.kept, seen, case.scene)
     pixels = None
     source, target = case.source, case.target
     # Images of other sizes than the case's have no pixel-wise counterpart.
@@ -174,7 +175,7 @@ def judge_case(case: Case, image: np.ndarray, seen: Mapping[str, Any], quality: 
         if not case.named:
             compliance = pixel_progress(image, source, target)
             named = {} if compliance is None else {"pixels": compliance}
-    parts = [part for part in (kept_heads, pixels) if part is not None]
+    parts = [part for part in (kept_mean, pixels) if part is not None]
     kept_axis = float(np.mean(parts)) if parts else None
     details = {**{f"named/{k}": v for k, v in named.items()}, **{f"kept/{k}": v for k, v in kept.items()}}
     if pixels is not None:
@@ -183,11 +184,12 @@ def judge_case(case: Case, image: np.ndarray, seen: Mapping[str, Any], quality: 
 
 
 class LocalJudge:
-    """The CNN that ships: sees every attribute of the OpenMoji world, reads words, rates quality, gives features."""
+    """The CNN that ships: recognises every attribute of the OpenMoji world, reads words, rates quality, gives features.
+    A `Judge`."""
 
     def __init__(self, folder: Path = ASSET, device: str | torch.device | None = None, batch_size: int = 64) -> None:
         """device: a GPU if there is one, when absent."""
-        self.name = f"local CNN ({folder.name})"
+        self.title = f"local CNN ({folder.name})"
         self.fingerprint = fingerprint(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = batch_size
@@ -213,13 +215,25 @@ class LocalJudge:
             return [], np.zeros(0, np.float32), np.zeros((0, config.num_features), np.float32)
         return seen, np.concatenate(quality), np.concatenate(features)
 
-    def judge(self, cases: Sequence[Case], images: Sequence[np.ndarray]) -> list[Judgement]:
-        """See `Judge`."""
-        seen, quality, _ = self.see(images)
-        return [
-            judge_case(case, image, attributes, float(q))
-            for case, image, attributes, q in zip(cases, images, seen, quality, strict=True)
-        ]
+    def check(self, cases: Sequence[Case]) -> None:
+        """See `check_attributes`."""
+        check_attributes(cases, self.network.config, self.title)
+
+    def judge(self, cases: Sequence[Case], images: Sequence[np.ndarray]) -> Judged:
+        """A judgement of every answer, with the network's features and what it recognised."""
+        seen, quality, features = self.see(images)
+        # Filters over pixels let go of the interpreter's lock.
+        with ThreadPoolExecutor(min(MOST_THREADS, usable_cores())) as pool:
+            scores = list(pool.map(judge_case, cases, images, seen, quality.tolist()))
+        return Judged({LOCAL: scores}, features, seen)
+
+    def prefer(self, shown: Shown) -> dict[str, list[Choice | Unanswered]]:
+        """It does not compare."""
+        return {}
+
+    def records(self) -> dict[str, JudgeRecord]:
+        """Its name stands as the judge of the benchmarks."""
+        return {}
 
 
 def _attributes(

@@ -24,9 +24,11 @@ from PIL import Image
 
 from workbench.common.files import progress, write_json
 from workbench.evaluation.cases.case import Case
+from workbench.evaluation.judges.judge import Choice, Judged, Shown, Unanswered
 from workbench.evaluation.judges.vlm_client import Client, Endpoint, Missing, endpoint
 from workbench.evaluation.judges.vlm_prompts import PAIR_SYSTEM, WORDING, rubric_of, system_prompt, user_prompt
-from workbench.evaluation.judges.vlm_reply import Choice, Malformed, Verdict, parse_choice, parse_verdict
+from workbench.evaluation.judges.vlm_reply import Malformed, Verdict, parse_choice, parse_verdict
+from workbench.evaluation.metrics_file import JudgeRecord
 from workbench.recipe.config import Vlm
 
 Reply = Verdict | Choice
@@ -35,13 +37,6 @@ MIN_SIDE = 512
 """Pictures smaller than this are enlarged by a whole factor, so that a judge sees what a person would."""
 CHARACTERS_PER_TOKEN, PIXELS_PER_IMAGE_TOKEN, REPLY_TOKENS = 4, 28 * 28, 150
 """For estimates; every vendor counts otherwise."""
-
-
-@dataclass(frozen=True)
-class Unanswered:
-    """No score, and why."""
-
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -122,20 +117,37 @@ class VlmJudge:
 
 
 class Panel:
-    """Several judges, asked side by side, each with its own limit of questions at a time."""
+    """Several judges, asked at the same time, each with its own limit of questions under way. A `Judge`."""
+
+    fingerprint = ""
 
     def __init__(self, judges: Sequence[VlmJudge], concurrency: int) -> None:
         self.judges, self.concurrency = list(judges), concurrency
 
-    def score(self, cases: Sequence[Case], images: Sequence[np.ndarray]) -> dict[str, list[Verdict | Unanswered]]:
-        """Judge's name -> what it says of the image of each case."""
-        questions = [score_question(case, image) for case, image in zip(cases, images, strict=True)]
-        return {name: [_of(Verdict, reply) for reply in replies] for name, replies in self._all(questions).items()}
+    @property
+    def title(self) -> str:
+        return ", ".join(f"{judge.name} ({judge.model})" for judge in self.judges)
 
-    def prefer(self, pairs: Sequence[tuple[Case, np.ndarray, np.ndarray]]) -> dict[str, list[Choice | Unanswered]]:
-        """Judge's name -> its choice in each pair, shown in the order given."""
-        questions = [choice_question(case, a, b) for case, a, b in pairs]
+    def check(self, cases: Sequence[Case]) -> None:
+        """Any case can be asked about."""
+
+    def judge(self, cases: Sequence[Case], images: Sequence[np.ndarray]) -> Judged:
+        """Each judge's reply to the answer of every case."""
+        questions = [score_question(case, image) for case, image in zip(cases, images, strict=True)]
+        replies = self._all(questions).items()
+        return Judged({name: [_of(Verdict, reply) for reply in of_judge] for name, of_judge in replies})
+
+    def prefer(self, shown: Shown) -> dict[str, list[Choice | Unanswered]]:
+        """Each judge's choice in every pair, shown in the order given."""
+        questions = [choice_question(case, a, b) for case, a, b in shown]
         return {name: [_of(Choice, reply) for reply in replies] for name, replies in self._all(questions).items()}
+
+    def records(self) -> dict[str, JudgeRecord]:
+        """Model, wording and number of questions of each judge."""
+        return {
+            judge.name: JudgeRecord(judge.model, WORDING, asked=judge.asked, from_cache=judge.found)
+            for judge in self.judges
+        }
 
     def _all(self, questions: Sequence[Question]) -> dict[str, list[Reply | Unanswered]]:
         replies: dict[str, dict[str, Reply | Unanswered]] = {}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from workbench.evaluation.judges.judge import Choice
 from workbench.evaluation.judges.vlm_prompts import HIGHEST, LOWEST, SEVERE_BELOW, SEVERE_CAP, Rubric
 
 MAX_REASON = 600
@@ -26,13 +27,14 @@ class Verdict:
     failure_modes: tuple[str, ...]
     reason: str
 
-
-@dataclass(frozen=True)
-class Choice:
-    """A valid reply to a comparison."""
-
-    winner: Literal["A", "B"]
-    reason: str
+    def details(self) -> dict[str, Any]:
+        """All of it but the score."""
+        return {
+            "overall": self.overall,
+            "sub_scores": self.sub_scores,
+            "failure_modes": list(self.failure_modes),
+            "reason": self.reason,
+        }
 
 
 def parse_verdict(text: str, rubric: Rubric) -> Verdict:

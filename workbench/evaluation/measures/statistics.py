@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ TOO_FEW = "too few cases"
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `n` cases with its interval; low and high are None for a single case."""
+    """A mean over `n` cases with its interval; low and high are None for a single case, the mean is NaN for none."""
 
     mean: float
     low: float | None
@@ -88,9 +87,3 @@ def verdict(difference: Interval, a: str, b: str) -> str:
     if difference.high < 0:
         return f"{b} better"
     return NO_DIFFERENCE
-
-
-def comparison(a: str, b: str, bench: str, difference: Interval) -> dict[str, Any]:
-    """A paired difference `a` - `b` as `metrics.json` holds it."""
-    numbers = {"difference": difference.mean, "low": difference.low, "high": difference.high, "n": difference.n}
-    return {"a": a, "b": b, "bench": bench, **numbers, "verdict": verdict(difference, a, b)}

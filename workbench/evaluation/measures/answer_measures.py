@@ -1,10 +1,10 @@
-"""Readings beside the judges' scores, one number a case where there can be one, none of them part of a score.
+"""Measures of one answer, one number where its case defines one; none of them is part of a score.
 
-- word: 1 if the word that was asked for is read letter by letter, else 0.
+- word: 1 if the local judge reads the word that was asked for, letter by letter, else 0.
 - residual noise: standard deviation of what is left on flat areas when the picture's own 5 x 5 mean is taken off, in
   grey levels of 255; from the median, so that the few edges in a flat area do not count.
 - target distance (edits with one right answer): mean absolute difference to the exact target, in [0, 1].
-- defect (enhance): what the source suffers from, so that the repair of each is told apart.
+- defect (edits that repair): what the source suffers from, so that each defect has a mean of its own.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MAD_TO_DEVIATION = 1.4826
 
 
 @dataclass(frozen=True)
-class Reading:
-    """See above; None where a case defines none."""
+class Measures:
+    """See above; None where a case defines none, or where nobody recognised what is in the answer."""
 
     noise: float
     word: float | None = None
@@ -56,12 +56,12 @@ def target_distance(image: np.ndarray, target: np.ndarray) -> float | None:
     return float(np.abs(image.astype(np.float32) - target.astype(np.float32)).mean()) / 255
 
 
-def read_case(case: Case, image: np.ndarray, seen: Mapping[str, Any]) -> Reading:
-    """The readings of an image (H, W, 3) uint8 in which the local judge saw `seen`."""
-    asked = "word" in case.named and "word" in case.scene
-    return Reading(
+def measure(case: Case, image: np.ndarray, seen: Mapping[str, Any] | None) -> Measures:
+    """The measures of an answer (H, W, 3) uint8. seen: attributes that the local judge recognised in it, if it did."""
+    asks_word = "word" in case.named and "word" in case.scene
+    return Measures(
         noise=residual_noise(image),
-        word=float(seen.get("word") == case.scene["word"]) if asked else None,
+        word=float(seen.get("word") == case.scene["word"]) if seen is not None and asks_word else None,
         target_distance=target_distance(image, case.target)
         if case.task == "edit" and case.exact and case.target is not None
         else None,

@@ -1,0 +1,274 @@
+"""`metrics.json`: what an evaluation found, as it is written and read. Needs neither torch nor a model.
+
+The fields are the keys of the file, but for two: `secondary` is called `beside` there, and the benchmarks in `benches`
+stand in the object that holds them (`t2i_bench`, `editing_bench`). What an older file lacks is empty.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from workbench.common.files import write_bytes
+from workbench.evaluation.cases.case import BENCHES
+from workbench.evaluation.measures.statistics import Interval
+
+MEAN = "mean"
+"""What a benchmark's mean over its categories is called among them."""
+Benches = dict[str, dict[str, Interval]]
+"""Benchmark -> category or `mean` -> interval; benchmarks without cases are left out."""
+INLINE: Mapping[str, Any] = {"inline": True}
+"""Metadata of a field whose items stand in the object that holds it."""
+LEFT_OUT: Mapping[str, Any] = {"left_out": True}
+"""Metadata of a field that is not written where it is empty."""
+
+
+def benches() -> Any:
+    """The field of a dataclass that holds benchmarks."""
+    return field(default_factory=dict, metadata=INLINE)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number that `n` images or prompts gave together; low, high: its interval, where one is known."""
+
+    value: float = math.nan
+    low: float | None = field(default=None, metadata=LEFT_OUT)
+    high: float | None = field(default=None, metadata=LEFT_OUT)
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Mean spread of the answers to one prompt with its interval over n prompts, `samples` answers to each, and its
+    ratios to the teacher's spread and to the world's own."""
+
+    mean: float = math.nan
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    samples: int = 0
+    to_teacher: Value | None = None
+    to_real: Value | None = None
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.mean, self.low, self.high, self.n)
+
+
+@dataclass(frozen=True)
+class Secondary:
+    """Secondary metrics, no part of a score. target_distance: per category of edits."""
+
+    word_accuracy: dict[str, Interval] = field(default_factory=dict)
+    residual_noise: Interval | None = None
+    target_distance: dict[str, Interval] | None = None
+    enhance_by_defect: dict[str, Interval | None] = field(default_factory=dict)
+    kid: Value | None = None
+    precision: Value | None = None
+    recall: Value | None = None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Answers without a score: how many, and for which reasons."""
+
+    count: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JudgeScores:
+    """What one further judge gives a model. n: answers that it scored."""
+
+    benches: Benches = benches()
+    n: int = 0
+    missing: Missing = field(default_factory=Missing)
+
+
+@dataclass(frozen=True)
+class ModelMetrics:
+    """One model. n: images; vlm: scores by every further judge."""
+
+    nfe: int = 0
+    n: int = 0
+    seconds_per_image: float = math.nan
+    sampling: dict[str, Any] = field(default_factory=dict)
+    benches: Benches = benches()
+    frechet: Value | None = None
+    secondary: Secondary | None = field(default=None, metadata={"key": "beside"})
+    vlm: dict[str, JudgeScores] = field(default_factory=dict)
+    diversity: Diversity | None = None
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What the exact targets get."""
+
+    benches: Benches = benches()
+    secondary: Secondary | None = field(default=None, metadata={"key": "beside", **LEFT_OUT})
+    diversity: Diversity | None = None
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What edits get whose source is returned as it is."""
+
+    benches: Benches = benches()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The paired difference a - b on a benchmark over n cases, and what it shows."""
+
+    a: str = ""
+    b: str = ""
+    bench: str = ""
+    difference: float = math.nan
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    verdict: str = ""
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.difference, self.low, self.high, self.n)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Pairwise choices of one judge. orders_agree: share of pairs in which both orders gave the same winner."""
+
+    pairs: int = 0
+    missing: int = 0
+    orders_agree: float | None = None
+    log_strength: dict[str, Interval] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class JudgeRecord:
+    """Who a further judge was, how often it was asked and answered from its cache, and its paired differences."""
+
+    model: str = ""
+    wording: str = ""
+    asked: int = 0
+    from_cache: int = 0
+    comparisons: list[Comparison] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """All of `metrics.json`. cases: the file that they come from, None for the world's. seconds: phase -> wall, cpu."""
+
+    recipe: str = ""
+    split: str = ""
+    cases: str | None = None
+    seeds: list[int] = field(default_factory=list)
+    judge: str = "judge"
+    interval: str = "95 % intervals"
+    models: dict[str, ModelMetrics] = field(default_factory=dict)
+    ceiling: Ceiling = field(default_factory=Ceiling)
+    floor: Floor = field(default_factory=Floor)
+    comparisons: list[Comparison] = field(default_factory=list)
+    few_step_selection: list[dict[str, Any]] = field(default_factory=list)
+    preference: dict[str, Preference] = field(default_factory=dict, metadata=LEFT_OUT)
+    vlm: dict[str, JudgeRecord] = field(default_factory=dict, metadata=LEFT_OUT)
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def scored_on(self) -> str:
+        """Which cases were scored: of a file, or of a split of the world."""
+        return f"cases of {self.cases}" if self.cases else f"split {self.split}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that the file holds."""
+        found = _plain(self)
+        assert isinstance(found, dict)
+        return found
+
+    def write(self, path: Path) -> None:
+        """Write the file whole."""
+        write_bytes(path, json.dumps(self.as_dict(), indent=1, allow_nan=False).encode())
+
+
+def from_dict(values: Mapping[str, Any]) -> Metrics:
+    """The metrics in an object of `metrics.json`. Raises: ValueError or TypeError where it is none."""
+    found = _read(Metrics, values)
+    assert isinstance(found, Metrics)
+    return found
+
+
+def read(path: Path) -> Metrics | None:
+    """The metrics in a file, None if it is missing or broken."""
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def mean_of(found: Mapping[str, Mapping[str, Interval]], bench: str) -> Interval | None:
+    """A benchmark's mean over its categories; None without cases, or where a category has no score."""
+    interval = found.get(bench, {}).get(MEAN)
+    return None if interval is None or math.isnan(interval.mean) else interval
+
+
+def _plain(value: Any) -> Any:
+    """What JSON holds of a value; NaN is null."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if not is_dataclass(value):
+        return value
+    found: dict[str, Any] = {}
+    for item in fields(value):
+        inner = getattr(value, item.name)
+        if item.metadata.get("inline"):
+            found |= _plain(inner)
+        elif not item.metadata.get("left_out") or (inner is not None and inner != {}):
+            found[item.metadata.get("key", item.name)] = _plain(inner)
+    return found
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """`value` of a JSON file as `kind`: a dataclass, a dict, list or optional of such, or a plain value."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else _read(arguments[0], value)
+    if origin is dict:
+        return {key: _read(arguments[1], item) for key, item in dict(value).items()}
+    if origin is list:
+        return [_read(arguments[0], item) for item in value]
+    if kind is Interval:
+        return Interval(_read(float, value["mean"]), value.get("low"), value.get("high"), value.get("n", 0))
+    if kind is float:
+        return math.nan if value is None else float(value)
+    if not isinstance(kind, type) or not is_dataclass(kind):
+        return value
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{kind} needs an object, not {value!r}")
+    given: dict[str, Any] = {}
+    for name, (key, inner) in _keys(kind).items():
+        if key is None:
+            given[name] = _read(inner, {bench: value[bench] for bench in BENCHES.values() if bench in value})
+        elif key in value:
+            given[name] = _read(inner, value[key])
+    return kind(**given)
+
+
+@cache
+def _keys(kind: type[Any]) -> dict[str, tuple[str | None, Any]]:
+    """Field of a dataclass -> its key in the file, None for one that stands inline, and its type."""
+    hints = get_type_hints(kind)
+    return {
+        item.name: (None if item.metadata.get("inline") else item.metadata.get("key", item.name), hints[item.name])
+        for item in fields(kind)
+    }
