@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from test_workers import completed, parent_of, start, trials, wait_for, writers
+from study_processes import completed, parent_of, start, trials, wait_for, writers
 
 FAKES = Path(__file__).parents[2] / "fakes"
 ROOT = FAKES.parents[1]
