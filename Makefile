@@ -41,7 +41,7 @@ BASE_STAMP := $(VENV)/.base
 DEV_STAMP := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format bench tensorboard report zoo zoo-smoke zoo-report benchmarks clean
+.PHONY: help demo test test-gpu lint types format bench tensorboard report zoo zoo-smoke zoo-report benchmarks clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -74,6 +74,10 @@ demo: $(BASE_STAMP) ## pack, encode, distil, evaluate and report with the model 
 
 test: $(DEV_STAMP) ## all tests
 	$(BIN)/python -m pytest
+
+test-gpu: $(DEV_STAMP) ## what only a GPU shows (two for FSDP); the stock pipeline needs torchvision, which is installed first
+	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torchvision
+	$(BIN)/python -m pytest tests/gpu -m gpu
 
 lint: $(DEV_STAMP) ## ruff: rules and formatting
 	$(BIN)/ruff check .

@@ -217,3 +217,15 @@ def test_any_override_gives_a_recipe_or_a_user_error(overrides: list[str]) -> No
         assert isinstance(from_mapping({}, overrides), Recipe)
     except UserError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize("word", ["on", "off", "auto"])
+def test_a_choice_of_on_and_off_is_written_as_its_words(word: str, tmp_path: Path) -> None:
+    assert from_mapping({}, [f"trainer.cuda_graphs={word}"]).trainer.cuda_graphs == word
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"trainer: {{cuda_graphs: {word}, deterministic: on}}\n")
+    recipe = load(path)
+    assert recipe.trainer.cuda_graphs == word and recipe.trainer.deterministic is True
+    path.write_text(to_yaml(recipe))
+    assert load(path) == recipe
+    assert from_mapping({"dmd": {"renoise_tied": False}}).dmd.renoise_tied == "no"

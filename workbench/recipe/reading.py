@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -61,6 +61,7 @@ def from_mapping(values: Any, overrides: Iterable[str] = (), origin: str = "reci
     _check_keys(Recipe, values, origin)
     for layer in layers:
         _check_keys(Recipe, layer, "override")
+    values, layers = _switches(Recipe, values), [_switches(Recipe, layer) for layer in layers]
     part, hint = origin, ""
     try:
         merged = OmegaConf.structured(Recipe)
@@ -130,6 +131,23 @@ def _check_keys(schema: type, values: Any, origin: str, prefix: str = "") -> Non
         elif schema is Guidance and key == "schedules" and isinstance(value, dict):
             for name, schedule in value.items():
                 _check_keys(Schedule, schedule, origin, f"{prefix}{key}.{name}.")
+
+
+def _switches(schema: type, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with words that YAML 1.1 reads as booleans (`on`, `off`, `yes`, `no`) as words again where a choice
+    offers them."""
+    hints = get_type_hints(schema)
+    found = {}
+    for key, value in values.items():
+        section = _section(schema, key)
+        if section is not None:
+            found[key] = _switches(section, value)
+        elif isinstance(value, bool):
+            words = ("on", "yes") if value else ("off", "no")
+            found[key] = next((word for word in words if word in get_args(hints[key])), value)
+        else:
+            found[key] = value
+    return found
 
 
 def _section(schema: type, key: str) -> type | None:
