@@ -126,7 +126,9 @@ def _milestones(folder: Path) -> list[dict[str, str]]:
     if len(paths) > MAX_MILESTONES:
         last = len(paths) - 1
         paths = [paths[round(i * last / (MAX_MILESTONES - 1))] for i in range(MAX_MILESTONES)]
-    return [{"name": re.sub(r"-0*(?=\d)", " ", path.stem), "image": plots.inline_image(path, 900)} for path in paths]
+    images = plots.inline_images(paths, 900)
+    names = [re.sub(r"-0*(?=\d)", " ", path.stem) for path in paths]
+    return [{"name": name, "image": image} for name, image in zip(names, images, strict=True)]
 
 
 def _sheets(folder: Path) -> list[dict[str, Any]]:
@@ -136,11 +138,9 @@ def _sheets(folder: Path) -> list[dict[str, Any]]:
         index = json.loads((place / "index.json").read_text())
     except (OSError, ValueError):
         return []
-    return [
-        {**sheet, "image": plots.inline_image(place / Path(sheet["file"]).name, 1000)}
-        for sheet in index
-        if (place / Path(sheet["file"]).name).is_file()
-    ]
+    sheets = [sheet for sheet in index if (place / Path(sheet["file"]).name).is_file()]
+    images = plots.inline_images([place / Path(sheet["file"]).name for sheet in sheets], 1000)
+    return [{**sheet, "image": image} for sheet, image in zip(sheets, images, strict=True)]
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
