@@ -34,7 +34,7 @@ def differences(recipe: Recipe, base: Recipe) -> dict[str, str | float]:
 def columns(study: Study, base: Recipe) -> dict[str, str | float]:
     """All that any arm sets, with what stands for a key that a recipe lacks. TensorBoard takes its columns from one
     trial alone, so every trial of a study must name them all."""
-    recipes = [vary(base, differences) for differences in study.ARMS.values()]
+    recipes = [vary(base, arm) for arm in study.ARMS.values()]
     keys = sorted({key for recipe in recipes for key in differences(recipe, base)})
     known = [flat_values(recipe) for recipe in (base, *recipes)]
     return {key: "" if any(isinstance(flat.get(key), str) for flat in known) else 0.0 for key in keys}

@@ -34,7 +34,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="session")
 def replayed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of 40 updates that replayed CUDA graphs."""
+    """A finished run of 30 updates that replayed CUDA graphs."""
     out = tmp_path_factory.mktemp("runs") / "replayed"
     replays = 0
     replay = torch.cuda.CUDAGraph.replay
@@ -46,6 +46,6 @@ def replayed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda.CUDAGraph, "replay", counted)
-        bench.run("distill", "trainer.updates=40", f"trainer.folder={out}")
+        bench.run("distill", "trainer.updates=30", f"trainer.folder={out}")
     assert replays > 20, f"{replays} replays: the run was eager"
     return out

@@ -137,7 +137,7 @@ def _switches(schema: type, values: dict[str, Any]) -> dict[str, Any]:
     """`values` with words that YAML 1.1 reads as booleans (`on`, `off`, `yes`, `no`) as words again where a choice
     offers them."""
     hints = get_type_hints(schema)
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         section = _section(schema, key)
         if section is not None:
