@@ -1,5 +1,5 @@
 """Imports point one way: every part imports only parts of the levels below its own, and nothing but the command line
-and the studies themselves knows the studies."""
+and the studies themselves knows the studies. What one family of networks or one world needs stays in its folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from datamodules.openmoji import CATEGORIES
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("workbench", "datamodules", "studies")
@@ -137,3 +139,32 @@ def test_every_package_states_its_job_in_one_sentence() -> None:
     for init in (path for path in OURS.values() if path.name == "__init__.py"):
         docstring = ast.get_docstring(ast.parse(init.read_text()))
         assert docstring and docstring.split("\n\n")[0].strip().endswith("."), f"{init} has no sentence on its job"
+
+
+def test_few_files_of_the_library_name_a_family() -> None:
+    family = ROOT / "workbench" / "backbones" / "qwen_image_21"
+    users = {name for name, path in part("workbench").items() if family not in path.parents and names_family(path)}
+    assert users <= {"workbench.backbones.families", "workbench.bench.engines", "workbench.bench.data"}
+
+
+def names_family(path: Path) -> bool:
+    return "qwen" in path.read_text().lower()
+
+
+def test_the_library_names_no_category_of_the_world_that_ships() -> None:
+    fields = {"text", "scene"}  # these are also words for a part of a message and of a case
+    words = {category for of_task in CATEGORIES.values() for category in of_task} - fields
+    words |= {f"{task}/{category}" for task, of_task in CATEGORIES.items() for category in of_task}
+    for module, path in part("workbench").items():
+        strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not strings & words, f"{module} names {sorted(strings & words)}"
+
+
+def test_the_library_is_at_most_fourteen_parts() -> None:
+    parts = {path.name for path in (ROOT / "workbench").iterdir() if not path.name.startswith("__")}
+    assert len(parts) <= 14, sorted(parts)
+
+
+def test_files_are_short() -> None:
+    lengths = {module: len(path.read_text().splitlines()) for module, path in OURS.items()}
+    assert {module for module, length in lengths.items() if length > 300} <= {"workbench.recipe.config", "workbench.cli"}
