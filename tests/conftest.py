@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,10 @@ CAPTIONS = [
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
+    """In this process and in all that tests start: threads that wait for each other on shared cores slow small
+    networks down many times."""
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ CASES = {
     "reusing, routed": Case("full", False, "euler", reusing=True),
     "bfloat16": Case("full", True, "euler", "bf16-mixed"),
     "lora, checkpointed, compiled": Case("lora", True, "euler", compiled=True),
-    "lora over a bfloat16 base": Case("lora", True, "euler", "bf16-mixed", reusing=True, compiled=True),
+    "lora over a bfloat16 base": Case("lora", True, "euler", "bf16-mixed", reusing=True),
 }
 
 
@@ -138,10 +138,12 @@ def make_data(rank: int, world: int) -> list[StepData]:
 
 
 class Witness(L.Callback):
-    """Losses and gradient norms of every update, the student's moving average and its samples, and what is whole."""
+    """Losses and gradient norms of every update, the gradients of the first, the student's moving average and its
+    samples, and what is whole."""
 
     def __init__(self) -> None:
         self.means: list[dict[str, float]] = []
+        self.gradients: dict[str, Tensor] = {}
         self.unsharded: list[str] = []
         self.average: dict[str, Tensor] = {}
         self.samples = torch.empty(0)
@@ -149,6 +151,9 @@ class Witness(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
         self._average = MovingAverage(dict(module.named_parameters_of(STUDENT)), 0.9)
+        self._names = {parameter: name for name, parameter in module.named_parameters()}
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_pre_hook(self._keep_first_gradients)
         self._look(module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
@@ -158,6 +163,15 @@ class Witness(L.Callback):
         self._look(module)
         if module.num_updates == 2:
             self._sample_the_average(module)
+
+    def _keep_first_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """As the optimiser gets them, summed over the processes."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                gradient, name = parameter.grad, self._names[parameter]
+                if name not in self.gradients:
+                    whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+                    self.gradients[name] = whole.detach().clone()
 
     def _look(self, module: Distiller) -> None:
         trainable = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
@@ -221,6 +235,7 @@ def run_rank(rank: int, port: int, folder: str) -> None:
         )
         if rank == 0:
             save_file(whole, Path(folder) / f"{name}.safetensors")
+            save_file(witness.gradients, Path(folder) / f"{name}-gradients.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -245,20 +260,43 @@ def test_every_trainable_parameter_is_sharded(name: str, two_processes: Path) ->
 
 @pytest.mark.parametrize("name", ["full", "lora, checkpointed", "reusing, routed", "lora, checkpointed, compiled"])
 def test_two_processes_train_as_one(name: str, two_processes: Path) -> None:
-    """Same losses, gradient norms, weights and moving average, with 5 + 3 samples in rows of 3 + 2 a process."""
+    """Same losses, gradients and norms, and weights that went the same way, with 5 + 3 samples in rows of 3 + 2 a
+    process.
+
+    The first steps of AdamW are signs, so a rounding of a gradient near zero becomes a whole step of that one element:
+    stepped weights are compared by how far each tensor went. Gradients of fresh adapters come from a small difference
+    of two large x0, which rounding reaches first (5e-4 of their norm was seen).
+    """
     distiller, witness = train(CASES[name], 0, 1)
     for rank in range(WORLD):
         means = report(two_processes, name, rank)["means"]
         assert len(means) == UPDATES
         for found, expected in zip(means, witness.means, strict=True):
             assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    found, expected = load_file(two_processes / f"{name}.safetensors"), weights(distiller, witness)
-    assert found.keys() == expected.keys()
-    for key, tensor in expected.items():
-        torch.testing.assert_close(found[key], tensor, rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
-    trained = weights(make_distiller(CASES[name]), witness)
-    moved = {key.partition("/")[0] for key in trained if not torch.equal(trained[key], expected[key])}
+
+    gradients = load_file(two_processes / f"{name}-gradients.safetensors")
+    assert gradients.keys() == witness.gradients.keys() > set()
+    for key, expected in witness.gradients.items():
+        assert distance(gradients[key], expected) <= 2e-3 * expected.norm(), key
+
+    after = load_file(two_processes / f"{name}.safetensors")
+    before, expected_after = weights(make_distiller(CASES[name]), witness), weights(distiller, witness)
+    assert after.keys() == expected_after.keys()
+    moved = set()
+    for key, expected in expected_after.items():
+        role, _, layer = key.partition("/")
+        if layer == "samples":
+            continue
+        went = distance(expected, before[f"{STUDENT}/{layer}" if role == "average" else key])
+        assert distance(after[key], expected) <= 0.03 * went, key
+        if went > 0 and role != "average":
+            moved.add(role)
     assert moved == {STUDENT, FAKE_SCORE}
+    torch.testing.assert_close(after["average/samples"], witness.samples, rtol=1e-4, atol=1e-4)
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return float(torch.linalg.vector_norm(found.double() - expected.double()))
 
 
 def test_bfloat16_computes_roughly_the_same_and_keeps_float32_shards(two_processes: Path) -> None:

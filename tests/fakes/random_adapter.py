@@ -1,4 +1,4 @@
-"""A small random LoRA file over the tiny transformer: a smoke run's specialist. `random_adapter.py OUT`"""
+"""A small random LoRA file: a smoke run's specialist over the tiny transformer. `random_adapter.py OUT`"""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-CONFIG = Path(__file__).parents[2] / "workbench" / "assets" / "tiny" / "transformer" / "config.json"
+TINY = Path(__file__).parents[2] / "workbench" / "assets" / "tiny"
 RANK = 2
 
 
-def write_adapter(out: Path) -> None:
+def write_adapter(out: Path, pipeline_folder: Path = TINY) -> None:
     """A and B of a thousandth on the first block's queries, drawn from the file's name."""
-    config = json.loads(CONFIG.read_text())
+    config = json.loads((pipeline_folder / "transformer" / "config.json").read_text())
     width = config["num_attention_heads"] * config["attention_head_dim"]
     generator = np.random.default_rng(zlib.crc32(out.stem.encode()))
     layer = "transformer.transformer_blocks.0.attn.to_q"

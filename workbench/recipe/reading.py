@@ -121,10 +121,10 @@ def _check_keys(schema: type, values: Any, origin: str, prefix: str = "") -> Non
     require(isinstance(values, dict), f"{origin}: {prefix.rstrip('.') or 'a recipe'} must be a mapping of keys")
     known = {item.name: item for item in fields(schema)}
     for key, value in values.items():
-        require(
-            key in known,
-            f"{origin}: unknown key {prefix}{key}{nearest(str(key), known)}; known here: {', '.join(known)}",
-        )
+        if key not in known:
+            raise UserError(
+                f"{origin}: unknown key {prefix}{key}{nearest(str(key), known)}; known here: {', '.join(known)}"
+            )
         section = _section(schema, key)
         if section is not None:
             _check_keys(section, value, origin, f"{prefix}{key}.")

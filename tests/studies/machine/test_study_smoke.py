@@ -17,15 +17,18 @@ SMOKE = str(options.RECIPES / "smoke.yaml")
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_arms_of_the_guidance_study_from_data_to_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_arms_of_the_guidance_study_from_data_to_report(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("portrait", "text", "editing"):
-        write_adapter(tmp_path / f"{name}.safetensors")
-    assert main(["pack", SMOKE]) == 0
-    assert main(["encode", SMOKE]) == 0
+        write_adapter(tmp_path / f"{name}.safetensors", tiny_pipeline_folder)
+    small = [f"model.folder={tiny_pipeline_folder}", "data.resolution=64"]
+    assert main(["pack", SMOKE, *small]) == 0
+    assert main(["encode", SMOKE, *small]) == 0
     specialists = "{portrait: portrait.safetensors, text: text.safetensors, editing: editing.safetensors}"
-    words = [f"recipe={SMOKE}", "trials=2", f"teachers.specialists={specialists}", "evaluation.milestone_cases=1"]
-    assert main(["study", "teacher-guidance", *words]) == 0
+    words = ["trials=2", f"teachers.specialists={specialists}", "evaluation.milestone_cases=1"]
+    assert main(["study", "teacher-guidance", f"recipe={SMOKE}", *small, *words]) == 0
     folder = tmp_path / "runs" / "studies" / "teacher-guidance"
     assert main(["report", str(folder)]) == 0
     found = {arm.name: arm for arm in arms.read_arms(folder, arms.read_study(folder))}

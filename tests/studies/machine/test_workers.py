@@ -36,12 +36,12 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
-def run(folder: Path, *words: str) -> optuna.Study:
+def run(folder: Path, *words: str, worker: tuple[str, ...] = fake_study.WORKER) -> optuna.Study:
     return runner.run_study(
         "fake",
         ["smoke=true", f"folder={folder}", *words],
         study=fake_study,  # type: ignore[arg-type]
-        worker=fake_study.WORKER,
+        worker=worker,
         intervals=fake_study.INTERVALS,
     )
 
@@ -89,7 +89,7 @@ def test_a_trial_that_dies_is_recorded_and_the_study_goes_on(folder: Path, fault
 
 
 def test_a_worker_killed_by_force_loses_nothing_and_its_trial_goes_on(folder: Path) -> None:
-    (folder / "seconds").write_text("3")
+    (folder / "seconds").write_text("1.5")
     command = start(folder, "workers=2", "seeds=0,1")
     begun = wait_for(lambda: next((pids for pids in writers(folder).values() if len(pids) > 1), None))
     fork_server = parent_of(begun[0])
@@ -153,10 +153,10 @@ def test_no_trial_is_begun_that_would_end_too_late(folder: Path) -> None:
 def test_workers_that_cannot_go_on_say_why(folder: Path) -> None:
     worker = (sys.executable, "-c", "print('error: no luck'); raise SystemExit(2)")
     with pytest.raises(UserError, match="no luck"):
-        runner.run_study("fake", ["smoke=true", f"folder={folder}"], study=fake_study, worker=worker)  # type: ignore[arg-type]
+        run(folder, worker=worker)
     worker = (sys.executable, "-c", "raise SystemExit(1)")
     with pytest.raises(UserError, match="again and again"):
-        runner.run_study("fake", ["smoke=true", f"folder={folder}"], study=fake_study, worker=worker)  # type: ignore[arg-type]
+        run(folder, worker=worker)
 
 
 def test_a_search_draws_every_slot_once_and_differently(folder: Path) -> None:
