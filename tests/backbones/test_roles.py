@@ -9,11 +9,12 @@ from typing import Literal
 import pytest
 import torch
 from diffusers import QwenImage21Transformer2DModel
+from single_network import single_role
 from torch import Tensor, nn
 
 from workbench.backbones import lora, lora_files, roles
 from workbench.backbones.base import RoleDenoiser, RoleNetworks
-from workbench.backbones.qwen_image_21.transformer import SplitTransformer, single_role
+from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, TEACHER
 from workbench.batch import Condition, Layout, Reference
 from workbench.common.errors import UserError

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from single_network import single_role
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from workbench.backbones.qwen_image_21.transformer import single_role
 from workbench.bench.data import Shapes, random_batch, random_transformer
 
 SHAPES = Shapes(batch_size=3, text_tokens=9, side=4, context_dim=24, channels=8)

@@ -36,7 +36,6 @@ from workbench.runs import inference, milestones, preflight, runner
 from workbench.runs.encoding import encode
 from workbench.runs.run_folder import RunFolder
 from workbench.runs.runner import distill, export_run, pretrain
-from workbench.sampling.fixed_prompts import sample_batch
 
 SAMPLES = {
     "t2i": {"landscape": 3, "portrait": 3, "text": 3},
@@ -150,7 +149,7 @@ def test_stock_diffusers_draws_the_exported_student(finished: Path, with_image: 
         references = loaded.encode_images(torch.from_numpy(np.asarray(image).copy())[None], exactly=True)
     condition = conditions(encoded, references, 4, 4)
     network = RoleDenoiser(single_role(loaded), "teacher")
-    ours = sample_batch(network, condition, None, noise, rollout.time_grid(4, 3.0), 1.0)
+    ours = network.sample(condition, None, noise, rollout.time_grid(4, 3.0))
     assert (ours - stock).abs().max() < 1e-4
 
 

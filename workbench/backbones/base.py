@@ -10,12 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from workbench.batch import Condition
+from workbench.method import rollout
 
 
 class Prefix(ABC):
@@ -170,3 +172,12 @@ class RoleDenoiser:
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor) -> Tensor:
         """See `Denoiser`."""
         return self.denoiser.velocity(prefix, x_t, t, self.role)
+
+    @torch.no_grad()
+    def sample(
+        self, cond: Condition, uncond: Condition | None, noise: Tensor, times: Tensor, cfg_scale: float = 1.0
+    ) -> Tensor:
+        """x0 (B, N, C) by Euler over `times` from 1 to 0, guided where `uncond` is given and cfg_scale is not 1."""
+        prompted = partial(self.velocity, self.prefix(cond))
+        empty = partial(self.velocity, self.prefix(uncond)) if cfg_scale != 1 and uncond is not None else None
+        return rollout.sample(rollout.guided(prompted, empty, cfg_scale), noise, times.to(noise.device))

@@ -21,7 +21,7 @@ from workbench.common.fingerprint import fingerprint
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.cases.case import Case
 from workbench.method.rollout import Sampling
-from workbench.recipe.config import Dmd, Evaluation
+from workbench.recipe.config import Evaluation
 from workbench.sampling.sampler import EncodedRequest, Request, Sampler, default_batch_size, encode, fit
 
 Draw = Callable[[Sequence[Case], Sequence[int]], tuple[list[np.ndarray], float]]
@@ -56,11 +56,6 @@ def few_step_candidates(cfg_scale: float) -> list[Sampling]:
     if cfg_scale <= 1:
         return unguided
     return unguided + [Sampling(2, shift, cfg_scale) for shift in FEW_STEP_SHIFTS]
-
-
-def student_sampling(dmd: Dmd) -> Sampling:
-    """The student's time grid, unguided."""
-    return Sampling(dmd.student_steps, dmd.student_shift, times=tuple(dmd.student_times))
 
 
 class Encodings:

@@ -13,7 +13,6 @@ from workbench.backbones import placement
 from workbench.backbones.base import Denoiser, RoleDenoiser
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, teacher_roles
 from workbench.batch import Batch, StepData
-from workbench.common.errors import UserError
 from workbench.engine.draws import Draws
 from workbench.engine.graph_steps import GraphRunner, GraphStep, StepInput, run_eagerly
 from workbench.engine.means import Means
@@ -26,7 +25,8 @@ from workbench.modules.student import StudentModule
 from workbench.modules.student_loss import StudentLoss
 from workbench.modules.teachers import TeacherEnsemble
 from workbench.recipe import lambda_tables
-from workbench.recipe.config import Dmd, Recipe
+from workbench.recipe.config import Recipe
+from workbench.recipe.student_times import augmentation_intervals, renoise_intervals, student_sampling
 
 Loss = tuple[Batch, Callable[[], Tensor]]
 """A batch, and what computes its loss per sample (B,)."""
@@ -53,7 +53,7 @@ class Distiller(RootModule):
         self.categories = tuple(categories)
         self.denoiser = denoiser
         teachers = teacher_roles(recipe.teachers)
-        times = student_times(recipe.dmd)
+        times = student_sampling(recipe.dmd).grid()
         self.student = StudentModule(RoleDenoiser(denoiser, STUDENT), times, recipe.dmd.rollout)
         self.fake_score = FakeScoreModule(RoleDenoiser(denoiser, FAKE_SCORE))
         self.teachers = TeacherEnsemble(
@@ -249,44 +249,3 @@ class Distiller(RootModule):
         optim = self.recipe.optim
         for role, lr in ((STUDENT, optim.student_lr), (FAKE_SCORE, optim.fake_lr)):
             self.set_learning_rate(self._optimizer(role), [lr], optim.warmup_updates, optim.final_lr_fraction)
-
-
-def student_times(options: Dmd) -> Tensor:
-    """The student's grid, (K + 1,)."""
-    return rollout.time_grid(options.student_steps, options.student_shift, options.student_times)
-
-
-def renoise_intervals(options: Dmd) -> list[tuple[float, float]]:
-    """[low, high] of the re-noising time at each student step.
-
-    Raises:
-        UserError: an interval is empty.
-    """
-    tied = options.renoise_tied
-    return _intervals(options, tied, f"dmd.renoise_tied={tied}")
-
-
-def augmentation_intervals(options: Dmd) -> list[tuple[float, float]]:
-    """[low, high] of the noise level of the decoupled guidance term at each student step.
-
-    Raises:
-        UserError: an interval is empty.
-    """
-    return _intervals(options, "below", "dmd.decoupled=true")
-
-
-def _intervals(options: Dmd, tied: rollout.Tied, option: str) -> list[tuple[float, float]]:
-    times = student_times(options).tolist()
-    intervals = [
-        rollout.renoise_interval(tied, times, step, options.renoise_min, options.renoise_max)
-        for step in range(len(times) - 1)
-    ]
-    remedy = "raise dmd.renoise_max or lower" if tied == "above" else "lower dmd.renoise_min or raise"
-    for step, (low, high) in enumerate(intervals):
-        if not low < high:
-            raise UserError(
-                f"{option} leaves student step {step} (t = {times[step]:g} to {times[step + 1]:g}) no re-noising time "
-                f"within [{options.renoise_min}, {options.renoise_max}]: {remedy} dmd.student_shift, or take other "
-                "dmd.student_times"
-            )
-    return intervals

@@ -78,11 +78,9 @@ class StudentModule(L.LightningModule):
             )
         return rollout.student_sample(lambda x, t: self.network.velocity(graded, x, t), state, self.times, step)
 
-    @torch.no_grad()
     def sample(self, condition: Condition, noise: Tensor) -> Tensor:
         """x0 (B, N, C) after all K steps of the Euler rollout: what the exported student gives."""
-        prefix = self.network.prefix(condition)
-        return rollout.sample(lambda x, t: self.network.velocity(prefix, x, t), noise, self.times)
+        return self.network.sample(condition, None, noise, self.times)
 
     def _noise(self, numbers: Numbers, num_evaluations: int) -> tuple[Tensor, list[Tensor] | None]:
         """Noise that a rollout starts from, and that its steps are noised with again."""

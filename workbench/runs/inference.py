@@ -28,13 +28,13 @@ from workbench.evaluation.models import (
     FolderUnderTest,
     ModelUnderTest,
     few_step_candidates,
-    student_sampling,
     teacher_sampling,
 )
 from workbench.evaluation.panel_cost import cost
 from workbench.evaluation.tables import print_metrics
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import from_mapping
+from workbench.recipe.student_times import student_sampling
 from workbench.runs.run_folder import RunFolder
 from workbench.sampling.sampler import Request, fit
 

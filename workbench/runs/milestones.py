@@ -18,12 +18,13 @@ from workbench.evaluation.answers import answer
 from workbench.evaluation.cases.case import BENCHES
 from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.judges.local import LocalJudge
-from workbench.evaluation.models import Encodings, from_sampler, student_sampling, teacher_sampling
+from workbench.evaluation.models import Encodings, from_sampler, teacher_sampling
 from workbench.method.rollout import time_grid
-from workbench.modules.distiller import Distiller, student_times
+from workbench.modules.distiller import Distiller
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
 from workbench.recipe.config import Recipe
+from workbench.recipe.student_times import student_sampling
 from workbench.runs.callbacks import Grid, Scores
 from workbench.runs.collapse import energy_distance
 from workbench.sampling import fixed_prompts
@@ -49,7 +50,7 @@ def _first_of_each_category(categories: np.ndarray) -> list[int]:
 def distillation_grid(recipe: Recipe, teacher: PipelineModel, data: DistillationData) -> Grid:
     """Columns source, teacher, teacher at 4 NFE (drawn once) and student (drawn at every milestone)."""
     chosen = _first_of_each_category(data.dataset.samples.category)
-    labels = _labels(data, chosen)
+    labels, student = _labels(data, chosen), student_sampling(recipe.dmd)
     fixed: dict[str, Sequence[Picture | None]] = {}
 
     def draw(module: RootModule) -> np.ndarray:
@@ -67,8 +68,8 @@ def distillation_grid(recipe: Recipe, teacher: PipelineModel, data: Distillation
             fixed["source"] = fixed_prompts.latents_column(prompts, teacher, sources)
             teachers = teacher_sampling(recipe.evaluation)
             fixed[f"teacher, {teachers.nfe} NFE"] = column(roles.TEACHER, teachers.grid(), teachers.cfg_scale)
-            fixed[f"teacher, {recipe.dmd.student_steps} NFE"] = column(roles.TEACHER, student_times(recipe.dmd))
-        return np.asarray(contact_sheet({**fixed, "student": column(roles.STUDENT, student_times(recipe.dmd))}, labels))
+            fixed[f"teacher, {recipe.dmd.student_steps} NFE"] = column(roles.TEACHER, student.grid())
+        return np.asarray(contact_sheet({**fixed, "student": column(roles.STUDENT, student.grid())}, labels))
 
     return draw
 
@@ -88,16 +89,14 @@ def distillation_distance(recipe: Recipe, data: DistillationData) -> Callable[[R
             noise = prompts.noise(batch, module.student.network.num_channels)
             if position not in wanted:
                 teacher = RoleDenoiser(module.denoiser, roles.TEACHER)
-                times = time_grid(how.teacher_steps, how.teacher_shift)
+                times = teacher_sampling(how).grid()
                 # Noise of its own: the student must not be asked for the same pictures.
                 apart = fixed_prompts.FixedPrompts(prompts.batches, prompts.labels, recipe.seed + 1)
                 other = apart.noise(batch, module.student.network.num_channels)
                 wanted[position] = (
                     batch.target
                     if batch.target is not None
-                    else fixed_prompts.sample_batch(
-                        teacher, batch.condition, batch.uncond, other, times, how.teacher_cfg_scale
-                    )
+                    else teacher.sample(batch.condition, batch.uncond, other, times, how.teacher_cfg_scale)
                 )
             drawn = module.student.sample(batch.condition, noise)
             if len(drawn) > 1:

@@ -31,11 +31,12 @@ from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.jsonl import read_lines
 from workbench.evaluation.model_card import Origin, model_card
-from workbench.modules.distiller import Distiller, student_times
+from workbench.modules.distiller import Distiller
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import recipe_hash
+from workbench.recipe.student_times import student_sampling
 from workbench.runs import checkpoint, machine, milestones, plan, preflight
 from workbench.runs.callbacks import Averaging, Checkpointing, Grid, Milestones, SampleGrid
 from workbench.runs.collapse import Watch
@@ -156,7 +157,7 @@ def export_run(run: Path, out: Path, lora: bool) -> list[float]:
     checkpoint.load(found[0], {"average": average})
     if recipe.trainer.keep == "best":
         _return_to_best(folder.checkpoints, Watch.of(read_lines(folder.milestones)), average)
-    sigmas = sample_sigmas(student_times(recipe.dmd))
+    sigmas = sample_sigmas(student_sampling(recipe.dmd).grid())
     if lora:
         adapters = role_adapters(denoiser.network(roles.STUDENT).transformer, roles.STUDENT)
         header = {"sample_sigmas": json.dumps(sigmas), "recipe_hash": recipe_hash(recipe)}
@@ -247,7 +248,7 @@ def _export(recipe: Recipe, student_state: Mapping[str, Tensor], out: Path) -> N
         data=f"{len(dataset)} samples of {', '.join(dataset.categories)}",
         licence=dataset.attribution,
     )
-    family, sigmas = families.family_of(teacher), sample_sigmas(student_times(recipe.dmd))
+    family, sigmas = families.family_of(teacher), sample_sigmas(student_sampling(recipe.dmd).grid())
     family.export(teacher, student_state, sigmas, out, model_card(origin, family.class_name, sigmas))
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
-import torch
 from torch import Tensor
 
 from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.family import PipelineModel
-from workbench.batch import Batch, Condition
-from workbench.method import rng, rollout
+from workbench.batch import Batch
+from workbench.method import rng
 from workbench.sampling.contact_sheet import Picture
 
 
@@ -37,21 +35,6 @@ class FixedPrompts:
         return noise.to(batch.condition.prompt.device)
 
 
-@torch.no_grad()
-def sample_batch(
-    network: RoleDenoiser,
-    condition: Condition,
-    uncond: Condition | None,
-    noise: Tensor,
-    times: Tensor,
-    cfg_scale: float,
-) -> Tensor:
-    """x0 (B, N, C) of one batch by Euler over `times`, guided when cfg_scale is above 1."""
-    cond = partial(network.velocity, network.prefix(condition))
-    empty = partial(network.velocity, network.prefix(uncond)) if cfg_scale != 1 and uncond is not None else None
-    return rollout.sample(rollout.guided(cond, empty, cfg_scale), noise, times.to(noise.device))
-
-
 def draw_column(
     prompts: FixedPrompts,
     model: PipelineModel,
@@ -63,7 +46,7 @@ def draw_column(
     pictures: dict[int, Picture] = {}
     for batch in prompts.batches:
         noise = prompts.noise(batch, network.num_channels)
-        latents = sample_batch(network, batch.condition, batch.uncond, noise, times, cfg_scale)
+        latents = network.sample(batch.condition, batch.uncond, noise, times, cfg_scale)
         _decode_into(pictures, model, batch, latents)
     return [pictures[row] for row in range(len(prompts.labels))]
 

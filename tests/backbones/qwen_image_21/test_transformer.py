@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import QwenImage21Transformer2DModel
+from single_network import single_role
 from torch import Tensor
 
 from workbench.backbones.base import RoleNetworks
-from workbench.backbones.qwen_image_21.transformer import CachedPrefix, SplitTransformer, single_role
+from workbench.backbones.qwen_image_21.transformer import CachedPrefix, SplitTransformer
 from workbench.batch import Condition, Layout, Reference
 
 LAYOUTS = {

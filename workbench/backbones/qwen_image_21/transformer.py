@@ -17,7 +17,7 @@ from diffusers import QwenImage21Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from workbench.backbones.base import Prefix, RoleNetworks, TransformerDenoiser
+from workbench.backbones.base import Prefix, TransformerDenoiser
 from workbench.backbones.qwen_image_21 import memory, sequence
 from workbench.backbones.qwen_image_21.blocks import (
     KeyValue,
@@ -184,11 +184,6 @@ class SplitTransformer(TransformerDenoiser):
             # No block draws random numbers, and saving their state is what a CUDA graph cannot hold.
             return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
         return block(*args)
-
-
-def single_role(transformer: QwenImage21Transformer2DModel, role: str = "teacher") -> RoleNetworks:
-    """One network with one role, for sampling."""
-    return RoleNetworks({role: SplitTransformer(transformer)}, {role: role})
 
 
 def _joined(context: KeyValue, new: KeyValue) -> KeyValue:
