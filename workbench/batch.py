@@ -1,4 +1,4 @@
-"""What flows from the data to the modules: conditions and batches, tensors only.
+"""The contract between data and modules: conditions and batches, tensors only.
 
 Symbols: B samples, L text positions of the vision-language sequence (padded), D embedding width,
 N target tokens, R reference tokens, C latent channels.
@@ -22,7 +22,7 @@ class Reference:
     """A reference image: its size in latent tokens, and its first slot and number of slots in the text.
 
     The text encoder may read an image at another size than the autoencoder does, so `num_slots` does not follow from
-    the latent size. It has no part in the names that noise is drawn under.
+    the latent size. `repr`, from which the names of noise streams are made, leaves it out.
     """
 
     slot: int
@@ -42,10 +42,10 @@ class Reference:
 
 @dataclass(frozen=True, order=True)
 class Layout:
-    """Everything about a sequence that all samples of a batch must share. Sizes in latent tokens.
+    """The shape of a sequence, shared by all samples of a batch. Sizes in latent tokens.
 
     padded: whether a row of `text_tokens` may hold padding.
-    The noise of a batch is drawn under the name `repr(layout)`, which `padded` has no part in.
+    The name of a batch's noise stream is `repr(layout)`, which leaves `padded` out.
     """
 
     text_tokens: int
@@ -61,7 +61,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Condition:
-    """What the network is conditioned on.
+    """Input of a network besides x_t and t.
 
     prompt: (B, L, D) embeddings of the vision-language sequence, image slots included, right-padded.
     lengths: (B,) int64, valid positions of each row of `prompt`.
@@ -80,9 +80,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """One prompt, read by the text encoder together with its images.
+    """One prompt, encoded together with its images.
 
-    embeddings: (L, D), system message dropped, image slots included. references: where the images' slots lie in it.
+    embeddings: (L, D), system message dropped, image slots included. references: positions of the images' slots in it.
     """
 
     embeddings: Tensor
@@ -147,7 +147,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepData:
-    """All that one student update consumes: its own groups, and the groups of each fake-score update before it."""
+    """Data of one student update: its groups, and the groups of each fake-score update before it."""
 
     step: int
     student: tuple[Batch, ...]
@@ -158,7 +158,7 @@ class StepData:
         return self._each(lambda batch: batch.to(device, non_blocking))
 
     def pin_memory(self) -> StepData:
-        """Same data in page-locked memory of the host, from where it goes to a GPU without waiting."""
+        """Same data in page-locked host memory, from which copies to a GPU need not wait."""
         return self._each(lambda batch: _mapped(batch, Tensor.pin_memory))
 
     def _each(self, change: Callable[[Batch], Batch]) -> StepData:
@@ -197,7 +197,7 @@ class CaptionBatch:
 
 @dataclass(frozen=True)
 class CaptionStep:
-    """All that one pretraining update consumes."""
+    """Data of one pretraining update."""
 
     step: int
     batches: tuple[CaptionBatch, ...]
@@ -216,8 +216,7 @@ Movable = TypeVar("Movable", Condition, Batch, CaptionBatch)
 
 
 def _moved(item: Movable, device: torch.device, non_blocking: bool) -> Movable:
-    """`item` on `device`. Not blocking: the host does not wait for what the device still has to do, for which tensors
-    are pinned first, unless they are already."""
+    """`item` on `device`. non_blocking: the host does not wait for the copy, for which tensors are pinned first."""
     pins = non_blocking and device.type == "cuda"
 
     def move(tensor: Tensor) -> Tensor:

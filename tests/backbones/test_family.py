@@ -16,8 +16,11 @@ from safetensors.torch import load_file
 from toy_family import WEIGHTS, ToyModel
 
 from workbench.backbones import families, lora_files
+from workbench.backbones.base import RoleDenoiser
+from workbench.backbones.load import single_role
 from workbench.cli import main
 from workbench.method.rollout import time_grid
+from workbench.sampling.sampler import Request, Sampler
 
 COUNTS = {"t2i": {"portrait": 4, "text": 4}, "edit": {"object": 4, "style": 4}}
 
@@ -102,6 +105,17 @@ def test_a_folder_of_another_family_scores_by_itself(
     monkeypatch.chdir(tmp_path)
     few = ["evaluation.t2i_cases=2", "evaluation.editing_cases=1", "data.resolution=64"]
     assert main(["evaluate", str(recipe.parent / "teacher"), *few, "evaluation.teacher_steps=2"]) == 0
+
+
+def test_a_family_that_guides_by_default_is_guided(recipe: Path, tmp_path: Path) -> None:
+    folder, drawn = str(recipe.parent / "teacher"), []
+    model = families.load(folder)
+    assert main(["sample", folder, "a red fox", "--out", str(tmp_path / "image.png")]) == 0
+    sampler = Sampler(model, RoleDenoiser(single_role(model), "teacher"), batch_size=1)
+    for scale in (model.default_sampling().cfg_scale, 1.0):
+        drawn += sampler([Request("a red fox")], time_grid(3, 1.0), scale).images
+    found = np.asarray(Image.open(tmp_path / "image.png"))
+    assert np.array_equal(found, drawn[0]) and not np.array_equal(found, drawn[1])
 
 
 def test_the_autoencoder_keeps_what_it_averages() -> None:

@@ -121,7 +121,7 @@ class ToyModel(PipelineModel):
         return colours.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
 
     def default_sampling(self) -> Sampling:
-        return self.stored_sampling() or Sampling(3)
+        return self.stored_sampling() or Sampling(3, cfg_scale=4.0)
 
     def stored_sampling(self) -> Sampling | None:
         return Sampling(len(self._sigmas), times=tuple(self._sigmas)) if self._sigmas else None

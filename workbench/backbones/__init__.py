@@ -1,1 +1,1 @@
-"""Networks by role behind one seam."""
+"""Networks by role behind one interface, and the families of pipeline folders that they come from."""

@@ -1,7 +1,7 @@
-"""What every family of networks offers: a velocity in two parts, one per condition and one per evaluation.
+"""The interface of a velocity network, in two parts: one per condition and one per evaluation.
 
-`prefixes` reads conditions, `velocity` evaluates the target tokens given what was read. How much work moves into the
-first part is the family's choice: where text never sees t it is nearly everything, where it does it is little.
+`prefixes` reads conditions, `velocity` evaluates the target tokens given the result. How much work the first part does
+is the family's choice: nearly all that concerns text and references where these never see t, little where they do.
 Symbols as in `workbench.batch`.
 """
 
@@ -21,7 +21,7 @@ from workbench.method import rollout
 
 
 class Prefix(ABC):
-    """All that a network takes from a condition and that depends on neither t nor x_t; only its family reads it.
+    """Everything computed from a condition that depends on neither t nor x_t; opaque to all but its family.
 
     Two prefixes of one network whose tensors agree in number, shape and dtype differ in these tensors alone, so that a
     recorded evaluation of one can be replayed on the other.
@@ -53,15 +53,15 @@ class Prefix(ABC):
 
 
 class Denoiser(nn.Module, ABC):
-    """A velocity network over num_channels = C latent channels. `role` says whose weights are used, in every call, so
+    """A velocity network over num_channels = C latent channels. Every call names the `role` whose weights it uses, so
     that interleaved and recomputed evaluations always see the right ones."""
 
     num_channels: int
 
     @abstractmethod
     def prefixes(self, cond: Condition, uncond: Condition | None, role: str) -> tuple[Prefix, Prefix | None]:
-        """Prefixes of a prompt and, where it is given, of its empty twin; what both have in common may be computed
-        once."""
+        """Prefixes of a condition and, where it is given, of the same samples under the empty prompt. The family may
+        compute once what both share."""
 
     @abstractmethod
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
@@ -77,11 +77,11 @@ class Denoiser(nn.Module, ABC):
 
 
 class TransformerDenoiser(Denoiser):
-    """One transformer of diffusers as a denoiser, and what roles, adapters, sharding and planning need to know of it.
+    """A denoiser over one transformer of diffusers, with what roles, adapters, sharding and planning need of it.
 
     prompt_width: D of the embeddings that it reads.
-    blocks: the repeated part. It is sharded, compiled and recomputed block by block, and its linear layers are those
-    that LoRA adapts. num_recomputed: how many of the blocks, the first ones, recompute their activations in the
+    blocks: the repeated part of the network: sharded, compiled and recomputed block by block; LoRA adapts its linear
+    layers. num_recomputed: how many of the blocks, the first ones, recompute their activations in the
     backward pass. compiled: whether the blocks run compiled.
     """
 
@@ -93,7 +93,7 @@ class TransformerDenoiser(Denoiser):
     @property
     @abstractmethod
     def transformer(self) -> nn.Module:
-        """diffusers' own model, whose parameters these are; its `state_dict` has the names of a pipeline folder."""
+        """The model of diffusers that holds the parameters; its `state_dict` has the names of a pipeline folder."""
 
     @abstractmethod
     def compile_blocks(self, backend: str = "inductor") -> None:
@@ -101,18 +101,18 @@ class TransformerDenoiser(Denoiser):
 
     @abstractmethod
     def activation_bytes(self, condition: Condition, role: str, dtype: torch.dtype) -> int:
-        """Memory that one evaluation with gradient, computed in `dtype`, keeps for its backward pass."""
+        """Bytes that one evaluation with gradient, computed in `dtype`, keeps for its backward pass."""
 
     @abstractmethod
     def prefix_bytes(self, condition: Condition, dtype: torch.dtype) -> int:
-        """Memory of one prefix of `condition` without gradient."""
+        """Bytes of one prefix of `condition` without gradient."""
 
     def transformers(self) -> Iterable[TransformerDenoiser]:
         return (self,)
 
 
 class NetworkFactory(Protocol):
-    """How a family makes its denoiser of a transformer as diffusers loads it."""
+    """Makes the denoiser of a family from a transformer as diffusers loads it."""
 
     def __call__(
         self, transformer: nn.Module, gradient_checkpointing: bool = False, stored_blocks: int = 0
@@ -121,14 +121,14 @@ class NetworkFactory(Protocol):
 
 
 class RoleNetworks(Denoiser):
-    """Networks by name and the network of each role; roles that share one differ in their adapters inside it."""
+    """Networks by name, and which of them each role uses; roles that share a network differ in their adapters."""
 
     def __init__(self, networks: Mapping[str, TransformerDenoiser], network_of_role: Mapping[str, str]) -> None:
         super().__init__()
         self.networks = nn.ModuleDict(networks)
         self.network_of_role = dict(network_of_role)
         self.num_channels = next(iter(networks.values())).num_channels
-        # The same networks for type checkers, which take the values of a ModuleDict for modules.
+        # The same networks again: to a type checker the values of a ModuleDict are plain modules.
         self.by_name = dict(networks)
 
     def network(self, role: str) -> TransformerDenoiser:

@@ -1,4 +1,4 @@
-"""The families of pipeline folders that can be used, and which of them a folder belongs to."""
+"""The families of pipeline folders that can be used, and the family of a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a family of pipeline folders offers, as one class: how a folder is read, encoded with, sampled and written."""
+"""The interface of a family of pipeline folders: how a folder is read, encoded with, sampled and written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TrainableText(ABC):
     """The prompts of a family as token ids, and its text encoder as pretraining trains it.
 
     encoder: the text encoder. tokenize: (text, number of image slots, 0 for none) -> token ids of the whole prompt.
-    num_system_tokens: leading tokens of every prompt that the denoiser never sees.
+    num_system_tokens: leading tokens of every prompt, which the denoiser never sees.
     """
 
     encoder: nn.Module
@@ -137,11 +137,12 @@ class PipelineModel(ABC):
 
     @abstractmethod
     def default_sampling(self) -> Sampling:
-        """How the folder is sampled where nothing else is asked for: its stored grid, or else the family's steps."""
+        """The sampling used unless another is requested: the stored grid, or else the steps and guidance of the
+        family."""
 
     @abstractmethod
     def stored_sampling(self) -> Sampling | None:
-        """The grid that the folder stores, as a student's does."""
+        """The grid that the folder stores, as a student's does; None where it stores none."""
 
     def trainable_text(self) -> TrainableText:
         """Tokenizer and text encoder for pretraining."""

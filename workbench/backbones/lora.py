@@ -1,4 +1,4 @@
-"""Low-rank adapters chosen by an argument of the forward, so that a checkpointed recomputation sees the same one."""
+"""Low-rank adapters, chosen by an argument of the forward: a checkpointed recomputation sees the same one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RoleLinear(nn.Module):
         weight = self.base_layer.weight
         for halves, value in ((self.lora_A, down), (self.lora_B, up)):
             half = nn.Linear(value.shape[1], value.shape[0], bias=False, device="meta").requires_grad_(False)
-            # Sharding takes contiguous parameters alone.
+            # Sharding accepts contiguous parameters only.
             half.load_state_dict({"weight": value.to(weight.device, weight.dtype).contiguous()}, assign=True)
             halves[role] = half
         self.scaling[role] = scaling
@@ -51,7 +51,7 @@ class RoleLinear(nn.Module):
         down, up = self.lora_A[role].weight, self.lora_B[role].weight
         assert isinstance(down, Tensor) and isinstance(up, Tensor)
         if not torch.is_grad_enabled():
-            # Then trained and frozen adapters are alike to a compiled block.
+            # A compiled block then treats trained and frozen adapters alike.
             down, up = down.detach(), up.detach()
         return Update(down.to(dtype), up.to(dtype), self.scaling[role])
 
@@ -76,9 +76,9 @@ class Projection(NamedTuple):
 
 
 def projection(linear: nn.Module, role: str | None, dtype: torch.dtype) -> Projection:
-    """The tensors that `linear` multiplies with as `role` sees it; plain layers have no roles.
+    """The tensors that `linear` multiplies with for `role`; plain layers are the same for all roles.
 
-    dtype: of what will be multiplied; adapters kept in float32 are cast to it, with gradient.
+    dtype: of the input; adapters kept in float32 are cast to it, with gradient.
     """
     match linear:
         case RoleLinear():
@@ -101,7 +101,7 @@ def project(layer: Projection, x: Tensor) -> Tensor:
 
 
 def install(module: nn.Module) -> None:
-    """Replace every linear layer below `module` by a `RoleLinear` around it; those already replaced stay."""
+    """Wrap every linear layer below `module` in a `RoleLinear`, unless it is in one already."""
     for name, child in module.named_children():
         match child:
             case RoleLinear():

@@ -1,6 +1,6 @@
 """LoRA files as diffusers writes and reads them: `transformer.LAYER.lora_A.weight` and `lora_B`.
 
-How far an adapter counts, y = W x + scaling B A x, stands in one of three places, looked for in this order:
+The scaling of an adapter, y = W x + scaling B A x, is read from the first of three places that has it:
 `LAYER.alpha` among the weights (scaling alpha / rank); `lora_adapter_metadata` in the header of the file, where peft's
 configuration goes; nowhere, which diffusers reads as 1. Files of other trainers write `lora_down` and `lora_up`.
 """

@@ -45,7 +45,7 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype | None) -> None:
 def state_bytes(denoiser: Denoiser, averaged: int) -> int:
     """Memory of all weights, of gradients and moments of the trained ones, and of an average of `averaged` parameters.
 
-    The gradients of the two trained roles are never there at once; the smaller is counted all the same.
+    Only one of the two trained roles has gradients at a time; those of both are counted.
     """
     parameters = list(denoiser.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
@@ -60,14 +60,14 @@ def shard(denoiser: Denoiser, mesh: DeviceMesh, precision: Precision) -> None:
     """
     policy = MixedPrecisionPolicy()
     if precision == "bf16-mixed":
-        # The network casts what it multiplies; times cast with the inputs would be off by up to 1 / 256.
+        # The network itself casts what it multiplies; casting all inputs would round the times, by up to 1 / 256.
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     data_parallel = mesh["data_parallel"]
     for network in denoiser.transformers():
         for block in network.blocks:
             fully_shard(block, mesh=data_parallel, mp_policy=policy)
-        # A root stays gathered after a forward by default, and the roles take turns: parameters listed, averaged or
-        # swapped between two forwards would be copies that no optimiser steps.
+        # By default a root stays gathered after a forward. The roles take turns, so parameters listed, averaged or
+        # swapped between two forwards would be gathered copies, which no optimiser updates.
         fully_shard(network, mesh=data_parallel, mp_policy=policy, reshard_after_forward=True)
         for method in ("prefixes", "velocity"):
             register_fsdp_forward_method(network, method)

@@ -1,4 +1,4 @@
-"""Which weights play which role: full copies, or adapters over one shared frozen base."""
+"""The weights of each role: full copies, or adapters over one shared frozen base."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def build(
     seed: int = 0,
     frozen_dtype: torch.dtype | None = None,
 ) -> RoleNetworks:
-    """Denoiser with the roles student, fake score, teacher and one per specialist.
+    """Networks of the roles student, fake score, teacher and one per specialist.
 
-    factory: makes the family's denoiser of a transformer.
+    factory: makes the family's denoiser from a transformer.
     base: transformer of the base teacher. student: one that student and fake score start from, if not at the base.
     specialists: each a transformer, or an adapter over the base teacher's, whose weights it then shares.
-    frozen_dtype: what frozen weights are cast to, in place; trained ones stay as they come, adapters are float32.
+    frozen_dtype: storage of frozen weights, cast in place; trained ones keep their dtype, adapters are float32.
     Only student and fake score are left trainable; the fake score starts where the student does.
 
     Raises:
@@ -107,7 +107,7 @@ def adapt(network: TransformerDenoiser, role: str, adapter: Adapter) -> None:
 
 @torch.no_grad()
 def merged_state(denoiser: RoleNetworks, role: str) -> dict[str, Tensor]:
-    """Weights of `role` under diffusers' own names, adapters merged, unsharded and on the CPU (all ranks must call)."""
+    """Weights of `role` under the names of diffusers, adapters merged, unsharded, on the CPU (all ranks must call)."""
     network = denoiser.network(role)
     linears = dict(lora.role_linears(network.transformer))
     state = {}

@@ -1,4 +1,4 @@
-"""What a training step tells about the student's samples, per sample (B,), from predictions at hand."""
+"""Diagnostics of the student's samples, one value per sample (B,), from predictions that a step makes anyway."""
 
 from __future__ import annotations
 

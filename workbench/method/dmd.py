@@ -25,8 +25,8 @@ def augmentation_direction(x: Tensor, x0_cond: Tensor, x0_uncond: Tensor, cfg_sc
     """g = -(w - 1) (x0_cond - x0_uncond) / mean |x - x0_cond|, the mean taken within each sample: (B, N, C).
 
     The guidance term of the DMD direction by itself (Decoupled DMD, arXiv 2511.22677): added to `dmd_direction` against
-    the unguided teacher at the same x_t it makes x0_fake minus the guided x0_real, over that scale. Decoupled, each
-    term has a noise level of its own.
+    the unguided teacher at the same x_t it makes x0_fake minus the guided x0_real, over that scale. Decoupled means
+    that the two terms have different noise levels.
     """
     scale = (x - x0_cond).abs().mean(dim=tuple(range(1, x.ndim)), keepdim=True)
     return -(cfg_scale - 1) * (x0_cond - x0_uncond) / scale.clamp_min(1e-6)

@@ -1,4 +1,4 @@
-"""What the student is guided by: classifier-free guidance and the lambda table of step-wise multi-teacher guidance.
+"""Guidance of the student: classifier-free guidance and the lambda table of step-wise multi-teacher guidance.
 
 A lambda table holds, for one class of conditions, K rows (student steps, noisiest first) of M + 1 weights
 (base teacher, then the specialists); rows are non-negative and sum to 1 (arXiv 2606.03746:
@@ -25,7 +25,7 @@ def rescale(v: Tensor, v_cond: Tensor, strength: float) -> Tensor:
     """Guided velocity `v` with each token's norm drawn towards that of `v_cond`: 0 leaves it, 1 gives it that norm.
 
     Against the over-saturation of large scales. The norm is over the channels of a token; Lin et al. 2023 (arXiv
-    2305.08891, section 3.4) rescale by the deviation of the whole sample.
+    2305.08891, section 3.4) rescale by the deviation over all of a sample.
     """
     ratio = v_cond.norm(dim=-1, keepdim=True) / v.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     return v * (1 + strength * (ratio - 1))

@@ -120,7 +120,7 @@ Tied = Literal["no", "below", "above"]
 def renoise_interval(tied: Tied, times: Sequence[float], step: int, low: float, high: float) -> tuple[float, float]:
     """[low, high] of the re-noising time for a sample of the student's `step`.
 
-    no: the same at all steps. below: t <= t_k, since what is coarser than the state's own noise is settled in it
+    no: the same at all steps. below: t <= t_k, since structure coarser than the state's noise is fixed in it
     (arXiv 2511.22677 on its guidance term). above: t >= t_{k+1}, since the later steps draw whatever is finer than
     the noise that is left after this one (the subintervals of Phased DMD, arXiv 2510.27684).
 
@@ -136,7 +136,7 @@ def renoise_interval(tied: Tied, times: Sequence[float], step: int, low: float, 
 
 
 def spread_steps(num_steps: int, count: int, permutations: Callable[[int], Sequence[int]]) -> list[int]:
-    """`count` student steps, each uniform by itself and no two the same before all have come: `permutations(i)` is the
-    order of the i-th round."""
+    """`count` student steps, each uniform, in rounds that visit every step once: `permutations(i)` is the order of the
+    i-th round."""
     rounds = -(-count // num_steps)
     return [step for i in range(rounds) for step in permutations(i)][:count]

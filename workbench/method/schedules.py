@@ -1,4 +1,4 @@
-"""How weights move from early to late over the student steps; plain numbers, no tensors."""
+"""Schedules of weights from the early to the late student steps; plain numbers, no tensors."""
 
 from __future__ import annotations
 

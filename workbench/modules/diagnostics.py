@@ -1,4 +1,4 @@
-"""Diagnostics of a student update by step, category and teacher, kept on the device like every logged mean."""
+"""Diagnostics of a student update by step, category and teacher; like all logged means they stay on the device."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ Loss = tuple[Batch, Callable[[], Tensor]]
 """A batch, and what computes its loss per sample (B,)."""
 States = tuple[Tensor, ...]
 """State (B, N, C) of each batch."""
-SMALL = 300_000_000
+MAX_GRAPHED_PARAMETERS = 300_000_000
 """Parameters, all roles together, up to which `trainer.cuda_graphs=auto` uses graphs: larger networks are not
 launch-bound, and a graph keeps its memory."""
 
@@ -86,7 +86,7 @@ class Distiller(RootModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         optim = self.recipe.optim
         options: dict[str, Any] = {"betas": (optim.beta1, optim.beta2), "weight_decay": optim.weight_decay}
-        # Sharded weights keep to the implementation that they are tested with.
+        # The fused implementation is not tested with sharded weights.
         options["fused"] = self.device_mesh is None
         options["capturable"] = self.guards_on_device
         return [
@@ -95,7 +95,7 @@ class Distiller(RootModule):
         ]
 
     def _rate(self, lr: float) -> float | Tensor:
-        """A graph reads its rate from the device."""
+        """The rate, on the device where a CUDA graph reads it."""
         return torch.tensor(lr, device=self.device) if self.guards_on_device else lr
 
     def parameters_of(self, role: str) -> list[nn.Parameter]:
@@ -119,7 +119,7 @@ class Distiller(RootModule):
 
     def on_train_start(self) -> None:
         options, single = self.recipe.trainer, self.device.type == "cuda" and self.device_mesh is None
-        small = sum(parameter.numel() for parameter in self.parameters()) <= SMALL
+        small = sum(parameter.numel() for parameter in self.parameters()) <= MAX_GRAPHED_PARAMETERS
         wanted = options.cuda_graphs == "on" or (options.cuda_graphs == "auto" and small)
         self._graph_runner = GraphRunner() if single and wanted else None
 
@@ -129,14 +129,14 @@ class Distiller(RootModule):
             graded_step = self.draws.integer(self.student.num_steps, "graded_step")
             fake_steps, states = self.fake_score_steps(data, graded_step)
             for fake_step in fake_steps:
-                self._take(FAKE_SCORE, fake_step)
+                self._run_update(FAKE_SCORE, fake_step)
             update = partial(self._student_update, step=graded_step)
-            self._take(STUDENT, GraphStep((STUDENT, graded_step), STUDENT, data.student, update, states))
+            self._run_update(STUDENT, GraphStep((STUDENT, graded_step), STUDENT, data.student, update, states))
             self.num_updates += 1
 
     @property
     def draws(self) -> Draws:
-        """The random numbers of this training step."""
+        """Random numbers of this training step."""
         return Draws(self.recipe.seed, self.num_updates)
 
     def fake_steps(self, count: int) -> list[int]:
@@ -147,7 +147,7 @@ class Distiller(RootModule):
         return rollout.spread_steps(num_steps, count, lambda i: self.draws.permutation(num_steps, f"fake/steps{i}"))
 
     def fake_score_steps(self, data: StepData, graded_step: int) -> tuple[list[GraphStep], States]:
-        """The fake-score updates, and the state that each student batch continues from where their rollout has reached
+        """The fake-score updates, and the state from which each student batch continues, if their rollout has computed
         it."""
         options = self.recipe.dmd
         steps = self.fake_steps(len(data.fake) if options.fake_samples == "fresh" else options.fake_updates)
@@ -201,7 +201,7 @@ class Distiller(RootModule):
         return [norm]
 
     def student_loss(self, given: StepInput, means: Means, *, step: int) -> Tensor:
-        """Loss per sample (B,) of the student's `step`, from its state there where a rollout has found it."""
+        """Loss per sample (B,) of the student's `step`, from the state there if a rollout has computed it."""
         batch = given.batch
         weights, active = self.lambdas[batch.category, step], self.active[batch.task][step]
         terms, seen = self.objective(
@@ -220,7 +220,7 @@ class Distiller(RootModule):
         run = self._graph_runner or run_eagerly
         return run(step, self.draws, self.means)
 
-    def _take(self, role: str, update: GraphStep) -> None:
+    def _run_update(self, role: str, update: GraphStep) -> None:
         """Run an update of `role` and report a gradient that is not finite."""
         (norm,) = self._run(update)
         self.skips.note(torch.isfinite(norm), role, self.num_updates, update.sample_ids)

@@ -1,4 +1,4 @@
-"""What every trained root module shares: a counter of updates, guarded optimiser steps, named parameters."""
+"""Common base of the trained root modules: a counter of updates, guarded optimiser steps, named parameters."""
 
 from __future__ import annotations
 

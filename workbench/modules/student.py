@@ -48,7 +48,7 @@ class StudentModule(L.LightningModule):
 
     @torch.no_grad()
     def trajectory(self, batch: Batch, numbers: Numbers, num_evaluations: int) -> rollout.Trajectory:
-        """States and clean predictions of the first steps on a batch, without gradient and over one prefix."""
+        """States and clean predictions of the first steps on a batch, without gradient, from one prefix."""
         noise, fresh = self._noise(numbers, num_evaluations)
         prefix = self.network.prefix(batch.condition)
         return rollout.student_trajectory(
@@ -67,8 +67,8 @@ class StudentModule(L.LightningModule):
     ) -> Tensor:
         """Clean prediction (B, N, C) of `step`; earlier steps run without gradient on the same, detached prefix.
 
-        state: x_{t_k} where a rollout has found it already, in place of the earlier steps.
-        prefix: of the condition, with gradient, where it has been read already.
+        state: x_{t_k} where a rollout has computed it already, in place of the earlier steps.
+        prefix: of the condition, with gradient, where it has been computed already.
         """
         graded = prefix if prefix is not None else self.network.prefix(condition)
         if state is None:
@@ -83,7 +83,7 @@ class StudentModule(L.LightningModule):
         return self.network.sample(condition, None, noise, self.times)
 
     def _noise(self, numbers: Numbers, num_evaluations: int) -> tuple[Tensor, list[Tensor] | None]:
-        """Noise that a rollout starts from, and that its steps are noised with again."""
+        """Noise that a rollout starts from, and noise for its re-noised steps."""
         channels = self.network.num_channels
         noise = numbers.normal("noise", channels)
         if self.mode == "euler":

@@ -21,8 +21,8 @@ from workbench.recipe.config import Dmd
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one student update saw, all without gradient and (B, N, C): its sample, the predictions of the fake score
-    and of the mixed teachers at x_t, and those of each teacher that ran, by column."""
+    """Sample and predictions of one student update, all (B, N, C) without gradient: the student's sample, the fake
+    score's and the mixed teachers' predictions at x_t, and those of each teacher that ran, by column."""
 
     x: Tensor
     x0_fake: Tensor
@@ -57,8 +57,8 @@ class StudentLoss:
     ) -> tuple[dict[str, Tensor], Comparison]:
         """Terms by name, each (B,) and already weighted, whose sum is the loss; `student` is DMD itself.
 
-        weights: lambda of each sample at this step, (B, M + 1). active: which teachers have any.
-        state: x_{t_k} of the student where a rollout has found it, (B, N, C).
+        weights: lambda of each sample at this step, (B, M + 1). active: which teachers have weight.
+        state: x_{t_k} of the student where a rollout has computed it, (B, N, C).
         """
         prefix = self.student.network.prefix(batch.condition)
         x = self.student.draw(batch, numbers, step, state=state, prefix=prefix)
@@ -90,7 +90,7 @@ class StudentLoss:
     def _augmentation(
         self, numbers: Numbers, x: Tensor, step: int, weights: Tensor, of_teachers: TeacherPrefixes
     ) -> Tensor:
-        """The guidance term at a noise level below the student's: what is coarser is decided in its state already."""
+        """The guidance term at a noise level below the student's, because coarser structure is fixed in its state."""
         options = self.options
         low, high = self.augmentation_intervals[step]
         uniform = numbers.uniform("augmentation/t")

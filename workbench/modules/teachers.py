@@ -35,8 +35,8 @@ class TeacherEnsemble(L.LightningModule):
 
     @torch.no_grad()
     def prefixes(self, batch: Batch, active: Sequence[bool]) -> TeacherPrefixes:
-        """Prefixes of each active teacher, keyed by column, for any number of evaluations. A constant empty prompt is
-        read once per teacher and layout, and kept."""
+        """Prefixes of each active teacher, keyed by column, for any number of evaluations. The prefix of a constant
+        empty prompt is computed once per teacher and layout, and kept."""
         found: TeacherPrefixes = {}
         for m, network in ((m, self.networks[m]) for m, is_active in enumerate(active) if is_active):
             uncond = batch.uncond if self.cfg_scale != 1 else None

@@ -107,7 +107,7 @@ def write_cases(out: Path, overrides: list[str]) -> int:
 
 
 def sample_image(folder: str, prompt: str, image: Path | None, out: Path, seed: int, resolution: int = 128) -> None:
-    """Draw one picture with a pipeline folder (or a run's student) and its own sampling grid, into `out`.
+    """Draw one picture with a pipeline folder (or a run's student), sampled as is its default, into `out`.
 
     Raises:
         UserError: no such folder, or a picture that cannot be read.
@@ -119,7 +119,8 @@ def sample_image(folder: str, prompt: str, image: Path | None, out: Path, seed: 
     if image is not None:
         source = fit(read_image(image, "--image", "name another picture"), resolution, tested.loaded.side_multiple)
     request = Request(prompt, seed=seed, source=source, height=resolution, width=resolution)
-    drawn = tested.sampler()([request], tested.loaded.default_sampling().grid())
+    how = tested.loaded.default_sampling()
+    drawn = tested.sampler()([request], how.grid(), how.cfg_scale)
     with whole_file(out) as file:
         Image.fromarray(drawn.images[0]).save(file, format=Image.registered_extensions()[out.suffix.lower()])
 

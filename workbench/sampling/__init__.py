@@ -1,1 +1,1 @@
-"""Pictures from a denoiser."""
+"""Pictures sampled from a denoiser."""

@@ -42,7 +42,7 @@ def contact_sheet(columns: Mapping[str, Sequence[Picture | None]], labels: Seque
 
 
 def cut_sheet(sheet: Image.Image, columns: Sequence[str], num_rows: int) -> dict[str, list[Picture]]:
-    """The cells of an unlabelled contact sheet again, by column."""
+    """Pictures of an unlabelled contact sheet, by column: the inverse of `contact_sheet`."""
     width = (sheet.width - GAP_PX) // len(columns) - GAP_PX
     height = (sheet.height - GAP_PX - HEADER_PX) // num_rows - GAP_PX
     pixels = np.asarray(sheet.convert("RGB"))

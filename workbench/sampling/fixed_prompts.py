@@ -1,4 +1,4 @@
-"""The fixed prompts of a run, drawn again at every milestone: one row a sample, one column a source of pictures."""
+"""Fixed prompts of a run, drawn again at every milestone: one row a sample, one column a source of pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workbench.sampling.contact_sheet import Picture
 
 @dataclass(frozen=True)
 class FixedPrompts:
-    """Batches of chosen samples with the noise that each of them always starts from.
+    """Batches of chosen samples, each of which always starts from the same noise.
 
     batches: their `rows` are positions in the grid. labels: one a row.
     """
@@ -54,7 +54,7 @@ def draw_column(
 def latents_column(
     prompts: FixedPrompts, model: PipelineModel, latents: Mapping[int, Tensor | None]
 ) -> list[Picture | None]:
-    """Decoded given latents of each batch (by its position), None where there are none."""
+    """Decoded latents of each batch, keyed by its position; None where there are none."""
     pictures: dict[int, Picture] = {}
     for position, batch in enumerate(prompts.batches):
         given = latents[position]

@@ -35,9 +35,9 @@ GRAPHED_PARAMETERS = 100_000_000
 ROW_STEP, TEXT_STEP = 64, 16
 """Recorded batches have multiples of so many rows and text tokens: few shapes, so few recordings."""
 GPU_WORK, MOST_ROWS = 2**37, 256
-"""Parameters times target tokens times rows that keep a GPU busy; more rows than that only take memory."""
+"""Parameters times target tokens times rows that keep a GPU busy; more rows would only take memory."""
 CPU_ROWS, CPU_DECODED = 32, 8
-"""Rows of a batch, and images decoded at once, that a CPU's caches like."""
+"""Rows of a batch, and images decoded at once, that suit the caches of a CPU."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Sampler:
 
 @contextmanager
 def _tensor_float() -> Iterator[None]:
-    """Float32 products on a GPU in TensorFloat-32; a CPU knows none and computes as ever."""
+    """Compute float32 products on a GPU in TensorFloat-32; a CPU is not affected."""
     before = torch.get_float32_matmul_precision()
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")

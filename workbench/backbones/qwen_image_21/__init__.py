@@ -1,1 +1,1 @@
-"""All that knows the family of Qwen-Image-2.1."""
+"""The family of Qwen-Image-2.1; nothing outside this folder depends on its details."""

@@ -50,8 +50,8 @@ class PrefixAttention:
 
 @dataclass(frozen=True)
 class TargetAttention:
-    """Target tokens see all valid prefix tokens and each other. Text after a shared prefix likewise sees what comes
-    before it: then the mask is causal.
+    """Target tokens see all valid prefix tokens and each other. Text that follows a shared prefix uses it too, with a
+    causal mask.
 
     key_valid: bool over the context's keys and those of the target, as `CachedPrefix` holds it, or (S, P + S); None
     where all are valid.

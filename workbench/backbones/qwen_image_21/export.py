@@ -40,7 +40,7 @@ def export(
     with replaced_folder(out) as folder:
         copy_parts(teacher, folder, _REPLACED)
         transformer.save_pretrained(folder / "transformer")
-        # Qwen's pipeline divides timesteps by 1000 whatever the scheduler says.
+        # The stock pipeline divides timesteps by 1000, whatever the scheduler's configuration is.
         FlowMatchEulerDiscreteScheduler(
             num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False
         ).save_pretrained(folder / "scheduler")

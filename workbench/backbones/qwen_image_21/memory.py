@@ -17,7 +17,7 @@ META = torch.device("meta")
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Attention that keeps what a fused kernel keeps: inputs and output, no (S, S) matrix."""
+    """Attention that saves what a fused kernel saves: inputs and output, no (S, S) matrix."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -53,8 +53,8 @@ class BlockMemory:
 def activation_bytes(
     blocks: nn.ModuleList, num_recomputed: int, condition: Condition, role: str, dtype: torch.dtype
 ) -> int:
-    """Of one evaluation with gradient on `condition`, prefix and target, uncompiled; compiled blocks recompute what is
-    cheap and keep about half of what others store. dtype: what is computed in."""
+    """Bytes that one evaluation with gradient on `condition` keeps, prefix and target, uncompiled; compiled blocks
+    recompute what is cheap and keep about half as much. dtype: of the computation."""
     first = blocks[0]
     assert isinstance(first, SplitBlock)
     prefix, target = block_memory(first, condition, role, dtype)
@@ -69,7 +69,7 @@ def activation_bytes(
 def block_memory(
     first: SplitBlock, condition: Condition, role: str, dtype: torch.dtype
 ) -> tuple[BlockMemory, BlockMemory]:
-    """Of a block like `first` over the prefix, and over the target."""
+    """Memory of a block like `first` over the prefix, and over the target."""
     block = copy.deepcopy(first).to(META, dtype)
     block.uncompile_body()
     batch_size, layout = len(condition.lengths), condition.layout

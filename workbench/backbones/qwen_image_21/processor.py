@@ -1,7 +1,8 @@
 """The pipeline's processor on machines without torchvision.
 
 transformers builds `Qwen3VLProcessor` with a video processor, which needs torchvision. The pipeline never sees a video,
-so here the same class is built over the tokenizer and the Pillow image processor alone.
+so here the same class is built from the tokenizer and the Pillow image processor alone: a distillation needs no
+torchvision, which is a compiled package tied to one version of torch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 
 
 class ImageTextProcessor(Qwen3VLProcessor):
-    """`Qwen3VLProcessor` less videos: calls, chat template and image slots are the parent's own."""
+    """`Qwen3VLProcessor` without videos: calls, chat template and image slots are inherited."""
 
     def __init__(
         self,
@@ -35,7 +36,7 @@ class ImageTextProcessor(Qwen3VLProcessor):
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
         self.vision_start_token_id = tokenizer.convert_tokens_to_ids(self.vision_start_token)
         self.vision_end_token_id = tokenizer.convert_tokens_to_ids(self.vision_end_token)
-        # The parent's own __init__ would ask for the video processor.
+        # The parent's __init__ would require a video processor.
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 

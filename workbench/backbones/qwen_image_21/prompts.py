@@ -1,7 +1,7 @@
 """Prompts with their images, in the templates of `QwenImage21Pipeline`, as token ids and as embeddings.
 
-Equal to the stock pipeline sample by sample (`tests/backbones/qwen_image_21/test_prompts.py`). That shares one set of
-images among all prompts of a call; here every sample of a batch may bring its own.
+Equal to the stock pipeline sample by sample (`tests/backbones/qwen_image_21/test_model.py`), which takes one set of
+images for all prompts of a call; here every sample of a batch may have different ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ IMAGE_TOKEN = "<|image_pad|>"
 
 
 class PromptTokenizer:
-    """Token ids of whole prompts, system message included; at most one image a prompt."""
+    """Token ids of prompts with their system message; at most one image a prompt."""
 
     def __init__(self, pipeline: QwenImage21Pipeline) -> None:
         self._tokenizer = pipeline.processor.tokenizer
@@ -84,7 +84,7 @@ def embed(encoder: Qwen3VLForConditionalGeneration, inputs: dict[str, Tensor]) -
 def encode_prompts(
     pipeline: QwenImage21Pipeline, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]] | None = None
 ) -> list[EncodedPrompt]:
-    """Each prompt with its own images, as `pipeline.encode_prompt` gives it alone; an empty prompt is one space."""
+    """Each prompt with its images, as `pipeline.encode_prompt` encodes it alone; an empty prompt is one space."""
     if _is_uniform(pipeline, images):
         return _encode_uniform(pipeline, prompts, images)
     inputs = tokenize(pipeline, prompts, images)
@@ -93,7 +93,7 @@ def encode_prompts(
 
 
 def _is_uniform(pipeline: QwenImage21Pipeline, images: Sequence[Sequence[Image.Image]] | None) -> bool:
-    """Whether no sample has an image, or each has one, all of one size that the processor would leave as it is."""
+    """Whether no sample has an image, or each has one and all have one size that the processor would not change."""
     if images is None or not any(images):
         return True
     sizes = {tuple(image.size for image in group) for group in images}
@@ -114,8 +114,8 @@ def _is_uniform(pipeline: QwenImage21Pipeline, images: Sequence[Sequence[Image.I
 def _encode_uniform(
     pipeline: QwenImage21Pipeline, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]] | None
 ) -> list[EncodedPrompt]:
-    """As the general way without a loop over samples on the device: 2.2 times as fast on two CPU cores (32 edits of
-    128 x 128 a call, the tiny model)."""
+    """The same without a loop over samples on the device: 2.2 times as fast on two CPU cores (32 edits of 128 x 128 a
+    call, the tiny model)."""
     tokenizer = PromptTokenizer(pipeline)
     device = pipeline.text_encoder.device
     side = SIDE_MULTIPLE

@@ -25,7 +25,7 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
         (even, odd), (cos, sin) = pairs.unbind(-1), rotary.unbind(-1)
         turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
     else:
-        # Eager, one complex product stands for four strided ones, two sums and a concatenation.
+        # Without compilation one complex product replaces four strided ones, two sums and a concatenation.
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary))
     return turned.flatten(-2).type_as(x)
 
@@ -39,14 +39,14 @@ class RotaryTable:
         self._target: dict[tuple[Layout, torch.device], tuple[Rotary, Tensor]] = {}
 
     def prefix(self, layout: Layout, device: torch.device) -> Rotary:
-        """Of the joined text and reference tokens, (1, P, head_dim / 2, 2)."""
+        """Angles of the joined text and reference tokens, (1, P, head_dim / 2, 2)."""
         if (layout, device) not in self._prefix:
             angles = self._angles(_prefix_positions(layout).to(device))
             self._prefix[layout, device] = _cos_sin(angles)[None]
         return self._prefix[layout, device]
 
     def target(self, layout: Layout, lengths: Tensor) -> Rotary:
-        """Of the target tokens of samples with `lengths` (B,) valid text positions, (B, N, head_dim / 2, 2)."""
+        """Angles of the target tokens of samples with `lengths` (B,) valid text positions, (B, N, head_dim / 2, 2)."""
         device = lengths.device
         if (layout, device) not in self._target:
             grid = _grid(0, layout.height, layout.width).to(device)

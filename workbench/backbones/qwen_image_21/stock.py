@@ -1,4 +1,4 @@
-"""diffusers' own forward over the full sequence, the reference that the split network is compared with."""
+"""The forward of diffusers over the full sequence, the reference for the split network."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Qwen3-VL as a trainable text encoder over batches of one layout: no loops over samples, no host synchronisation.
 
-Computes what `QwenImage21Pipeline` reads, the last decoder layer's output before its final norm, with transformers' own
-submodules. Right padding is exact here: attention is causal, so no valid token sees it.
+Computes what `QwenImage21Pipeline` reads, the last decoder layer's output before the final norm, with the submodules of
+transformers. Right padding is exact here: attention is causal, so no valid token sees it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Text and reference tokens (the prefix) are modulated at t = 0 and never see the target, so their keys and values
 depend on neither t nor x_t: they are computed once for a condition and a set of weights, and every `velocity`
-evaluation of the target tokens attends to them. Written with the submodules of diffusers' own model, whose unpadded
+evaluation of the target tokens attends to them. Written with the submodules of diffusers' model, whose unpadded
 forward is the reference (`tests/backbones/qwen_image_21/test_transformer.py`).
 """
 
@@ -36,7 +36,7 @@ from workbench.common.errors import UserError
 class CachedPrefix(Prefix):
     """Keys and values of text and references in each block, (B or 1, P, heads, head_dim), and what the target needs.
 
-    key_valid: (B or 1, 1, 1, P + N) bool over these and the target's own keys, False at padded text; None where the
+    key_valid: (B or 1, 1, 1, P + N) bool over these keys and the target's, False at padded text; None where the
     layout has no padding, which leaves attention its fastest kernels.
     rotary: of the target tokens, (B or 1, N, head_dim / 2, 2).
     """
@@ -52,7 +52,7 @@ class CachedPrefix(Prefix):
 
 
 class SplitTransformer(TransformerDenoiser):
-    """`QwenImage21Transformer2DModel` as prefix and velocity, over the model's own parameters."""
+    """`QwenImage21Transformer2DModel` as prefix and velocity, over the same parameters."""
 
     def __init__(
         self, transformer: QwenImage21Transformer2DModel, gradient_checkpointing: bool = False, stored_blocks: int = 0
@@ -72,7 +72,7 @@ class SplitTransformer(TransformerDenoiser):
         self.num_channels, self.prompt_width = config.in_channels, config.context_in_dim
         self.compiled = False
         self._segments: dict[tuple[Layout, torch.device], tuple[Segment, ...]] = {}
-        # In a tuple, so that its parameters are not registered twice.
+        # In a tuple, so that its parameters are not registered a second time.
         self._transformer = (transformer,)
 
     @property
@@ -89,7 +89,7 @@ class SplitTransformer(TransformerDenoiser):
     def prefixes(
         self, cond: Condition, uncond: Condition | None, role: str
     ) -> tuple[CachedPrefix, CachedPrefix | None]:
-        """Where both begin alike, the second takes over the keys and values up to the end of the last reference."""
+        """Where both begin alike, the second reuses the keys and values up to the end of the last reference."""
         prefix = self._prefix(cond, role, None)
         if uncond is None:
             return prefix, None
@@ -110,7 +110,7 @@ class SplitTransformer(TransformerDenoiser):
                 key, value = shared.keys_values[i]
                 context = key[:, :start], value[:, :start]
             attend = PrefixAttention(segments) if context is None else TargetAttention(context, mask)
-            # Nothing reads the last block's output for the prefix: its keys and values are all that is needed.
+            # The last block computes keys and values alone: nothing reads its output.
             last = i == len(self.blocks) - 1
             x, key_value = self._run(i, x, modulation, rotary, None if last else attend, role)
             if context is not None:
@@ -175,7 +175,8 @@ class SplitTransformer(TransformerDenoiser):
         return (1 + scale_1, gate_1.tanh(), 1 + scale_2, gate_2.tanh()), temb
 
     def _graded(self, x: Tensor) -> Tensor:
-        """Under a frozen embedding the first block alone would see an input without gradient, and be compiled apart."""
+        """x with gradient for compiled blocks: under a frozen embedding the first block would otherwise get an input
+        without gradient, and need a compilation of its own."""
         return x.detach().requires_grad_() if self.compiled and torch.is_grad_enabled() and not x.requires_grad else x
 
     def _run(self, i: int, *args: object) -> tuple[Tensor, KeyValue]:

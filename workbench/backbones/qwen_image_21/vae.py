@@ -1,8 +1,8 @@
-"""Forward of `AutoencoderKLQwenImage21` for single images: its own weights, fewer passes over memory.
+"""Forward of `AutoencoderKLQwenImage21` for single images: the same weights, fewer passes over memory.
 
 The stock forward carries a time axis of length one and cache bookkeeping, normalises in float32 with eight passes over
 each activation, pads before every convolution and repeats channels by reshaping. Here everything is (B, C, H, W), fit
-for `channels_last` and bf16 autocast. A test holds both equal.
+for `channels_last` and bf16 autocast. A test compares both.
 
 The channel-averaging and channel-repeating shortcuts are linear maps, so they become one strided (transposed)
 convolution whose constant kernel is read off the stock module by passing it a basis.
