@@ -102,10 +102,6 @@ class SplitBlock(nn.Module):
         """Run the body compiled from now on; the first call with a new shape compiles, which takes seconds."""
         self._body = _compiled_body(backend)
 
-    def uncompile_body(self) -> None:
-        """Run the body eagerly."""
-        self._body = body
-
     def forward(
         self, x: Tensor, modulation: Modulation, rotary: Rotary, attend: Attend | None, role: str | None
     ) -> tuple[Tensor, KeyValue]:

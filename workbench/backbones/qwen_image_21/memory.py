@@ -70,8 +70,7 @@ def block_memory(
     first: SplitBlock, condition: Condition, role: str, dtype: torch.dtype
 ) -> tuple[BlockMemory, BlockMemory]:
     """Memory of a block like `first` over the prefix, and over the target."""
-    block = copy.deepcopy(first).to(META, dtype)
-    block.uncompile_body()
+    block = SplitBlock(copy.deepcopy(first.block)).to(META, dtype)
     batch_size, layout = len(condition.lengths), condition.layout
     num_prefix = sequence.num_prefix_tokens(layout)
     width, heads = block.block.attn.inner_dim, block.block.attn.heads
