@@ -161,11 +161,11 @@ def test_every_trainable_parameter_has_one_owner_and_no_teacher_is_among_them(ki
     denoiser = build(kind)
     recipe = Recipe(teachers=Teachers(specialists={"text": "folder"}), dmd=Dmd(student_steps=4))
     distiller = Distiller(denoiser, recipe, ["t2i/text"])
-    student, fake = (dict(distiller.named_parameters_of(role)) for role in (STUDENT, FAKE_SCORE))
+    student, fake = (roles.trained_parameters(distiller.denoiser, role) for role in (STUDENT, FAKE_SCORE))
     assert student and fake and not student.keys() & fake.keys()
     assert not {id(parameter) for parameter in student.values()} & {id(parameter) for parameter in fake.values()}
     assert {**student, **fake} == dict(trainable(denoiser))
-    assert not distiller.named_parameters_of(SPECIALIST)
+    assert not roles.trained_parameters(distiller.denoiser, SPECIALIST)
     assert len(list(distiller.parameters())) == len(list(denoiser.parameters()))
 
 

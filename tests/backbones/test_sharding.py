@@ -150,7 +150,7 @@ class Witness(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, Distiller)
-        self._average = MovingAverage(dict(module.named_parameters_of(STUDENT)), 0.9)
+        self._average = MovingAverage(module.averaged_parameters(), 0.9)
         self._names = {parameter: name for name, parameter in module.named_parameters()}
         for optimizer in trainer.optimizers:
             optimizer.register_step_pre_hook(self._keep_first_gradients)

@@ -105,6 +105,12 @@ def adapt(network: TransformerDenoiser, role: str, adapter: Adapter) -> None:
         linears[name].load_adapter(role, layer.down, layer.up, layer.scaling)
 
 
+def trained_parameters(denoiser: nn.Module, role: str) -> dict[str, nn.Parameter]:
+    """Trainable parameters of `role` alone, by their names in the denoiser."""
+    named = denoiser.named_parameters()
+    return {name: parameter for name, parameter in named if parameter.requires_grad and role in name.split(".")}
+
+
 @torch.no_grad()
 def merged_state(denoiser: RoleNetworks, role: str) -> dict[str, Tensor]:
     """Weights of `role` under the names of diffusers, adapters merged, unsharded, on the CPU (all ranks must call)."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from workbench.backbones import placement
 from workbench.backbones.base import Denoiser, RoleDenoiser
-from workbench.backbones.roles import FAKE_SCORE, STUDENT, teacher_roles
+from workbench.backbones.roles import FAKE_SCORE, STUDENT, teacher_roles, trained_parameters
 from workbench.batch import Batch, StepData
 from workbench.engine.draws import Draws
 from workbench.engine.graph_steps import GraphRunner, GraphStep, StepInput, run_eagerly
@@ -100,18 +100,13 @@ class Distiller(RootModule):
 
     def parameters_of(self, role: str) -> list[nn.Parameter]:
         """Trainable parameters of `role` alone."""
-        return [parameter for _, parameter in self.named_parameters_of(role)]
-
-    def named_parameters_of(self, role: str) -> list[tuple[str, nn.Parameter]]:
-        """As `parameters_of`, with names relative to the denoiser."""
-        named = self.denoiser.named_parameters()
-        return [(name, parameter) for name, parameter in named if parameter.requires_grad and role in name.split(".")]
+        return list(trained_parameters(self.denoiser, role).values())
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.named_parameters_of(STUDENT) + self.named_parameters_of(FAKE_SCORE))
+        return trained_parameters(self.denoiser, STUDENT) | trained_parameters(self.denoiser, FAKE_SCORE)
 
     def averaged_parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.named_parameters_of(STUDENT))
+        return trained_parameters(self.denoiser, STUDENT)
 
     def learning_rates(self) -> dict[str, float]:
         groups = {role: self._optimizer(role).param_groups[0] for role in (STUDENT, FAKE_SCORE)}

@@ -149,11 +149,8 @@ def export_run(run: Path, out: Path, lora: bool) -> list[float]:
         raise UserError(f"{run} trained full weights (model.roles=full): export without --lora")
     teacher = families.load(recipe.model.folder, text_encoder=False)
     denoiser = load_roles(recipe, teacher)
-    average = {
-        name: parameter.detach()
-        for name, parameter in denoiser.named_parameters()
-        if parameter.requires_grad and roles.STUDENT in name.split(".")
-    }
+    trained = roles.trained_parameters(denoiser, roles.STUDENT)
+    average = {name: parameter.detach() for name, parameter in trained.items()}
     checkpoint.load(found[0], {"average": average})
     if recipe.trainer.keep == "best":
         _return_to_best(folder.checkpoints, Watch.of(read_lines(folder.milestones)), average)
