@@ -85,8 +85,8 @@ def test_a_file_means_what_it_means_to_diffusers(
     for name in merged:
         torch.testing.assert_close(merged[name], fused[name], rtol=1e-4, atol=1e-4)
     for role in (TEACHER, STUDENT):
-        whole = roles.merged_state(denoiser, role)
-        assert all(torch.equal(whole[name], before[name]) for name in before)
+        merged = roles.merged_state(denoiser, role)
+        assert all(torch.equal(merged[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])

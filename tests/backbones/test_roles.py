@@ -57,7 +57,7 @@ def specialist_adapter() -> lora_files.Adapter:
 
 
 def build(kind: Kind, gradient_checkpointing: bool = False, low_rank: bool = False) -> RoleNetworks:
-    """Roles with weights that differ from each other, as after some training; the specialist whole or low-rank."""
+    """Roles whose weights differ, as after some training; the specialist has full or low-rank weights."""
     model = Model(roles=kind, lora_rank=3, lora_alpha=2.0, gradient_checkpointing=gradient_checkpointing)
     specialist = specialist_adapter() if low_rank else random_transformer(1)
     denoiser = roles.build(SplitTransformer, random_transformer(0), model, specialists={"text": specialist})
@@ -105,7 +105,7 @@ def student_gradients(
     return {name: parameter.grad for name, parameter in named if parameter.grad is not None}
 
 
-@pytest.mark.parametrize("low_rank", [False, True], ids=["whole", "low-rank"])
+@pytest.mark.parametrize("low_rank", [False, True], ids=["full", "low-rank"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_merged_weights_in_a_plain_transformer_are_the_role(
     kind: Kind, low_rank: bool, condition: Condition, noise: Tensor
@@ -121,7 +121,7 @@ def test_merged_weights_in_a_plain_transformer_are_the_role(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
-@pytest.mark.parametrize("low_rank", [False, True], ids=["whole", "low-rank"])
+@pytest.mark.parametrize("low_rank", [False, True], ids=["full", "low-rank"])
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_interleaved_roles_leave_the_student_its_own_gradient(
     kind: Kind, low_rank: bool, checkpointing: bool, condition: Condition, noise: Tensor
@@ -142,10 +142,10 @@ def test_interleaved_roles_leave_the_student_its_own_gradient(
     linears = dict(lora.role_linears(denoiser.network(STUDENT).transformer))
     assert len(linears) == (14 if kind == "lora" else 0)
     for name, layer in linears.items():
-        whole = expected.pop(f"{name}.weight")
+        gradient = expected.pop(f"{name}.weight")
         up, down = layer.lora_B[STUDENT].weight.detach(), layer.lora_A[STUDENT].weight.detach()
-        expected[f"{name}.lora_A.{STUDENT}.weight"] = layer.scaling[STUDENT] * up.T @ whole
-        expected[f"{name}.lora_B.{STUDENT}.weight"] = layer.scaling[STUDENT] * whole @ down.T
+        expected[f"{name}.lora_A.{STUDENT}.weight"] = layer.scaling[STUDENT] * up.T @ gradient
+        expected[f"{name}.lora_B.{STUDENT}.weight"] = layer.scaling[STUDENT] * gradient @ down.T
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     trained = {name for name, parameter in denoiser.named_parameters() if parameter.grad is not None}

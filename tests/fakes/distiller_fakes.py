@@ -67,7 +67,7 @@ def denoiser() -> Recording:
 
 
 def make_recipe(updates: int = 1, tables: dict[str, list[list[float]]] | None = None, **sections: Any) -> Recipe:
-    """Two student steps, two teachers, no clipping unless said otherwise."""
+    """Two student steps, two teachers, no clipping unless requested."""
     defaults: dict[str, Any] = {
         "teachers": Teachers(specialists={"text": "folder"}),
         "guidance": Guidance(tables=tables or {}),
@@ -99,7 +99,7 @@ def batch_of(task: Task, rows: Sequence[int], num_samples: int, *, seed: int = 0
 
 
 def step_data(step: int, *, fake_updates: int = 2, uncond: bool = False) -> StepData:
-    """5 T2I samples and 3 edits a group, whole in one micro-batch each."""
+    """5 T2I samples and 3 edits a group, each task in one micro-batch."""
 
     def groups(stream: int) -> tuple[Batch, ...]:
         seed = 1000 * step + 10 * stream

@@ -148,7 +148,7 @@ def test_every_clean_prediction_of_a_trajectory_is_the_sample_of_its_step(renois
 
 
 def test_tied_times_tile_the_noise_levels_from_either_side() -> None:
-    """`below` step k and `above` step k - 1 meet at t_k; the last step above and the first below are the whole."""
+    """`below` step k and `above` step k - 1 meet at t_k; the last step above and the first below cover all."""
     times = rollout.time_grid(4, 3.0).tolist()
     below, above = (
         [rollout.renoise_interval(tied, times, step, 0.02, 0.98) for step in range(4)]  # type: ignore[arg-type]

@@ -94,7 +94,7 @@ def fake_steps(fake_samples: str, num_fake: int, num_updates: int) -> Tensor:
 
 @pytest.mark.parametrize("fake_samples", ["fresh", *REUSING])
 def test_the_fake_score_sees_every_step_alike(fake_samples: str) -> None:
-    """Each update's step is uniform by itself; reuse never repeats one within a student update, fresh draws do so at
+    """Each update's step is uniform; reuse never repeats one within a student update, fresh draws do so at
     the rate of chance."""
     num_updates = 600
     steps = fake_steps(fake_samples, 2, num_updates)
@@ -103,8 +103,8 @@ def test_the_fake_score_sees_every_step_alike(fake_samples: str) -> None:
         assert ((torch.bincount(column, minlength=3) - expected).abs() < spread).all()
     repeats = int((steps[:, 0] == steps[:, 1]).sum())
     assert abs(repeats - expected) < spread if fake_samples == "fresh" else repeats == 0
-    whole = fake_steps(fake_samples, 3, 50).sort(dim=1).values
-    assert (whole == torch.arange(3)).all() == (fake_samples != "fresh")
+    rounds = fake_steps(fake_samples, 3, 50).sort(dim=1).values
+    assert (rounds == torch.arange(3)).all() == (fake_samples != "fresh")
 
 
 @pytest.mark.parametrize("rollout", ["euler", "renoise"])
@@ -166,10 +166,10 @@ def test_the_same_seed_repeats_bit_for_bit_and_another_does_not() -> None:
 )
 def test_micro_batching_changes_nothing(split: Any) -> None:
     data = [step_data(step) for step in range(3)]
-    _, whole = fit(make_recipe(3), data)
+    _, complete = fit(make_recipe(3), data)
     _, parts = fit(make_recipe(3), [regroup(item, split) for item in data])
-    assert_same(parts.of_student, whole.of_student, rtol=1e-3, atol=1e-5)
-    assert_same(parts.of_fake_score, whole.of_fake_score, rtol=1e-3, atol=1e-5)
+    assert_same(parts.of_student, complete.of_student, rtol=1e-3, atol=1e-5)
+    assert_same(parts.of_fake_score, complete.of_fake_score, rtol=1e-3, atol=1e-5)
 
 
 def test_rows_of_weight_zero_change_nothing() -> None:
@@ -224,8 +224,8 @@ def test_a_step_that_is_not_finite_is_not_taken(role: str, capsys: pytest.Captur
     other = STUDENT if role == FAKE_SCORE else FAKE_SCORE
     assert not torch.equal(before.parameters_of(other)[0], after.parameters_of(other)[0])
     assert (len(gradients.of_student), len(gradients.of_fake_score)) == ((1, 2) if role == STUDENT else (2, 1))
-    said = capsys.readouterr().out
-    assert f"of the {role} at update 1" in said and "t2i-1" in said and "step not taken" in said
+    printed = capsys.readouterr().out
+    assert f"of the {role} at update 1" in printed and "t2i-1" in printed and "step not taken" in printed
 
 
 def test_too_many_such_steps_end_the_run_with_one_clear_line() -> None:

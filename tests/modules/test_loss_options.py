@@ -51,10 +51,10 @@ def test_without_options_the_loss_is_distribution_matching_alone() -> None:
 def test_a_rescaled_velocity_keeps_its_direction_and_moves_to_the_unguided_norm() -> None:
     v, v_cond = states(2)
     torch.testing.assert_close(guidance.rescale(v, v_cond, 0.0), v)
-    whole, half = guidance.rescale(v, v_cond, 1.0), guidance.rescale(v, v_cond, 0.5)
-    torch.testing.assert_close(whole.norm(dim=-1), v_cond.norm(dim=-1))
-    torch.testing.assert_close(torch.cosine_similarity(whole, v, dim=-1), torch.ones(3, 5, dtype=torch.float64))
-    torch.testing.assert_close(half, (v + whole) / 2)
+    full, half = guidance.rescale(v, v_cond, 1.0), guidance.rescale(v, v_cond, 0.5)
+    torch.testing.assert_close(full.norm(dim=-1), v_cond.norm(dim=-1))
+    torch.testing.assert_close(torch.cosine_similarity(full, v, dim=-1), torch.ones(3, 5, dtype=torch.float64))
+    torch.testing.assert_close(half, (v + full) / 2)
 
 
 def test_rescaled_teachers_predict_at_the_norm_of_the_prompt_alone() -> None:

@@ -1,7 +1,7 @@
 """Compiled blocks, recomputed blocks and a bfloat16 base change nothing but speed and memory.
 
 On the CPU blocks are captured and split into forward and backward as on a GPU, but run by torch's own kernels: building
-inductor's would take a minute and a half. The GPU runs the whole compiler.
+inductor's would take a minute and a half. The GPU runs all of the compiler.
 """
 
 from __future__ import annotations
@@ -127,10 +127,10 @@ def test_a_prefix_that_shares_references_is_the_same_compiled(condition: Conditi
     eager, compiled = build("lora"), build("lora")
     compiled.compile_blocks("aot_eager")
     with torch.no_grad():
-        whole = eager.prefix(other, TEACHER)
+        unshared = eager.prefix(other, TEACHER)
         _, shared = compiled.prefixes(condition, other, TEACHER)
     assert shared is not None
-    torch.testing.assert_close(shared.tensors(), whole.tensors())
+    torch.testing.assert_close(shared.tensors(), unshared.tensors())
 
 
 def test_shapes_beyond_the_limit_run_uncompiled(condition: Condition) -> None:

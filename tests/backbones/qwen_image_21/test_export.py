@@ -189,14 +189,14 @@ def test_a_grid_that_is_none_is_refused(times: list[float]) -> None:
 def test_stock_pipeline_loads_the_lora(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     pipeline, rank, alpha = QwenImage21Model.load(tiny_pipeline_folder).pipeline, 4, 10.0
     transformer, generator = pipeline.transformer, torch.Generator().manual_seed(0)
-    whole = {name: value.clone() for name, value in transformer.state_dict().items()}
+    expected = {name: value.clone() for name, value in transformer.state_dict().items()}
     lora.install(transformer)
     for name, layer in lora.role_linears(transformer):
         layer.add_adapter("student", rank, alpha, generator)
         up, down = layer.lora_B["student"].weight, layer.lora_A["student"].weight
         assert isinstance(up, Tensor) and isinstance(down, Tensor)
         up.copy_(0.1 * torch.randn(up.shape, generator=generator))
-        whole[f"{name}.weight"] += alpha / rank * up @ down
+        expected[f"{name}.weight"] += alpha / rank * up @ down
     file = tmp_path / "lora" / "student.safetensors"
     header = {"sample_sigmas": json.dumps(SIGMAS)}
     lora_files.write(lora.role_adapters(transformer, "student"), file, header=header, dtype=torch.float32)
@@ -208,7 +208,7 @@ def test_stock_pipeline_loads_the_lora(tiny_pipeline_folder: Path, tmp_path: Pat
     adapted, merged = (QwenImage21Model.load(tiny_pipeline_folder).pipeline for _ in range(2))
     plain = adapted(PROMPT, **settings).images
     adapted.load_lora_weights(str(file.parent), weight_name=file.name)
-    merged.transformer.load_state_dict(whole)
+    merged.transformer.load_state_dict(expected)
     images = adapted(PROMPT, **settings).images
     torch.testing.assert_close(images, merged(PROMPT, **settings).images, atol=1e-4, rtol=1e-4)
     assert (images - plain).abs().max() > 1e-2

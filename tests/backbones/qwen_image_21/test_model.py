@@ -1,4 +1,4 @@
-"""Prompts, images and latents as the stock pipeline treats them; errors that a user can mend."""
+"""Prompts, images and latents as the stock pipeline treats them; errors that a user can correct."""
 
 from __future__ import annotations
 
