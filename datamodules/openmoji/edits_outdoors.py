@@ -34,9 +34,9 @@ SCENE_SHARES = {
 """Kind of scene edit -> share; the first three have one right answer."""
 OBJECT_SHARES = {"add": 0.4, "replace": 0.45, "remove": 0.15}
 OPEN_SHARE = 0.5
-"""Of the additions and replacements so many name a group, or nothing, instead of an object."""
+"""Share of additions and replacements that name a group, or nothing, instead of an object."""
 ANYTHING_SHARE = 0.3
-"""Of the open ones so many ask for just something."""
+"""Share of the open ones that ask for just something."""
 
 
 def scene_edit(split: str, rng: np.random.Generator) -> Edit | None:

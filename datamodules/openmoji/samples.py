@@ -8,7 +8,7 @@ from workbench.recipe.config import Data
 NAME = "openmoji"
 """`data.source` of the world."""
 DEFAULT_COUNT = 200
-"""Of each category of each task, where a recipe names no `data.samples`."""
+"""Samples of each category of each task, where a recipe names no `data.samples`."""
 
 
 def is_world(data: Data) -> bool:

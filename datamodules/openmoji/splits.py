@@ -10,7 +10,7 @@ from datamodules.openmoji.vocabulary import BACKGROUNDS, COMMON_WORDS, GROUNDS, 
 
 HELD_OUT = SPLITS[1:]
 RESERVED_SCENES = 2
-"""Of an object's 30 or 36 (sky, ground) pairs so many belong to each held-out split; of 6 or 10 choices only one."""
+"""Number of an object's 30 or 36 (sky, ground) pairs in each held-out split; one of 6 or 10 choices."""
 
 Combination = tuple[str, ...]
 

@@ -183,7 +183,7 @@ MULTI_LABEL = ("objects",)
 
 COLOUR_HEADS = ("sky", "ground", "background", "sign", "ink")
 RECOLOURING = ("grayscale", "sepia", "blue", "inverted")
-"""Styles under which no colour head can be told from the pixels; such heads are absent from the sample's scene."""
+"""Styles that make colour attributes unrecognisable from the pixels; the sample's scene then lacks them."""
 
 _COMMON_WORDS = (
     "GO NO UP HI OK ON IN WE BUS CAR DOG CAT SUN SKY ZOO SEA TEA BAR INN JAM PIE FUN BOX KEY MAP RED HOT ICE JOY "

@@ -95,8 +95,8 @@ def markdown(metrics: Mapping[str, Any]) -> str:
         lines.append(_row(name, *(_interval(model["beside"]["enhance_by_defect"].get(of)) for of in repaired)))
     lines += ["", "## Paired differences", "", *_rows("of", "against", "benchmark", "difference", "n", "verdict")]
     for row in metrics["comparisons"]:
-        told = _interval({"mean": row["difference"], "low": row["low"], "high": row["high"]}, "+.3f")
-        lines.append(_row(row["a"], row["b"], row["bench"], told, row["n"], row["verdict"]))
+        difference = _interval({"mean": row["difference"], "low": row["low"], "high": row["high"]}, "+.3f")
+        lines.append(_row(row["a"], row["b"], row["bench"], difference, row["n"], row["verdict"]))
     return "\n".join(lines) + "\n"
 
 

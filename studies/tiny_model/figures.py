@@ -33,7 +33,7 @@ PARTS = ("transformer", "text_encoder", "vae", "processor", "scheduler")
 class Options:
     """cases: T2I cases a category, 0 for both full benchmarks; edits get 250 / 600 of it. choosing: cases a category on
     which CFG and the few-step sampling are chosen, of a split that is not reported. seeds: of sampling, three at least
-    for a standard deviation. card: write the table into the folder's README. student: run or folder to show beside."""
+    for a standard deviation. card: write the table into the folder's README. student: run or folder to add."""
 
     folder: str = "tiny"
     judge: str = str(ASSET)
@@ -104,12 +104,12 @@ class Zoo:
 
     @cached_property
     def cases(self) -> list[Case]:
-        """Of the report split."""
+        """Cases of the report split."""
         return benchmark_cases(self.recipe.data, self.recipe.evaluation, split="report")
 
     @cached_property
     def choosing(self) -> list[Case]:
-        """Of the search split: nothing that is reported is chosen on what it is reported on."""
+        """Cases of the search split, on which choices are made; reported scores come from the report split."""
         count = min(self.options.choosing, self.recipe.evaluation.t2i_cases)
         editing = max(1, count // 2)
         return benchmark_cases(
@@ -172,7 +172,7 @@ def mean_figure(what: str, values: Sequence[float], bar: float | None, form: str
 
 
 def nested_figure(what: str, values: dict[str, list[float]], bar: float | None) -> Figure:
-    """Of case -> value under every seed."""
+    """From case -> value under every seed."""
     return interval_figure(what, bench_intervals({"all": np.array(list(values.values()))})["mean"], bar, ".1%")
 
 

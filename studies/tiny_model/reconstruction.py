@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Weights(Protocol):
-    """Weights of the loss terms beside the absolute error."""
+    """Weights of the loss terms in addition to the absolute error."""
 
     @property
     def squared(self) -> float: ...

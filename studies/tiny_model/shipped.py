@@ -1,4 +1,4 @@
-"""The folder that ships: the tiny pipeline with its specialists and its model card, and the judge beside it."""
+"""The folder that ships: the tiny pipeline with its specialists and its model card, and the judge."""
 
 from __future__ import annotations
 

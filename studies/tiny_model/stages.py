@@ -1,4 +1,4 @@
-"""What a stage of the zoo keeps beside its result: how far it got, under which settings, and a TensorBoard log.
+"""What a stage of the tiny model stores with its result: how far it got, under which settings, and a TensorBoard log.
 
 A stage that is started again under the same settings goes on from there, and one that is done is left alone; under
 other settings it begins anew.

@@ -64,7 +64,7 @@ def random_transformer(
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Of parameters made inside; tables that name their own dtype keep it."""
+    """Sets the default dtype of parameters created inside; tables that name a dtype keep it."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -32,7 +32,7 @@ class Skips:
     """Reads whether steps were finite without making the host wait for the device: each flag is copied to pinned memory
     behind the step, and read when it has arrived.
 
-    most: steps that may be skipped in a run. say: where each is told.
+    most: steps that may be skipped in a run. say: prints a line for each skipped step.
     """
 
     def __init__(self, most: int, say: Callable[[str], None]) -> None:

@@ -51,7 +51,7 @@ def uncached_casts() -> Iterator[None]:
         torch.set_autocast_cache_enabled(before)
 
 
-class Together:
+class ChainedOptimizer:
     """Optimizers of disjoint parameters that step as one."""
 
     def __init__(self, optimizers: Sequence[Any]) -> None:

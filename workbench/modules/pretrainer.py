@@ -16,7 +16,7 @@ from workbench.backbones.roles import TEACHER
 from workbench.batch import CaptionBatch, CaptionStep, Condition, Layout, tensors_of
 from workbench.engine.graphs import GraphedStep
 from workbench.engine.muon import BatchedMuon
-from workbench.engine.optimisation import Together, clip_gradients
+from workbench.engine.optimisation import ChainedOptimizer, clip_gradients
 from workbench.method import dmd, flow, rng
 from workbench.modules.root import RootModule
 from workbench.recipe.config import Recipe
@@ -83,10 +83,10 @@ class Pretrainer(RootModule):
         self.num_updates += 1
 
     @property
-    def _optimizer(self) -> Together:
+    def _optimizer(self) -> ChainedOptimizer:
         """All optimizers as one, in the order of `_in_order`."""
         optimizers = self.optimizers()
-        return Together(optimizers if isinstance(optimizers, list) else [optimizers])
+        return ChainedOptimizer(optimizers if isinstance(optimizers, list) else [optimizers])
 
     def _replay(self, data: CaptionStep, draws: list[tuple[Tensor, Tensor]]) -> None:
         """The step as a CUDA graph; one whose gradient is not finite is skipped on the device, and told once known."""
