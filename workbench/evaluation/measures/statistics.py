@@ -1,6 +1,7 @@
-"""Intervals and verdicts: percentile bootstrap over cases, and over the seeds within each case.
+"""Intervals and verdicts: percentile bootstrap over cases, each redrawn together with all its seeds.
 
-A score array is (cases, seeds): the noise of a seed differs from case to case, so seeds are nested in cases.
+A score array is (cases, seeds): the noise of a seed differs from case to case, so seeds are nested in cases. The case
+means hold the seeds' variance already; redrawing seeds as well would count it twice.
 A benchmark's mean is the mean of its category means; its bootstrap resamples within each category.
 """
 
@@ -32,15 +33,14 @@ class Interval:
 
 
 def bootstrap_means(scores: np.ndarray, num_resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """(num_resamples,) means of `scores` (cases, seeds) with cases, and seeds within the drawn cases, redrawn."""
+    """(num_resamples,) means of `scores` (cases, seeds) with cases redrawn, each with its own seeds."""
     num_cases, num_seeds = scores.shape
     means = np.empty(num_resamples)
     block = max(1, 2_000_000 // (num_cases * num_seeds))
     for start in range(0, num_resamples, block):
         count = min(block, num_resamples - start)
         cases = generator.integers(num_cases, size=(count, num_cases, 1))
-        seeds = generator.integers(num_seeds, size=(count, num_cases, num_seeds)) if num_seeds > 1 else 0
-        means[start : start + count] = scores[cases, seeds].mean(axis=(1, 2))
+        means[start : start + count] = scores[cases, np.arange(num_seeds)].mean(axis=(1, 2))
     return means
 
 
