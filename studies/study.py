@@ -80,7 +80,8 @@ def _multiplied(key: str, before: Any, times: Times) -> float:
 
 def objective_values(metrics: dict[str, Any]) -> dict[str, float]:
     """The finite values of `metrics.json` that a study may maximise: `t2i` and `editing` (means of the student's
-    benches), `score` (the mean of them), `diversity` (the student's as a share of the teacher's).
+    benches), `score` (the mean of them), `worst` (the lowest category of either bench), `diversity`
+    (the student's as a share of the teacher's).
 
     Raises: TrialFailed if the scores are not of the search split: a search on any other would spoil the report.
     """
@@ -90,6 +91,11 @@ def objective_values(metrics: dict[str, Any]) -> dict[str, float]:
     found = {name: float(student[bench]["mean"]["mean"]) for name, bench in BENCHES.items() if student.get(bench)}
     if found:
         found["score"] = sum(found.values()) / len(found)
+    of_categories = [
+        float(of["mean"]) for b in BENCHES.values() for key, of in (student.get(b) or {}).items() if key != "mean"
+    ]
+    if of_categories and all(map(math.isfinite, of_categories)):
+        found["worst"] = min(of_categories)
     if relative := (student.get("diversity") or {}).get("to_teacher"):
         found["diversity"] = float(relative["value"])
     return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -19,7 +19,7 @@ from workbench.recipe.checks import require
 from workbench.recipe.config import Recipe
 
 NAMES = ("QUESTION", "ARMS", "SEEDS", "OBJECTIVES", "SAMPLER", "suggest")
-MEASURED = (*BENCHES, "score", "diversity")
+MEASURED = (*BENCHES, "score", "worst", "diversity")
 
 
 def _no_space(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:

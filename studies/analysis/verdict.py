@@ -12,7 +12,13 @@ from studies.analysis.replicates import Spread
 ENOUGH_SEEDS = 5
 """Below, the standard deviation between seeds is known to a factor of three only."""
 TRIALS_PER_PARAMETER = 10
-TITLES = {"score": "score", "t2i": "T2I-Bench", "editing": "Editing-Bench", "diversity": "diversity"}
+TITLES = {
+    "score": "score",
+    "t2i": "T2I-Bench",
+    "editing": "Editing-Bench",
+    "worst": "worst category",
+    "diversity": "diversity",
+}
 Row = Mapping[str, Any]
 
 

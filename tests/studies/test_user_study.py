@@ -11,6 +11,7 @@ import pytest
 from studies.catalogue import study_named
 from studies.machine import runner
 from studies.machine.options import parse
+from studies.study import objectives
 from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
 
@@ -165,3 +166,11 @@ def test_data_are_asked_for_by_what_is_still_to_be_run() -> None:
     runner.run_study(file, [*here, "data.encoded=gone", "arms=low"])
     with pytest.raises(UserError, match="no encoded shards at later"):
         runner.run_study(file, [*here, "data.encoded=gone"])
+
+
+def test_the_worst_category_of_either_bench_can_be_maximised() -> None:
+    def bench(**means: float) -> dict[str, dict[str, float]]:
+        return {name: {"mean": mean} for name, mean in means.items()}
+
+    student = {"t2i_bench": bench(text=3.0, portrait=4.0, mean=3.5), "editing_bench": bench(style=2.5, mean=2.5)}
+    assert objectives({"split": "search", "models": {"student": student}}, ("worst", "score")) == [2.5, 3.0]
