@@ -19,7 +19,7 @@ from workbench.backbones import families, lora_files
 from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.load import single_role
 from workbench.cli import main
-from workbench.method.rollout import time_grid
+from workbench.method.rollout import Sampling, time_grid
 from workbench.sampling.sampler import Request, Sampler
 
 COUNTS = {"t2i": {"portrait": 4, "text": 4}, "edit": {"object": 4, "style": 4}}
@@ -113,7 +113,7 @@ def test_a_family_that_guides_by_default_is_guided(recipe: Path, tmp_path: Path)
     assert main(["sample", folder, "a red fox", "--out", str(tmp_path / "image.png")]) == 0
     sampler = Sampler(model, RoleDenoiser(single_role(model), "teacher"), batch_size=1)
     for scale in (model.default_sampling().cfg_scale, 1.0):
-        drawn += sampler([Request("a red fox")], time_grid(3, 1.0), scale).images
+        drawn += sampler([Request("a red fox")], Sampling(3, cfg_scale=scale)).images
     found = np.asarray(Image.open(tmp_path / "image.png"))
     assert np.array_equal(found, drawn[0]) and not np.array_equal(found, drawn[1])
 

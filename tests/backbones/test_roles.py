@@ -180,9 +180,9 @@ def test_student_and_fake_score_start_as_the_teacher(kind: Kind, condition: Cond
 
 def test_a_run_may_start_from_an_earlier_student() -> None:
     base, earlier = random_transformer(0), random_transformer(1)
-    reference = copy.deepcopy(earlier.state_dict())
+    reference, start = copy.deepcopy(earlier.state_dict()), base.state_dict()
     denoiser = roles.build(SplitTransformer, base, Model(roles="full"), student=earlier)
-    for role, expected in ((STUDENT, reference), (FAKE_SCORE, reference), (TEACHER, base.state_dict())):
+    for role, expected in ((STUDENT, reference), (FAKE_SCORE, start), (TEACHER, start)):
         merged = roles.merged_state(denoiser, role)
         assert merged.keys() == expected.keys()
         assert all(torch.equal(merged[name], expected[name]) for name in expected)

@@ -183,7 +183,7 @@ class Witness(L.Callback):
         condition = make_batch("t2i", 7, 0, 1).condition
         noise = torch.randn(NUM_SAMPLES["t2i"], 16, 8, generator=torch.Generator().manual_seed(0))
         self._average.swap()
-        self.samples = module.student.sample(condition, noise)
+        self.samples = module.student.sample(condition, noise, lambda step: noise)
         self._average.swap()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -36,8 +36,8 @@ class ToyModel(PipelineModel):
     encoder_parts = ("words",)
     network = ToyDenoiser
 
-    def __init__(self, transformer: ToyTransformer | None, sigmas: Sequence[float] | None, salt: int) -> None:
-        self._transformer, self._sigmas, self._salt = transformer, sigmas, salt
+    def __init__(self, transformer: ToyTransformer | None, sampling: dict[str, Any] | None, salt: int) -> None:
+        self._transformer, self._sampling, self._salt = transformer, sampling, salt
 
     @classmethod
     def check(cls, folder: Path) -> None:
@@ -59,15 +59,13 @@ class ToyModel(PipelineModel):
         network = ToyTransformer()
         network.load_state_dict(load_file(folder / WEIGHTS))
         salt = int((folder / "words/salt.txt").read_text())
-        return cls(network.eval() if transformer else None, read_index(folder)["sample_sigmas"], salt)
+        return cls(network.eval() if transformer else None, read_index(folder)["sampling"], salt)
 
     @classmethod
-    def export(
-        cls, teacher: Path, student_state: Mapping[str, Tensor], sigmas: Sequence[float], out: Path, card: str
-    ) -> None:
+    def export(cls, teacher: Path, student_state: Mapping[str, Tensor], how: Sampling, out: Path, card: str) -> None:
         with replaced_folder(out) as folder:
             copy_parts(teacher, folder, ("transformer",))
-            _write_network(folder, student_state, sigmas)
+            _write_network(folder, student_state, how)
             (folder / "README.md").write_text(card)
 
     @property
@@ -124,7 +122,7 @@ class ToyModel(PipelineModel):
         return self.stored_sampling() or Sampling(3, cfg_scale=4.0)
 
     def stored_sampling(self) -> Sampling | None:
-        return Sampling(len(self._sigmas), times=tuple(self._sigmas)) if self._sigmas else None
+        return Sampling(**{**self._sampling, "times": tuple(self._sampling["times"])}) if self._sampling else None
 
 
 def write_folder(folder: Path, seed: int = 0) -> None:
@@ -135,10 +133,11 @@ def write_folder(folder: Path, seed: int = 0) -> None:
     _write_network(folder, ToyTransformer(seed).state_dict(), None)
 
 
-def _write_network(folder: Path, state: Mapping[str, Tensor], sigmas: Sequence[float] | None) -> None:
+def _write_network(folder: Path, state: Mapping[str, Tensor], how: Sampling | None) -> None:
     (folder / WEIGHTS).parent.mkdir()
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
-    (folder / INDEX_FILE).write_text(json.dumps({**read_index(folder), "sample_sigmas": sigmas and list(sigmas)}))
+    grid = {"times": how.grid()[:-1].tolist(), "steps": how.steps, "stochastic": how.stochastic} if how else None
+    (folder / INDEX_FILE).write_text(json.dumps({**read_index(folder), "sampling": grid}))
 
 
 @contextmanager

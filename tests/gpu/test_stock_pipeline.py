@@ -15,7 +15,7 @@ from workbench.backbones import families, folders
 from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.load import single_role
 from workbench.method import rng
-from workbench.method.rollout import time_grid
+from workbench.method.rollout import Sampling
 from workbench.sampling.sampler import NOISE_STREAM, Request, Sampler
 
 pytestmark = [
@@ -25,7 +25,7 @@ pytestmark = [
 
 
 SIDE, PROMPT, SEED = 128, 'a sign that says "CAT"', 5
-TIMES = time_grid(4, 3.0)
+HOW = Sampling(4, 3.0)
 
 
 def source() -> Image.Image:
@@ -40,7 +40,7 @@ def test_the_stock_pipeline_draws_our_picture(which: str, task: str, replayed: P
     image = source() if task == "edit" else None
     model = families.load(str(folder), "cuda")
     sampler = Sampler(model, RoleDenoiser(single_role(model), "teacher"))
-    ours = sampler([Request(PROMPT, seed=SEED, source=image, height=SIDE, width=SIDE)], TIMES)
+    ours = sampler([Request(PROMPT, seed=SEED, source=image, height=SIDE, width=SIDE)], HOW)
 
     channels = sampler.denoiser.num_channels
     shape = ((SIDE // model.pixels_per_token) ** 2, channels)
@@ -48,7 +48,7 @@ def test_the_stock_pipeline_draws_our_picture(which: str, task: str, replayed: P
     noise = rng.normal(shape, rows, seed=SEED, stream=NOISE_STREAM, step=0, num_rows=1).cuda()
     pipeline = QwenImage21Pipeline.from_pretrained(folder, torch_dtype=torch.float32).to("cuda")
     # A student's folder holds its grid; the teacher's is told.
-    grid = {} if which == "student" else {"sigmas": folders.sample_sigmas(TIMES)}
+    grid = {} if which == "student" else {"sigmas": folders.sample_sigmas(HOW.grid())}
     arguments = {"image": image, "output_resolution": SIDE, **grid}
     latents = pipeline(PROMPT, latents=noise.clone(), output_type="latent", **arguments).images
     error = (latents[0].cpu() - ours.latents[0]).norm() / latents[0].cpu().norm()

@@ -73,8 +73,9 @@ def test_the_student_moves_to_the_teacher(
     assert all(math.isfinite(value) for value in means.values())
 
     condition = step_data(0).student[0].condition
-    noise = torch.randn(5, LAYOUT.num_target_tokens, 2, generator=torch.Generator().manual_seed(0))
-    drawn = distiller.student.sample(condition, noise)
+    generator = torch.Generator().manual_seed(0)
+    noise, fresh = (torch.randn(5, LAYOUT.num_target_tokens, 2, generator=generator) for _ in range(2))
+    drawn = distiller.student.sample(condition, noise, lambda step: fresh)
     torch.testing.assert_close(drawn.mean(dim=(0, 1)), target + condition.prompt[:, 0].mean(0), rtol=0, atol=0.2)
 
 

@@ -127,6 +127,20 @@ def test_a_student_that_is_its_teacher_has_no_first_step_loss() -> None:
     assert first(1, step=1) is None
 
 
+def test_the_first_step_loss_instead_of_distribution_matching_is_all_of_the_first_step() -> None:
+    batch = step_data(0).student[0]
+    added = Dmd(student_steps=2, first_step_weight=0.5)
+    alone = replace(added, first_step="instead")
+    found, seen = terms(make_recipe(dmd=alone), batch, 0)
+    assert found.keys() == {"first_step"} and seen is None
+    both, _ = terms(make_recipe(dmd=added), batch, 0)
+    assert both.keys() == {STUDENT, "first_step"} and torch.equal(found["first_step"], both["first_step"])
+    later, seen = terms(make_recipe(dmd=alone), batch, 1)
+    assert later.keys() == {STUDENT} and seen is not None
+    distiller, _ = fit(make_recipe(8, dmd=alone), [step_data(step) for step in range(8)])
+    assert distiller.num_skipped == 0 and "loss/first_step/t2i" in distiller.means.pop()
+
+
 def test_the_data_term_is_flow_matching_at_the_students_own_time() -> None:
     batch = with_target(step_data(0).student[0])
     assert batch.target is not None
@@ -161,6 +175,7 @@ def test_all_terms_train_the_student_and_nobody_else() -> None:
         ({"dmd": {"decoupled": True}}, "needs teachers.cfg_scale above 1"),
         ({"teachers": {"cfg_rescale": 0.7}}, "teachers.cfg_rescale does nothing without guidance"),
         ({"teachers": {"cfg_rescale": 1.7, "cfg_scale": 2}}, r"teachers.cfg_rescale must lie in \[0, 1\]"),
+        ({"dmd": {"first_step": "instead"}}, "set it above 0"),
         ({"dmd": {"data_weight": -1}}, "dmd.data_weight must not be negative"),
     ],
 )

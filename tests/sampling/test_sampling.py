@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers import scheduling_flow_match_euler_discrete
 from PIL import Image
 
 from workbench.backbones.base import RoleDenoiser
@@ -16,10 +17,14 @@ from workbench.backbones.qwen_image_21.images import decode_latents
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.backbones.qwen_image_21.vae import FastVae
 from workbench.method import rng
-from workbench.method.rollout import time_grid
+from workbench.method.rollout import Sampling, time_grid
 from workbench.sampling.sampler import CPU_ROWS, NOISE_STREAM, Request, Sampler, default_batch_size, encode, fit
 
 TIMES = time_grid(3, 2.0)
+
+
+def guided_by(scale: float) -> Sampling:
+    return Sampling(3, 2.0, scale)
 
 
 def _image(seed: int, mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> Image.Image:
@@ -49,7 +54,7 @@ def sampler(model: QwenImage21Model) -> Sampler:
 @pytest.mark.parametrize("scale", [1.0, 1.5])
 def test_equals_the_stock_pipeline(model: QwenImage21Model, sampler: Sampler, scale: float) -> None:
     pipeline = model.pipeline
-    samples = sampler(REQUESTS, TIMES, scale)
+    samples = sampler(REQUESTS, guided_by(scale))
     assert samples.nfe == (3 if scale == 1 else 6)
     for request, ours, latents in zip(REQUESTS, samples.images, samples.latents, strict=True):
         width, height = request.source.size if request.source else (request.width, request.height)
@@ -78,10 +83,40 @@ def test_equals_the_stock_pipeline(model: QwenImage21Model, sampler: Sampler, sc
         assert ours.shape == (height, width, 3) and np.abs(picture - ours.astype(int)).max() <= 1
 
 
+@pytest.mark.parametrize("request_", REQUESTS[:2], ids=["t2i", "edit"])
+def test_a_re_noised_student_is_drawn_by_stock_diffusers_as_by_us(
+    model: QwenImage21Model,
+    tiny_pipeline_folder: Path,
+    tmp_path: Path,
+    request_: Request,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From its exported folder, on the noise that our sampler draws between the steps."""
+    how = Sampling(3, 2.0, stochastic=True)
+    QwenImage21Model.export(tiny_pipeline_folder, model.transformer.state_dict(), how, tmp_path / "student", "card")
+    student = QwenImage21Model.load(tmp_path / "student")
+    assert student.stored_sampling() == Sampling(3, times=tuple(TIMES[:-1].tolist()), stochastic=True)
+    sampler = Sampler(student, RoleDenoiser(single_role(student), "teacher"))
+    (ours,) = sampler([request_], student.default_sampling()).latents
+    (euler,) = sampler([request_], Sampling(3, 2.0)).latents
+    assert (ours - euler).abs().max() > 0.1
+
+    def noise(stream: str) -> torch.Tensor:
+        rows = torch.tensor([0])
+        return rng.normal((16, 8), rows, seed=request_.seed, stream=stream, step=request_.row, num_rows=1)
+
+    fresh = iter([noise(f"{NOISE_STREAM}/fresh0"), noise(f"{NOISE_STREAM}/fresh1"), torch.zeros(1, 16, 8)])
+    monkeypatch.setattr(scheduling_flow_match_euler_discrete, "randn_tensor", lambda *_, **__: next(fresh))
+    stock = student.pipeline(
+        request_.prompt, image=request_.source, output_resolution=64, latents=noise(NOISE_STREAM), output_type="latent"
+    ).images[0]
+    torch.testing.assert_close(ours, stock, atol=1e-4, rtol=1e-4)
+
+
 def test_an_image_does_not_depend_on_its_batch(model: QwenImage21Model, sampler: Sampler) -> None:
-    together = sampler(REQUESTS, TIMES, 1.5).latents
+    together = sampler(REQUESTS, guided_by(1.5)).latents
     small = Sampler(model, sampler.denoiser, batch_size=1)
-    backwards = small(REQUESTS[::-1], TIMES, 1.5).latents[::-1]
+    backwards = small(REQUESTS[::-1], guided_by(1.5)).latents[::-1]
     for first, second in zip(together, backwards, strict=True):
         torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
 
@@ -90,7 +125,7 @@ def test_seed_and_row_alone_set_the_noise(sampler: Sampler) -> None:
     same = [
         Request("a tree", seed=seed, row=row, height=64, width=64) for seed, row in ((0, 0), (0, 1), (1, 0), (0, 0))
     ]
-    first, other_row, other_seed, again = sampler(same, TIMES).latents
+    first, other_row, other_seed, again = sampler(same, guided_by(1.0)).latents
     torch.testing.assert_close(first, again, atol=1e-6, rtol=1e-6)
     assert (first - other_row).abs().max() > 0.1 and (first - other_seed).abs().max() > 0.1
 
@@ -109,7 +144,7 @@ def test_odd_sizes_are_refused(model: QwenImage21Model) -> None:
 
 
 def test_no_requests_give_no_images(sampler: Sampler) -> None:
-    assert sampler([], TIMES).images == []
+    assert sampler([], guided_by(1.0)).images == []
 
 
 def test_rows_and_text_that_fill_a_recorded_shape_change_no_sample(
@@ -127,7 +162,7 @@ def test_rows_and_text_that_fill_a_recorded_shape_change_no_sample(
     monkeypatch.setattr(recorded, "_recorded", record)
     monkeypatch.setattr("workbench.sampling.sampler.ROW_STEP", 4)
     for scale in (1.0, 2.0):
-        filled, plain = recorded(REQUESTS, TIMES, scale), sampler(REQUESTS, TIMES, scale)
+        filled, plain = recorded(REQUESTS, guided_by(scale)), sampler(REQUESTS, guided_by(scale))
         for a, b in zip(filled.latents, plain.latents, strict=True):
             torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-5)
     assert {rows for rows, _, _ in shapes} == {4}

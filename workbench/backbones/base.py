@@ -175,9 +175,18 @@ class RoleDenoiser:
 
     @torch.no_grad()
     def sample(
-        self, cond: Condition, uncond: Condition | None, noise: Tensor, times: Tensor, cfg_scale: float = 1.0
+        self,
+        cond: Condition,
+        uncond: Condition | None,
+        noise: Tensor,
+        times: Tensor,
+        cfg_scale: float = 1.0,
+        fresh: rollout.Fresh | None = None,
     ) -> Tensor:
-        """x0 (B, N, C) by Euler over `times` from 1 to 0, guided where `uncond` is given and cfg_scale is not 1."""
+        """x0 (B, N, C) over `times` from 1 to 0, guided where `uncond` is given and cfg_scale is not 1.
+
+        fresh: see `rollout.sample`.
+        """
         prompted = partial(self.velocity, self.prefix(cond))
         empty = partial(self.velocity, self.prefix(uncond)) if cfg_scale != 1 and uncond is not None else None
-        return rollout.sample(rollout.guided(prompted, empty, cfg_scale), noise, times.to(noise.device))
+        return rollout.sample(rollout.guided(prompted, empty, cfg_scale), noise, times.to(noise.device), fresh)

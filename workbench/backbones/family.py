@@ -82,12 +82,10 @@ class PipelineModel(ABC):
 
     @classmethod
     @abstractmethod
-    def export(
-        cls, teacher: Path, student_state: Mapping[str, Tensor], sigmas: Sequence[float], out: Path, card: str
-    ) -> None:
-        """Write the pipeline folder `out`: the teacher's, with the student's weights, its grid and its model card.
+    def export(cls, teacher: Path, student_state: Mapping[str, Tensor], how: Sampling, out: Path, card: str) -> None:
+        """Write the pipeline folder `out`: the teacher's, with the student's weights, its sampling and its model card.
 
-        student_state: unsharded, with the names of the stock network. sigmas: see `folders.sample_sigmas`.
+        student_state: unsharded, with the names of the stock network. how: the student's own sampling, unguided.
         `out` appears complete or not at all; a pipeline folder in its place is replaced, anything else is left alone.
         """
 

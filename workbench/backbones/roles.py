@@ -40,10 +40,11 @@ def build(
     """Networks of the roles student, fake score, teacher and one per specialist.
 
     factory: makes the family's denoiser from a transformer.
-    base: transformer of the base teacher. student: one that student and fake score start from, if not at the base.
+    base: transformer of the base teacher. student: one that the student starts from, if not at the base.
     specialists: each a transformer, or an adapter over the base teacher's, whose weights it then shares.
     frozen_dtype: storage of frozen weights, cast in place; trained ones keep their dtype, adapters are float32.
-    Only student and fake score are left trainable; the fake score starts where the student does.
+    Only student and fake score are left trainable; the fake score starts at the base, which is a denoiser at every
+    noise level, where a few-step student is one at its own times alone.
 
     Raises:
         UserError: LoRA roles that start elsewhere than at the base teacher, or an adapter that does not fit it.
@@ -56,9 +57,8 @@ def build(
     network_of_role = {TEACHER: TEACHER}
     match model.roles:
         case "full":
-            for role in (STUDENT, FAKE_SCORE):
-                weights = copy.deepcopy(student if student is not None else base).requires_grad_(True)
-                networks[role] = network(weights)
+            for role, start in ((STUDENT, base if student is None else student), (FAKE_SCORE, base)):
+                networks[role] = network(copy.deepcopy(start).requires_grad_(True))
                 network_of_role[role] = role
             cast_parameters(base, frozen_dtype)
         case "lora":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from workbench.common import files
 from workbench.evaluation.cases.case import BENCHES
 from workbench.evaluation.measures.statistics import Interval
 from workbench.evaluation.metrics_file import Metrics, mean_of
+from workbench.method.rollout import Sampling
 
 SCORES_HEADING = "## Scores"
 
@@ -24,8 +24,10 @@ class Origin:
     licence: str
 
 
-def model_card(origin: Origin, pipeline_class: str, sigmas: Sequence[float]) -> str:
-    """Markdown for a student that `pipeline_class` of diffusers samples at the times `sigmas`, the last 0 left out."""
+def model_card(origin: Origin, pipeline_class: str, how: Sampling) -> str:
+    """Markdown for a student that `pipeline_class` of diffusers samples as `how` says."""
+    times = how.grid()[:-1].tolist()
+    solver = "noised again between them (`stochastic_sampling`)" if how.stochastic else "Euler"
     lines = [
         "---",
         "library_name: diffusers",
@@ -33,8 +35,8 @@ def model_card(origin: Origin, pipeline_class: str, sigmas: Sequence[float]) -> 
         "---",
         f"# {origin.title}",
         "",
-        f"- Network evaluations an image (NFE): **{len(sigmas)}**, without guidance (`true_cfg_scale=1`).",
-        f"- Times (`sample_sigmas`): {', '.join(f'{sigma:.6g}' for sigma in sigmas)}, then 0; Euler.",
+        f"- Network evaluations an image (NFE): **{how.nfe}**, without guidance (`true_cfg_scale=1`).",
+        f"- Times (`sample_sigmas`): {', '.join(f'{time:.6g}' for time in times)}, then 0; {solver}.",
         f"- Recipe: `{origin.recipe_hash}`",
         f"- Data: {origin.data}",
         f"- Licence: {origin.licence}",

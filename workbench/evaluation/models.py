@@ -92,7 +92,7 @@ def from_sampler(sampler: Sampler, encodings: Encodings, how: Sampling) -> Model
     """A denoiser of a pipeline, sampled as `how` says."""
 
     def draw(cases: Sequence[Case], seeds: Sequence[int]) -> tuple[list[np.ndarray], float]:
-        drawn = sampler.sample(encodings(cases, seeds), how.grid(), how.cfg_scale)
+        drawn = sampler.sample(encodings(cases, seeds), how)
         return drawn.images, drawn.wall_s
 
     return ModelUnderTest(draw, how.nfe, how.as_dict())

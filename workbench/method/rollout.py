@@ -25,11 +25,24 @@ def time_grid(steps: int, shift: float, explicit: Sequence[float] = ()) -> Tenso
     return flow.shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).float()
 
 
-def sample(velocity: Velocity, noise: Tensor, times: Tensor) -> Tensor:
-    """Euler from t = 1 to 0, len(times) - 1 evaluations: what `FlowMatchEulerDiscreteScheduler` does on this grid."""
-    x_t = noise
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
-        x_t = x_t + (t_next - t) * velocity(x_t, t.expand(len(x_t)))
+Fresh = Callable[[int], Tensor]
+"""Noise (B, N, C) that the clean prediction of a step is noised with again, on the way to the next step."""
+
+
+def sample(velocity: Velocity, noise: Tensor, times: Tensor, fresh: Fresh | None = None) -> Tensor:
+    """From t = 1 to 0 in K = len(times) - 1 evaluations: what `FlowMatchEulerDiscreteScheduler` does on this grid.
+
+    fresh: None for Euler; otherwise the clean prediction of step k is noised with fresh(k) to the next time, for the
+    steps 0 .. K - 2 (the scheduler's `stochastic_sampling`; consistency-model sampling, DMD2 section 4.4).
+    """
+    x_t, last = noise, len(times) - 2
+    for k, (t, t_next) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        now, later = t.expand(len(x_t)), t_next.expand(len(x_t))
+        v = velocity(x_t, now)
+        if fresh is None or k == last:
+            x_t = x_t + (t_next - t) * v
+        else:
+            x_t = flow.interpolate(flow.velocity_to_x0(x_t, v, now), fresh(k), later)
     return x_t
 
 
@@ -42,20 +55,22 @@ def guided(cond: Velocity, uncond: Velocity | None, scale: float) -> Velocity:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a denoiser is sampled: Euler over `steps` times, shifted, guided by `cfg_scale` (1 is no guidance).
+    """How a denoiser is sampled: over `steps` times, shifted, guided by `cfg_scale` (1 is no guidance).
 
     times: t_0 to t_{K-1} in place of the shifted ones, where there are any.
+    stochastic: noised again between the steps (`sample` with fresh noise), as re-noised students are trained.
     """
 
     steps: int
     shift: float = 1.0
     cfg_scale: float = 1.0
     times: tuple[float, ...] = ()
+    stochastic: bool = False
 
     @property
     def nfe(self) -> int:
         """Network evaluations of one image, guidance counted twice."""
-        return self.steps * (2 if self.cfg_scale > 1 else 1)
+        return self.steps * (2 if self.cfg_scale != 1 else 1)
 
     def grid(self) -> Tensor:
         """(steps + 1,) times from 1 to 0."""
@@ -63,7 +78,8 @@ class Sampling:
 
     def as_dict(self) -> dict[str, Any]:
         grid = {"times": list(self.times)} if self.times else {"shift": self.shift}
-        return {"steps": self.steps, "cfg_scale": self.cfg_scale, **grid}
+        stochastic = {"stochastic": True} if self.stochastic else {}
+        return {"steps": self.steps, "cfg_scale": self.cfg_scale, **grid, **stochastic}
 
 
 @dataclass(frozen=True)

@@ -202,14 +202,15 @@ class Distiller(RootModule):
         terms, seen = self.objective(
             batch, given.numbers, step=step, weights=weights, active=active, state=given.from_rollout
         )
-        teachers = ("base", *self.recipe.teachers.specialists)
-        diagnostics.record(
-            means, batch, seen, step=step, weights=weights, categories=self.categories, teachers=teachers
-        )
+        if seen is not None:
+            teachers = ("base", *self.recipe.teachers.specialists)
+            diagnostics.record(
+                means, batch, seen, step=step, weights=weights, categories=self.categories, teachers=teachers
+            )
         for name, losses in terms.items():
             if name != STUDENT:
                 means.add(f"loss/{name}/{batch.task}", losses, batch.weight)
-        return torch.stack(list(terms.values())).sum(dim=0) if len(terms) > 1 else terms[STUDENT]
+        return torch.stack(list(terms.values())).sum(dim=0) if len(terms) > 1 else next(iter(terms.values()))
 
     def _run(self, step: GraphStep) -> Sequence[Tensor]:
         run = self._graph_runner or run_eagerly

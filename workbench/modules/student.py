@@ -78,9 +78,12 @@ class StudentModule(L.LightningModule):
             )
         return rollout.student_sample(lambda x, t: self.network.velocity(graded, x, t), state, self.times, step)
 
-    def sample(self, condition: Condition, noise: Tensor) -> Tensor:
-        """x0 (B, N, C) after all K steps of the Euler rollout: what the exported student gives."""
-        return self.network.sample(condition, None, noise, self.times)
+    def sample(self, condition: Condition, noise: Tensor, fresh: rollout.Fresh) -> Tensor:
+        """x0 (B, N, C) after all K steps of the rollout that it is trained in: what the exported student gives.
+
+        fresh: noise between the steps, which the Euler rollout leaves alone.
+        """
+        return self.network.sample(condition, None, noise, self.times, fresh=fresh if self.mode == "renoise" else None)
 
     def _noise(self, numbers: Numbers, num_evaluations: int) -> tuple[Tensor, list[Tensor] | None]:
         """Noise that a rollout starts from, and noise for its re-noised steps."""

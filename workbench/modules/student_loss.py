@@ -54,8 +54,9 @@ class StudentLoss:
         weights: Tensor,
         active: Sequence[bool],
         state: Tensor | None = None,
-    ) -> tuple[dict[str, Tensor], Comparison]:
-        """Terms by name, each (B,) and already weighted, whose sum is the loss; `student` is DMD itself.
+    ) -> tuple[dict[str, Tensor], Comparison | None]:
+        """Terms by name, each (B,) and already weighted, whose sum is the loss; `student` is DMD itself, and None stands
+        for its comparison where the first step is trained without it.
 
         weights: lambda of each sample at this step, (B, M + 1). active: which teachers have weight.
         state: x_{t_k} of the student where a rollout has computed it, (B, N, C).
@@ -63,8 +64,10 @@ class StudentLoss:
         prefix = self.student.network.prefix(batch.condition)
         x = self.student.draw(batch, numbers, step, state=state, prefix=prefix)
         of_teachers = self.teachers.prefixes(batch, active)
-        direction, seen = self._direction(batch, numbers, x.detach(), step, weights, of_teachers)
-        terms = {"student": dmd.dmd_loss(x, direction)}
+        terms, seen = {}, None
+        if step > 0 or self.options.first_step == "added":
+            direction, seen = self._direction(batch, numbers, x.detach(), step, weights, of_teachers)
+            terms["student"] = dmd.dmd_loss(x, direction)
         if self.options.first_step_weight and step == 0:
             terms["first_step"] = self.options.first_step_weight * self._first_step(numbers, x, weights, of_teachers)
         if self.options.data_weight:

@@ -18,7 +18,7 @@ class Model:
     """Which weights play which role.
 
     folder: diffusers pipeline folder of the base teacher; `tiny` names the one that ships.
-    student: folder to start the student (and the fake score) from; the base teacher when absent.
+    student: folder to start the student from; the base teacher when absent. The fake score starts at the base teacher.
     roles: `full` copies of the weights, or `lora` adapters over one shared frozen base.
     gradient_checkpointing: recompute the activations of blocks in the backward pass, except in the last
     `stored_blocks` of each network: some seconds for some memory.
@@ -199,6 +199,8 @@ class Dmd:
     their own, each up to a step drawn by itself. `rollout`: one rollout of fresh conditions, each update another of its
     steps. `student_rollout`: likewise the rollout that the student's own update goes on from. The steps are uniform in
     all of them; reuse makes the samples of one student update dependent, and shows fewer prompts.
+    first_step_weight: of the term that keeps the diversity of the noise at the first step (`dmd.first_step_loss`), which
+    is `added` to distribution matching there, or taken `instead` of it (DP-DMD, arXiv 2602.03139).
     """
 
     student_steps: int = 4
@@ -213,6 +215,7 @@ class Dmd:
     fake_samples: Literal["fresh", "rollout", "student_rollout"] = "fresh"
     decoupled: bool = False
     first_step_weight: float = 0.0
+    first_step: Literal["added", "instead"] = "added"
     first_step_teacher_steps: int = 4
     data_weight: float = 0.0
 
@@ -238,6 +241,10 @@ class Dmd:
         )
         for name, weight in (("first_step_weight", self.first_step_weight), ("data_weight", self.data_weight)):
             require(math.isfinite(weight) and weight >= 0, f"dmd.{name} must not be negative, got {weight}")
+        require(
+            self.first_step == "added" or self.first_step_weight > 0,
+            "dmd.first_step=instead trains the first step by dmd.first_step_weight alone: set it above 0",
+        )
         fraction("dmd", renoise_min=self.renoise_min, renoise_max=self.renoise_max)
         require(
             0 < self.renoise_min < self.renoise_max,

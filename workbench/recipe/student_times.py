@@ -8,8 +8,9 @@ from workbench.recipe.config import Dmd
 
 
 def student_sampling(options: Dmd) -> rollout.Sampling:
-    """The student's steps, unguided; its `grid()` is (K + 1,)."""
-    return rollout.Sampling(options.student_steps, options.student_shift, times=tuple(options.student_times))
+    """The student's steps, unguided, in the rollout that it is trained in; its `grid()` is (K + 1,)."""
+    times, stochastic = tuple(options.student_times), options.rollout == "renoise"
+    return rollout.Sampling(options.student_steps, options.student_shift, times=times, stochastic=stochastic)
 
 
 def renoise_intervals(options: Dmd) -> list[tuple[float, float]]:

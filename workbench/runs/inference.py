@@ -120,7 +120,7 @@ def sample_image(folder: str, prompt: str, image: Path | None, out: Path, seed: 
         source = fit(read_image(image, "--image", "name another picture"), resolution, tested.loaded.side_multiple)
     request = Request(prompt, seed=seed, source=source, height=resolution, width=resolution)
     how = tested.loaded.default_sampling()
-    drawn = tested.sampler()([request], how.grid(), how.cfg_scale)
+    drawn = tested.sampler()([request], how)
     with whole_file(out) as file:
         Image.fromarray(drawn.images[0]).save(file, format=Image.registered_extensions()[out.suffix.lower()])
 

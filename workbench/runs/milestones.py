@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -19,7 +20,7 @@ from workbench.evaluation.cases.case import BENCHES
 from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.models import Encodings, from_sampler, teacher_sampling
-from workbench.method.rollout import time_grid
+from workbench.method.rollout import Sampling
 from workbench.modules.distiller import Distiller
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
@@ -59,17 +60,18 @@ def distillation_grid(recipe: Recipe, teacher: PipelineModel, data: Distillation
         batches = tuple(batch.to(module.device) for batch in data.batches_for(chosen))
         prompts = fixed_prompts.FixedPrompts(batches, labels, recipe.seed)
 
-        def column(role: str, times: torch.Tensor, cfg_scale: float = 1.0) -> list[Picture]:
-            network = RoleDenoiser(module.denoiser, role)
-            return fixed_prompts.draw_column(prompts, teacher, network, times, cfg_scale)
+        def column(role: str, how: Sampling) -> list[Picture]:
+            return fixed_prompts.draw_column(prompts, teacher, RoleDenoiser(module.denoiser, role), how)
 
         if not fixed:
             sources = {position: batch.condition.references for position, batch in enumerate(batches)}
             fixed["source"] = fixed_prompts.latents_column(prompts, teacher, sources)
             teachers = teacher_sampling(recipe.evaluation)
-            fixed[f"teacher, {teachers.nfe} NFE"] = column(roles.TEACHER, teachers.grid(), teachers.cfg_scale)
-            fixed[f"teacher, {recipe.dmd.student_steps} NFE"] = column(roles.TEACHER, student.grid())
-        return np.asarray(contact_sheet({**fixed, "student": column(roles.STUDENT, student.grid())}, labels))
+            fixed[f"teacher, {teachers.nfe} NFE"] = column(roles.TEACHER, teachers)
+            fixed[f"teacher, {recipe.dmd.student_steps} NFE"] = column(
+                roles.TEACHER, replace(student, stochastic=False)
+            )
+        return np.asarray(contact_sheet({**fixed, "student": column(roles.STUDENT, student)}, labels))
 
     return draw
 
@@ -86,19 +88,20 @@ def distillation_distance(recipe: Recipe, data: DistillationData) -> Callable[[R
         batches = [batch.to(module.device) for batch in data.batches_for(chosen)]
         prompts = fixed_prompts.FixedPrompts(tuple(batches), ("",) * len(chosen), recipe.seed)
         for position, batch in enumerate(batches):
-            noise = prompts.noise(batch, module.student.network.num_channels)
+            channels = module.student.network.num_channels
+            noise = prompts.noise(batch, channels)
             if position not in wanted:
                 teacher = RoleDenoiser(module.denoiser, roles.TEACHER)
                 times = teacher_sampling(how).grid()
                 # Noise of its own: the student must not be asked for the same pictures.
                 apart = fixed_prompts.FixedPrompts(prompts.batches, prompts.labels, recipe.seed + 1)
-                other = apart.noise(batch, module.student.network.num_channels)
+                other = apart.noise(batch, channels)
                 wanted[position] = (
                     batch.target
                     if batch.target is not None
                     else teacher.sample(batch.condition, batch.uncond, other, times, how.teacher_cfg_scale)
                 )
-            drawn = module.student.sample(batch.condition, noise)
+            drawn = module.student.sample(batch.condition, noise, prompts.fresh(batch, channels))
             if len(drawn) > 1:
                 found.append(energy_distance(drawn.flatten(1).float(), wanted[position].flatten(1).float()))
         return float(torch.stack(found).mean()) if found else float("nan")
@@ -166,12 +169,13 @@ def pretraining_grid(recipe: Recipe, base: PipelineModel, data: PretrainingData)
         prompts = fixed_prompts.FixedPrompts(tuple(_as_batch(*pair) for pair in pairs), labels, recipe.seed)
         network = RoleDenoiser(module.denoiser, roles.TEACHER)
         how = recipe.evaluation
-        times = time_grid(min(PRETRAINING_STEPS, how.teacher_steps), how.teacher_shift)
+        plain = Sampling(min(PRETRAINING_STEPS, how.teacher_steps), how.teacher_shift)
+        guided = replace(plain, cfg_scale=how.teacher_cfg_scale)
         columns: dict[str, Sequence[Picture | None]] = {
             "source": fixed_prompts.latents_column(prompts, base, {i: b.references for i, b in enumerate(batches)}),
             "real": fixed_prompts.latents_column(prompts, base, {i: b.target for i, b in enumerate(batches)}),
-            f"{len(times) - 1} steps": fixed_prompts.draw_column(prompts, base, network, times),
-            "guided": fixed_prompts.draw_column(prompts, base, network, times, how.teacher_cfg_scale),
+            f"{plain.steps} steps": fixed_prompts.draw_column(prompts, base, network, plain),
+            "guided": fixed_prompts.draw_column(prompts, base, network, guided),
         }
         return np.asarray(contact_sheet(columns, labels))
 

@@ -154,10 +154,12 @@ def export_run(run: Path, out: Path, lora: bool) -> list[float]:
     checkpoint.load(found[0], {"average": average})
     if recipe.trainer.keep == "best":
         _return_to_best(folder.checkpoints, Watch.of(read_lines(folder.milestones)), average)
-    sigmas = sample_sigmas(student_sampling(recipe.dmd).grid())
+    how = student_sampling(recipe.dmd)
+    sigmas = sample_sigmas(how.grid())
     if lora:
         adapters = role_adapters(denoiser.network(roles.STUDENT).transformer, roles.STUDENT)
         header = {"sample_sigmas": json.dumps(sigmas), "recipe_hash": recipe_hash(recipe)}
+        header |= {"stochastic_sampling": "true"} if how.stochastic else {}
         lora_files.write(adapters, out, header=header)
     else:
         _export(recipe, roles.merged_state(denoiser, roles.STUDENT), out)
@@ -245,8 +247,8 @@ def _export(recipe: Recipe, student_state: Mapping[str, Tensor], out: Path) -> N
         data=f"{len(dataset)} samples of {', '.join(dataset.categories)}",
         licence=dataset.attribution,
     )
-    family, sigmas = families.family_of(teacher), sample_sigmas(student_sampling(recipe.dmd).grid())
-    family.export(teacher, student_state, sigmas, out, model_card(origin, family.class_name, sigmas))
+    family, how = families.family_of(teacher), student_sampling(recipe.dmd)
+    family.export(teacher, student_state, how, out, model_card(origin, family.class_name, how))
 
 
 def _seconds_per_update(recipe: Recipe, module: Distiller, data: DistillationData) -> float:

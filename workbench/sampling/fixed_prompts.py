@@ -11,12 +11,13 @@ from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.family import PipelineModel
 from workbench.batch import Batch
 from workbench.method import rng
+from workbench.method.rollout import Fresh, Sampling
 from workbench.sampling.contact_sheet import Picture
 
 
 @dataclass(frozen=True)
 class FixedPrompts:
-    """Batches of chosen samples, each of which always starts from the same noise.
+    """Batches of chosen samples, each of which always gets the same noise.
 
     batches: their `rows` are positions in the grid. labels: one a row.
     """
@@ -25,28 +26,33 @@ class FixedPrompts:
     labels: tuple[str, ...]
     seed: int
 
-    def noise(self, batch: Batch, num_channels: int) -> Tensor:
-        """(B, N, C), the same for every model and milestone."""
+    def noise(self, batch: Batch, num_channels: int, step: int = 0) -> Tensor:
+        """(B, N, C), the same for every model and milestone: of the start at 0, of the re-noised steps from 1 on."""
         layout = batch.condition.layout
         shape = (layout.num_target_tokens, num_channels)
         noise = rng.normal(
-            shape, batch.rows.cpu(), seed=self.seed, stream=f"grid/{layout}", step=0, num_rows=len(self.labels)
+            shape, batch.rows.cpu(), seed=self.seed, stream=f"grid/{layout}", step=step, num_rows=len(self.labels)
         )
         return noise.to(batch.condition.prompt.device)
+
+    def fresh(self, batch: Batch, num_channels: int) -> Fresh:
+        """Noise between the steps of a re-noised rollout."""
+        return lambda step: self.noise(batch, num_channels, step + 1)
 
 
 def draw_column(
     prompts: FixedPrompts,
     model: PipelineModel,
     network: RoleDenoiser,
-    times: Tensor,
-    cfg_scale: float = 1.0,
+    how: Sampling,
 ) -> list[Picture]:
     """One picture a row, by `network`."""
     pictures: dict[int, Picture] = {}
     for batch in prompts.batches:
-        noise = prompts.noise(batch, network.num_channels)
-        latents = network.sample(batch.condition, batch.uncond, noise, times, cfg_scale)
+        noise, fresh = prompts.noise(batch, network.num_channels), prompts.fresh(batch, network.num_channels)
+        latents = network.sample(
+            batch.condition, batch.uncond, noise, how.grid(), how.cfg_scale, fresh if how.stochastic else None
+        )
         _decode_into(pictures, model, batch, latents)
     return [pictures[row] for row in range(len(prompts.labels))]
 

@@ -27,7 +27,7 @@ from workbench.batch import Condition, EncodedPrompt, Reference, conditions
 from workbench.common.clock import Clock
 from workbench.engine.graphs import GraphedStep
 from workbench.method import rng
-from workbench.method.rollout import Velocity, guided, sample
+from workbench.method.rollout import Sampling, Velocity, guided, sample
 
 NOISE_STREAM = "sampling"
 GRAPHED_PARAMETERS = 100_000_000
@@ -125,13 +125,13 @@ class Sampler:
         self._recorded = GraphedStep(self._evaluate)
         self._recorded_prefix: Prefix | None = None
 
-    def __call__(self, requests: Sequence[Request], times: Tensor, cfg_scale: float = 1.0) -> Samples:
+    def __call__(self, requests: Sequence[Request], how: Sampling) -> Samples:
         """Encode and sample; see `encode` and `sample`."""
-        return self.sample(encode(self.model, requests, self.batch_size), times, cfg_scale)
+        return self.sample(encode(self.model, requests, self.batch_size), how)
 
     @torch.no_grad()
-    def sample(self, cases: Sequence[EncodedRequest], times: Tensor, cfg_scale: float = 1.0) -> Samples:
-        """Euler over `times` (K + 1,), guided at `cfg_scale` (1 is none)."""
+    def sample(self, cases: Sequence[EncodedRequest], how: Sampling) -> Samples:
+        """All cases, sampled as `how` says."""
         images: list[np.ndarray | None] = [None] * len(cases)
         latents: list[Tensor | None] = [None] * len(cases)
         began = time.perf_counter()
@@ -140,17 +140,16 @@ class Sampler:
             for rows in _batches(cases, self.batch_size):
                 batch = [cases[row] for row in rows]
                 with self.clock.phase("sampling"):
-                    x0 = self._latents(batch, times, cfg_scale)
+                    x0 = self._latents(batch, how)
                 with self.clock.phase("decoding"):
                     decoded = self._decoded(x0, batch[0].height, batch[0].width)
                 for row, image, latent in zip(rows, decoded, x0.cpu(), strict=True):
                     images[row], latents[row] = image, latent
                 progress.advance(bar, len(rows))
-        evaluations = (len(times) - 1) * (2 if cfg_scale != 1 else 1)
         return Samples(
             [image for image in images if image is not None],
             [latent for latent in latents if latent is not None],
-            evaluations,
+            how.nfe,
             time.perf_counter() - began,
         )
 
@@ -160,18 +159,23 @@ class Sampler:
         decoded = [self.model.decode_latents(part, height, width) for part in parts]
         return torch.cat(decoded).cpu().numpy()
 
-    def _latents(self, cases: Sequence[EncodedRequest], times: Tensor, cfg_scale: float) -> Tensor:
+    def _latents(self, cases: Sequence[EncodedRequest], how: Sampling) -> Tensor:
         """Final latents (B, N, C) of cases that share a layout."""
         count = len(cases)
         if self._graphed:
             # Rows that only fill the recorded shape repeat the last one, and are dropped.
             cases = [*cases, *[cases[-1]] * (-count % ROW_STEP)]
         device = self.model.device
-        noise = torch.stack([_noise(case, self.denoiser.num_channels) for case in cases[:count]]).to(device)
-        noise = torch.cat([noise, noise[-1:].expand(len(cases) - count, -1, -1)])
+
+        def noise(stream: str) -> Tensor:
+            drawn = [_noise(case, self.denoiser.num_channels, stream) for case in cases[:count]]
+            return torch.stack([*drawn, *drawn[-1:] * (len(cases) - count)]).to(device)
+
+        fresh = (lambda step: noise(f"{NOISE_STREAM}/fresh{step}")) if how.stochastic else None
         cond = self._predictor([case.prompt for case in cases], cases)
-        uncond = self._predictor([case.uncond for case in cases], cases) if cfg_scale != 1 else None
-        return sample(guided(cond, uncond, cfg_scale), noise, times.to(device))[:count]
+        uncond = self._predictor([case.uncond for case in cases], cases) if how.cfg_scale != 1 else None
+        velocity = guided(cond, uncond, how.cfg_scale)
+        return sample(velocity, noise(NOISE_STREAM), how.grid().to(device), fresh)[:count]
 
     def _predictor(self, encoded: Sequence[EncodedPrompt], cases: Sequence[EncodedRequest]) -> Velocity:
         """The velocity of `cases` under the prompts `encoded`."""
@@ -272,8 +276,8 @@ def _runs(order: Sequence[int], keys: Sequence[object], batch_size: int) -> list
     return runs
 
 
-def _noise(case: EncodedRequest, channels: int) -> Tensor:
+def _noise(case: EncodedRequest, channels: int, stream: str) -> Tensor:
     """(N, C) of one case, whatever it is batched with."""
     shape = (case.height * case.width, channels)
     first = torch.zeros(1, dtype=torch.int64)
-    return rng.normal(shape, first, seed=case.request.seed, stream=NOISE_STREAM, step=case.request.row, num_rows=1)[0]
+    return rng.normal(shape, first, seed=case.request.seed, stream=stream, step=case.request.row, num_rows=1)[0]

@@ -22,13 +22,13 @@ from workbench.backbones.qwen_image_21 import export as exports
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.common.errors import UserError
 from workbench.evaluation.model_card import Origin, model_card
-from workbench.method.rollout import Velocity, sample, time_grid
+from workbench.method.rollout import Sampling, Velocity, sample, time_grid
 
 PROMPT = "a red house under a clear sky"
 TIMES = time_grid(4, 3.0)
 SIGMAS = folders.sample_sigmas(TIMES)
 ORIGIN = Origin(title="A student", recipe_hash="abc123", data="OpenMoji", licence="CC BY-SA 4.0")
-CARD = model_card(ORIGIN, "QwenImage21Pipeline", SIGMAS)
+CARD = model_card(ORIGIN, "QwenImage21Pipeline", Sampling(4, 3.0))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A trained network in a pipeline folder that the stock pipeline loads and samples.
 
-A student is sampled on its Euler grid: `sample_sigmas` holds the times, and the scheduler leaves them as they are.
+A student is sampled on its own grid: `sample_sigmas` holds the times, the scheduler leaves them as they are, and noises
+the clean prediction again between them where the student was trained so (`stochastic_sampling`).
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ def export(
     out: Path,
     *,
     card: str,
+    stochastic: bool = False,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
     """Write the pipeline folder `out`: the teacher's, with the student's transformer, its grid and its model card.
 
     student_state: unsharded, with the names of the stock transformer. sigmas: as `folders.sample_sigmas` gives them.
+    stochastic: the student is noised again between its steps.
     `out` appears complete or not at all; a pipeline folder in its place is replaced, anything else is left alone.
 
     Raises:
@@ -42,7 +45,7 @@ def export(
         transformer.save_pretrained(folder / "transformer")
         # The stock pipeline divides timesteps by 1000, whatever the scheduler's configuration is.
         FlowMatchEulerDiscreteScheduler(
-            num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False
+            num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False, stochastic_sampling=stochastic
         ).save_pretrained(folder / "scheduler")
         index = json.loads((teacher / INDEX_FILE).read_text())
         index |= {"sample_sigmas": list(sigmas), "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from workbench.backbones.family import PipelineModel
+from workbench.backbones.folders import sample_sigmas
 from workbench.backbones.qwen_image_21 import export
 from workbench.backbones.qwen_image_21.images import decode_latents, encode_images
 from workbench.backbones.qwen_image_21.pretraining import TrainableQwen
@@ -87,10 +88,9 @@ class QwenImage21Model(PipelineModel):
         return cls(pipeline.to(device))
 
     @classmethod
-    def export(
-        cls, teacher: Path, student_state: Mapping[str, Tensor], sigmas: Sequence[float], out: Path, card: str
-    ) -> None:
-        export.export(teacher, student_state, sigmas, out, card=card)
+    def export(cls, teacher: Path, student_state: Mapping[str, Tensor], how: Sampling, out: Path, card: str) -> None:
+        sigmas = sample_sigmas(how.grid())
+        export.export(teacher, student_state, sigmas, out, card=card, stochastic=how.stochastic)
 
     def export_pretrained(self, source: Path, out: Path) -> None:
         export.export_pretrained(source, self.pipeline.transformer, self.pipeline.text_encoder, out)
@@ -131,7 +131,10 @@ class QwenImage21Model(PipelineModel):
 
     def stored_sampling(self) -> Sampling | None:
         sigmas = self.pipeline.config.sample_sigmas
-        return Sampling(len(sigmas), times=tuple(float(sigma) for sigma in sigmas)) if sigmas else None
+        if not sigmas:
+            return None
+        stochastic = bool(self.pipeline.scheduler.config.get("stochastic_sampling", False))
+        return Sampling(len(sigmas), times=tuple(float(sigma) for sigma in sigmas), stochastic=stochastic)
 
     def default_sampling(self) -> Sampling:
         """Without a stored grid, 40 steps through the folder's scheduler's shift, unguided."""
