@@ -54,9 +54,13 @@ class Prefix(ABC):
 
 class Denoiser(nn.Module, ABC):
     """A velocity network over num_channels = C latent channels. Every call names the `role` whose weights it uses, so
-    that interleaved and recomputed evaluations always see the right ones."""
+    that interleaved and recomputed evaluations always see the right ones.
+
+    prompt_width: D of the prompt embeddings that it reads.
+    """
 
     num_channels: int
+    prompt_width: int
 
     @abstractmethod
     def prefixes(self, cond: Condition, uncond: Condition | None, role: str) -> tuple[Prefix, Prefix | None]:
@@ -79,13 +83,11 @@ class Denoiser(nn.Module, ABC):
 class TransformerDenoiser(Denoiser):
     """A denoiser over one transformer of diffusers, with what roles, adapters, sharding and planning need of it.
 
-    prompt_width: D of the embeddings that it reads.
     blocks: the repeated part of the network: sharded, compiled and recomputed block by block; LoRA adapts its linear
     layers. num_recomputed: how many of the blocks, the first ones, recompute their activations in the
     backward pass. compiled: whether the blocks run compiled.
     """
 
-    prompt_width: int
     blocks: nn.ModuleList
     num_recomputed: int
     compiled: bool
@@ -127,7 +129,8 @@ class RoleNetworks(Denoiser):
         super().__init__()
         self.networks = nn.ModuleDict(networks)
         self.network_of_role = dict(network_of_role)
-        self.num_channels = next(iter(networks.values())).num_channels
+        some = next(iter(networks.values()))
+        self.num_channels, self.prompt_width = some.num_channels, some.prompt_width
         # The same networks again: to a type checker the values of a ModuleDict are plain modules.
         self.by_name = dict(networks)
 
@@ -160,6 +163,10 @@ class RoleDenoiser:
     @property
     def num_channels(self) -> int:
         return self.denoiser.num_channels
+
+    @property
+    def prompt_width(self) -> int:
+        return self.denoiser.prompt_width
 
     def prefixes(self, cond: Condition, uncond: Condition | None) -> tuple[Prefix, Prefix | None]:
         """See `Denoiser`."""

@@ -38,7 +38,7 @@ class GaussianDenoiser(Denoiser):
         for role, (mean, factor) in gaussians.items():
             self.means[role] = nn.Parameter(mean.clone(), requires_grad=role in trainable)
             self.factors[role] = nn.Parameter(factor.clone(), requires_grad=role in trainable)
-        self.num_channels = len(next(iter(self.means.values())))
+        self.num_channels = self.prompt_width = len(next(iter(self.means.values())))
 
     def covariance(self, role: str) -> Tensor:
         """S = L L^T of `role`, (C, C)."""

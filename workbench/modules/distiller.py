@@ -55,7 +55,8 @@ class Distiller(RootModule):
         teachers = teacher_roles(recipe.teachers)
         times = student_sampling(recipe.dmd).grid()
         self.student = StudentModule(RoleDenoiser(denoiser, STUDENT), times, recipe.dmd.rollout)
-        self.fake_score = FakeScoreModule(RoleDenoiser(denoiser, FAKE_SCORE))
+        known_steps = len(times) - 1 if recipe.dmd.fake_per_step else 0
+        self.fake_score = FakeScoreModule(RoleDenoiser(denoiser, FAKE_SCORE), known_steps)
         self.teachers = TeacherEnsemble(
             [RoleDenoiser(denoiser, role) for role in teachers],
             recipe.teachers.cfg_scale,
@@ -100,10 +101,14 @@ class Distiller(RootModule):
 
     def parameters_of(self, role: str) -> list[nn.Parameter]:
         """Trainable parameters of `role` alone."""
-        return list(trained_parameters(self.denoiser, role).values())
+        return list(self._trained(role).values())
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        return trained_parameters(self.denoiser, STUDENT) | trained_parameters(self.denoiser, FAKE_SCORE)
+        return self._trained(STUDENT) | self._trained(FAKE_SCORE)
+
+    def _trained(self, role: str) -> dict[str, nn.Parameter]:
+        own = self.fake_score.named_parameters("fake_score") if role == FAKE_SCORE else ()
+        return trained_parameters(self.denoiser, role) | dict(own)
 
     def averaged_parameters(self) -> dict[str, nn.Parameter]:
         return trained_parameters(self.denoiser, STUDENT)
@@ -157,13 +162,16 @@ class Distiller(RootModule):
         rollouts = GraphStep(("rollout", count), stream, batches, partial(self._trajectories, num_evaluations=count))
         found = self._run(rollouts)
         states, clean = found[: len(batches)], found[len(batches) :]
-        update = partial(self._fake_score_update, step=None)
         return [
-            GraphStep(
-                (FAKE_SCORE, "from rollout"), f"fake{r}", batches, update, tuple(of_batch[step] for of_batch in clean)
-            )
+            self._update_from_rollout(step, f"fake{r}", batches, tuple(of_batch[step] for of_batch in clean))
             for r, step in enumerate(steps)
         ], tuple(of_batch[graded_step] for of_batch in states) if of_student else ()
+
+    def _update_from_rollout(self, step: int, stream: str, batches: Sequence[Batch], samples: States) -> GraphStep:
+        """One graph serves the samples of all steps, unless the fake score tells them apart."""
+        known = step if self.recipe.dmd.fake_per_step else None
+        update = partial(self._fake_score_update, step=known)
+        return GraphStep((FAKE_SCORE, "from rollout", known), stream, batches, update, samples)
 
     def _trajectories(self, inputs: Sequence[StepInput], _: Means, *, num_evaluations: int) -> list[Tensor]:
         """States (n + 1, B, N, C) of each batch, then clean predictions (n, B, N, C) of each."""
@@ -187,7 +195,7 @@ class Distiller(RootModule):
             low=options.renoise_min,
             high=options.renoise_max,
         )
-        return self.fake_score.loss(given.batch.condition, x0, given.numbers.normal("eps", x0.shape[-1]), t)
+        return self.fake_score.loss(given.batch.condition, x0, given.numbers.normal("eps", x0.shape[-1]), t, step)
 
     def _student_update(self, inputs: Sequence[StepInput], means: Means, *, step: int) -> list[Tensor]:
         losses = [(one.batch, partial(self.student_loss, one, means, step=step)) for one in inputs]

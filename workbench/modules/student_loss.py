@@ -55,8 +55,8 @@ class StudentLoss:
         active: Sequence[bool],
         state: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Comparison | None]:
-        """Terms by name, each (B,) and already weighted, whose sum is the loss; `student` is DMD itself, and None stands
-        for its comparison where the first step is trained without it.
+        """Terms by name, each (B,) and already weighted, whose sum is the loss; `student` is DMD itself. The
+        comparison is None where the first step is trained without DMD.
 
         weights: lambda of each sample at this step, (B, M + 1). active: which teachers have weight.
         state: x_{t_k} of the student where a rollout has computed it, (B, N, C).
@@ -82,7 +82,7 @@ class StudentLoss:
         low, high = self.intervals[step]
         t = rollout.renoise_time(numbers.uniform("t"), shift=options.renoise_shift, low=low, high=high)
         x_t = flow.interpolate(x, self._normal(numbers, "eps"), t)
-        x0_fake = self.fake_score.x0(batch.condition, x_t, t)
+        x0_fake = self.fake_score.x0(batch.condition, x_t, t, step)
         each = teachers.predictions(of_teachers, x_t, t, guided=not options.decoupled)
         seen = Comparison(x, x0_fake, mixed(each, weights), each)
         direction = dmd.dmd_direction(x, x0_fake, seen.x0_real)

@@ -199,8 +199,10 @@ class Dmd:
     their own, each up to a step drawn by itself. `rollout`: one rollout of fresh conditions, each update another of its
     steps. `student_rollout`: likewise the rollout that the student's own update goes on from. The steps are uniform in
     all of them; reuse makes the samples of one student update dependent, and shows fewer prompts.
-    first_step_weight: of the term that keeps the diversity of the noise at the first step (`dmd.first_step_loss`), which
-    is `added` to distribution matching there, or taken `instead` of it (DP-DMD, arXiv 2602.03139).
+    fake_per_step: the fake score knows which student step made its sample. Without, it learns the mixture over steps,
+    and a student whose steps follow different teachers has no fixed point at them.
+    first_step_weight: of the term that keeps the diversity of the noise at the first step (`dmd.first_step_loss`),
+    which is `added` to distribution matching there, or taken `instead` of it (DP-DMD, arXiv 2602.03139).
     """
 
     student_steps: int = 4
@@ -213,6 +215,7 @@ class Dmd:
     renoise_tied: Literal["no", "below", "above"] = "no"
     fake_updates: int = 2
     fake_samples: Literal["fresh", "rollout", "student_rollout"] = "fresh"
+    fake_per_step: bool = False
     decoupled: bool = False
     first_step_weight: float = 0.0
     first_step: Literal["added", "instead"] = "added"
@@ -491,4 +494,8 @@ class Recipe:
         require(
             not self.dmd.decoupled or (self.teachers.cfg_scale > 1 and self.teachers.cfg_rescale == 0),
             "dmd.decoupled splits guidance off: it needs teachers.cfg_scale above 1 and no teachers.cfg_rescale",
+        )
+        require(
+            not self.dmd.fake_per_step or self.trainer.strategy == "auto",
+            "dmd.fake_per_step has a parameter that is not sharded: leave out trainer.strategy=fsdp",
         )
