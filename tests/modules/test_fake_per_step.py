@@ -77,7 +77,7 @@ def test_step_wise_guidance_needs_a_fake_score_that_knows_the_step() -> None:
 
 @pytest.mark.parametrize("per_step", [True, False])
 def test_the_embedding_learns_what_sets_the_steps_apart(per_step: bool) -> None:
-    """Samples of step k are N(mean_k, I): a fake score that knows k learns both means, another one what lies between."""
+    """Samples of step k are N(mean_k, I): one that knows k learns both means, another what lies between."""
     means = torch.tensor([[-1.0, 0.0], [1.0, 2.0]])
     network = GaussianDenoiser({FAKE_SCORE: (torch.zeros(2), torch.eye(2))}, trainable=(FAKE_SCORE,))
     fake_score = FakeScoreModule(RoleDenoiser(network, FAKE_SCORE), num_steps=2 if per_step else 0)
@@ -102,13 +102,10 @@ def test_it_starts_as_one_that_does_not_know_and_is_trained_and_kept(
     fake_samples: Literal["fresh", "rollout", "student_rollout"],
 ) -> None:
     options = Dmd(student_steps=2, fake_samples=fake_samples)
-    means = []
+    means, num_groups = [], {"fresh": 2, "rollout": 1, "student_rollout": 0}[fake_samples]
     for per_step in (False, True):
-        data = [
-            step_data(step, fake_updates={"fresh": 2, "rollout": 1, "student_rollout": 0}[fake_samples])
-            for step in (0,)
-        ]
-        distiller, _ = fit(make_recipe(1, dmd=replace(options, fake_per_step=per_step)), data)
+        recipe = make_recipe(1, dmd=replace(options, fake_per_step=per_step))
+        distiller, _ = fit(recipe, [step_data(0, fake_updates=num_groups)])
         means.append(distiller.means.pop())
     assert means[0]["loss/student/t2i"] == pytest.approx(means[1]["loss/student/t2i"], rel=0.05)
     name = "fake_score.step_embedding"
