@@ -167,7 +167,7 @@ class Distiller(RootModule):
             for r, step in enumerate(steps)
         ], tuple(of_batch[graded_step] for of_batch in states) if of_student else ()
 
-    def _update_from_rollout(self, step: int, stream: str, batches: Sequence[Batch], samples: States) -> GraphStep:
+    def _update_from_rollout(self, step: int, stream: str, batches: tuple[Batch, ...], samples: States) -> GraphStep:
         """One graph serves the samples of all steps, unless the fake score tells them apart."""
         known = step if self.recipe.dmd.fake_per_step else None
         update = partial(self._fake_score_update, step=known)
