@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from studies.analysis import replicates
-from studies.analysis.replicates import Spread, Table
+from studies.analysis.crossed import Table
+from studies.analysis.replicates import Spread
 from workbench.common.errors import UserError
 from workbench.evaluation.case_scores import Key, read_scores
-from workbench.evaluation.measures.statistics import NO_DIFFERENCE, Interval
 
 NOISE_FLOOR = "noise-floor"
 SEARCH = "search"
@@ -27,7 +27,6 @@ BENCHES = {"t2i": ("t2i_bench",), "editing": ("editing_bench",), "score": ("t2i_
 """Objective -> the benches it is the mean of; every other objective is a number of the run as a whole."""
 READINGS = ("score", "t2i", "editing", "diversity")
 """What arms are told by, higher being better."""
-INSIDE = "inside the noise floor"
 ONE_SEED = "one seed says nothing of others"
 
 Values = Mapping[str, Any]
@@ -150,51 +149,3 @@ def find_floor(folder: Path, given: Path | None) -> Floor | None:
 def budget_of(study: Values) -> dict[str, int]:
     """Student updates and cases of the base recipe, by which two studies can be compared."""
     return {name: int(value) for name, value in (study.get("budget") or {}).items()}
-
-
-def spread_for(arms: Sequence[Arm], objective: str, floor: Floor | None) -> Spread | None:
-    """Between seeds, pooled over all arms and the noise floor: an arm of few seeds knows too little of its own. Draws
-    of a search, which differ in more than the seed, have no part in it."""
-    own = replicates.spread_of([arm.values(objective) for arm in replicated(arms)])
-    return replicates.pooled(own, floor.spreads.get(objective) if floor else None)
-
-
-def arm_interval(arm: Arm, table: Table, objective: str, spread: Spread | None) -> Interval | None:
-    """The arm's mean with its interval over seeds and, where the cases are known, over them."""
-    values = arm.values(objective)
-    if not values:
-        return None
-    return replicates.mean_interval(table, spread) if table else replicates.seeds_alone(values, spread)
-
-
-def compare(
-    arm: Arm, reference: Arm, paired: tuple[Table, Table], objective: str, spread: Spread | None, floor: Floor | None
-) -> dict[str, Any] | None:
-    """The difference arm - reference with its interval, the least that so many seeds can show, and the verdict."""
-    a, b = arm.values(objective), reference.values(objective)
-    if not a or not b:
-        return None
-    if paired[0] and paired[1]:
-        found = replicates.difference_interval(*paired, spread)
-    else:
-        found = replicates.difference_alone(a, b, spread)
-    known = floor.spreads.get(objective) if floor else None
-    least = None if known is None or spread is None else _least(known, a, b, spread.df)
-    num_cases = sum(scores.shape[1] for scores in paired[0].values()) if paired[1] else None
-    row = {"arm": arm.name, "reference": reference.name, "objective": objective, "num_cases": num_cases}
-    numbers = {"difference": found.mean, "low": found.low, "high": found.high, "least": least}
-    return {**row, "seeds": [len(a), len(b)], **numbers, "verdict": _verdict(found, least, arm.name, reference.name)}
-
-
-def _least(known: Spread, a: Sequence[float], b: Sequence[float], df: int) -> float:
-    return replicates.minimal_difference(known, len(a), len(b), df)
-
-
-def _verdict(found: Interval, least: float | None, arm: str, reference: str) -> str:
-    if found.low is None or found.high is None:
-        return ONE_SEED
-    if found.low <= 0 <= found.high:
-        return NO_DIFFERENCE
-    if least is not None and abs(found.mean) < least:
-        return INSIDE
-    return f"{arm if found.mean > 0 else reference} better"

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from studies.analysis import arms, replicates
+from studies.analysis import arms, comparisons, power, replicates
 from studies.analysis.arms import Arm, Floor
-from studies.analysis.replicates import Spread, Table
+from studies.analysis.crossed import Table, components
 from workbench.common.jsonl import read_lines
 
 PLANNED_SEEDS = (2, 3, 4, 5, 6, 8, 12, 16)
@@ -22,7 +22,7 @@ CURVES = ("per_step/spread/", "per_step/flat_noise/", "x0_gap/t2i", "x0_gap/edit
 Row = dict[str, Any]
 
 
-def arm_rows(found: Sequence[Arm], objectives: Sequence[str], floor: Floor | None) -> list[Row]:
+def arm_rows(found: Sequence[Arm], objectives: Sequence[str]) -> list[Row]:
     """Per arm: seeds, failures, and for every objective the mean with its interval and the runs' own values."""
     rows: list[Row] = [
         {
@@ -37,19 +37,21 @@ def arm_rows(found: Sequence[Arm], objectives: Sequence[str], floor: Floor | Non
         for arm in found
     ]
     for name in objectives:
-        spread, tables = arms.spread_for(found, name, floor), arms.tables(found, name)
-        for row, arm, table in zip(rows, found, tables, strict=True):
-            interval = arms.arm_interval(arm, table, name, spread)
+        measured = comparisons.measure(found, name)
+        for row, arm in zip(rows, found, strict=True):
+            interval = None if measured is None else measured.interval(arm)
             row["objectives"][name] = {
                 "values": arm.values(name),
                 "interval": None if interval is None else interval.as_dict(),
-                "cases": sum(scores.shape[1] for scores in table.values()) or None,
+                "cases": None if measured is None else measured.num_cases,
             }
     return rows
 
 
-def category_rows(found: Sequence[Arm]) -> tuple[list[tuple[str, str]], list[Row]]:
-    """(bench, category) columns, and for every arm its mean and the spread of its runs in each."""
+def category_rows(found: Sequence[Arm], reference: str | None) -> tuple[list[tuple[str, str]], list[Row]]:
+    """(bench, category) columns, and for every arm its mean in each, the spread of its runs, and whether it is shown to
+    be better or worse there than the reference arm."""
+    shown = comparisons.by_category(found, reference)
     tables = arms.tables(found, "score")
     columns = sorted({key for table in tables for key in table}, key=lambda key: (key[0] != "t2i_bench", key[1]))
     rows = []
@@ -57,28 +59,20 @@ def category_rows(found: Sequence[Arm]) -> tuple[list[tuple[str, str]], list[Row
         if table:
             runs = {key: table[key].mean(axis=1) for key in columns}
             cells = {
-                key: (float(of.mean()), float(of.std(ddof=1)) if len(of) > 1 else None) for key, of in runs.items()
+                key: {
+                    "mean": float(of.mean()),
+                    "sd": float(of.std(ddof=1)) if len(of) > 1 else None,
+                    "shown": shown.get((arm.name, key), ""),
+                }
+                for key, of in runs.items()
             }
             rows.append({"name": arm.name, "cells": cells})
     return columns, rows
 
 
-def comparisons(
-    found: Sequence[Arm], reference: str | None, objectives: Sequence[str], floor: Floor | None
-) -> list[Row]:
-    """Every arm against the reference, objective by objective; none without the reference's own trials."""
-    first = next((arm for arm in found if arm.name == reference), None)
-    if first is None:
-        return []
-    rows = []
-    for name in objectives:
-        tables = dict(zip((arm.name for arm in found), arms.tables(found, name), strict=True))
-        spread = arms.spread_for(found, name, floor)
-        for arm in found:
-            if arm is not first:
-                pair = (tables[arm.name], tables[first.name])
-                rows.append(arms.compare(arm, first, pair, name, spread, floor))
-    return [row for row in rows if row is not None]
+def compared(found: Sequence[Arm], reference: str | None, objectives: Sequence[str], margin: float) -> list[Row]:
+    """Every arm against the reference, objective by objective."""
+    return [row for name in objectives for row in comparisons.against(found, reference, name, margin)]
 
 
 def noise_floor(arm: Arm, table: Table, objective: str) -> Row | None:
@@ -87,18 +81,7 @@ def noise_floor(arm: Arm, table: Table, objective: str) -> Row | None:
     if spread is None:
         return None
     low, high = spread.interval()
-    share = replicates.case_share(table) if table else None
-    fewer = None if share is None else Spread(spread.sd * math.sqrt(1 - share), spread.df)
-    least = replicates.minimal_difference
-    planned = [
-        {
-            "seeds": n,
-            "alone": least(spread, n, n, 2 * n - 2),
-            "pooled": least(spread, n, n, 2 * n - 2 + spread.df),
-            "all_cases": None if fewer is None else least(fewer, n, n, 2 * n - 2),
-        }
-        for n in PLANNED_SEEDS
-    ]
+    planned = [{"seeds": n, "least": replicates.minimal_difference(spread, n, n, 2 * n - 2)} for n in PLANNED_SEEDS]
     values = arm.values(objective)
     return {
         "objective": objective,
@@ -108,10 +91,16 @@ def noise_floor(arm: Arm, table: Table, objective: str) -> Row | None:
         "high": high,
         "seeds": len(values),
         "cases": sum(scores.shape[1] for scores in table.values()) or None,
-        "case_share": share,
+        "case_share": _case_share(table) if table else None,
         "planned": planned,
         "factors": (low / spread.sd, high / spread.sd) if spread.sd else (1.0, 1.0),
     }
+
+
+def _case_share(table: Table) -> tuple[float, float]:
+    """Bounds of the share of the variance between runs that more cases would average away."""
+    found = components([table])
+    return power.case_share(found.runs[0], found.residual[0])
 
 
 def curves(folder: Path, found: Sequence[Arm]) -> dict[str, dict[str, dict[int, list[float]]]]:
@@ -157,7 +146,8 @@ def collapses(found: Sequence[Arm], floor: Floor | None) -> list[Row]:
     """Arms whose score fell from its best milestone to its last by more than runs of one recipe differ: per arm the
     update and the height of the peak, the end, the fall and whether it is an alarm (None if the noise is unknown)."""
     rows = []
-    noise = arms.spread_for(found, "score", floor)
+    own = replicates.spread_of([arm.values("score") for arm in arms.replicated(found)])
+    noise = own or (floor.spreads.get("score") if floor else None)
     for arm in found:
         runs = [run for trial in arm.finished if (run := _milestones(trial).get("score at milestones"))]
         shared = sorted(set.intersection(*(set(run) for run in runs))) if runs else []

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from datamodules.shards.counts import category_counts
 from studies.analysis import arms, numbers, plots
 from studies.analysis.arms import Arm, Floor
+from studies.analysis.decisions import MARGIN
 from studies.analysis.verdict import TITLES, arms_verdict, noise_verdict, search_verdict
 from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
@@ -60,7 +61,7 @@ def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, An
         "budget": arms.budget_of(study),
         "floor": floor,
         "floor_differs": floor is not None and bool(floor.budget) and floor.budget != arms.budget_of(study),
-        **_arms_values(replicated, study, objectives[0], told, floor),
+        **_arms_values(replicated, study, objectives[0], told),
         **_search_values(drawn, study, objectives, floor),
         "curves": plots.curves_chart(numbers.curves(folder, found), [arm.name for arm in found]),
         "collapses": numbers.collapses(found, floor),
@@ -75,15 +76,13 @@ def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, An
     }
 
 
-def _arms_values(
-    found: Sequence[Arm], study: Any, objective: str, told: list[str], floor: Floor | None
-) -> dict[str, Any]:
-    """Of a replication: empty sections for a search."""
-    rows = numbers.arm_rows(found, told, floor)
+def _arms_values(found: Sequence[Arm], study: Any, objective: str, told: list[str]) -> dict[str, Any]:
+    """The arms of a replication; empty sections for a search."""
+    rows, margin = numbers.arm_rows(found, told), MARGIN
     is_floor = len(found) == 1
-    compared = numbers.comparisons(found, study.get("reference"), told, floor)
+    compared = numbers.compared(found, study.get("reference"), told, margin)
     first = [{"name": row["name"], **row["objectives"][objective]} for row in rows if objective in row["objectives"]]
-    columns, categories = numbers.category_rows(found)
+    columns, categories = numbers.category_rows(found, study.get("reference"))
     floors = []
     if is_floor:
         floors = [
@@ -94,15 +93,15 @@ def _arms_values(
     if is_floor:
         verdict = noise_verdict(floors[0] if floors else None)
     else:
-        spread = arms.spread_for(found, objective, floor)
-        verdict = arms_verdict(rows, compared, objective, spread)
+        verdict = arms_verdict(rows, compared, objective, margin)
     return {
         "arms": rows,
         "verdicts": [verdict] if found else [],
         "arms_chart": plots.arms_chart(first, TITLES[objective]),
         "comparisons": compared,
+        "margin": margin,
         "differences_chart": plots.differences_chart(
-            [row for row in compared if row["objective"] == objective], TITLES[objective]
+            [row for row in compared if row["objective"] == objective], TITLES[objective], margin
         ),
         "category_columns": columns,
         "categories": categories,

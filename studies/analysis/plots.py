@@ -54,8 +54,8 @@ def arms_chart(rows: Sequence[Mapping[str, Any]], label: str) -> str:
     return svg(figure, "arms")
 
 
-def differences_chart(rows: Sequence[Mapping[str, Any]], label: str) -> str:
-    """Each comparison's difference with its interval over the band of what the noise floor hides."""
+def differences_chart(rows: Sequence[Mapping[str, Any]], label: str, margin: float) -> str:
+    """Each comparison's difference with its interval, over the band of differences that do not matter."""
     shown = [row for row in rows if row["low"] is not None]
     if not shown:
         return ""
@@ -63,14 +63,13 @@ def differences_chart(rows: Sequence[Mapping[str, Any]], label: str) -> str:
         figure = Figure(figsize=(8.0, 0.8 + 0.36 * len(shown)))
         panel = figure.subplots()
         for y, row in enumerate(reversed(shown)):
-            if row["least"] is not None:
-                panel.fill_betweenx([y - 0.42, y + 0.42], -row["least"], row["least"], color=INK, alpha=0.08, lw=0)
             at = OTHER[2] if row["low"] > 0 else OTHER[4] if row["high"] < 0 else OTHER[5]
             panel.plot([row["low"], row["high"]], [y, y], color=at, lw=2)
             panel.plot([row["difference"]], [y], "D", ms=6, color=at)
+        panel.axvspan(-margin, margin, color=INK, alpha=0.08, lw=0)
         panel.axvline(0, color=INK, lw=0.8)
         _name_rows(panel, [row["arm"] for row in shown])
-        panel.set_xlabel(f"{label}, arm - {shown[0]['reference']}; shaded: inside the noise floor")
+        panel.set_xlabel(f"{label}, arm - {shown[0]['reference']}; shaded: differences below the margin of {margin:g}")
         figure.tight_layout()
     return svg(figure, "differences")
 
@@ -116,16 +115,13 @@ def detectable_chart(rows: Sequence[Mapping[str, Any]], low: float, high: float)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 2.9))
         panel = figure.subplots()
-        seeds, least = [row["seeds"] for row in rows], np.array([row["alone"] for row in rows])
+        seeds, least = [row["seeds"] for row in rows], np.array([row["least"] for row in rows])
         panel.fill_between(seeds, least * low, least * high, color=OTHER[0], alpha=0.15, lw=0)
-        panel.plot(seeds, least, color=OTHER[0], lw=1.6, marker="o", ms=4, label="the two arms alone")
-        panel.plot(seeds, [row["pooled"] for row in rows], color=OTHER[1], lw=1.6, marker="o", ms=4,
-                   label="with this noise floor pooled in")  # fmt: skip
+        panel.plot(seeds, least, color=OTHER[0], lw=1.6, marker="o", ms=4)
         panel.set_ylim(0, float(np.max(least[1:] if len(least) > 1 else least)) * 1.6)
         panel.set_xlabel("seeds an arm")
         panel.set_ylabel("smallest difference found\nin 80 % of studies")
         panel.set_xticks(seeds)
-        panel.legend()
         panel.grid()
         figure.tight_layout()
     return svg(figure, "detectable")

@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy.engine import make_url
 
-from studies.analysis import arms
+from studies.analysis import arms, comparisons
+from studies.analysis.decisions import MARGIN
 from studies.machine.trial_queue import SEARCH, error_of, is_duplicate
 from studies.study import Study
 from workbench.common.files import write_bytes
@@ -149,22 +150,21 @@ def print_table(folder: Path, console: Console) -> None:
 def _print_arms(
     folder: Path, study: dict[str, Any], found: Sequence[arms.Arm], objective: str, console: Console
 ) -> None:
-    floor = arms.find_floor(folder, None)
-    spread, tables = arms.spread_for(found, objective, floor), arms.tables(found, objective)
+    measured = comparisons.measure(found, objective)
     table = _table(study["question"], ("arm", "n", "failed", objective, "95 % interval"))
-    for arm, cases in zip(found, tables, strict=True):
-        interval = arms.arm_interval(arm, cases, objective, spread)
+    for arm in found:
+        interval = None if measured is None else measured.interval(arm)
         mean = "-" if interval is None else f"{interval.mean:.3f}"
         table.add_row(Text(arm.name), str(len(arm.finished)), str(_num_failed(arm)), mean, _span(interval))
     console.print(table)
     console.print("Student on the search split; n counts seeds, each a run of its own; intervals over seeds and cases.")
-    for arm, cases in list(zip(found, tables, strict=True))[1:]:
-        row = arms.compare(arm, found[0], (cases, tables[0]), objective, spread, floor)
-        if row is not None:
-            span = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
-            console.print(
-                f"{arm.name} against {found[0].name}: {row['difference']:+.3f}{span}: {row['verdict']}", markup=False
-            )
+    for row in comparisons.against(found, study["reference"], objective, MARGIN):
+        span = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
+        takes = f" ({row['takes']} would decide)" if row["takes"] else ""
+        console.print(
+            f"{row['arm']} against {row['reference']}: {row['difference']:+.3f}{span}: {row['verdict']}{takes}",
+            markup=False,
+        )
 
 
 def _print_draws(study: dict[str, Any], drawn: arms.Arm, objective: str, console: Console) -> None:

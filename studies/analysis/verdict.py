@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studies.analysis import replicates
-from studies.analysis.arms import INSIDE, NO_DIFFERENCE, ONE_SEED, Floor
-from studies.analysis.replicates import Spread
+from studies.analysis.arms import Floor
 
 ENOUGH_SEEDS = 5
 """Below, the standard deviation between seeds is known to a factor of three only."""
 TRIALS_PER_PARAMETER = 10
+KINDS = ("better", "equivalent", "undecided", "one seed")
 TITLES = {
     "score": "score",
     "t2i": "T2I-Bench",
@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 
 
 def noise_verdict(found: Row | None) -> dict[str, Any]:
-    """Of a noise floor."""
+    """Verdict of a noise-floor study."""
     if found is None:
         return _verdict("not answered yet", ["The noise floor needs two finished seeds at least; eight are planned."])
     three = next(row for row in found["planned"] if row["seeds"] == 3)
@@ -31,70 +31,56 @@ def noise_verdict(found: Row | None) -> dict[str, Any]:
         f"Runs that differ in the seed alone have a {TITLES[found['objective']]} of {found['mean']:.3f} with "
         f"a standard deviation of {found['sd']:.3f} (95 %: {found['low']:.3f} to {found['high']:.3f}, "
         f"{found['seeds']} seeds{', ' + str(found['cases']) + ' cases' if found['cases'] else ''}).",
-        f"With 3 seeds an arm a difference must be {three['alone']:.3f} to be found in 80 % of studies, "
-        f"or {three['pooled']:.3f} where the study pools this noise floor in.",
+        f"With 3 seeds an arm a difference must be {three['least']:.3f} to be found in 80 % of studies.",
     ]
-    share = found["case_share"]
-    if share is not None and share < 1:
+    if found["case_share"] is not None:
+        low, high = found["case_share"]
         lines.append(
-            f"{share:.0%} of the variance between runs would vanish with more cases; the rest is the runs' own."
+            f"Between {low:.0%} and {high:.0%} of the variance between runs would vanish with more cases (95 %); the "
+            "rest is the runs' own."
         )
-    elif share is not None:
-        lines.append("Runs lie no further apart than so few cases make them: more cases show more than more seeds.")
     if found["seeds"] < ENOUGH_SEEDS:
         lines.append(f"Preliminary: {ENOUGH_SEEDS} seeds and more pin the deviation down.")
         return _verdict("answered in part", lines)
     return _verdict("answered", lines)
 
 
-def arms_verdict(arms: Sequence[Row], rows: Sequence[Row], objective: str, spread: Spread | None) -> dict[str, Any]:
-    """Of a replication: rows are the comparisons with the reference arm in the first objective."""
-    told = [row for row in rows if row["objective"] == objective]
+def arms_verdict(arms: Sequence[Row], rows: Sequence[Row], objective: str, margin: float) -> dict[str, Any]:
+    """Verdict of a replication; rows are the comparisons with the reference arm."""
+    compared = [row for row in rows if row["objective"] == objective]
     missing = [arm["name"] for arm in arms if not arm["seeds"]]
-    shown = [row for row in told if row["verdict"] not in (NO_DIFFERENCE, INSIDE, ONE_SEED)]
-    unshown = [row for row in told if row["verdict"] in (NO_DIFFERENCE, INSIDE)]
+    of_kind = {kind: [row for row in compared if row["kind"] == kind] for kind in KINDS}
     lines = []
-    if shown:
-        best = sorted(shown, key=lambda row: -row["difference"])
-        said = [f"{row['arm']} {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})" for row in best]
-        lines.append(f"Against {told[0]['reference']}, {TITLES[objective]}: {'; '.join(said)}.")
-    if unshown:
-        lines.append(f"No difference shown for {', '.join(row['arm'] for row in unshown)}.")
-        widest = max(unshown, key=lambda row: abs(row["difference"]))
-        lines += _wanted(widest, spread)
-    if told and all(row["verdict"] == ONE_SEED for row in told):
-        lines.append("Every arm has one seed and no noise floor is known: no difference can be told from chance.")
-    if not told:
+    if of_kind["better"]:
+        best = sorted(of_kind["better"], key=lambda row: -row["difference"])
+        found = [f"{row['arm']} {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})" for row in best]
+        lines.append(f"Against {compared[0]['reference']}, {TITLES[objective]}: {'; '.join(found)}.")
+    if of_kind["equivalent"]:
+        names = ", ".join(row["arm"] for row in of_kind["equivalent"])
+        lines.append(f"Equivalent to {compared[0]['reference']} within {margin:g}: {names}.")
+    for row in of_kind["undecided"]:
+        lines.append(
+            f"Undecided: {row['arm']} {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}). To show a "
+            f"difference of {margin:g}, or that there is none, takes {row['takes']}."
+        )
+    if of_kind["one seed"]:
+        lines.append("Every arm has one seed: nothing is known of how far other seeds would end.")
+    if not compared:
         lines.append("The reference arm, or every other one, has no finished trial yet.")
     if missing:
         lines.append(f"Not finished once: {', '.join(missing)}.")
-    if not told or len(shown) + len(unshown) == 0:
+    decided = len(of_kind["better"]) + len(of_kind["equivalent"])
+    if not compared or of_kind["one seed"]:
         return _verdict("not answered yet", lines)
-    if missing or (shown and unshown):
-        return _verdict("answered in part", lines)
-    return _verdict("answered" if shown else "no difference shown", lines)
-
-
-def _wanted(row: Row, spread: Spread | None) -> list[str]:
-    """How many seeds would show the largest of the differences that were not; or, where as many have run already, that
-    something else is lacking: cases, or seeds by the wider spread of the noise floor."""
-    if spread is None:
-        return []
-    num = replicates.seeds_needed(spread, row["difference"])
-    if num is None:
-        lacking = f"more than {replicates.MAX_SEEDS} seeds an arm"
-    elif num > min(row["seeds"]):
-        lacking = f"{num} seeds an arm"
-    else:
-        inside = row["verdict"] == INSIDE
-        lacking = "more seeds, by the noise floor's deviation," if inside else "more cases, not seeds,"
-    return [f"The largest of these, {row['arm']} {row['difference']:+.3f}, would take {lacking} to show."]
+    if decided == 0:
+        return _verdict("undecided", lines)
+    return _verdict("answered in part" if missing or of_kind["undecided"] else "answered", lines)
 
 
 def search_verdict(
     trials: Sequence[Row], front: Sequence[int], objectives: Sequence[str], importance: Row, floor: Floor | None
 ) -> dict[str, Any]:
-    """Of a search; trials are the finished ones."""
+    """Verdict of a search; trials are the finished ones."""
     spreads = {name: floor.spreads[name] for name in objectives if name in floor.spreads} if floor else {}
     least = {name: replicates.minimal_difference(spread, 1, 1, spread.df) for name, spread in spreads.items()}
     num_parameters = len({name for trial in trials for name in trial["params"]})

@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import optuna
@@ -18,7 +19,8 @@ from rich.console import Console
 from study_fakes import World, base_recipe, conduct
 
 from studies import noise_floor, search, task_mixture, teacher_guidance
-from studies.analysis import arms, numbers, table, verdict
+from studies.analysis import arms, comparisons, numbers, table
+from studies.analysis.crossed import Table
 from studies.analysis.page import passes_per_prompt, report_study, side_by_side, study_values
 from studies.machine import study_file
 from studies.machine.hparams import log_trial
@@ -56,11 +58,12 @@ def test_a_noise_floor_says_what_n_seeds_can_show(floor: Path) -> None:
     least = numbers.noise_floor(*_single(floor), "score")
     assert least is not None
     three = next(row for row in least["planned"] if row["seeds"] == 3)
-    assert f"{three['alone']:.3f}" in first
-    assert three["pooled"] < three["alone"] and three["all_cases"] < three["alone"]
+    assert f"{three['least']:.3f}" in first
+    low, high = least["case_share"]
+    assert 0 < low < high <= 1
 
 
-def _single(folder: Path) -> tuple[arms.Arm, arms.replicates.Table]:
+def _single(folder: Path) -> tuple[arms.Arm, Table]:
     (arm,) = arms.read_arms(folder, arms.read_study(folder))
     return arm, arms.tables([arm], "score")[0]
 
@@ -71,8 +74,9 @@ def test_a_replication_tells_differences_from_noise(floor: Path) -> None:
     page = report_study(folder).read_text()
     first = page[: page.index("<h2>Arms")]
     assert "Against t2i-only, score:" in first and "edit-only +0." in first and ">answered<" in first
-    assert "noise-floor/study.json" in first and "4 NFE" in first and "9 finished" in first
-    assert page.count("5:5 better") == 3 and "diversity</td>" in page and "no difference shown" in page
+    assert "4 NFE" in first and "9 finished" in first
+    assert page.count("5:5 better") == 3 and "diversity</td>" in page
+    assert page.count('<span class="verdict better">3.') == 2 * 9, "two arms are better in each of nine categories"
     assert page.count("data:image/webp") == 3
     assert "Passes per prompt" in page and "workbench study mixture" in page
     for address in re.findall(r'(?:src|href)="([^"]*)"', page):
@@ -86,21 +90,30 @@ def test_an_arm_of_another_length_is_told_with_the_budget(tmp_path: Path) -> Non
     assert f"Budget: {updates} student updates ({2 * updates} in long), " in page and "1 seed an arm" in page
 
 
-def test_what_is_smaller_than_the_noise_floor_is_no_difference(tmp_path: Path) -> None:
-    conduct(noise_floor, tmp_path / "noise-floor", World(seed_sd=0.3), seeds=range(6))
-    conduct(MIXTURE, tmp_path / "mixture", World(effect=better_with_edits, seed_sd=0.001, noise_sd=0), seeds=range(12))
+def test_a_difference_below_the_margin_is_equivalence_and_may_be_a_difference_too(tmp_path: Path) -> None:
+    world = World(effect=better_with_edits, seed_sd=0.001, noise_sd=0)
+    conduct(MIXTURE, tmp_path / "mixture", world, seeds=range(12))
     found = arms.read_arms(tmp_path / "mixture", arms.read_study(tmp_path / "mixture"))
-    floor = arms.floor_of(tmp_path / "noise-floor")
-    wide = [row for row in numbers.comparisons(found, "5:5", ["score"], floor) if row["arm"] == "edit-only"]
-    assert wide[0]["verdict"] == arms.NO_DIFFERENCE
-    alone = [row for row in numbers.comparisons(found, "5:5", ["score"], None) if row["arm"] == "edit-only"]
-    assert alone[0]["verdict"] == "edit-only better" and alone[0]["difference"] == pytest.approx(0.01, abs=0.003)
-    spread = arms.replicates.Spread(0.001, 33)
-    # An interval that excludes 0, yet too few seeds to have been looking for so little.
-    few = arms.Floor(tmp_path, {"score": arms.replicates.Spread(0.02, 7)})
-    tables = [table for table in arms.tables(found, "score")]
-    row = arms.compare(found[2], found[1], (tables[2], tables[1]), "score", spread, few)
-    assert row is not None and row["low"] > 0 and row["verdict"] == arms.INSIDE
+
+    def edit_only(margin: float) -> dict[str, Any]:
+        return next(row for row in comparisons.against(found, "5:5", "score", margin) if row["arm"] == "edit-only")
+
+    assert edit_only(0.05)["difference"] == pytest.approx(0.01, abs=0.003)
+    assert edit_only(0.05)["verdict"] == "edit-only better, by less than the margin"
+    assert edit_only(0.005)["verdict"] == "edit-only better"
+
+
+def test_what_is_undecided_says_what_would_decide(tmp_path: Path) -> None:
+    conduct(MIXTURE, tmp_path / "mixture", World(seed_sd=0.05, noise_sd=0.3), seeds=(0, 1, 2))
+    page = report_study(tmp_path / "mixture").read_text()
+    first = page[: page.index("<h2>Arms")]
+    assert ">undecided<" in first and "Undecided: 5:5" in first
+    found = arms.read_arms(tmp_path / "mixture", arms.read_study(tmp_path / "mixture"))
+    rows = comparisons.against(found, "t2i-only", "score", 0.05)
+    assert all(row["low"] < 0 < row["high"] and "seeds an arm" in row["takes"] for row in rows)
+    console = Console(record=True, width=200, file=io.StringIO())
+    table.print_table(tmp_path / "mixture", console)
+    assert f"undecided ({rows[0]['takes']} would decide)" in console.export_text()
 
 
 def test_a_partial_study_shows_what_failed_runs_and_waits(tmp_path: Path) -> None:
@@ -111,15 +124,13 @@ def test_a_partial_study_shows_what_failed_runs_and_waits(tmp_path: Path) -> Non
     assert "not answered yet" in first and "Not finished once: 5:5, edit-only." in first
     assert "1 finished, 1 running, 2 failed" in " ".join(first.split())
     assert "out of memory" in page and "<script" not in page and "diverged" in page and "+ 1 running" in page
-    assert "workbench study noise-floor" in first
 
 
-def test_one_seed_shows_nothing_without_a_noise_floor_and_something_with(floor: Path, tmp_path: Path) -> None:
+def test_one_seed_shows_nothing_even_beside_a_noise_floor_of_another_recipe(floor: Path, tmp_path: Path) -> None:
     conduct(MIXTURE, tmp_path / "mixture", World(effect=better_with_edits, seed_sd=0.01), seeds=(0,))
-    page = report_study(tmp_path / "mixture").read_text()
-    assert "Every arm has one seed and no noise floor is known" in page and "one seed" in page
-    page = report_study(tmp_path / "mixture", floor).read_text()
-    assert "edit-only better" in page and "Noise floor:" in page
+    for given in (None, floor):
+        page = report_study(tmp_path / "mixture", given).read_text()
+        assert "Every arm has one seed: nothing is known" in page and "edit-only better" not in page
     with pytest.raises(UserError, match="no finished noise floor"):
         report_study(tmp_path / "mixture", tmp_path)
 
@@ -145,12 +156,9 @@ def test_arms_and_a_search_in_one_folder_keep_apart(tmp_path: Path) -> None:
     world = World(effect=better_with_any, seed_sd=0.01, noise_sd=0.01, cases=2, sheets=True)
     folder, console = tmp_path / "mixture", Console(record=True, width=200, file=io.StringIO())
     memory = conduct(MIXTURE, folder, world, seeds=(0, 1, 2))
-    alone = arms.spread_for(arms.read_arms(folder, arms.read_study(folder)), "score", None)
+    alone = arms.floor_of(folder)
     conduct(MIXTURE, folder, world, draws=9, memory=memory)
-    found = arms.read_arms(folder, arms.read_study(folder))
-    assert arms.spread_for(found, "score", None) == alone
-    floor = arms.floor_of(folder)
-    assert floor is not None and floor.spreads["score"] == alone
+    assert alone is not None and arms.floor_of(folder) == alone
     page = report_study(folder).read_text()
     assert "edit-only better" in page and "search better" not in page and "9 recipes drawn from a space of 1" in page
     assert "<h2>Arms" in page and "<h2>Progress" in page and "The best recipes" in page and "9 finished" not in page
@@ -170,15 +178,6 @@ def test_a_waiting_seed_does_not_keep_a_noise_floor_from_being_finished(floor: P
         study["arms"][0]["trials"].append({"number": 99, "entry": "recipe@99", "state": state})
         (tmp_path / "study.json").write_text(json.dumps(study))
         assert (arms.floor_of(tmp_path) is not None) == finished
-
-
-def test_seeds_that_ran_already_are_not_what_is_lacking() -> None:
-    row = {"arm": "new", "reference": "old", "objective": "score", "difference": 0.05, "verdict": arms.NO_DIFFERENCE}
-    told = [{"name": "old", "seeds": 8}, {"name": "new", "seeds": 8}]
-    for sd, lacking in ((0.01, "more cases, not seeds"), (0.1, "seeds an arm")):
-        spread = arms.replicates.Spread(sd, 14)
-        lines = verdict.arms_verdict(told, [{**row, "seeds": [8, 8]}], "score", spread)["lines"]
-        assert lacking in lines[-1]
 
 
 def test_commands_can_be_typed_again(tmp_path: Path) -> None:
