@@ -48,10 +48,11 @@ def arm_rows(found: Sequence[Arm], objectives: Sequence[str]) -> list[Row]:
     return rows
 
 
-def category_rows(found: Sequence[Arm], reference: str | None) -> tuple[list[tuple[str, str]], list[Row]]:
+def category_rows(
+    found: Sequence[Arm], shown: Mapping[tuple[str, tuple[str, str]], str]
+) -> tuple[list[tuple[str, str]], list[Row]]:
     """(bench, category) columns, and for every arm its mean in each, the spread of its runs, and whether it is shown to
-    be better or worse there than the reference arm."""
-    shown = comparisons.by_category(found, reference)
+    be better or worse there than the reference arm (see `comparisons.by_category`)."""
     tables = arms.tables(found, "score")
     columns = sorted({key for table in tables for key in table}, key=lambda key: (key[0] != "t2i_bench", key[1]))
     rows = []

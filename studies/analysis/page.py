@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from datamodules.shards.counts import category_counts
-from studies.analysis import arms, numbers, plots
+from studies.analysis import arms, comparisons, numbers, plots
 from studies.analysis.arms import Arm, Floor
 from studies.analysis.decisions import MARGIN
 from studies.analysis.verdict import TITLES, arms_verdict, noise_verdict, search_verdict
@@ -82,7 +82,8 @@ def _arms_values(found: Sequence[Arm], study: Any, objective: str, told: list[st
     is_floor = len(found) == 1
     compared = numbers.compared(found, study.get("reference"), told, margin)
     first = [{"name": row["name"], **row["objectives"][objective]} for row in rows if objective in row["objectives"]]
-    columns, categories = numbers.category_rows(found, study.get("reference"))
+    shown = comparisons.by_category(found, study.get("reference"))
+    columns, categories = numbers.category_rows(found, shown)
     floors = []
     if is_floor:
         floors = [
@@ -93,7 +94,7 @@ def _arms_values(found: Sequence[Arm], study: Any, objective: str, told: list[st
     if is_floor:
         verdict = noise_verdict(floors[0] if floors else None)
     else:
-        verdict = arms_verdict(rows, compared, objective, margin)
+        verdict = arms_verdict(rows, compared, objective, margin, shown)
     return {
         "arms": rows,
         "verdicts": [verdict] if found else [],

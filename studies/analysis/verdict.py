@@ -45,8 +45,15 @@ def noise_verdict(found: Row | None) -> dict[str, Any]:
     return _verdict("answered", lines)
 
 
-def arms_verdict(arms: Sequence[Row], rows: Sequence[Row], objective: str, margin: float) -> dict[str, Any]:
-    """Verdict of a replication; rows are the comparisons with the reference arm."""
+def arms_verdict(
+    arms: Sequence[Row],
+    rows: Sequence[Row],
+    objective: str,
+    margin: float,
+    categories: Mapping[tuple[str, tuple[str, str]], str],
+) -> dict[str, Any]:
+    """Verdict of a replication; rows are the comparisons with the reference arm, categories where an arm is shown to be
+    better or worse than it."""
     compared = [row for row in rows if row["objective"] == objective]
     missing = [arm["name"] for arm in arms if not arm["seeds"]]
     of_kind = {kind: [row for row in compared if row["kind"] == kind] for kind in KINDS}
@@ -63,6 +70,7 @@ def arms_verdict(arms: Sequence[Row], rows: Sequence[Row], objective: str, margi
             f"Undecided: {row['arm']} {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}). To show a "
             f"difference of {margin:g}, or that there is none, takes {row['takes']}."
         )
+    lines += _category_lines(categories)
     if of_kind["one seed"]:
         lines.append("Every arm has one seed: nothing is known of how far other seeds would end.")
     if not compared:
@@ -75,6 +83,18 @@ def arms_verdict(arms: Sequence[Row], rows: Sequence[Row], objective: str, margi
     if decided == 0:
         return _verdict("undecided", lines)
     return _verdict("answered in part" if missing or of_kind["undecided"] else "answered", lines)
+
+
+def _category_lines(categories: Mapping[tuple[str, tuple[str, str]], str]) -> list[str]:
+    found: dict[str, dict[str, list[str]]] = {}
+    for (arm, (bench, category)), kind in categories.items():
+        name = f"{'T2I' if bench == 't2i_bench' else 'edit'} {category}"
+        found.setdefault(arm, {}).setdefault(kind, []).append(name)
+    parts = [
+        f"{arm} " + ", ".join(f"{kind} in {', '.join(names)}" for kind, names in kinds.items())
+        for arm, kinds in found.items()
+    ]
+    return [f"By category: {'; '.join(parts)}."] if parts else []
 
 
 def search_verdict(
