@@ -123,9 +123,11 @@ def _takes(measured: Measured, difference: Contrast, place: int, margin: float) 
     found = measured.found
     pool, seeds = found.pools[place], int(min(found.seeds[place], found.seeds[0]))
     noise = power.noise_of(found.runs[pool], found.residual[pool], difference, len(measured.arms))
-    num_seeds = power.seeds_needed(noise, margin)
-    factor = power.cases_needed(noise, margin, seeds) if measured.tables and seeds > 1 else None
-    ways = [f"{num_seeds} seeds an arm"] if num_seeds is not None else []
+    # Bonferroni's level is close to Dunnett's, and above what it takes.
+    confidence = 1 - (1 - CONFIDENCE) / (len(measured.arms) - 1)
+    num_seeds = power.seeds_needed(noise, margin, confidence=confidence)
+    factor = power.cases_needed(noise, margin, seeds, confidence=confidence) if measured.tables and seeds > 1 else None
+    ways = [f"{max(num_seeds, seeds + 1)} seeds an arm"] if num_seeds is not None else []
     ways += [f"{factor:.1f} times the cases"] if factor is not None and factor > 1 else []
     return " or ".join(ways) or f"more than {power.MAX_SEEDS} seeds an arm"
 
@@ -138,7 +140,7 @@ def by_category(found: Sequence[Arm], reference: str | None) -> dict[tuple[str, 
     if measured is None or not measured.tables or measured.arms[0].name != reference or len(measured.arms) < 2:
         return {}
     names, tested = [], []
-    for key in measured.tables[0]:
+    for key in sorted(measured.tables[0], key=lambda key: key[0] != "t2i_bench"):
         of_category = components([{key: table[key]} for table in measured.tables], measured.found.pools.tolist())
         for arm, row in zip(measured.arms[1:], against_first(len(measured.arms)), strict=True):
             names.append((arm.name, key))

@@ -58,25 +58,28 @@ def provable(planned: Contrast) -> float:
     return planned.half_width(one_sided(CONFIDENCE)) + planned.half_width(one_sided((1 + POWER) / 2))
 
 
-def decides(noise: Noise, margin: float, seeds: int, cases: float = 1.0) -> bool:
-    """Whether so much would show a difference of `margin`, and show that equal arms differ by less, in 80 % each."""
+def decides(noise: Noise, margin: float, seeds: int, cases: float = 1.0, confidence: float = CONFIDENCE) -> bool:
+    """Whether so much would show a difference of `margin`, and show that equal arms differ by less, in 80 % each.
+
+    confidence: of the interval that shows a difference, as a family of comparisons asks for it."""
     planned = noise.difference(seeds, cases)
-    return max(detectable(planned), provable(planned)) <= margin
+    return max(detectable(planned, confidence), provable(planned)) <= margin
 
 
-def seeds_needed(noise: Noise, margin: float, cases: float = 1.0) -> int | None:
+def seeds_needed(noise: Noise, margin: float, cases: float = 1.0, confidence: float = CONFIDENCE) -> int | None:
     """Fewest seeds an arm that decide; None beyond MAX_SEEDS."""
-    return next((seeds for seeds in range(2, MAX_SEEDS + 1) if decides(noise, margin, seeds, cases)), None)
+    numbers = range(2, MAX_SEEDS + 1)
+    return next((seeds for seeds in numbers if decides(noise, margin, seeds, cases, confidence)), None)
 
 
-def cases_needed(noise: Noise, margin: float, seeds: int) -> float | None:
+def cases_needed(noise: Noise, margin: float, seeds: int, confidence: float = CONFIDENCE) -> float | None:
     """How many times as many cases decide with `seeds` an arm; None beyond MAX_CASES."""
-    if not decides(noise, margin, seeds, MAX_CASES):
+    if not decides(noise, margin, seeds, MAX_CASES, confidence):
         return None
     low, high = 0.0, float(MAX_CASES)
     while high - low > 0.01 * high:
         middle = (low + high) / 2
-        low, high = (low, middle) if decides(noise, margin, seeds, middle) else (middle, high)
+        low, high = (low, middle) if decides(noise, margin, seeds, middle, confidence) else (middle, high)
     return high
 
 
