@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, TypeVar
+
+from filelock import FileLock
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from workbench.common.errors import UserError
 from workbench.common.files import CHUNK_BYTES, progress, require_space, whole_file
@@ -38,22 +39,31 @@ def cache_folder(url: str) -> Path:
     return Path(root) / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may succeed: after a dropped connection, status 429 or 5xx."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code >= 500 or error.code == 429
+    return isinstance(error, OSError | HTTPException | _Incomplete)
+
+
 def _retry(url: str, action: Callable[[], T]) -> T:
-    """`action()`, again after a pause on dropped connections and 5xx; a UserError naming `url` in the end."""
-    for attempt in range(NUM_ATTEMPTS):
-        if attempt:
-            time.sleep(BACKOFF_S * 2 ** (attempt - 1))
-        try:
-            return action()
-        except urllib.error.HTTPError as error:
+    """`action()`, repeated after pauses while its error may pass; a UserError naming `url` in the end."""
+    retrying = Retrying(
+        retry=retry_if_exception(_may_pass),
+        stop=stop_after_attempt(NUM_ATTEMPTS),
+        wait=wait_exponential(multiplier=BACKOFF_S),
+        reraise=True,
+    )
+    try:
+        return retrying(action)
+    except (OSError, ValueError, HTTPException, _Incomplete) as error:
+        reason = str(error) or type(error).__name__
+        if isinstance(error, urllib.error.HTTPError):
             reason = f"the server answers {error.code} {error.reason}"
-            if error.code < 500 and error.code != 429:
-                raise UserError(f"cannot read {url}: {reason}; check the address") from error
-        except ValueError as error:
-            raise UserError(f"cannot read {url}: {error}; check the address") from error
-        except (OSError, HTTPException, _Incomplete) as error:
-            reason = str(error) or type(error).__name__
-    raise UserError(f"cannot read {url} after {NUM_ATTEMPTS} attempts: {reason}; try again, finished files are kept")
+        if _may_pass(error):
+            reason = f"{reason}; try again, finished files are kept"
+            raise UserError(f"cannot read {url} after {NUM_ATTEMPTS} attempts: {reason}") from error
+        raise UserError(f"cannot read {url}: {reason}; check the address") from error
 
 
 def open_url(url: str) -> HTTPResponse:
@@ -120,8 +130,7 @@ def cache_files(base_url: str, files: list[tuple[str, int, str]], folder: Path) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     targets = [folder / f"{sha256[:16]}-{name}" for name, _, sha256 in files]
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(folder / "lock"):
         missing = [
             (path, *file)
             for path, file in zip(targets, files, strict=True)

@@ -1,7 +1,7 @@
-"""When a trial of a single-objective search is given up: far below the median of the others at the same update.
+"""Pruning of a single-objective search: a trial ends when it is far below the median of the others at one update.
 
 Far is more than twice the noise floor, the standard deviation over seeds of one recipe: two trials that differ by less
-may be one recipe twice. Without a noise floor nothing is pruned, and a study with several objectives never is.
+may be the same recipe twice. Without a noise floor, or with several objectives, nothing is pruned.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import optuna
+from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
 from studies.machine.trial_queue import SEARCH
@@ -19,36 +21,51 @@ from workbench.common.jsonl import read_lines
 
 MARGIN_SDS = 2.0
 MIN_OTHERS = 4
-"""Trials that must have a score at an update before a median of them means anything."""
+"""Fewer scores at an update make no median to compare with."""
 Milestones = dict[int, dict[str, float]]
-"""Student updates -> readings there by name."""
+"""Student updates -> measurements there by name."""
+
+
+class NoiseFloorPruner(BasePruner):
+    """The median rule, applied only to differences larger than the noise floor."""
+
+    def __init__(self, noise_floor: float) -> None:
+        self.noise_floor = noise_floor
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether the last score of `trial` is far below the median of the others at the same update."""
+        update = trial.last_step
+        if update is None:
+            return False
+        others = scores_at(update, study.get_trials(deepcopy=False), trial.number)
+        return is_behind(trial.intermediate_values[update], others, self.noise_floor)
 
 
 def is_behind(score: float, others: Sequence[float], noise_floor: float) -> bool:
-    """The median rule, never inside the noise floor."""
+    """Whether `score` is below the median of `others` by more than MARGIN_SDS noise floors."""
     return len(others) >= MIN_OTHERS and score < statistics.median(others) - MARGIN_SDS * noise_floor
 
 
-def scores_at(update: int, trials: Iterable[FrozenTrial], but: int) -> list[float]:
-    """What trials other than number `but` reported at `update`; of one run folder the newest trial alone."""
+def scores_at(update: int, trials: Iterable[FrozenTrial], excluded: int) -> list[float]:
+    """Scores at `update` of all trials but number `excluded`; of a run folder with several trials, the newest one's."""
     found = {
         trial.user_attrs.get("run"): trial.intermediate_values[update]
         for trial in trials
-        if trial.number != but and update in trial.intermediate_values
+        if trial.number != excluded and update in trial.intermediate_values
     }
     return [value for value in found.values() if math.isfinite(value)]
 
 
 def read_milestones(folder: Path) -> Milestones:
-    """What a run has told of its milestones so far: its distance, and its scores where it takes any."""
+    """The milestones of a run so far: its distance to the teacher, and its scores where the recipe asks for them."""
     return dict(read_lines(folder / "milestones.jsonl"))
 
 
 def noise_floor_of(folder: Path, objective: str) -> float | None:
     """The noise floor that a finished `noise-floor` study in `folder` found in `objective`, if there is one.
 
-    The standard deviation over seeds of the final values or of those at a milestone, whichever is largest: fewer cases
-    are scored there. Recipes that a search drew there differ in more than the seed and do not count.
+    The standard deviation over seeds of the final values or of those at a milestone (scored on fewer cases), whichever
+    is largest. Draws of a search differ in more than the seed and do not count.
     """
     if not (folder / "study.json").is_file():
         return None

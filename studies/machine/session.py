@@ -13,13 +13,14 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
+from optuna.pruners import NopPruner
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
 from studies.machine.intervals import Intervals
 from studies.machine.options import Options, parse
-from studies.machine.pruning import noise_floor_of
+from studies.machine.pruning import NoiseFloorPruner, noise_floor_of
 from studies.machine.storage import Retry, connect, guard, shown, unopened
 from studies.machine.trial_queue import SEARCH, Call, Entry, TrialQueue
 from studies.study import Study, vary
@@ -179,7 +180,7 @@ def _open(plan: Plan, retry: Retry, intervals: Intervals) -> StudySession:
         study_name=options.folder.name,
         directions=["maximize"] * len(study.OBJECTIVES),
         sampler=sampler_of(study, options, 0),
-        pruner=optuna.pruners.NopPruner(),
+        pruner=NopPruner() if plan.noise_floor is None else NoiseFloorPruner(plan.noise_floor),
         load_if_exists=True,
     )
     study_id = storage.get_study_id_from_name(options.folder.name)

@@ -1,18 +1,16 @@
-"""A study's data base: opened, waited for while it is away, and one guard over all processes and hosts."""
+"""A study's database: opening it, waiting while it is away, and a lock over all processes and hosts."""
 
 from __future__ import annotations
 
-import fcntl
-import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any, TypeVar
 
 import optuna
+from filelock import FileLock
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy import event, text
@@ -25,6 +23,18 @@ from sqlalchemy.exc import (
     ProgrammingError,
     SQLAlchemyError,
 )
+from tenacity import (
+    RetryCallState,
+    RetryError,
+    Retrying,
+    retry,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_exponential_jitter,
+    wait_fixed,
+    wait_random,
+)
 
 from studies.machine.intervals import Intervals
 from workbench.common.errors import UserError
@@ -35,14 +45,14 @@ OPENING_ATTEMPTS = 5
 Outcome = TypeVar("Outcome")
 
 
-class DataBaseAway(UserError):
-    """Not answered for as long as anybody would wait."""
+class DatabaseAway(UserError):
+    """The database did not answer for as long as a study waits."""
 
 
 def connect(url: str, intervals: Intervals) -> RDBStorage:
     """The storage behind any Optuna URL.
 
-    Raises: UserError without the URL's password where it does not open; what it says of being away is `is_away`'s.
+    Raises: UserError without the URL's password where it does not open; the database's error where it `is_away`.
     """
     try:
         parsed = _with_driver(make_url(url))
@@ -57,38 +67,42 @@ def connect(url: str, intervals: Intervals) -> RDBStorage:
 
 
 def unopened(error: BaseException) -> UserError:
-    """What the user is told when a storage does not open."""
+    """The error of a storage that does not open."""
     return UserError(
         f"the study's storage does not open ({type(error).__name__}); is storage= a database URL that answers?"
     )
 
 
+def _made_by_another(error: BaseException) -> bool:
+    """Whether another host created the tables at the same time; they are found at the next attempt."""
+    if isinstance(error, OperationalError):
+        return "already exists" in str(error)
+    return isinstance(error, IntegrityError | ProgrammingError)
+
+
+@retry(
+    retry=retry_if_exception(_made_by_another),
+    stop=stop_after_attempt(OPENING_ATTEMPTS),
+    wait=wait_fixed(0.2) + wait_random(0, 1),
+    reraise=True,
+)
 def _opened(url: URL, intervals: Intervals) -> RDBStorage:
-    """Two hosts that make the tables at once get in each other's way: the second finds them at its next attempt."""
-    for attempt in range(OPENING_ATTEMPTS):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                storage = RDBStorage(
-                    url.render_as_string(hide_password=False),
-                    engine_kwargs=_engine_options(url),
-                    heartbeat_interval=intervals.heartbeat,
-                    grace_period=intervals.grace,
-                )
-            if url.get_backend_name() == "sqlite":
-                _quicken(storage)
-            return storage
-        except (IntegrityError, ProgrammingError, OperationalError) as error:
-            made_by_another = not isinstance(error, OperationalError) or "already exists" in str(error)
-            if not made_by_another or attempt == OPENING_ATTEMPTS - 1:
-                raise
-            time.sleep(0.2 + random.random())
-    raise AssertionError
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = RDBStorage(
+            url.render_as_string(hide_password=False),
+            engine_kwargs=_engine_options(url),
+            heartbeat_interval=intervals.heartbeat,
+            grace_period=intervals.grace,
+        )
+    if url.get_backend_name() == "sqlite":
+        _use_write_ahead_log(storage)
+    return storage
 
 
-def _quicken(storage: RDBStorage) -> None:
-    """Of SQLite: readers and a writer side by side, and no wait for the disk at every commit. A process that dies loses
-    nothing by it; a machine that does may lose the last seconds."""
+def _use_write_ahead_log(storage: RDBStorage) -> None:
+    """Let SQLite serve readers beside a writer, without waiting for the disk at every commit. A process that dies loses
+    nothing; a machine that goes down may lose the last seconds."""
     storage.engine.dispose()
 
     @event.listens_for(storage.engine, "connect")
@@ -98,7 +112,7 @@ def _quicken(storage: RDBStorage) -> None:
 
 
 def _with_driver(url: URL) -> URL:
-    """`postgresql://` means the driver of our extra, whichever this SQLAlchemy would choose."""
+    """`postgresql://` with the driver that the extra `postgres` installs, whichever SQLAlchemy would choose."""
     return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgresql", "postgres") else url
 
 
@@ -107,7 +121,7 @@ def _engine_options(url: URL) -> dict[str, Any]:
         case "sqlite", _:
             return {"connect_args": {"timeout": 60}}
         case "postgresql", "psycopg" | "psycopg2":
-            # A server that is cut off answers nothing at all: without these a query waits for it a quarter of an hour.
+            # A server that is cut off answers nothing: without these a query waits for a quarter of an hour.
             lost = {"connect_timeout": 10, "keepalives_idle": 15, "keepalives_interval": 5, "tcp_user_timeout": 30_000}
             return {"pool_pre_ping": True, "connect_args": lost}
         case _:
@@ -115,14 +129,14 @@ def _engine_options(url: URL) -> dict[str, Any]:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether the data base cannot be reached just now, or is locked; asked again, it may answer."""
+    """Whether the database cannot be reached just now, or is locked; asked again, it may answer."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
     return isinstance(error, OperationalError | InterfaceError | PendingRollbackError)
 
 
 class Retry:
-    """Repeats what fails while the data base is away, for `limit_s`; what it repeats must bear being done twice.
+    """Repeats what fails while the database is away, for `limit_s`; what is repeated must bear being done twice.
 
     last_trouble: monotonic time of the last failure, None before the first.
     """
@@ -132,28 +146,28 @@ class Retry:
         self.last_trouble: float | None = None
 
     def __call__(self, attempt: Callable[[], Outcome]) -> Outcome:
-        """The outcome of `attempt`. Raises: DataBaseAway when the data base stays away for longer than `limit_s`."""
-        began, pause = time.monotonic(), 0.25
-        while True:
-            try:
-                found = attempt()
-            except (StorageInternalError, SQLAlchemyError) as error:
-                if not is_away(error):
-                    raise
-                self.last_trouble = now = time.monotonic()
-                if now - began > self.limit_s:
-                    raise DataBaseAway(
-                        f"the study's data base ({self.name}) has not answered for {now - began:.0f} s: when it does, "
-                        "the same command continues"
-                    ) from error
-                if pause == 0.25:
-                    self.say(f"the data base ({self.name}) does not answer: waiting, at most {self.limit_s:.0f} s")
-                time.sleep(pause * (0.5 + random.random()))
-                pause = min(2 * pause, LONGEST_PAUSE_S)
-            else:
-                if pause > 0.25:
-                    self.say("the data base answers again")
-                return found
+        """The outcome of `attempt`. Raises: DatabaseAway when the database stays away for longer than `limit_s`."""
+        retrying = Retrying(
+            retry=retry_if_exception(is_away),
+            stop=stop_after_delay(self.limit_s),
+            wait=wait_exponential_jitter(initial=0.25, max=LONGEST_PAUSE_S, jitter=0.25),
+            after=self._failed,
+        )
+        try:
+            outcome = retrying(attempt)
+        except RetryError as error:
+            raise DatabaseAway(
+                f"the study's database ({self.name}) has not answered for {self.limit_s:.0f} s: when it does, "
+                "the same command continues"
+            ) from error.last_attempt.exception()
+        if retrying.statistics["attempt_number"] > 1:
+            self.say("the database answers again")
+        return outcome
+
+    def _failed(self, state: RetryCallState) -> None:
+        self.last_trouble = time.monotonic()
+        if state.attempt_number == 1:
+            self.say(f"the database ({self.name}) does not answer: waiting, at most {self.limit_s:.0f} s")
 
     def is_steady(self, for_s: float) -> bool:
         """Whether there was no failure in the last `for_s` seconds."""
@@ -167,12 +181,12 @@ def shown(url: str) -> str:
 
 @contextmanager
 def guard(storage: RDBStorage, study_id: int) -> Iterator[None]:
-    """Held by one process at a time, over all hosts; lost by one that dies or hangs for a minute.
+    """A lock that one process holds at a time, over all hosts; one that dies or hangs for a minute loses it.
 
-    On a server it is a lock on the study's directions: rows that Optuna writes once and never locks itself.
+    SQLite: a lock file. A server: a row lock on the study's directions, which Optuna writes once and never locks.
     """
     if storage.engine.name == "sqlite":
-        with locked(Path(f"{storage.engine.url.database}.lock")):
+        with FileLock(f"{storage.engine.url.database}.lock"):
             yield
         return
     with storage.engine.begin() as connection:
@@ -183,28 +197,8 @@ def guard(storage: RDBStorage, study_id: int) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[int]:
-    """An exclusive lock on a file, waited for; yields its descriptor. It goes with the processes that hold it."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
-
-
-@contextmanager
-def locked_at_once(path: Path) -> Iterator[int | None]:
-    """As `locked`, but None at once if somebody else has it."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield None
-        else:
-            yield file.fileno()
-
-
 class Heartbeat:
-    """Says every few seconds that a trial's process lives. Unlike Optuna's own it outlives a data base that is away."""
+    """Records every few seconds that a trial's process lives. Unlike Optuna's it outlives a database that is away."""
 
     def __init__(self, storage: RDBStorage, trial_id: int) -> None:
         self.storage, self.trial_id = storage, trial_id
@@ -217,7 +211,7 @@ class Heartbeat:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        # A beat may hang on a data base that is away; the thread ends with it, nobody waits.
+        # A beat may hang on a database that is away: do not wait for it.
         self._thread.join(timeout=1)
 
     def _beat(self) -> None:
@@ -227,7 +221,7 @@ class Heartbeat:
             try:
                 self.storage.record_heartbeat(self.trial_id)
                 pause = float(interval_s)
-            except Exception:  # whatever it was: a thread that ends here would let a living trial be taken for dead
+            except Exception:  # of any kind: if this thread ended, a living trial would be taken for dead
                 pause = min(2.0, interval_s)
             if self._ended.wait(pause):
                 break

@@ -20,7 +20,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from studies.machine.storage import locked_at_once
+from filelock import lock_descriptor
+
 from studies.machine.trial import INTERRUPTED, SECONDS_TO_STOP
 from studies.machine.trial_queue import BUSY, lock_of
 from workbench.common.files import write_bytes
@@ -140,12 +141,13 @@ def _child(execute: Execute, place: str, sender: Connection) -> None:
     _write_into(folder.with_suffix(".log"))
     # What the run folder's environment.json tells to be the command.
     sys.argv = ["workbench", "distill", str(resolved)]
-    with locked_at_once(lock_of(folder)) as lock:
-        if lock is None:
-            answer: dict[str, Any] = {"error": BUSY}
-        else:
-            os.set_inheritable(lock, True)
+    with lock_of(folder).open("a") as lock:
+        if lock_descriptor(lock.fileno(), blocking=False):
+            # The ranks of a sharded trial inherit the lock, and hold it for as long as one of them writes.
+            os.set_inheritable(lock.fileno(), True)
             answer = _answer(execute, resolved, folder)
+        else:
+            answer = {"error": BUSY}
     with suppress(BrokenPipeError):
         sender.send_bytes(json.dumps(answer).encode())
     sys.stdout.flush()

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.machine.storage import guard, locked_at_once
+from studies.machine.storage import guard
 
 MAX_REQUEUES = 2
 """So often a entry whose worker dies is tried again in one call: more than that, and it is the entry that kills."""
@@ -158,8 +159,11 @@ class TrialQueue:
         """Whether a process still works in the trial's run folder, whatever its heartbeat says."""
         if "run" not in trial.user_attrs:
             return False
-        with locked_at_once(lock_of(self.folder / trial.user_attrs["run"])) as lock:
-            return lock is None
+        try:
+            with FileLock(lock_of(self.folder / trial.user_attrs["run"]), blocking=False):
+                return False
+        except Timeout:
+            return True
 
     def is_open(self) -> bool:
         """Whether anything may still come of waiting: a entry of this call is queued or under way."""

@@ -26,9 +26,9 @@ from studies.catalogue import study_named
 from studies.machine import study_file
 from studies.machine.intervals import Intervals
 from studies.machine.options import Options
-from studies.machine.pruning import Milestones, is_behind, read_milestones, scores_at
+from studies.machine.pruning import Milestones, read_milestones
 from studies.machine.session import LARGEST_SEED, StudySession, check_recipe, open_study, plan_of, retry_for, sampler_of
-from studies.machine.storage import DataBaseAway, Heartbeat
+from studies.machine.storage import DatabaseAway, Heartbeat
 from studies.machine.trial import LIBRARIES, run_trial
 from studies.machine.trial_process import Stopped, TrialProcess, one_line
 from studies.machine.trial_queue import BUSY, INTERRUPTED, SEARCH, Call, Entry
@@ -104,7 +104,7 @@ class Worker:
                 raise
             except Stopped:
                 self._finish(trial, TrialState.PRUNED)
-            except DataBaseAway:
+            except DatabaseAway:
                 raise
             except Exception as raised:
                 error = one_line(raised)
@@ -188,11 +188,7 @@ class MilestoneWatcher:
         if name not in scores:
             return False
         self.worker.retry(lambda: self.trial.report(scores[name], update))
-        floor = self.worker.plan.noise_floor
-        if floor is None:
-            return False
-        trials = self.worker.retry(lambda: self.worker.optuna_study.get_trials(deepcopy=False))
-        return is_behind(scores[name], scores_at(update, trials, self.trial.number), floor)
+        return self.worker.retry(self.trial.should_prune)
 
 
 def recipe_of(trial: optuna.trial.BaseTrial, study: Study, base: Recipe, options: Options) -> tuple[Recipe, int]:

@@ -6,7 +6,6 @@ A chunk is found again only for the same weights, sampling, judge, cases (texts,
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from workbench.common.files import settings_hash, write_bytes
 from workbench.evaluation.cases.case import Case
@@ -64,8 +64,7 @@ class Store:
     def once(self, key: str, draw: Callable[[], Chunk]) -> Chunk:
         """The chunk under `key`, drawn if there is none. Of several processes one draws and the others wait for it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / f"{key}.lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.folder / f"{key}.lock"):
             chunk = self.load(key)
             if chunk is None:
                 chunk = draw()

@@ -6,6 +6,7 @@ import json
 import statistics
 from pathlib import Path
 
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
@@ -32,9 +33,23 @@ def test_others_are_the_newest_trials_of_other_runs() -> None:
         return made
 
     trials = [trial(0, "a", 1.0), trial(1, "b", 2.0), trial(2, "a", 3.0), trial(3, "c", float("nan"))]
-    assert sorted(pruning.scores_at(10, trials, but=9)) == [2.0, 3.0]
-    assert pruning.scores_at(10, trials, but=1) == [3.0]
-    assert pruning.scores_at(20, trials, but=9) == []
+    assert sorted(pruning.scores_at(10, trials, excluded=9)) == [2.0, 3.0]
+    assert pruning.scores_at(10, trials, excluded=1) == [3.0]
+    assert pruning.scores_at(20, trials, excluded=9) == []
+
+
+def test_the_pruner_compares_the_last_score_with_those_of_other_runs_at_its_update() -> None:
+    optuna_study = optuna.create_study(direction="maximize", pruner=pruning.NoiseFloorPruner(0.1))
+    for number, score in enumerate((3.0, 3.1, 3.2, 3.3)):
+        values = {10: score, 20: 9.0}
+        optuna_study.add_trial(
+            create_trial(value=score, intermediate_values=values, user_attrs={"run": f"trial-{number:04d}"})
+        )
+    trial = optuna_study.ask()
+    assert not trial.should_prune(), "no score yet"
+    for score, update, is_pruned in ((2.96, 10, False), (8.7, 20, True)):
+        trial.report(score, update)
+        assert trial.should_prune() == is_pruned
 
 
 def test_milestones_are_read_up_to_a_line_cut_short(tmp_path: Path) -> None:

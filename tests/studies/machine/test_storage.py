@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from studies.machine import storage as storages
 from studies.machine import trial_queue
 from studies.machine.intervals import Intervals
-from studies.machine.storage import DataBaseAway, Heartbeat, Retry, connect, guard
+from studies.machine.storage import DatabaseAway, Heartbeat, Retry, connect, guard
 from studies.machine.trial_queue import Call, Entry, TrialQueue
 from workbench.common.errors import UserError
 
@@ -36,7 +36,7 @@ def queue(folder: Path, call: Call | None = None, grace_s: int = 60) -> TrialQue
     return TrialQueue(optuna_study, storage, storage.get_study_id_from_name("s"), ENTRIES, found, folder)
 
 
-def test_what_fails_while_the_data_base_is_away_is_repeated_until_it_is_back() -> None:
+def test_what_fails_while_the_database_is_away_is_repeated_until_it_is_back() -> None:
     failures, said = [away(), away(), OperationalError("x", {}, Exception("locked"))], []
 
     def attempt() -> str:
@@ -52,7 +52,7 @@ def test_what_fails_while_the_data_base_is_away_is_repeated_until_it_is_back() -
 
 def test_patience_ends_in_one_line() -> None:
     retry = Retry("postgresql://me:***@host/db", limit_s=0.5, say=lambda line: None)
-    with pytest.raises(DataBaseAway, match=r"me:\*\*\*@host/db\) has not answered .* the same command continues"):
+    with pytest.raises(DatabaseAway, match=r"me:\*\*\*@host/db\) has not answered .* the same command continues"):
         retry(lambda: (_ for _ in ()).throw(away()))
 
 
@@ -74,7 +74,7 @@ def test_a_storage_that_keeps_nothing_is_refused(url: str) -> None:
         connect(url, Intervals())
 
 
-def test_a_heartbeat_outlives_a_data_base_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heartbeat_outlives_a_database_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = queue(tmp_path).take("worker")
     assert taken is not None
     found = connect(f"sqlite:///{tmp_path}/study.db", Intervals(heartbeat=1))
@@ -142,7 +142,7 @@ def test_a_silent_trial_is_queued_again_in_its_folder_until_the_entry_is_to_blam
     assert later is not None and later[0] == ENTRIES[0] and later[1].user_attrs["run"] == "trial-0000"
 
 
-def test_just_after_the_data_base_was_away_nobody_is_taken_for_dead(tmp_path: Path) -> None:
+def test_just_after_the_database_was_away_nobody_is_taken_for_dead(tmp_path: Path) -> None:
     found = queue(tmp_path, grace_s=1)
     assert found.take("slow") is not None
     time.sleep(2.5)

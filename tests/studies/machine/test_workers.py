@@ -13,10 +13,10 @@ from pathlib import Path
 import fake_study
 import optuna
 import pytest
+from filelock import FileLock
 from study_processes import FAKES, ROOT, completed, parent_of, start, trials, wait_for, writers
 
 from studies.machine import runner, session
-from studies.machine.storage import locked
 from studies.machine.trial_queue import lock_of
 from workbench.common.errors import UserError
 
@@ -134,7 +134,7 @@ def test_a_run_folder_that_is_still_written_is_left_alone(folder: Path) -> None:
     run(folder)
     (folder / "fault").unlink()
     failed = next(trial for trial in trials(folder) if trial["state"] == "fail")
-    with locked(lock_of(folder / failed["run"])):
+    with FileLock(lock_of(folder / failed["run"])):
         command = start(folder)
         wait_for(lambda: sum(completed(folder).values()) == len(ALL) - 1)
         time.sleep(2)
