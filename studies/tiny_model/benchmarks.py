@@ -1,4 +1,4 @@
-"""The table of the docs: real renders, teacher, specialists, few-step teacher and student on every reading.
+"""The table of the docs: real renders, teacher, specialists, few-step teacher and student on every measure.
 
     python -m studies.tiny_model.benchmarks [student=FOLDER_OR_RUN] [page=FILE] [options of studies.tiny_model.report]
 
@@ -22,8 +22,8 @@ from workbench.evaluation.evaluate import evaluate
 from workbench.evaluation.models import ModelUnderTest
 
 PAGE = "docs/benchmarks.md"
-READINGS = ("KID", "precision", "recall", "spread / teacher", "spread / real", "words right, T2I", "words right, edits",
-            "flat noise", "target distance")  # fmt: skip
+SECONDARY = ("KID", "precision", "recall", "spread / teacher", "spread / real", "words right, T2I",
+             "words right, edits", "flat noise", "target distance")  # fmt: skip
 
 
 def models_of(zoo: Zoo) -> dict[str, ModelUnderTest]:
@@ -59,7 +59,7 @@ def benchmarks(options: Options, page: Path) -> dict[str, Any]:
 
 
 def markdown(metrics: Mapping[str, Any]) -> str:
-    """The page: scores, scores by category, readings, paired differences."""
+    """The page: scores, scores by category, secondary metrics, paired differences."""
     models: dict[str, Mapping[str, Any]] = metrics["models"]
     real = metrics["ceiling"]
     some = next(iter(models.values()))
@@ -83,16 +83,16 @@ def markdown(metrics: Mapping[str, Any]) -> str:
     lines += ["## By category", "", *_rows("model", *(f"{bench.split('_')[0]}: {name}" for bench, name in categories))]
     for name, model in {"real": real, **models}.items():
         lines.append(_row(name, *(_interval(model.get(bench, {}).get(of)) for bench, of in categories)))
-    readings = {
-        name: dict(zip(READINGS, _readings(model), strict=True)) for name, model in {"real": real, **models}.items()
+    secondary = {
+        name: dict(zip(SECONDARY, _secondary(model), strict=True)) for name, model in {"real": real, **models}.items()
     }
-    shown = [reading for reading in READINGS if any(of[reading] for of in readings.values())]
-    lines += ["", "## Beside the judge", "", *_rows("model", *shown)]
-    lines += [_row(name, *(of[reading] for reading in shown)) for name, of in readings.items()]
-    repaired = sorted({name for model in models.values() for name in model["beside"]["enhance_by_defect"]})
+    shown = [metric for metric in SECONDARY if any(of[metric] for of in secondary.values())]
+    lines += ["", "## Secondary metrics", "", *_rows("model", *shown)]
+    lines += [_row(name, *(of[metric] for metric in shown)) for name, of in secondary.items()]
+    repaired = sorted({name for model in models.values() for name in model["secondary"]["enhance_by_defect"]})
     lines += ["", "## Edits that repair, by defect", "", *_rows("model", *repaired)]
     for name, model in {"real": real, **models}.items():
-        lines.append(_row(name, *(_interval(model["beside"]["enhance_by_defect"].get(of)) for of in repaired)))
+        lines.append(_row(name, *(_interval(model["secondary"]["enhance_by_defect"].get(of)) for of in repaired)))
     lines += ["", "## Paired differences", "", *_rows("of", "against", "benchmark", "difference", "n", "verdict")]
     for row in metrics["comparisons"]:
         difference = _interval({"mean": row["difference"], "low": row["low"], "high": row["high"]}, "+.3f")
@@ -100,17 +100,17 @@ def markdown(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _readings(model: Mapping[str, Any]) -> list[str]:
-    beside, diversity = model["beside"], model["diversity"] or {}
+def _secondary(model: Mapping[str, Any]) -> list[str]:
+    secondary, diversity = model["secondary"], model["diversity"] or {}
     return [
-        _value(beside["kid"], ".3f") if beside["kid"] else "",
-        _value(beside["precision"]),
-        _value(beside["recall"]),
+        _value(secondary["kid"], ".3f") if secondary["kid"] else "",
+        _value(secondary["precision"]),
+        _value(secondary["recall"]),
         _value(diversity.get("to_teacher")),
         _value(diversity.get("to_real")),
-        *(_interval(beside["word_accuracy"].get(bench)) for bench in BENCHES.values()),
-        _interval(beside["residual_noise"]),
-        _interval((beside["target_distance"] or {}).get("mean"), ".3f"),
+        *(_interval(secondary["word_accuracy"].get(bench)) for bench in BENCHES.values()),
+        _interval(secondary["residual_noise"]),
+        _interval((secondary["target_distance"] or {}).get("mean"), ".3f"),
     ]
 
 

@@ -113,10 +113,10 @@ def steps_of(plan: Plan) -> list[Step]:
     keys: dict[str, str] = {}
 
     def stage(name: str, settings: Mapping[str, Any], *builds_on: str) -> Stage:
-        """Kept beside the stages' folders: pipeline and run folders hold nothing foreign."""
-        whole = {"world": world_fingerprint(), **settings, "on": [keys[other] for other in builds_on]}
-        keys[name] = key_of(whole)
-        return Stage(root / "stages" / name, whole)
+        """A stage whose record lies outside its pipeline or run folder, which hold nothing else."""
+        record = {"world": world_fingerprint(), **settings, "on": [keys[other] for other in builds_on]}
+        keys[name] = key_of(record)
+        return Stage(root / "stages" / name, record)
 
     assembled = {"sizes": asdict(sizes), "texts": plan.corpus_texts, "seed": plan.seed}
     steps = [

@@ -96,7 +96,7 @@ def residue(images: Tensor, s: Tensor, generator: torch.Generator) -> Tensor:
 
 def _displaced(images: Tensor, nodes: int, length: Tensor, generator: torch.Generator) -> Tensor:
     """Moved by a smooth random field with `nodes` nodes an edge, of root mean square length (B,) in pixels where there
-    are edges to be moved and zero mean there: neither what happens to flat areas nor a shift of the whole is damage."""
+    are edges to be moved and zero mean there: changes of flat areas and shifts of the picture are no damage."""
     size = images.shape[-1]
     shape = (len(images), 2, nodes, nodes)
     coarse = torch.randn(shape, generator=generator, device=images.device, dtype=images.dtype)

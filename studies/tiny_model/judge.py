@@ -2,7 +2,7 @@
 
 Worker processes render images without end into a pool of uint8 images on the device; the device draws batches from the
 pool, moves and tints them slightly, damages most of them, and trains all heads together. The judge written to OUT
-(`config.json`, `model.safetensors`) is the exponential average of the weights, with its held-out accuracies beside it.
+(`config.json`, `model.safetensors`) is the exponential average of the weights; held-out accuracies join the config.
 Labels that a style makes unreadable (colours in grey) are absent from the world's scenes, so no head is asked for them.
 
 `init=FOLDER` starts from another judge, as far as it fits: after a change of the world's vocabulary only the classes

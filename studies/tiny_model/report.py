@@ -92,7 +92,7 @@ def _told(figure: Figure, value: float | None) -> str:
 
 
 def write_card(path: Path, text: str) -> None:
-    """Put `text` between the markers of the file, or at its end with markers of its own."""
+    """Put `text` between the markers of the file, or, with new markers, at its end."""
     before = path.read_text() if path.is_file() else ""
     head, begin, rest = before.partition(BEGIN)
     tail = rest.partition(END)[2] if begin else "\n"

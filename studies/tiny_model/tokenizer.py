@@ -70,6 +70,6 @@ def train(corpus: Iterable[str], vocab_size: int = 600) -> Qwen2Tokenizer:
 
 def _lines(corpus: Iterable[str]) -> Iterator[str]:
     for line in corpus:
-        yield _CAPITALS.sub("0", line)  # a digit is a token of its own, so its neighbours still merge as they should
+        yield _CAPITALS.sub("0", line)  # a digit is a separate token, so its neighbours still merge as they should
     for _ in range(_TEMPLATE_REPEATS):
         yield from TEMPLATE_TEXT

@@ -51,7 +51,7 @@ class Options:
 
     lr falls by a cosine to lr * final_lr, after `warmup` steps. kl weighs nats per latent position, `gradient` the
     error of finite differences, `coarse` the error of 4 x 4 means. pool and held_out: images drawn for each.
-    folded: the autoencoder of `FOLDED` sizes; what is resumed brings its own.
+    folded: the autoencoder of `FOLDED` sizes; a resumed autoencoder keeps its sizes.
     """
 
     steps: int = 1_000_000

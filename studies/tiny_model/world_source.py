@@ -105,7 +105,7 @@ class WorldSource:
 
     Args:
         encode: the pipeline's autoencoder on `device`, where the samples are kept.
-        num_steps: updates of the whole run; nothing is drawn for later ones.
+        num_steps: updates of the run; nothing is drawn for later ones.
 
     Raises:
         UserError: no samples are asked for, or of a category that the world lacks.

@@ -19,7 +19,7 @@ from workbench.common.jsonl import read_lines
 from workbench.modules.distiller import Distiller
 from workbench.runs import checkpoint
 from workbench.runs.callbacks import Averaging, Checkpointing, Milestones
-from workbench.runs.collapse import PATIENCE, Watch, energy_distance
+from workbench.runs.collapse import PATIENCE, CollapseMonitor, energy_distance
 from workbench.runs.scalars import DataWait
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -47,31 +47,31 @@ def test_in_one_dimension_it_is_twice_the_squared_distance_of_the_distribution_f
     assert float(energy_distance(grid + a, grid)) == pytest.approx(expected, rel=0.01)
 
 
-def watch_of(*distances: float) -> Watch:
-    return Watch(dict(enumerate(distances)))
+def monitor_of(*distances: float) -> CollapseMonitor:
+    return CollapseMonitor(dict(enumerate(distances)))
 
 
 def test_the_alarm_needs_patience_and_a_clear_loss() -> None:
-    assert not watch_of(0.5, 0.2, 0.4, 0.4).has_collapsed()
-    assert watch_of(0.5, 0.2, *[0.4] * PATIENCE).has_collapsed()
-    assert not watch_of(0.5, 0.2, *[0.21] * PATIENCE).has_collapsed()
-    assert not watch_of(0.5, 0.2, 0.4, 0.2, 0.4).has_collapsed()
-    assert watch_of(0.2, *[float("nan")] * PATIENCE).has_collapsed()
+    assert not monitor_of(0.5, 0.2, 0.4, 0.4).has_collapsed()
+    assert monitor_of(0.5, 0.2, *[0.4] * PATIENCE).has_collapsed()
+    assert not monitor_of(0.5, 0.2, *[0.21] * PATIENCE).has_collapsed()
+    assert not monitor_of(0.5, 0.2, 0.4, 0.2, 0.4).has_collapsed()
+    assert monitor_of(0.2, *[float("nan")] * PATIENCE).has_collapsed()
 
 
 def test_the_best_is_kept_only_where_the_last_is_clearly_worse() -> None:
-    assert watch_of(0.5, 0.2, 0.4).best_to_keep() == 1
-    assert watch_of(0.5, 0.2, 0.21).best_to_keep() is None
-    assert Watch().best_to_keep() is None
+    assert monitor_of(0.5, 0.2, 0.4).best_to_keep() == 1
+    assert monitor_of(0.5, 0.2, 0.21).best_to_keep() is None
+    assert CollapseMonitor().best_to_keep() is None
 
 
 def test_a_distance_that_is_no_number_is_never_the_best() -> None:
     nan = float("nan")
-    assert watch_of(nan, 0.5, 0.2).best() == 2
-    assert watch_of(nan, 0.2, 0.5).best_to_keep() == 1
-    assert watch_of(nan, nan).best() is None and watch_of(nan, nan).best_to_keep() is None
-    assert watch_of(nan, 0.2, *[0.4] * PATIENCE).has_collapsed()
-    assert not watch_of(*[nan] * (PATIENCE + 1)).has_collapsed()
+    assert monitor_of(nan, 0.5, 0.2).best() == 2
+    assert monitor_of(nan, 0.2, 0.5).best_to_keep() == 1
+    assert monitor_of(nan, nan).best() is None and monitor_of(nan, nan).best_to_keep() is None
+    assert monitor_of(nan, 0.2, *[0.4] * PATIENCE).has_collapsed()
+    assert not monitor_of(*[nan] * (PATIENCE + 1)).has_collapsed()
 
 
 class Killed(Exception):
@@ -93,7 +93,7 @@ def run(
     """A run of 6 updates with a milestone and a checkpoint after each, which says these distances."""
     recipe, averaging = make_recipe(6), Averaging(0.5)
     module = Distiller(denoiser(), recipe, CATEGORIES)
-    told = Milestones(
+    log = Milestones(
         folder / "milestones.jsonl", folder / "checkpoints", 1, averaging, lambda module: distances[module.num_updates]
     )
     callbacks: list[L.Callback] = [averaging, Checkpointing(folder / "checkpoints", 1, averaging)]
@@ -105,25 +105,25 @@ def run(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[*callbacks, told],
+        callbacks=[*callbacks, log],
     )
     data = [step_data(step) for step in range(start, 6)]
     trainer.fit(module, DataLoader(data, batch_size=None, collate_fn=lambda item: item))  # type: ignore[arg-type]
-    return told, averaging
+    return log, averaging
 
 
 FALLING = {1: 0.5, 2: 0.2, 3: 0.9, 4: 0.8, 5: 0.7, 6: 0.9}
 
 
 def test_a_falling_run_sounds_the_alarm_and_keeps_its_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told, averaging = run(tmp_path, FALLING)
+    log, averaging = run(tmp_path, FALLING)
     said = capsys.readouterr().out
     assert "alarm at update 5" in said and "than at update 2 (distance 0.700 against 0.200)" in said
     assert "alarm at update 4" not in said
     rows = [row for _, row in read_lines(tmp_path / "milestones.jsonl")]
     assert [row["alarm"] for row in rows] == [0, 0, 0, 0, 1, 1]
     assert [row["distance"] for row in rows] == list(FALLING.values())
-    best = told.watch.best_to_keep()
+    best = log.monitor.best_to_keep()
     assert best == 2 and checkpoint.has_best(tmp_path / "checkpoints", 2)
     last = {name: tensor.clone() for name, tensor in averaging.average.average.items()}
     checkpoint.load_best(tmp_path / "checkpoints", averaging.average.average, best)
@@ -142,9 +142,9 @@ def test_a_killed_run_misses_no_milestone(tmp_path: Path, at: int) -> None:
     """Killed after the checkpoint of an update and before its milestone."""
     with pytest.raises(Killed):
         run(tmp_path, FALLING, kill=at)
-    told, _ = run(tmp_path, FALLING, start=at)
-    whole, _ = run(tmp_path / "whole", FALLING)
-    assert told.watch == whole.watch
+    log, _ = run(tmp_path, FALLING, start=at)
+    undisturbed, _ = run(tmp_path / "whole", FALLING)
+    assert log.monitor == undisturbed.monitor
     kept, expected = (sorted(p.name for p in (f / "checkpoints").iterdir()) for f in (tmp_path, tmp_path / "whole"))
     assert kept == expected
     lines = [json.loads(line) for line in (tmp_path / "milestones.jsonl").read_text().splitlines()]

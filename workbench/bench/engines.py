@@ -99,7 +99,7 @@ class MixBenchmark:
         self._keep(name, self._numbers(ours) | self._speed_up(ours) | prepared)
 
     def _plain_alone(self) -> None:
-        """The plain arrangement by itself: optimiser states of this engine are gone, and its own go afterwards."""
+        """The plain arrangement alone: this engine's optimiser states are freed before, the plain ones afterwards."""
         once = partial(warm_up.evaluate_plain, self.plain, self.steps[0])
         prepared = {"warm_up_s": self._seconds(once)}
         timings = measure.Timings()

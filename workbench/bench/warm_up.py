@@ -58,7 +58,7 @@ def most_stored(
     denoiser: RoleNetworks, batch: Batch, num_blocks: int, store: Callable[[int], None], limit_bytes: int
 ) -> int:
     """Blocks whose activations fit into `limit_bytes`, from the peaks of one graded evaluation with few of them stored
-    and with some more. The prefixes that a student update holds meanwhile are held too."""
+    and with some more. Prefixes stay allocated as in a student update."""
     few, more = (max(1, num_blocks * eighths // 8) for eighths in (1, 2))
     with torch.no_grad():
         held = [

@@ -112,6 +112,6 @@ class GivenNumbers:
 
 
 def answer(numbers: Numbers, request: Request) -> Tensor:
-    """What `numbers` says to a request."""
+    """The numbers drawn for a request."""
     name, num_channels = request
     return numbers.uniform(name) if num_channels is None else numbers.normal(name, num_channels)

@@ -62,7 +62,7 @@ class Store:
     folder: Path
 
     def once(self, key: str, draw: Callable[[], Chunk]) -> Chunk:
-        """The chunk under `key`, drawn if there is none. Of several processes one draws and the others wait for it."""
+        """The chunk under `key`, drawn if there is none. One process draws it, others that need it wait."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / f"{key}.lock"):
             chunk = self.load(key)
@@ -87,7 +87,7 @@ class Store:
         return Chunk(answers, features, images, stored["seconds"])
 
     def save(self, key: str, chunk: Chunk) -> None:
-        """Write a chunk whole."""
+        """Write a chunk under `key`."""
         rows = [
             {
                 "place": {"case": row.case, "bench": row.bench, "category": row.category, "seed": row.seed},

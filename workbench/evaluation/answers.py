@@ -24,7 +24,7 @@ from workbench.evaluation.measures.answer_measures import measure
 from workbench.evaluation.models import ModelUnderTest
 
 CHUNK = 256
-"""Cases drawn, judged and forgotten at once."""
+"""Cases drawn and judged at once; their images are dropped afterwards."""
 MOST_THREADS = 8
 
 
@@ -163,10 +163,10 @@ def write_answers(answers: dict[str, Answers], path: Path) -> None:
     for model, of_model in answers.items():
         for row in of_model.rows:
             place = {"model": model, "bench": row.bench, "category": row.category, "case": row.case, "seed": row.seed}
-            said = row.judgement
-            judged = {"score": None} if said is None else {"score": said.score, **said.details()}
+            scored = row.judgement
+            judged = {"score": None} if scored is None else {"score": scored.score, **scored.details()}
             measures = {name: value for name, value in asdict(row.measures).items() if value is not None}
-            lines.append(json.dumps({**place, **_rounded(judged), "reading": _rounded(measures)}))
+            lines.append(json.dumps({**place, **_rounded(judged), "measures": _rounded(measures)}))
     write_bytes(path, ("\n".join(lines) + "\n").encode())
 
 

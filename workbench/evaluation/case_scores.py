@@ -9,7 +9,7 @@ from workbench.common.errors import UserError
 from workbench.evaluation.judges.judge import NEEDS_LOCAL
 
 CASES = Path("evaluation") / "cases.jsonl"
-"""Of a run folder."""
+"""Path inside a run folder."""
 Key = tuple[str, str, str, int]
 """(bench, category, case, seed)."""
 

@@ -43,7 +43,7 @@ def answered_often(cases: Sequence[Case]) -> list[Case]:
 def model_spread(
     model: ModelUnderTest, cases: Sequence[Case], unit: float, judge: LocalJudge, store: Store, clock: Clock
 ) -> Spread:
-    """Of every case, the mean pairwise feature distance among the model's answers to it, in units of `unit`."""
+    """Mean pairwise feature distance among the model's answers to each case, in units of `unit`."""
     repeats = answer(model, cases, range(DIVERSITY_SAMPLES), [judge], store=store, clock=clock, stream="diversity/")
     # (samples, cases, D): the k-th sample of every case stands together.
     drawn = np.stack(repeats.features).reshape(DIVERSITY_SAMPLES, len(cases), -1)

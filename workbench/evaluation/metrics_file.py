@@ -1,7 +1,7 @@
 """`metrics.json`: what an evaluation found, as it is written and read. Needs neither torch nor a model.
 
-The fields are the keys of the file, but for two: `secondary` is called `beside` there, and the benchmarks in `benches`
-stand in the object that holds them (`t2i_bench`, `editing_bench`). What an older file lacks is empty.
+The fields are the keys of the file, but for one: the benchmarks in `benches` stand in the object that holds them
+(`t2i_bench`, `editing_bench`). What an older file lacks is empty; `secondary` was called `beside` there.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ INLINE: Mapping[str, Any] = {"inline": True}
 """Metadata of a field whose items stand in the object that holds it."""
 LEFT_OUT: Mapping[str, Any] = {"left_out": True}
 """Metadata of a field that is not written where it is empty."""
+RENAMED: Mapping[str, Any] = {"older_key": "beside"}
+"""Metadata of a field that older files hold under another key."""
 
 
 def benches() -> Any:
@@ -102,7 +104,7 @@ class ModelMetrics:
     sampling: dict[str, Any] = field(default_factory=dict)
     benches: Benches = benches()
     frechet: Value | None = None
-    secondary: Secondary | None = field(default=None, metadata={"key": "beside"})
+    secondary: Secondary | None = field(default=None, metadata=RENAMED)
     vlm: dict[str, JudgeScores] = field(default_factory=dict)
     diversity: Diversity | None = None
 
@@ -112,7 +114,7 @@ class Ceiling:
     """What the exact targets get."""
 
     benches: Benches = benches()
-    secondary: Secondary | None = field(default=None, metadata={"key": "beside", **LEFT_OUT})
+    secondary: Secondary | None = field(default=None, metadata={**RENAMED, **LEFT_OUT})
     diversity: Diversity | None = None
 
 
@@ -193,7 +195,7 @@ class Metrics:
         return found
 
     def write(self, path: Path) -> None:
-        """Write the file whole."""
+        """Write the file."""
         write_bytes(path, json.dumps(self.as_dict(), indent=1, allow_nan=False).encode())
 
 
@@ -234,7 +236,7 @@ def _plain(value: Any) -> Any:
         if item.metadata.get("inline"):
             found |= _plain(inner)
         elif not item.metadata.get("left_out") or (inner is not None and inner != {}):
-            found[item.metadata.get("key", item.name)] = _plain(inner)
+            found[item.name] = _plain(inner)
     return found
 
 
@@ -256,19 +258,18 @@ def _read(kind: Any, value: Any) -> Any:
     if not isinstance(value, Mapping):
         raise TypeError(f"{kind} needs an object, not {value!r}")
     given: dict[str, Any] = {}
-    for name, (key, inner) in _keys(kind).items():
-        if key is None:
-            given[name] = _read(inner, {bench: value[bench] for bench in BENCHES.values() if bench in value})
-        elif key in value:
-            given[name] = _read(inner, value[key])
+    hints = _hints(kind)
+    for item in fields(kind):
+        older = item.metadata.get("older_key")
+        if item.metadata.get("inline"):
+            benchmarks = {bench: value[bench] for bench in BENCHES.values() if bench in value}
+            given[item.name] = _read(hints[item.name], benchmarks)
+        elif item.name in value or older in value:
+            given[item.name] = _read(hints[item.name], value[item.name if item.name in value else older])
     return kind(**given)
 
 
 @cache
-def _keys(kind: type[Any]) -> dict[str, tuple[str | None, Any]]:
-    """Field of a dataclass -> its key in the file, None for one that stands inline, and its type."""
-    hints = get_type_hints(kind)
-    return {
-        item.name: (None if item.metadata.get("inline") else item.metadata.get("key", item.name), hints[item.name])
-        for item in fields(kind)
-    }
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """Field of a dataclass -> its type."""
+    return get_type_hints(kind)

@@ -149,7 +149,7 @@ class FolderUnderTest:
         return Encodings(self.loaded, self._resolution, self.batch_size, self.clock)
 
     def sampler(self, specialist: str | None = None) -> Sampler:
-        """Of the base network, or of one of the specialists."""
+        """Sampler of the base network or of a specialist."""
         role = specialist or roles.TEACHER
         if role not in self._samplers:
             denoiser = RoleDenoiser(self._denoiser, role)
@@ -158,7 +158,7 @@ class FolderUnderTest:
 
     def model(self, how: Sampling | None = None, specialist: str | None = None) -> ModelUnderTest:
         """The base network or a specialist, sampled as `how` says, or as the folder is by default."""
-        # Not the whole folder: LoRA files of specialists may lie in it, which the base does not depend on.
+        # Not every file of the folder: LoRA files of specialists may lie in it, which the base does not depend on.
         names = ("transformer", *families.family_of(self._path).encoder_parts)
         parts = [self._path / name for name in names if (self._path / name).exists()]
         files = [*parts, *([self._specialists[specialist]] if specialist else [])]

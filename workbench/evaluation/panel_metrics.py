@@ -1,7 +1,7 @@
 """Verdicts of the judges other than the local one as numbers with intervals, what is missing among them, preferences.
 
-A case's score is the mean over the seeds that were answered; a case without any answer stands in no mean. Where a whole
-category is missing there is no benchmark mean either: it would be that of other categories.
+A case's score is the mean over the seeds that were answered; a case without any answer stands in no mean. Where all of
+a category is missing there is no benchmark mean either: it would be that of other categories.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ CaseScores = dict[str, dict[str, float | None]]
 def case_scores(answers: Answers, judge: str, bench: str) -> CaseScores:
     """Scores of one judge in the order of the answers."""
     given: dict[str, dict[str, list[float]]] = {}
-    for row, said in zip(answers.rows, answers.verdicts[judge], strict=True):
+    for row, reply in zip(answers.rows, answers.verdicts[judge], strict=True):
         if row.bench == bench:
             scores = given.setdefault(row.category, {}).setdefault(row.case, [])
-            if not isinstance(said, Unanswered):
-                scores.append(said.score)
+            if not isinstance(reply, Unanswered):
+                scores.append(reply.score)
     return {
         category: {case: float(np.mean(scores)) if scores else None for case, scores in cases.items()}
         for category, cases in given.items()
@@ -64,7 +64,7 @@ def judged(answers: Answers, judge: str, num_bootstrap: int) -> JudgeScores:
         if len(answered) < len(tables):
             intervals.pop(MEAN, None)
         benches[bench] = {name: intervals.get(name, NOTHING) for name in (*tables, MEAN)}
-    reasons = Counter(said.reason for said in answers.verdicts[judge] if isinstance(said, Unanswered))
+    reasons = Counter(reply.reason for reply in answers.verdicts[judge] if isinstance(reply, Unanswered))
     missing = Missing(reasons.total(), dict(reasons.most_common()))
     return JudgeScores(benches, len(answers.rows) - missing.count, missing)
 
@@ -111,20 +111,20 @@ def preferences(
     """Judge that compares -> Bradley-Terry log strength of every model from the kept images of `cases`, each pair shown
     both ways."""
     names = list(answers)
-    met = [(case, a, b) for case in cases for a, b in combinations(range(len(names)), 2)]
+    pairs = [(case, a, b) for case in cases for a, b in combinations(range(len(names)), 2)]
     images = {(case.id, m): answers[names[m]].images[case.id, seed] for case in cases for m in range(len(names))}
-    shown = [(case, images[case.id, i], images[case.id, j]) for case, a, b in met for i, j in ((a, b), (b, a))]
+    shown = [(case, images[case.id, i], images[case.id, j]) for case, a, b in pairs for i, j in ((a, b), (b, a))]
     found = {}
     for name, choices in (item for judge in judges for item in judge.prefer(shown).items()):
         matches, agreed = [], 0
-        for (case, a, b), first, second in zip(met, choices[::2], choices[1::2], strict=True):
+        for (case, a, b), first, second in zip(pairs, choices[::2], choices[1::2], strict=True):
             if not isinstance(first, Unanswered) and not isinstance(second, Unanswered):
                 matches.append(Match(case.id, a, b, both_orders(first.winner, second.winner)))
                 agreed += first.winner != second.winner
         strengths = strength_intervals(matches, len(names), num_bootstrap) if matches else []
         found[name] = Preference(
             pairs=len(matches),
-            missing=len(met) - len(matches),
+            missing=len(pairs) - len(matches),
             orders_agree=agreed / len(matches) if matches else None,
             log_strength=dict(zip(names, strengths, strict=False)),
         )
@@ -132,16 +132,16 @@ def preferences(
 
 
 def write_verdicts(answers: Mapping[str, Answers], path: Path) -> None:
-    """One JSON object a judge, model, case and seed: the whole reply, or why there is none."""
+    """One JSON object a judge, model, case and seed: the full reply, or why there is none."""
     lines = []
     for model, of_model in answers.items():
         for judge, verdicts in of_model.verdicts.items():
-            for row, said in zip(of_model.rows, verdicts, strict=True):
+            for row, reply in zip(of_model.rows, verdicts, strict=True):
                 place = {"judge": judge, "model": model, "bench": row.bench, "category": row.category,
                          "case": row.case, "seed": row.seed}  # fmt: skip
-                match said:
+                match reply:
                     case Unanswered():
-                        lines.append(json.dumps({**place, "score": None, "missing": said.reason}))
+                        lines.append(json.dumps({**place, "score": None, "missing": reply.reason}))
                     case _:
-                        lines.append(json.dumps({**place, "score": said.score, **said.details()}))
+                        lines.append(json.dumps({**place, "score": reply.score, **reply.details()}))
     write_bytes(path, ("\n".join(lines) + "\n").encode())

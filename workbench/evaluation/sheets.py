@@ -37,7 +37,7 @@ def write_grids(cases: Sequence[Case], answers: Mapping[str, Answers], seed: int
     }
     for (task, category), group in chosen_cases(cases).items():
         given = {"source": [case.source for case in group], "target": [case.target for case in group]}
-        columns = {name: cells for name, cells in given.items() if any(cell is not None for cell in cells)}
+        columns = {name: images for name, images in given.items() if any(image is not None for image in images)}
         columns |= {model: [of.images[case.id, seed] for case in group] for model, of in answers.items()}
         sheet = contact_sheet({name.replace("_", " "): column for name, column in columns.items()})
         encoded = io.BytesIO()

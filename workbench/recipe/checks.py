@@ -1,4 +1,4 @@
-"""Checks of a recipe's values: each raises `UserError` with the key, the value and the mend."""
+"""Checks of a recipe's values: each raises `UserError` with the key, the value and what to do."""
 
 from __future__ import annotations
 

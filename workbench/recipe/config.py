@@ -43,7 +43,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Teachers:
-    """Specialists beside the base teacher, and the guidance scale all of them are run at.
+    """Specialists besides the base teacher, and the guidance scale of all teachers.
 
     specialists: name -> pipeline folder, or LoRA file (`.safetensors`) over the base teacher, which then takes up no
     second copy of the weights. `tiny/NAME.safetensors` is a file that ships.
@@ -85,7 +85,7 @@ class Schedule:
     at: int | None = None
 
     def problem(self) -> str | None:
-        """What is wrong with it and the mend, but for the name of its class."""
+        """Error message without the class name, or None."""
         for key, mix in (("weights", self.weights), ("early", self.early)):
             for name, weight in mix.items():
                 if not 0 <= weight <= 1:
@@ -122,8 +122,8 @@ class Guidance:
 class Data:
     """Where samples come from.
 
-    source: `openmoji` (the world that ships), or a folder or CSV file of one's own images, for `pack`.
-    samples: task -> category -> how many samples `pack` draws from the world; empty: as many as the world itself says.
+    source: `openmoji` (the world that ships), or a folder or CSV file of a user's images, for `pack`.
+    samples: task -> category -> how many samples `pack` draws from the world; empty: the world's default numbers.
     encode_workers: processes that encode shards side by side, each with an encoder of its own.
     keep_raw: let encoded shards keep the images too, which pretraining reads.
     num_workers: processes that draw the world.
@@ -196,9 +196,9 @@ class Dmd:
 
     renoise_tied: whether p_t of the student's update depends on its step k; see `rollout.renoise_interval`.
     fake_samples: what the R fake-score updates of one student update learn from. `fresh`: R rollouts of conditions of
-    their own, each up to a step drawn by itself. `rollout`: one rollout of fresh conditions, each update another of its
-    steps. `student_rollout`: likewise the rollout that the student's own update goes on from. The steps are uniform in
-    all of them; reuse makes the samples of one student update dependent, and shows fewer prompts.
+    their own, each up to an independently drawn step. `rollout`: one rollout of fresh conditions, each update
+    another of its steps. `student_rollout`: likewise the rollout that the student's own update goes on from. The
+    steps are uniform in all of them; reuse makes the samples of one student update dependent, and shows fewer prompts.
     fake_per_step: the fake score knows which student step made its sample. Without, it learns the mixture over steps,
     and a student whose steps follow different teachers has no fixed point at them.
     first_step_weight: of the term that keeps the diversity of the noise at the first step (`dmd.first_step_loss`),
@@ -297,7 +297,7 @@ class Optim:
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Flow matching of a teacher: `steps` optimiser steps at `lr`, the text encoder trained along at its own rate
+    """Flow matching of a teacher: `steps` optimiser steps at `lr`, the text encoder at a separate rate
     (0 freezes it).
 
     lora_rank: 0 trains all weights; otherwise an adapter of that rank over the frozen transformer: a specialist.
@@ -423,7 +423,7 @@ class Evaluation:
     """What is scored: cases a category of each benchmark, sampling seeds, and how the full teacher samples, or any
     pipeline folder without a grid of its own.
 
-    cases: a JSONL file of one's own cases (docs/cases.md) instead of the world's splits. categories: the ones that are
+    cases: a JSONL file of a user's cases (docs/cases.md) instead of the world's splits. categories: the ones that are
     scored, all when empty. slice_seed: which cases of a category a slice takes; 0 takes the first ones.
     batch_size: 0 chooses by device and model.
     milestone_cases: search cases a category that the local judge scores at every trainer.sample_every; 0 for none.
@@ -476,7 +476,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run, whole: what `recipe.yaml` of a run folder holds."""
+    """One run: all that `recipe.yaml` of a run folder holds."""
 
     model: Model = field(default_factory=Model)
     teachers: Teachers = field(default_factory=Teachers)

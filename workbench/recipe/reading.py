@@ -1,4 +1,4 @@
-"""Recipe files: YAML holds differences from the defaults, `key=value` words go on top, errors name key and mend."""
+"""Recipe files: YAML holds differences from the defaults, `key=value` words go on top, errors name key and remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workbench.recipe.checks import require
 from workbench.recipe.config import Guidance, Recipe, Schedule
 
 BRACES = "; inside braces a space follows each colon: {key: value}"
-# omegaconf lets these of Python's own through beside its own: a scalar as the whole document (OSError, AssertionError),
+# omegaconf raises these built-in exceptions besides its own: a scalar as the whole document (OSError, AssertionError),
 # a list where a mapping belongs, a number out of range, an alias of itself.
 UNREADABLE = (
     OmegaConfBaseException,
@@ -34,7 +34,7 @@ UNREADABLE = (
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Recipe of a YAML file with `section.key=value` overrides on top.
 
-    A mapping (task ratios, lambda tables, samples) given whole, in the file or as `key={...}`, replaces the default
+    A mapping (task ratios, lambda tables, samples) given as a unit, in the file or as `key={...}`, replaces the default
     mapping; a dotted override of one of its keys changes that key alone.
 
     Raises:
@@ -117,7 +117,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_keys(schema: type, values: Any, origin: str, prefix: str = "") -> None:
-    """Unknown keys, before omegaconf sees them, so that the message names the whole key and the nearest one."""
+    """Unknown keys, before omegaconf sees them, so that the message names the full key and the nearest one."""
     require(isinstance(values, dict), f"{origin}: {prefix.rstrip('.') or 'a recipe'} must be a mapping of keys")
     known = {item.name: item for item in fields(schema)}
     for key, value in values.items():

@@ -18,7 +18,7 @@ from workbench.common.jsonl import drop_lines_after, read_lines
 from workbench.engine.optimisation import MovingAverage
 from workbench.modules.root import RootModule
 from workbench.runs import checkpoint
-from workbench.runs.collapse import PATIENCE, Watch
+from workbench.runs.collapse import PATIENCE, CollapseMonitor
 
 Grid = Callable[[RootModule], np.ndarray]
 """Draws the fixed prompts with the student's current weights: uint8 (H, W, 3). Every rank calls it."""
@@ -75,10 +75,10 @@ class Checkpointing(L.Callback):
 
 
 class Milestones(L.Callback):
-    """Tells the distance of the averaged student at every milestone, sounds an alarm when it has grown for long, and
+    """Records the distance of the averaged student at every milestone, raises an alarm when it has grown for long, and
     keeps the weights of the best.
 
-    path: a line a milestone. folder: of the checkpoints, None to keep no best. scores: told beside the distance.
+    path: a line a milestone. folder: of the checkpoints, None to keep no best. scores: recorded with the distance.
     """
 
     def __init__(
@@ -92,22 +92,24 @@ class Milestones(L.Callback):
     ) -> None:
         self.path, self.folder, self.every = path, folder, every
         self.averaging, self.distance, self.scores = averaging, distance, scores
-        self.watch = Watch()
+        self.monitor = CollapseMonitor()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, RootModule)
-        self.watch = Watch.of((update, row) for update, row in read_lines(self.path) if update <= module.num_updates)
+        self.monitor = CollapseMonitor.of(
+            (update, row) for update, row in read_lines(self.path) if update <= module.num_updates
+        )
         if trainer.is_global_zero:
             drop_lines_after(self.path, module.num_updates)
-        if module.num_updates and module.num_updates not in self.watch.distances:
+        if module.num_updates and module.num_updates not in self.monitor.distances:
             # Killed after the checkpoint and before the milestone.
-            self._tell(trainer, module)
+            self._record(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, RootModule)
-        self._tell(trainer, module)
+        self._record(trainer, module)
 
-    def _tell(self, trainer: L.Trainer, module: RootModule) -> None:
+    def _record(self, trainer: L.Trainer, module: RootModule) -> None:
         update = module.num_updates
         if update % self.every and update != module.total_updates:
             return
@@ -115,10 +117,10 @@ class Milestones(L.Callback):
         distance = self.distance(module)
         scores = self.scores(module) if self.scores is not None else {}
         self.averaging.average.swap()
-        self.watch.add(update, distance)
-        if self.folder is not None and self.watch.best() == update:
+        self.monitor.add(update, distance)
+        if self.folder is not None and self.monitor.best() == update:
             checkpoint.save_best(self.folder, self.averaging.average.average, update)
-        collapsed, best = self.watch.has_collapsed(), self.watch.best()
+        collapsed, best = self.monitor.has_collapsed(), self.monitor.best()
         if trainer.is_global_zero:
             scalars = {"distance": distance, "alarm": float(collapsed), **scores}
             scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
@@ -130,7 +132,7 @@ class Milestones(L.Callback):
         if collapsed and best is not None:
             trainer.print(
                 f"alarm at update {update}: the student has been clearly worse for {PATIENCE} milestones than at "
-                f"update {best} (distance {distance:.3f} against {self.watch.distances[best]:.3f})"
+                f"update {best} (distance {distance:.3f} against {self.monitor.distances[best]:.3f})"
             )
 
 

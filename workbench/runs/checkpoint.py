@@ -1,8 +1,8 @@
 """Checkpoints of everything that training changes: trainable weights, their average, moments, and the counters.
 
 One folder a checkpoint, `checkpoints/update-000100/`, written by torch's distributed checkpoint (any number of ranks
-reads what any other number wrote) under a temporary name and renamed when it is whole and on the disk. The one before
-stays. Frozen teachers are not stored.
+reads what any other number wrote) under a temporary name and renamed when it is complete and on the disk. The
+previous one stays. Frozen teachers are not stored.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def save(folder: Path, state: dict[str, Any], progress: Progress) -> Path:
 
 
 def save_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> None:
-    """Write the averaged weights of the best milestone so far (collective); the best before goes when they are whole.
+    """Write the averaged weights of the best milestone so far (collective), then delete those of the previous best.
 
     Raises:
         UserError: as `save`.
@@ -91,7 +91,7 @@ def save_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> 
 
 
 def has_best(folder: Path, num_updates: int) -> bool:
-    """Whether the weights of that milestone are there, whole."""
+    """Whether the weights of that milestone are there and complete."""
     return (folder / f"best-{num_updates:06d}" / "progress.json").is_file()
 
 
@@ -105,7 +105,7 @@ def load_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> 
 
 
 def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
-    """Write `state` under the name `final` once it is whole and on the disk."""
+    """Write `state` under the name `final` once it is complete and on the disk."""
     folder, temporary = final.parent, final.parent / f".{final.name}.partial"
     if _is_first_rank():
         shutil.rmtree(temporary, ignore_errors=True)
@@ -150,7 +150,7 @@ def load(checkpoint: Path, state: dict[str, Any]) -> None:
 
 
 def newest(folder: Path) -> tuple[Path, Progress] | None:
-    """The newest whole checkpoint below `folder`, if any."""
+    """The newest complete checkpoint below `folder`, if any."""
     for checkpoint in reversed(_checkpoints(folder)):
         try:
             return checkpoint, Progress(**json.loads((checkpoint / "progress.json").read_text()))

@@ -1,7 +1,7 @@
 """How far the student's samples are from what they should look like, and when that has got worse for long.
 
 The distance is one between distributions, so it rises when the student saturates, blurs, or draws all alike, and does
-not ask it to draw a particular picture. It is told on the same prompts and noise at every milestone.
+not ask it to draw a particular picture. It is measured on the same prompts and noise at every milestone.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 @dataclass
-class Watch:
+class CollapseMonitor:
     """Distances at the milestones of a run, by update, in order."""
 
     distances: dict[int, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[int, Mapping[str, float]]]) -> Watch:
+    def of(cls, rows: Iterable[tuple[int, Mapping[str, float]]]) -> CollapseMonitor:
         """From the lines of `milestones.jsonl`, which leave out a distance that is not finite."""
         return cls({update: row.get("distance", math.nan) for update, row in rows})
 

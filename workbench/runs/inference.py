@@ -92,7 +92,7 @@ def evaluate_run(
 
 def write_cases(out: Path, overrides: list[str]) -> int:
     """Write the cases that the recipe keys choose, both full benchmarks when they choose nothing, to `out`, their
-    images beside it; how many they are.
+    images next to it; the number of cases.
 
     Raises:
         UserError: bad keys, a name that does not end in .jsonl.
@@ -150,8 +150,8 @@ def _name_of(folder: Path) -> str:
     """Name for the results of a pipeline folder; folders with equal base names, `a/student` and `b/student`, differ."""
     if folder in families.SHIPPED.values():
         return folder.name
-    whole, here = folder.resolve(), Path.cwd()
-    return "-".join((whole.relative_to(here) if whole.is_relative_to(here) else whole).parts).strip("/-")
+    full, here = folder.resolve(), Path.cwd()
+    return "-".join((full.relative_to(here) if full.is_relative_to(here) else full).parts).strip("/-")
 
 
 def _print_cost(recipe: Recipe, is_run: bool) -> None:

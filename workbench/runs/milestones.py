@@ -93,7 +93,7 @@ def distillation_distance(recipe: Recipe, data: DistillationData) -> Callable[[R
             if position not in wanted:
                 teacher = RoleDenoiser(module.denoiser, roles.TEACHER)
                 times = teacher_sampling(how).grid()
-                # Noise of its own: the student must not be asked for the same pictures.
+                # Different noise: the student must not be asked for the same pictures.
                 apart = fixed_prompts.FixedPrompts(prompts.batches, prompts.labels, recipe.seed + 1)
                 other = apart.noise(batch, channels)
                 wanted[position] = (

@@ -31,17 +31,17 @@ def show(
     seconds_per_update: measures on this machine; on every rank, and last, since it shards what the plan is read from.
     """
     updates = recipe.trainer.updates
-    tell = rank_zero_only(console.print)
-    tell(
+    show_line = rank_zero_only(console.print)
+    show_line(
         f"{updates} student updates of {recipe.mixture.batch_size} samples, each after {recipe.dmd.fake_updates} "
         f"fake-score updates; student times {', '.join(f'{t:.3f}' for t in module.student.times.tolist())}"
     )
-    tell(_mixture(data, updates))
-    tell(_guidance(recipe, module))
-    tell(_routing(recipe, module))
-    tell(_memory(recipe, module, networks, data))
+    show_line(_mixture(data, updates))
+    show_line(_guidance(recipe, module))
+    show_line(_routing(recipe, module))
+    show_line(_memory(recipe, module, networks, data))
     seconds = seconds_per_update()
-    tell(f"time: {seconds:.2f} s per update here, {seconds * updates / 60:.1f} min for all (training alone)")
+    show_line(f"time: {seconds:.2f} s per update here, {seconds * updates / 60:.1f} min for all (training alone)")
 
 
 def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: DistillationData) -> str:

@@ -149,8 +149,8 @@ def _difference(before: Recipe, now: Recipe) -> str:
     """The first keys that train otherwise, `section.key: before, now`."""
     flat = [flat_values(_training(recipe)) for recipe in (before, now)]
     keys = [key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key)]
-    told = [f"{key} was {flat[0].get(key)}, is {flat[1].get(key)}" for key in sorted(keys)[:3]]
-    return "; ".join(told) + ("; ..." if len(keys) > 3 else "")
+    changes = [f"{key} was {flat[0].get(key)}, is {flat[1].get(key)}" for key in sorted(keys)[:3]]
+    return "; ".join(changes) + ("; ..." if len(keys) > 3 else "")
 
 
 def _training(recipe: Recipe) -> Recipe:

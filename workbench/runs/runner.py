@@ -39,7 +39,7 @@ from workbench.recipe.reading import recipe_hash
 from workbench.recipe.student_times import student_sampling
 from workbench.runs import checkpoint, machine, milestones, plan, preflight
 from workbench.runs.callbacks import Averaging, Checkpointing, Grid, Milestones, SampleGrid
-from workbench.runs.collapse import Watch
+from workbench.runs.collapse import CollapseMonitor
 from workbench.runs.run_folder import RunFolder
 from workbench.runs.scalars import DataWait, Metrics
 
@@ -50,7 +50,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     dry_run: print the plan, its memory and its time, and write nothing.
 
     Raises:
-        UserError: anything in the recipe, the data or the folder that the user can mend.
+        UserError: anything in the recipe, the data or the folder that the user can fix.
     """
     machine.check(recipe.trainer)
     folder = RunFolder(Path(recipe.trainer.folder))
@@ -79,10 +79,10 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     samples_per_update = recipe.mixture.batch_size * (1 + recipe.dmd.fake_updates)
     best = folder.checkpoints if recipe.trainer.keep == "best" else None
     distance = milestones.distillation_distance(recipe, data)
-    told = Milestones(folder.milestones, best, recipe.trainer.sample_every, averaging, distance, scores)
-    _fit(recipe, folder, module, data, averaging, grid, samples_per_update, told)
+    milestone_log = Milestones(folder.milestones, best, recipe.trainer.sample_every, averaging, distance, scores)
+    _fit(recipe, folder, module, data, averaging, grid, samples_per_update, milestone_log)
     if best is not None:
-        _return_to_best(best, told.watch, averaging.average.average)
+        _return_to_best(best, milestone_log.monitor, averaging.average.average)
     _export_student(recipe, folder, denoiser, averaging, module.trainer.is_global_zero)
     return folder.path
 
@@ -153,7 +153,7 @@ def export_run(run: Path, out: Path, lora: bool) -> list[float]:
     average = {name: parameter.detach() for name, parameter in trained.items()}
     checkpoint.load(found[0], {"average": average})
     if recipe.trainer.keep == "best":
-        _return_to_best(folder.checkpoints, Watch.of(read_lines(folder.milestones)), average)
+        _return_to_best(folder.checkpoints, CollapseMonitor.of(read_lines(folder.milestones)), average)
     how = student_sampling(recipe.dmd)
     sigmas = sample_sigmas(how.grid())
     if lora:
@@ -226,9 +226,9 @@ def _export_student(
         _export(recipe, state, folder.student)
 
 
-def _return_to_best(folder: Path, watch: Watch, average: Mapping[str, Tensor]) -> None:
+def _return_to_best(folder: Path, monitor: CollapseMonitor, average: Mapping[str, Tensor]) -> None:
     """Read the weights of the best milestone into `average`, where the last one is clearly worse."""
-    best = watch.best_to_keep()
+    best = monitor.best_to_keep()
     if best is None:
         return
     if not checkpoint.has_best(folder, best):

@@ -18,7 +18,7 @@ from workbench.evaluation.compare import compare_runs
 from workbench.evaluation.evaluate import evaluate
 from workbench.evaluation.judges.choose import judges_of
 from workbench.evaluation.judges.judge import Choice, Judge, Judged, Shown, Unanswered
-from workbench.evaluation.metrics_file import JudgeRecord, Metrics, from_dict, mean_of, read
+from workbench.evaluation.metrics_file import JudgeRecord, Metrics, Secondary, Value, from_dict, mean_of, read
 from workbench.evaluation.models import ModelUnderTest
 from workbench.evaluation.panel_cost import cost
 from workbench.evaluation.tables import print_metrics
@@ -126,6 +126,13 @@ def test_what_a_recipe_may_name() -> None:
     cases, data = cases_of(3), Data(resolution=32)
     assert cost(cases, 1, data, Evaluation(judges=[])).images == len(cases)
     assert cost(cases, 1, data, Evaluation()).images > len(cases)
+
+
+def test_secondary_metrics_are_read_by_their_older_key_and_written_by_the_new_one() -> None:
+    old = from_dict({"models": {"student": {"beside": {"kid": {"value": 0.5, "n": 30}}}}})
+    assert old.models["student"].secondary == Secondary(kid=Value(0.5, n=30))
+    assert from_dict(old.as_dict()) == old
+    assert "beside" not in old.as_dict()["models"]["student"]
 
 
 def test_metrics_of_an_older_file_are_read_and_broken_ones_are_none(tmp_path: Path) -> None:

@@ -150,8 +150,8 @@ def test_the_page_of_benchmarks_takes_up_what_the_report_drew(
 def test_a_reading_that_no_model_has_gets_no_column(options: figures.Options, tmp_path: Path) -> None:
     metrics = benchmarks(options, tmp_path / "page.md")
     for model in (metrics["ceiling"], *metrics["models"].values()):
-        model["beside"]["kid"] = {"value": 0.1, "low": 0.0, "high": 0.2, "n": 30}
+        model["secondary"]["kid"] = {"value": 0.1, "low": 0.0, "high": 0.2, "n": 30}
     assert "| KID |" in markdown(metrics)
     for model in (metrics["ceiling"], *metrics["models"].values()):
-        model["beside"]["kid"] = None
+        model["secondary"]["kid"] = None
     assert "| KID |" not in markdown(metrics)

@@ -47,8 +47,8 @@ class Case:
     def noise_seed(self, seed: int | str) -> int:
         """Seed of this case's noise under evaluation seed `seed`: the same for every model, whatever other cases are
         answered."""
-        own = self.id if self.seed is None else self.seed
-        return int.from_bytes(hashlib.sha256(f"{seed}/{own}".encode()).digest()[:6], "little")
+        chosen = self.id if self.seed is None else self.seed
+        return int.from_bytes(hashlib.sha256(f"{seed}/{chosen}".encode()).digest()[:6], "little")
 
 
 def slice_indices(available: int, count: int, seed: int) -> list[int]:

@@ -30,9 +30,9 @@ from workbench.evaluation.cases.case import BENCHES, Case, slice_indices
 MANY = 200
 """From so many cases on, reading and writing show a progress bar."""
 LISTS = ("objects",)
-"""Heads that hold several values at once."""
+"""Attributes that hold several values at once."""
 MEAN = "mean"
-"""What a benchmark's mean over its categories is called beside them."""
+"""What a benchmark's mean over its categories is called among them."""
 _LONGEST_CATEGORY = 64
 _CATEGORY = re.compile(rf"[^\W_][\w .+-]{{0,{_LONGEST_CATEGORY - 1}}}")
 _TEXTS = ("id", "task", "category", "prompt")
@@ -42,7 +42,7 @@ _MAPPINGS = ("scene", "source_scene", "accepted")
 
 
 def write_jsonl(cases: Sequence[Case], path: Path) -> None:
-    """Cases in the form above, their images as PNG files in the folder `<stem>_images` beside `path`."""
+    """Cases in the form above, their images as PNG files in the folder `<stem>_images` next to `path`."""
     folder = path.with_name(f"{path.stem}_images")
     lines = []
     for case in track(cases, f"writing {path.name}", transient=True, disable=len(cases) < MANY):
@@ -92,7 +92,7 @@ def read_jsonl(path: Path, prepare: Callable[[Image.Image], Image.Image] = lambd
 def sliced(cases: Sequence[Case], per_category: dict[str, int], categories: Sequence[str], seed: int) -> list[Case]:
     """At most `per_category[task]` cases of every (task, category), in their order; `categories` alone, unless empty.
 
-    seed: 0 takes the first ones, any other a shuffle of its own. Raises UserError for a category that no case has.
+    seed: 0 takes the first ones, any other a seeded shuffle. Raises UserError for a category that no case has.
     """
     known = {case.category for case in cases}
     for name in categories:
@@ -100,17 +100,17 @@ def sliced(cases: Sequence[Case], per_category: dict[str, int], categories: Sequ
             raise UserError(f"evaluation.categories names {name!r}; the cases have {', '.join(sorted(known))}")
     count = Counter((case.task, case.category) for case in cases)
     taken = {
-        cell: set(slice_indices(available, per_category[cell[0]], seed))
-        for cell, available in count.items()
-        if not categories or cell[1] in categories
+        group: set(slice_indices(available, per_category[group[0]], seed))
+        for group, available in count.items()
+        if not categories or group[1] in categories
     }
     at: Counter[tuple[str, str]] = Counter()
     chosen = []
     for case in cases:
-        cell = (case.task, case.category)
-        if at[cell] in taken.get(cell, ()):
+        group = (case.task, case.category)
+        if at[group] in taken.get(group, ()):
             chosen.append(case)
-        at[cell] += 1
+        at[group] += 1
     # Benchmark by benchmark and category by category, as the world's cases come.
     return sorted(
         chosen, key=lambda case: (list(BENCHES).index(case.task), list(count).index((case.task, case.category)))
@@ -161,35 +161,35 @@ def _check(row: dict[str, Any], where: str) -> None:
         raise UserError(f"{where}: seed must be a whole number from 0 on, not {seed!r}")
     for name in _MAPPINGS:
         if not isinstance(row.get(name, {}), dict):
-            raise UserError(f"{where}: {name} must be an object of head names and values")
+            raise UserError(f"{where}: {name} must be an object of attribute names and values")
     if not all(isinstance(values, list) and values for values in row.get("accepted", {}).values()):
-        raise UserError(f"{where}: accepted must map heads to non-empty lists of values")
-    for name, head, value in _values(row):
-        if not _is_value(head, value):
-            kind = "a list of names" if head in LISTS else "one name"
-            raise UserError(f"{where}: {name} gives {head} as {json.dumps(value)}; it must be {kind}")
+        raise UserError(f"{where}: accepted must map attributes to non-empty lists of values")
+    for name, attribute, value in _values(row):
+        if not _is_value(attribute, value):
+            kind = "a list of names" if attribute in LISTS else "one name"
+            raise UserError(f"{where}: {name} gives {attribute} as {json.dumps(value)}; it must be {kind}")
     if not isinstance(row.get("exact", True), bool):
         raise UserError(f"{where}: exact must be true or false, not {row['exact']!r}")
     for name in _NAMES:
-        heads = row.get(name, [])
-        if not isinstance(heads, list) or not all(isinstance(head, str) for head in heads):
-            raise UserError(f"{where}: {name} must be a list of head names")
-        if lost := sorted(set(heads) - row.get("scene", {}).keys()):
+        attributes = row.get(name, [])
+        if not isinstance(attributes, list) or not all(isinstance(attribute, str) for attribute in attributes):
+            raise UserError(f"{where}: {name} must be a list of attribute names")
+        if lost := sorted(set(attributes) - row.get("scene", {}).keys()):
             raise UserError(f"{where}: {name} has {lost[0]!r}, of which scene gives no value")
 
 
 def _values(row: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Every value that a row gives a head: (key of the row, head, value)."""
+    """Every value that a row gives an attribute: (key of the row, attribute, value)."""
     for name in ("scene", "source_scene"):
-        for head, value in row.get(name, {}).items():
-            yield name, head, value
-    for head, values in row.get("accepted", {}).items():
+        for attribute, value in row.get(name, {}).items():
+            yield name, attribute, value
+    for attribute, values in row.get("accepted", {}).items():
         for value in values:
-            yield "accepted", head, value
+            yield "accepted", attribute, value
 
 
-def _is_value(head: str, value: Any) -> bool:
-    if head in LISTS:
+def _is_value(attribute: str, value: Any) -> bool:
+    if attribute in LISTS:
         return isinstance(value, list) and all(isinstance(name, str) for name in value)
     return isinstance(value, str)
 

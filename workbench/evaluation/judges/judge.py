@@ -27,7 +27,7 @@ class Scored(Protocol):
     def score(self) -> float: ...
 
     def details(self) -> dict[str, Any]:
-        """What a line of `evaluation/vlm.jsonl` says beside the score."""
+        """What a line of `evaluation/vlm.jsonl` or `cases.jsonl` holds besides the score."""
         ...
 
 
@@ -59,8 +59,8 @@ class Choice:
 class Judge(Protocol):
     """Scores answers, under one name or, for several asked together, under several.
 
-    title: for tables. fingerprint: tells its judgements from another version's, so that they may be kept with the
-    answers; empty for every judge but the local one, whose scores alone are kept.
+    title: for tables. fingerprint: distinguishes its judgements from another version's, so that they may be kept with
+    the answers; empty for every judge but the local one, whose scores alone are kept.
     """
 
     @property

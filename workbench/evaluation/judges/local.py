@@ -69,7 +69,7 @@ class Judgement:
     def details(self) -> dict[str, Any]:
         """Axes and attributes, as `evaluation/cases.jsonl` has them."""
         axes = {"compliance": self.compliance, "quality": self.quality, "kept": self.kept}
-        return {**axes, "heads": self.attributes}
+        return {**axes, "attributes": self.attributes}
 
 
 def edit_distance(a: str, b: str) -> int:

@@ -28,7 +28,7 @@ class JudgeConfig:
     """The vocabulary and the widths: all that is needed to rebuild a judge.
 
     heads: single-label heads and multi-label ones, each with its class names; the word head is not among them.
-    rating_width: of what the technical rating sees beside the shared features; 0: nothing.
+    rating_width: width of the features that only the technical rating uses; 0: it uses the shared ones alone.
     """
 
     heads: dict[str, tuple[str, ...]]
@@ -61,7 +61,7 @@ class Residual(nn.Module):
 class Reader(nn.Module):
     """Reads up to P letters: each position attends over the map where it finds its letter (B, W, h, w) -> (B, P, 27).
 
-    One self-attention layer over the coarse map lets a cell know how many letters stand before it.
+    One self-attention layer over the coarse map lets a position know how many letters come before it.
     """
 
     def __init__(self, fine: int, coarse: int, max_letters: int, cells: int, width: int = 96) -> None:
@@ -93,8 +93,8 @@ class Reader(nn.Module):
 class Rating(nn.Module):
     """Technical quality from fine local evidence, beyond the shared features: stages 1 to 3 -> logit (B,).
 
-    A faint second contour or a wavering outline shows in a few cells alone, and only by how cells compare: so the
-    spread of the evidence counts beside its mean, and `queries` each look for the cells that tell most.
+    A faint second contour or a wavering outline shows at few positions, and only by comparison with the others. So the
+    rating sees the mean of the evidence, its spread, and what each of `queries` finds where it attends.
     """
 
     def __init__(self, widths: tuple[int, int, int, int], width: int, queries: int = 4) -> None:
@@ -157,7 +157,7 @@ class JudgeNetwork(nn.Module):
         logits = {name: head(active) for name, head in self.single.items()}
         local = torch.cat([stage3, F.interpolate(stage4, scale_factor=2.0, mode="nearest")], dim=1)
         for name, head in self.multi.items():
-            # An object is there if any cell sees it; the soft maximum lets every cell learn.
+            # An object is there if any position sees it; the soft maximum lets every position learn.
             cells = self.multi_local[name](F.silu(local)).flatten(2).float()
             logits[name] = head(active) + cells.logsumexp(dim=2) - torch.tensor(float(cells.shape[2])).log()
         logits["word"] = self.reader(stage2, stage3)

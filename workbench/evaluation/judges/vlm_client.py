@@ -169,7 +169,7 @@ class Client:
             raise _Again("connection dropped") from None
         except errors.APIStatusError as error:
             status, headers = error.status_code, error.response.headers
-            said = " ".join(self.where.redact(str(error.message)).split())[:MAX_QUOTED]
+            reason = " ".join(self.where.redact(str(error.message)).split())[:MAX_QUOTED]
         except (errors.APIError, ValueError):
             raise Malformed("no chat completion") from None
         else:
@@ -177,8 +177,8 @@ class Client:
         if status >= 500 or status in PASSING:
             raise _Again(f"HTTP {status}", _retry_after_s(headers))
         if status in FATAL:
-            raise UserError(f"judge {self.where.name} ({self.where.model}) refuses with HTTP {status}: {said}")
-        raise Missing(f"refused: HTTP {status}: {said}")
+            raise UserError(f"judge {self.where.name} ({self.where.model}) refuses with HTTP {status}: {reason}")
+        raise Missing(f"refused: HTTP {status}: {reason}")
 
 
 class _Again(Exception):

@@ -1,4 +1,4 @@
-"""Vision-language judges: every answer is shown once to each, and what a judge said once is never asked again.
+"""Vision-language judges: every answer is shown once to each, and every reply is cached.
 
 A question is cached under the hash of all that it depends on: pixels of the image and of an edit's source, prompt, task
 and category (through the wording), judge. So an evaluation that was interrupted asks only for what is missing. A reply
@@ -90,7 +90,7 @@ class VlmJudge:
         self.asked = self.found = 0
 
     def look_up(self, question: Question) -> Reply | None:
-        """What the judge said before; a broken entry counts as none."""
+        """The cached reply; a broken entry counts as none."""
         try:
             reply = question.parse(json.loads(self._path(question).read_bytes())["reply"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, Malformed):

@@ -14,7 +14,7 @@ MAX_REASON = 600
 
 
 class Malformed(ValueError):
-    """A reply that is no valid judgement; the message says in what, without quoting it."""
+    """A reply that is no valid judgement; the message names the fault without quoting the reply."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def parse_choice(text: str) -> Choice:
 
 
 def _object(text: str, keys: set[str]) -> dict[str, Any]:
-    """The one JSON object that `text` is, with exactly these keys. A code fence around the whole of it is let pass."""
+    """The one JSON object that `text` is, with exactly these keys. A code fence around it is allowed."""
     text = text.strip()
     if text.startswith("```") and text.endswith("```"):
         text = text.removeprefix("```").removeprefix("json").removesuffix("```")

@@ -64,7 +64,9 @@ def kid(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float] | None:
 
 def coverage(points: np.ndarray, support: np.ndarray, k: int = NEIGHBOURS) -> float | None:
     """Share of `points` (n, D) inside any ball around a point of `support` (m, D) that reaches its k-th neighbour
-    (Kynkaanniemi et al. 2019). Of drawn in real it is precision, of real in drawn recall. None for m <= k or n = 0."""
+    (Kynkaanniemi et al. 2019); None for m <= k or n = 0. Precision: drawn points inside the support of real ones.
+    Recall: real points inside the support of drawn ones.
+    """
     if len(support) <= k or not len(points):
         return None
     radii = np.sort(cdist(support, support), axis=1)[:, k]

@@ -14,7 +14,7 @@ import numpy as np
 from workbench.evaluation.measures.statistics import CONFIDENCE, Interval
 
 PRIOR_WINS = 0.5
-"""Added to both sides of every pair of models that met, so that a model that won all has a finite strength."""
+"""Added to both sides of every pair of models that were compared: a model that won all has a finite strength."""
 TOLERANCE, MAX_ITERATIONS = 1e-7, 10_000
 
 
@@ -44,7 +44,7 @@ def wins_of(matches: Sequence[Match], num_models: int) -> np.ndarray:
 
 def bradley_terry(wins: np.ndarray, prior_wins: float = PRIOR_WINS) -> np.ndarray:
     """(M,) log strengths of mean 0 from wins (M, M), by Hunter's MM iteration (2004):
-    s_i <- W_i / sum_j n_ij / (s_i + s_j). Models that never met anyone get 0."""
+    s_i <- W_i / sum_j n_ij / (s_i + s_j). Models that were never compared get 0."""
     games = wins + wins.T
     wins = wins + prior_wins * (games > 0)
     games = wins + wins.T

@@ -14,7 +14,7 @@ import numpy as np
 
 CONFIDENCE = 0.95
 MIN_CASES = 5
-"""With fewer cases an interval says next to nothing, and no verdict is given."""
+"""With fewer cases an interval means next to nothing, and no verdict is given."""
 NO_DIFFERENCE = "no difference shown"
 TOO_FEW = "too few cases"
 
