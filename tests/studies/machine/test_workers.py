@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -46,8 +47,19 @@ def run(folder: Path, *words: str, worker: tuple[str, ...] = fake_study.WORKER) 
     )
 
 
-def test_three_workers_run_every_entry_once(folder: Path) -> None:
-    optuna_study = run(folder, "workers=3")
+def run_here(folder: Path, *words: str) -> optuna.Study:
+    """The same command with all its trials in this process: what is left, without the cost of a worker."""
+    return runner.run_study(
+        "fake",
+        ["smoke=true", f"folder={folder}", *words],
+        study=fake_study,  # type: ignore[arg-type]
+        execute=fake_study.execute,
+        intervals=fake_study.INTERVALS,
+    )
+
+
+def test_two_workers_run_every_entry_once(folder: Path) -> None:
+    optuna_study = run(folder, "workers=2")
     assert completed(folder) == ALL
     assert len(optuna_study.trials) == len(ALL)
     assert len({trial.user_attrs["worker"] for trial in optuna_study.trials}) > 1
@@ -57,35 +69,34 @@ def test_three_workers_run_every_entry_once(folder: Path) -> None:
         assert trial.intermediate_values.keys() == {0, 1, 2, 3, 4}
 
 
-def test_two_commands_at_once_share_the_cells(folder: Path) -> None:
-    commands = [start(folder, "workers=2") for _ in range(2)]
+def test_two_commands_at_once_share_the_entries(folder: Path) -> None:
+    commands = [start(folder, "workers=1"), start(folder, "workers=2")]
     outputs = [command.communicate(timeout=280)[0] for command in commands]
     assert [command.returncode for command in commands] == [0, 0], outputs
-    run(folder)
+    run_here(folder)
     assert completed(folder) == ALL
     assert len(trials(folder)) == len(ALL)
 
 
-@pytest.mark.parametrize(
-    ("fault", "error"),
-    [
-        ("killed", "killed by the system (SIGKILL): out of memory, most likely"),
-        ("diverged", "ArithmeticError: the loss is not finite"),
-        ("exit", "ended with 7 without a word"),
-    ],
-)
-def test_a_trial_that_dies_is_recorded_and_the_study_goes_on(folder: Path, fault: str, error: str) -> None:
-    (folder / "fault").write_text(fault)
+def test_trials_that_die_are_recorded_and_the_study_goes_on(folder: Path) -> None:
+    errors = {
+        1: "killed by the system (SIGKILL): out of memory, most likely",
+        2: "ArithmeticError: the loss is not finite",
+        3: "ended with 7 without a word",
+    }
+    entries = Counter((arm, seed) for arm in fake_study.ARMS for seed in (0, *errors))
+    (folder / "faults").write_text(json.dumps({1: "killed", 2: "diverged", 3: "exit"}))
     (folder / "seconds").write_text("0.1")
-    run(folder, "workers=2")
-    assert completed(folder) == {entry: 1 for entry in ALL if entry[1] != 1}
+    run(folder, "workers=2", "seeds=0,1,2,3")
+    assert completed(folder) == {entry: 1 for entry in entries if entry[1] == 0}
     failed = [trial for trial in trials(folder) if trial["state"] == "fail"]
-    assert len(failed) == 2 and all(trial["error"].startswith(error) for trial in failed)
-    (folder / "fault").unlink()
-    run(folder, "workers=2")
-    assert completed(folder) == ALL
+    assert Counter(trial["seed"] for trial in failed) == {1: 2, 2: 2, 3: 2}
+    assert all(trial["error"].startswith(errors[trial["seed"]]) for trial in failed)
+    (folder / "faults").unlink()
+    run(folder, "workers=1", "seeds=0,1,2,3")
+    assert completed(folder) == entries
     # Tried again in their own folders, from where they were.
-    assert len(writers(folder)) == len(ALL)
+    assert len(writers(folder)) == len(entries)
 
 
 def test_a_worker_killed_by_force_loses_nothing_and_its_trial_goes_on(folder: Path) -> None:
@@ -105,7 +116,7 @@ def test_a_worker_killed_by_force_loses_nothing_and_its_trial_goes_on(folder: Pa
 
 
 def test_a_supervisor_killed_by_force_takes_its_workers_along(folder: Path) -> None:
-    (folder / "seconds").write_text("20")
+    (folder / "seconds").write_text("10")
     command = start(folder, "workers=2", "seeds=0")
     begun = wait_for(lambda: [pids[0] for pids in writers(folder).values() if pids])
     command.kill()
@@ -116,23 +127,23 @@ def test_a_supervisor_killed_by_force_takes_its_workers_along(folder: Path) -> N
 
 
 def test_an_interrupt_stops_all_workers_and_the_same_command_continues(folder: Path) -> None:
-    (folder / "seconds").write_text("20")
+    (folder / "seconds").write_text("10")
     command = start(folder, "workers=2", "seeds=0")
     wait_for(lambda: len(writers(folder)) == 2)
     os.killpg(command.pid, signal.SIGINT)
     command.communicate(timeout=60)
     assert {trial["error"] for trial in trials(folder)} == {"interrupted"}
     (folder / "seconds").write_text("0.1")
-    run(folder, "workers=2", "seeds=0")
+    run(folder, "workers=1", "seeds=0")
     assert completed(folder) == {entry: 1 for entry in ALL if entry[1] == 0}
     assert len(writers(folder)) == 2
 
 
 def test_a_run_folder_that_is_still_written_is_left_alone(folder: Path) -> None:
-    (folder / "fault").write_text("diverged")
+    (folder / "faults").write_text(json.dumps({1: "diverged"}))
     (folder / "seconds").write_text("0.1")
-    run(folder)
-    (folder / "fault").unlink()
+    run_here(folder)
+    (folder / "faults").unlink()
     failed = next(trial for trial in trials(folder) if trial["state"] == "fail")
     with FileLock(lock_of(folder / failed["run"])):
         command = start(folder)
@@ -145,8 +156,8 @@ def test_a_run_folder_that_is_still_written_is_left_alone(folder: Path) -> None:
 
 
 def test_no_trial_is_begun_that_would_end_too_late(folder: Path) -> None:
-    (folder / "seconds").write_text("4")
-    run(folder, "budget=0.2")
+    (folder / "seconds").write_text("1")
+    run_here(folder, "budget=0.05")
     assert 0 < sum(completed(folder).values()) < len(ALL)
 
 
@@ -161,17 +172,17 @@ def test_workers_that_cannot_go_on_say_why(folder: Path) -> None:
 
 def test_a_search_draws_every_slot_once_and_differently(folder: Path) -> None:
     (folder / "seconds").write_text("0.1")
-    optuna_study = run(folder, "search=true", "trials=6", "workers=3")
+    optuna_study = run(folder, "search=true", "trials=6", "workers=2")
     shifts = [trial.params["shift"] for trial in optuna_study.trials]
     assert len(shifts) == len(set(shifts)) == 6
-    run(folder, "search=true", "trials=6", "workers=3")
+    run_here(folder, "search=true", "trials=6")
     assert len(trials(folder)) == 6
 
 
 def test_a_search_prunes_what_is_far_below_the_median(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the noise floor that its supervisor found: the workers are told, and do not look themselves."""
     monkeypatch.setattr(session, "noise_floor_of", lambda *_: 0.001)
-    (folder / "seconds").write_text("3")
+    (folder / "seconds").write_text("2")
     optuna_study = run(folder, "search=true", "trials=8", "workers=2", "evaluation.milestone_cases=1")
     states = Counter(trial.state.name for trial in optuna_study.trials)
     assert states["PRUNED"] >= 1 and states["COMPLETE"] >= 4 and states.total() == 8
