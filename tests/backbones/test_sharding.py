@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
-import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,11 @@ from workbench.recipe.config import Dmd, Guidance, Mixture, Model, Optim, Recipe
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 UPDATES = 5
+LEARNING_RATE, ADAM_EPS = 0.1, 1.0
+"""With an epsilon far above every gradient a step of AdamW is the rate times the gradient: the steps of its usual
+epsilon begin as signs, and a rounding of a gradient near zero would become a whole step of that one element."""
 WORLD = 2
+LIBRARIES = ["lightning.pytorch", "torch._dynamo", "workbench.backbones.roles", "workbench.modules.distiller"]
 CATEGORIES = ("t2i/text", "edit/text")
 NUM_SAMPLES: dict[Task, int] = {"t2i": 5, "edit": 3}
 LAYOUTS: dict[Task, Layout] = {"t2i": Layout(7, 4, 4), "edit": Layout(9, 4, 4, (Reference(3, 2, 4, 2),))}
@@ -51,7 +55,8 @@ class Case:
     reusing: bool = False
     """One rollout for all updates, and a low-rank specialist over the base teacher."""
     compiled: bool = False
-    """The two processes compile their blocks, the one that they are compared with does not."""
+    """The two processes compile their block (one, since compiling takes longer than all training here); the process
+    that they are compared with does not."""
 
 
 CASES = {
@@ -76,7 +81,7 @@ def make_recipe(case: Case) -> Recipe:
             fake_updates=2 if case.reusing else 1,
             fake_samples="student_rollout" if case.reusing else "fresh",
         ),
-        optim=Optim(student_lr=1e-4, fake_lr=1e-4, student_clip=0.5, fake_clip=0.5, warmup_updates=2),
+        optim=Optim(student_lr=LEARNING_RATE, fake_lr=LEARNING_RATE, student_clip=0.5, fake_clip=0.5, warmup_updates=2),
         trainer=Trainer(updates=UPDATES, accelerator="cpu", devices=WORLD, precision=case.precision),
     )
 
@@ -85,7 +90,7 @@ def make_distiller(case: Case, world: int = 1) -> Distiller:
     transformer = QwenImage21Transformer2DModel(
         in_channels=8,
         out_channels=8,
-        num_layers=2,
+        num_layers=1 if case.compiled else 2,
         attention_head_dim=16,
         num_attention_heads=2,
         context_in_dim=24,
@@ -153,6 +158,8 @@ class Witness(L.Callback):
         self._average = MovingAverage(module.averaged_parameters(), 0.9)
         self._names = {parameter: name for name, parameter in module.named_parameters()}
         for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["eps"] = ADAM_EPS
             optimizer.register_step_pre_hook(self._keep_first_gradients)
         self._look(module)
 
@@ -227,6 +234,8 @@ def weights(distiller: Distiller, witness: Witness) -> dict[str, Tensor]:
 def run_rank(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0")
+    # The store is served already.
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0")
     for name, case in CASES.items():
         distiller, witness = train(case, rank, WORLD)
         whole = weights(distiller, witness)
@@ -241,10 +250,12 @@ def run_rank(rank: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharding")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(run_rank, (port, str(folder)), nprocs=WORLD)
+    # Both processes are forked off one that has read the libraries: reading them twice took longer than the training.
+    multiprocessing.set_forkserver_preload(LIBRARIES)
+    # This process serves their store, at a port that the system chose and nobody else can take.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    arguments = (store.port, str(folder))
+    torch.multiprocessing.start_processes(run_rank, arguments, nprocs=WORLD, start_method="forkserver")
     return folder
 
 
@@ -260,12 +271,10 @@ def test_every_trainable_parameter_is_sharded(name: str, two_processes: Path) ->
 
 @pytest.mark.parametrize("name", ["full", "lora, checkpointed", "reusing, routed", "lora, checkpointed, compiled"])
 def test_two_processes_train_as_one(name: str, two_processes: Path) -> None:
-    """Same losses, gradients and norms, and weights that went the same way, with 5 + 3 samples in rows of 3 + 2 a
-    process.
+    """Same losses, gradients, norms and weights, with 5 + 3 samples in rows of 3 + 2 a process.
 
-    The first steps of AdamW are signs, so a rounding of a gradient near zero becomes a whole step of that one element:
-    stepped weights are compared by how far each tensor went. Gradients of fresh adapters come from a small difference
-    of two large x0, which rounding reaches first (5e-4 of their norm was seen).
+    Gradients of fresh adapters come from a small difference of two large x0, which rounding reaches first (5e-4 of
+    their norm was seen); their weights, after updates whose size is the gradient's, inherit it.
     """
     distiller, witness = train(CASES[name], 0, 1)
     for rank in range(WORLD):
@@ -288,7 +297,7 @@ def test_two_processes_train_as_one(name: str, two_processes: Path) -> None:
         if layer == "samples":
             continue
         went = distance(expected, before[f"{STUDENT}/{layer}" if role == "average" else key])
-        assert distance(after[key], expected) <= 0.03 * went, key
+        assert distance(after[key], expected) <= 0.01 * went, key
         if went > 0 and role != "average":
             moved.add(role)
     assert moved == {STUDENT, FAKE_SCORE}
