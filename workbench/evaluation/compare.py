@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -54,15 +55,17 @@ def compare_runs(first: Path, second: Path, console: Console | None = None) -> d
             f"{first} and {second} were scored on different cases or seeds: evaluate both with the same evaluation keys"
         )
     found = compare_scores(a, b)
-    names = [f"{folder.name} {model}" for folder, model in zip((first, second), models, strict=True)]
-    table = Table(title=f"{names[0]} - {names[1]}, paired, 95 % intervals", title_justify="left")
+    titles = (first.name, second.name) if first.name != second.name else (str(first), str(second))
+    names = [f"{title} {model}" for title, model in zip(titles, models, strict=True)]
+    title = f"{names[0]} - {names[1]}, paired, 95 % intervals"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)  # fits 80 columns
     for column in ("bench", "category", "n", "difference", "interval", "verdict"):
         table.add_column(column, justify="right" if column in ("n", "difference") else "left")
     for bench, intervals in found.items():
         for name, interval in intervals.items():
             span = f"{interval.low:+.3f} to {interval.high:+.3f}" if interval.low is not None else "-"
             shown = verdict(interval, names[0], names[1])
-            table.add_row(bench, name, str(interval.n), f"{interval.mean:+.3f}", span, shown)
+            table.add_row(bench.removesuffix("_bench"), name, str(interval.n), f"{interval.mean:+.3f}", span, shown)
         table.add_section()
     console.print(table)
     unpaired = len(a.keys() ^ b.keys())

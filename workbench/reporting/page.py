@@ -67,15 +67,15 @@ def write_page(folder: Path, template: str, values: dict[str, Any], *packages: s
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number, or a hyphen where there is none."""
+    """A number without a negative zero, or a hyphen where there is none."""
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{value:.{digits}f}"
+    return f"{value:z.{digits}f}"
 
 
 def signed(value: float | None, digits: int = 2) -> str:
     """A number with its sign."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:+.{digits}f}"
+    return "-" if value is None or not math.isfinite(value) else f"{value:+z.{digits}f}"
 
 
 def interval(value: Any, digits: int = 2) -> str:
