@@ -212,7 +212,7 @@ def _run_recipe(arguments: argparse.Namespace) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    """Everything that can be wrong with the files is said before a model is loaded."""
+    """Errors in the files are reported before a model is loaded."""
     image, out = arguments.image, arguments.out
     if image is not None:
         _check_image(image)

@@ -73,7 +73,7 @@ def encode_shards(data: Data, load: Callable[[], Encoder], fingerprint: str, pre
 
 
 def _packed(raw: str) -> dict[str, Any]:
-    """pack.json beside local raw shards, or nothing."""
+    """pack.json next to local raw shards, or nothing."""
     path = Path(raw) / FINISHED
     return files.read_json(path, "pack again") if not raw.startswith("pipe:") and path.is_file() else {}
 

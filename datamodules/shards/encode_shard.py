@@ -62,7 +62,8 @@ def encode_shard(
     """Encode the raw shard at `url` into `path`, in the order of its samples; returns and keeps its record.
 
     Args:
-        uncond_length: text positions of the empty prompt of a T2I sample. advance: told how many samples are done.
+        uncond_length: text positions of the empty prompt of a T2I sample.
+        advance: called with the number of samples done.
 
     Raises:
         UserError: a sample that cannot be read or encoded, by its key.

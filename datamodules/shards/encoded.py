@@ -1,6 +1,6 @@
 """Encoded shards: what the text encoder and the VAE make of raw ones, readable at any position at once.
 
-The shards are valid WebDataset tars; `index.json` beside them holds byte offset and size of every member, so a sample
+The shards are valid WebDataset tars; `index.json` next to them holds byte offset and size of every member, so a sample
 is one `pread` a member. Members: KEY.prompt.npy (L, D), KEY.uncond.npy (edits), KEY.latent.npy (N, C) if there is a
 target, KEY.source_latent.npy (R, C) for edits, all arrays float16; KEY.txt, KEY.json; with `data.keep_raw` also
 KEY.source.* and the target image. `uncond_t2i.npy` (L, D) is the empty prompt of every T2I sample.

@@ -99,7 +99,7 @@ class _Tail:
     def read(self, size: int = -1) -> bytes:
         chunk = self.stream.read(size)
         if not chunk and isinstance(self.stream, Pipe):
-            self.stream.wait_for_child()  # so that a failed command is told apart from an empty shard
+            self.stream.wait_for_child()  # so that a failed command is not taken for an empty shard
         self.tail = (self.tail + chunk)[-_END_OF_TAR_BYTES:]
         return chunk
 

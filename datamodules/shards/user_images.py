@@ -78,7 +78,7 @@ def list_own(data: Data) -> list[OwnSample]:
 
 
 def attribution_of(source: str) -> str:
-    """Text of the attribution file beside the images, or that there is none."""
+    """Text of the attribution file next to the images, or a sentence that there is none."""
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     path = folder / ATTRIBUTION_FILE
     return path.read_text(encoding="utf-8").strip() if path.is_file() else f"own data; no {ATTRIBUTION_FILE} was given"

@@ -1,7 +1,7 @@
 """The trials of a study as arms: what each scored, how it differs from the reference arm, and what that is worth.
 
-`study.json` gives the trials; their run folders beside it give the score of every case (`evaluation/cases.jsonl`), the
-training curves and the resolved recipe. Whatever of these is missing, the rest is still told.
+`study.json` gives the trials; their run folders next to it give the score of every case (`evaluation/cases.jsonl`), the
+training curves and the resolved recipe. Whatever of these is missing, the rest is still reported.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ SEARCH = "search"
 """What `study.json` calls the recipes that a search drew: no arm, since no two of them are one recipe."""
 BENCHES = {"t2i": ("t2i_bench",), "editing": ("editing_bench",), "score": ("t2i_bench", "editing_bench")}
 """Objective -> the benches it is the mean of; every other objective is a number of the run as a whole."""
-READINGS = ("score", "t2i", "editing", "diversity")
-"""What arms are told by, higher being better."""
+REPORTED = ("score", "t2i", "editing", "diversity")
+"""Objectives that a report shows of every arm; higher is better."""
 ONE_SEED = "one seed says nothing of others"
 
 Values = Mapping[str, Any]
@@ -127,13 +127,13 @@ def floor_of(folder: Path) -> Floor | None:
     arms = replicated(read_arms(folder, study))
     # What only waits may wait for good: the seeds of a call that was stopped.
     running = any(trial.get("state") == "running" for arm in arms for trial in arm.trials)
-    spreads = {name: replicates.spread_of([arm.values(name) for arm in arms]) for name in READINGS}
+    spreads = {name: replicates.spread_of([arm.values(name) for arm in arms]) for name in REPORTED}
     known = {name: spread for name, spread in spreads.items() if spread is not None}
     return Floor(folder / "study.json", known, budget_of(study)) if known and not running else None
 
 
 def find_floor(folder: Path, given: Path | None) -> Floor | None:
-    """The noise floor in the folder given, or in `noise-floor` beside `folder`.
+    """The noise floor in the folder given, or in `noise-floor` next to `folder`.
 
     Raises: UserError if the one given is not a finished noise floor.
     """
@@ -142,8 +142,8 @@ def find_floor(folder: Path, given: Path | None) -> Floor | None:
         if found is None:
             raise UserError(f"{given} holds no finished noise floor: run `workbench study {NOISE_FLOOR}` there first")
         return found
-    beside = folder.resolve().parent / NOISE_FLOOR
-    return floor_of(beside) if beside != folder.resolve() else None
+    neighbour = folder.resolve().parent / NOISE_FLOOR
+    return floor_of(neighbour) if neighbour != folder.resolve() else None
 
 
 def budget_of(study: Values) -> dict[str, int]:

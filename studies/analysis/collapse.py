@@ -21,7 +21,9 @@ Milestones = Mapping[int, Table]
 
 @dataclass(frozen=True)
 class Fall:
-    """Of an arm, from its peak to its last milestone. peaks: the update chosen for each run. p: one-sided, of no fall.
+    """Fall of an arm from its peak to its last milestone.
+
+    peaks: the update chosen for each run. p: one-sided, of no fall.
     on_peaks: mean score at the chosen peaks, on the half of the cases that the fall is measured on."""
 
     peaks: tuple[int, ...]

@@ -154,7 +154,10 @@ def run_scores(table: Table) -> np.ndarray:
 
 
 def components(arms: Sequence[Table], pools: Sequence[int] | None = None) -> Components:
-    """Of arms scored on the same cases. pools: by default all arms vary alike; one pool an arm is Welch's test."""
+    """Variance components of arms scored on the same cases.
+
+    pools: by default all arms vary alike; one pool an arm is Welch's test.
+    """
     found = of_runs([run_scores(arm) for arm in arms], pools)
     keys = [*arms[0]]
     num_cases = np.array([arms[0][key].shape[1] for key in keys])

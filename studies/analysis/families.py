@@ -17,7 +17,7 @@ from scipy import special, stats
 from studies.analysis.crossed import Contrast, Quantile
 
 NUM_DRAWS = 20_000
-"""Of the largest |t|: a level of .05 is then right to .0015."""
+"""Draws of the largest |t|: a level of .05 is then right to .0015."""
 LEVEL = 0.05
 
 

@@ -49,7 +49,7 @@ def shares(trials: Sequence[FrozenTrial], values: Sequence[float]) -> dict[str, 
 def importance(
     trials: Sequence[FrozenTrial], values: Sequence[float], num_permutations: int = NUM_PERMUTATIONS, seed: int = 0
 ) -> Mapping[str, Importance]:
-    """Of every parameter, largest first; empty for fewer than MIN_TRIALS trials."""
+    """Importance of every parameter, largest first; empty for fewer than MIN_TRIALS trials."""
     if len(trials) < MIN_TRIALS:
         return {}
     found, generator = shares(trials, values), np.random.default_rng(seed)

@@ -127,7 +127,7 @@ def _milestones(trial: Mapping[str, Any]) -> dict[str, dict[int, float]]:
     points: dict[str, dict[int, float]] = {}
     for update, value in (trial.get("milestones") or {}).items():
         for name, number in (value if isinstance(value, dict) else {"score": value}).items():
-            if isinstance(number, int | float) and name in arms.READINGS:
+            if isinstance(number, int | float) and name in arms.REPORTED:
                 points.setdefault(f"{name} at milestones", {})[int(update)] = float(number)
     return points
 

@@ -31,7 +31,7 @@ MAX_FRONT = 6
 def report_study(folder: Path, floor_folder: Path | None = None) -> Path:
     """Write `report.html` into a study folder (one that holds `study.json`).
 
-    floor_folder: study whose noise floor differences are compared with; `noise-floor` beside `folder` when absent.
+    floor_folder: study whose noise floor differences are compared with; `noise-floor` next to `folder` when absent.
 
     Raises: UserError if `floor_folder` is given and holds no finished noise floor.
     """
@@ -50,18 +50,18 @@ def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, An
     replicated = arms.replicated(found)
     drawn = [trial for arm in found if arm.name == arms.SEARCH for trial in arm.finished]
     objectives = [name for name in study.get("objectives", ["score"])]
-    told = [*objectives, *(name for name in arms.READINGS if name not in objectives)]
-    told = [name for name in told if any(arm.values(name) for arm in found)]
+    reported = [*objectives, *(name for name in arms.REPORTED if name not in objectives)]
+    reported = [name for name in reported if any(arm.values(name) for arm in found)]
     trials = [{**trial, "arm": arm.name, "link": _link(trial)} for arm in found for trial in arm.trials]
     return {
         "title": study.get("name", folder.resolve().name),
         "question": study.get("question") or "No question recorded.",
         "objectives": objectives,
-        "told": told,
+        "reported": reported,
         "budget": arms.budget_of(study),
         "floor": floor,
         "floor_differs": floor is not None and bool(floor.budget) and floor.budget != arms.budget_of(study),
-        **_arms_values(replicated, study, objectives[0], told),
+        **_arms_values(replicated, study, objectives[0], reported),
         **_search_values(drawn, study, objectives, floor),
         "curves": plots.curves_chart(numbers.curves(folder, found), [arm.name for arm in found]),
         "collapses": numbers.collapses(found, floor),
@@ -76,11 +76,11 @@ def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, An
     }
 
 
-def _arms_values(found: Sequence[Arm], study: Any, objective: str, told: list[str]) -> dict[str, Any]:
+def _arms_values(found: Sequence[Arm], study: Any, objective: str, reported: list[str]) -> dict[str, Any]:
     """The arms of a replication; empty sections for a search."""
-    rows, margin = numbers.arm_rows(found, told), MARGIN
+    rows, margin = numbers.arm_rows(found, reported), MARGIN
     is_floor = len(found) == 1
-    compared = numbers.compared(found, study.get("reference"), told, margin)
+    compared = numbers.compared(found, study.get("reference"), reported, margin)
     first = [{"name": row["name"], **row["objectives"][objective]} for row in rows if objective in row["objectives"]]
     shown = comparisons.by_category(found, study.get("reference"))
     columns, categories = numbers.category_rows(found, shown)
@@ -88,7 +88,7 @@ def _arms_values(found: Sequence[Arm], study: Any, objective: str, told: list[st
     if is_floor:
         floors = [
             floor_row
-            for name in told
+            for name in reported
             if (floor_row := numbers.noise_floor(found[0], arms.tables(found, name)[0], name)) is not None
         ]
     if is_floor:
@@ -112,7 +112,7 @@ def _arms_values(found: Sequence[Arm], study: Any, objective: str, told: list[st
 
 
 def _search_values(drawn: Sequence[Any], study: Any, objectives: list[str], floor: Floor | None) -> dict[str, Any]:
-    """Of a search: its front, what matters, and how it went; without drawn trials nothing."""
+    """The front of a search, what matters, and how it went; nothing without drawn trials."""
     scored = [trial for trial in drawn if all(name in trial["values"] for name in objectives)]
     importance, front = study.get("importance") or {}, study.get("front") or []
     searched = any(arm["name"] == arms.SEARCH for arm in study.get("arms", []))

@@ -18,7 +18,7 @@ Curves = Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]]
 
 
 def colour(place: int) -> str:
-    """Of the arm at this place, the same in every chart."""
+    """Colour of arm `place`, the same in every chart."""
     return COLOURS[place % len(COLOURS)]
 
 

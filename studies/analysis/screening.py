@@ -49,8 +49,8 @@ def design(num_factors: int) -> np.ndarray:
 
 
 def pseudo_standard_error(contrasts: np.ndarray) -> float:
-    """Of a contrast when few are active: 1.5 medians of the absolute values below 2.5 times the same of all (Lenth,
-    Technometrics 31, 1989)."""
+    """Standard error of a contrast when few are active: 1.5 medians of the absolute values below 2.5 times the same
+    of all (Lenth, Technometrics 31, 1989)."""
     absolute = np.abs(contrasts)
     return 1.5 * float(np.median(absolute[absolute <= 2.5 * 1.5 * np.median(absolute)]))
 

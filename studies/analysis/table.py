@@ -42,15 +42,15 @@ def _entry(trial: FrozenTrial) -> tuple[str, str]:
     return arm, seed
 
 
-def describe(memory: optuna.Study, study: Study, base: Recipe, command: Sequence[str]) -> None:
+def describe(optuna_study: optuna.Study, study: Study, base: Recipe, command: Sequence[str]) -> None:
     """Write into the storage what `study.json` says of the study as a whole, whichever worker writes it, and what
     optuna-dashboard calls its objectives."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        memory.set_metric_names([*study.OBJECTIVES])
+        optuna_study.set_metric_names([*study.OBJECTIVES])
     cases = count_cases(base.data, base.evaluation)
-    memory.set_user_attr("budget", {"updates": base.trainer.updates, "cases": cases})
-    memory.set_user_attr("command", [_without_password(word) for word in command])
+    optuna_study.set_user_attr("budget", {"updates": base.trainer.updates, "cases": cases})
+    optuna_study.set_user_attr("command", [_without_password(word) for word in command])
 
 
 def _without_password(word: str) -> str:
@@ -58,9 +58,9 @@ def _without_password(word: str) -> str:
     return f"{key}={make_url(value).render_as_string(hide_password=True)}" if key == "storage" else word
 
 
-def write_json(memory: optuna.Study, study: Study, name: str, storage: str, path: Path) -> None:
+def write_json(optuna_study: optuna.Study, study: Study, name: str, storage: str, path: Path) -> None:
     """`study.json`: every trial by arm, failed and running ones too; of a search its front and what matters."""
-    trials = [trial for trial in memory.get_trials(deepcopy=False) if not is_duplicate(trial)]
+    trials = [trial for trial in optuna_study.get_trials(deepcopy=False) if not is_duplicate(trial)]
     replicated = any(arm_of(trial) != SEARCH_ARM for trial in trials)
     by_arm: dict[str, list[dict[str, Any]]] = {arm: [] for arm in study.ARMS if replicated}
     for trial in trials:
@@ -72,8 +72,8 @@ def write_json(memory: optuna.Study, study: Study, name: str, storage: str, path
         "reference": next(iter(study.ARMS)) if replicated else None,
         "objectives": list(study.OBJECTIVES),
         "storage": storage,
-        "budget": memory.user_attrs.get("budget", {}),
-        "command": memory.user_attrs.get("command", []),
+        "budget": optuna_study.user_attrs.get("budget", {}),
+        "command": optuna_study.user_attrs.get("command", []),
         "arms": [{"name": arm, "trials": rows} for arm, rows in by_arm.items()],
         "front": [trial.number for trial in front(drawn)],
         "importance": importance(drawn, study.OBJECTIVES),
@@ -84,7 +84,7 @@ def write_json(memory: optuna.Study, study: Study, name: str, storage: str, path
 def _row(trial: FrozenTrial, study: Study) -> dict[str, Any]:
     """One trial of `study.json`. Times in seconds since 1970."""
     metrics, done = trial.user_attrs.get("metrics", {}), trial.state == TrialState.COMPLETE
-    values = {name: metrics[name] for name in arms.READINGS if name in metrics}
+    values = {name: metrics[name] for name in arms.REPORTED if name in metrics}
     if done:
         values |= dict(zip(study.OBJECTIVES, trial.values, strict=True))
     reported = {str(update): value for update, value in trial.intermediate_values.items() if math.isfinite(value)}

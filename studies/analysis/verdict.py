@@ -1,4 +1,4 @@
-"""The first screen of a study's report: is its question answered, and in which words."""
+"""The first screen of a study's report: is its question answered, and how."""
 
 from __future__ import annotations
 
@@ -110,15 +110,15 @@ def search_verdict(
     if len(objectives) > 1:
         lines.append(f"{len(front)} of them are on the front: none is beaten in {', '.join(objectives)} at once.")
     tops = {name: max(trials, key=lambda trial: trial["values"][name]) for name in objectives}
-    said = [f"{TITLES[name]} {trial['values'][name]:.3f} (trial {trial['number']})" for name, trial in tops.items()]
-    lines.append(f"Best: {', '.join(said)}.")
+    parts = [f"{TITLES[name]} {trial['values'][name]:.3f} (trial {trial['number']})" for name, trial in tops.items()]
+    lines.append(f"Best: {', '.join(parts)}.")
     ranked = {name: sorted(shares, key=lambda key: -shares[key])[:3] for name, shares in importance.items()}
     if ranked:
-        said = [f"{TITLES[name]}: {', '.join(names)}" for name, names in ranked.items()]
-        lines.append(f"What tells the best from the rest: {'; '.join(said)}.")
+        parts = [f"{TITLES[name]}: {', '.join(names)}" for name, names in ranked.items()]
+        lines.append(f"What sets the best apart from the rest: {'; '.join(parts)}.")
     if least:
-        said = [f"{value:.3f} in {TITLES[name]}" for name, value in least.items()]
-        lines.append(f"By the noise floor, single runs closer than {', '.join(said)} are not told apart.")
+        parts = [f"{value:.3f} in {TITLES[name]}" for name, value in least.items()]
+        lines.append(f"By the noise floor, single runs closer than {', '.join(parts)} cannot be told apart.")
     lines.append(
         "The best of many draws looks better than it is: run it again under several seeds before believing it."
     )

@@ -1,4 +1,4 @@
-"""The `key=value` words of `workbench study`: the study's own options, and overrides of the base recipe."""
+"""The `key=value` arguments of `workbench study`: the study's own options, and overrides of the base recipe."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Options:
     overrides: tuple[str, ...]
 
 
-OWN = (
+STUDY_OPTIONS = (
     "recipe", "folder", "storage", "seeds", "arms", "trials", "search", "workers", "devices", "budget", "noise_floor",
     "smoke",
 )  # fmt: skip
@@ -59,8 +59,8 @@ def parse(
 ) -> Options:
     """Options of study `name`; what carries a section of the recipe is kept as an override.
 
-    default_seeds: where the words name none. must_search: a study without arms can do nothing else. known_arms: whose
-    names may hold commas.
+    default_seeds: where the arguments name none. must_search: a study without arms can do nothing else.
+    known_arms: whose names may hold commas.
 
     Raises: UserError naming the word that is neither, or the value that cannot be read.
     """
@@ -71,15 +71,17 @@ def parse(
         key, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"{word!r} is not of the form key=value")
-        if key in OWN:
+        if key in STUDY_OPTIONS:
             own[key] = value
         elif key.split(".")[0] in sections:
             overrides.append(word)
         elif key == "seed":
             raise UserError("a study's trials take their seeds from seeds=0,1,2, not from seed=")
         else:
-            hint = nearest(key, [*OWN, *sections])
-            raise UserError(f"unknown option {key!r}{hint}; a study takes {', '.join(OWN)} and section.key=value")
+            hint = nearest(key, [*STUDY_OPTIONS, *sections])
+            raise UserError(
+                f"unknown option {key!r}{hint}; a study takes {', '.join(STUDY_OPTIONS)} and section.key=value"
+            )
     smoke, search = _flag(own, "smoke"), _flag(own, "search") or must_search
     seeds = own.get("seeds", ",".join(map(str, default_seeds)))
     if search and "seeds" in own and "," in seeds:

@@ -1,4 +1,4 @@
-"""What is told of a study while it runs: a line for every trial that ends, one bar for all workers, `study.json`."""
+"""Progress of a running study: a line for every trial that ends, one bar for all workers, `study.json`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Progress:
         self.session, self.console, self.queue = session, console, session.queue(call)
         self.columns = study_file.columns(session.plan.study, session.plan.base)
         self.began = time.monotonic()
-        self.told = {trial.number for trial in self._trials() if trial.state.is_finished()}
+        self.reported = {trial.number for trial in self._trials() if trial.state.is_finished()}
         self.done_before = self._num_done()
         columns = (
             TextColumn("{task.description}"),
@@ -41,9 +41,9 @@ class Progress:
     def update(self) -> None:
         """Look once; the data base may be away for a while."""
         trials = self._trials()
-        ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in self.told]
+        ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in self.reported]
         for trial in ended:
-            self.told.add(trial.number)
+            self.reported.add(trial.number)
             self.console.print(line_of(trial), markup=False)
             if trial.state == TrialState.COMPLETE and trial.user_attrs.get("call") == self.queue.call.key:
                 self._log(trial)

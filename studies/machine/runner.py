@@ -4,7 +4,8 @@
                         trial-0003/ (a run folder)
 
 The same command continues a study: what finished is not repeated, what was cut short or failed is tried again in its
-own run folder. Any number of hosts may run one study at once, each with its own workers; entries.py keeps them apart.
+own run folder. Any number of hosts may run one study at once, each with its own workers;
+trial_queue.py keeps them apart.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ RunTrial = Callable[[Recipe, Path], dict[str, Any]]
 
 def run_study(
     name: str,
-    words: Iterable[str],
+    arguments: Iterable[str],
     *,
     study: Study | None = None,
     execute: RunTrial | None = None,
@@ -55,20 +56,20 @@ def run_study(
             does not open, goes away for good or holds a study of another recipe, data that are not there, or not one
             trial with a score.
     """
-    words = list(words)
-    plan = plan_of(name, words, study or study_named(name))
+    arguments = list(arguments)
+    plan = plan_of(name, arguments, study or study_named(name))
     if execute is None and worker is WORKER:
         _check_data(plan)
     console = Console()
     retry = retry_for(plan.options)
     retry.say = lambda line: console.print(line, markup=False)
     session = open_study(plan, retry, intervals, is_first=True)
-    retry(lambda: table.describe(session.optuna_study, plan.study, plan.base, [name, *words]))
+    retry(lambda: table.describe(session.optuna_study, plan.study, plan.base, [name, *arguments]))
     call = _begin(session)
     progress = Progress(session, call, console)
     try:
         if execute is None:
-            supervise(name, words, session, call, worker, progress)
+            supervise(name, arguments, session, call, worker, progress)
         else:
             run = execute
             Worker(session, call, uuid.uuid4().hex, lambda recipe, folder, *_: run(recipe, folder)).work(
@@ -112,8 +113,8 @@ def _conclude(session: StudySession, console: Console) -> None:
     trials, folder = session.retry(lambda: session.optuna_study.get_trials(deepcopy=False)), session.plan.options.folder
     if not any(trial.state == TrialState.COMPLETE for trial in trials):
         errors = [trial.user_attrs["error"] for trial in trials if "error" in trial.user_attrs]
-        said = f"the last said: {errors[-1]}" if errors else "none was begun"
-        raise UserError(f"no trial of the study ended with a score; {said}")
+        reason = f"the last error: {errors[-1]}" if errors else "none was begun"
+        raise UserError(f"no trial of the study ended with a score; {reason}")
     table.print_table(folder, console)
     if alive := [trial for trial in trials if trial.state == TrialState.RUNNING]:
         console.print(

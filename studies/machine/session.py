@@ -33,8 +33,10 @@ LARGEST_SEED = 2**31 - 1
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study's words ask for, before anything is written. noise_floor: inside which nothing is pruned; None: no
-    pruning at all."""
+    """A study's arguments read and checked, before anything is written.
+
+    noise_floor: inside which nothing is pruned; None: no pruning at all.
+    """
 
     study: Study
     options: Options
@@ -73,13 +75,15 @@ class StudySession:
         return self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
 
 
-def plan_of(name: str, words: Iterable[str], study: Study) -> Plan:
-    """Read the words and check every arm, and a draw of a search; nothing is written. name: of the study, or its file.
+def plan_of(name: str, arguments: Iterable[str], study: Study) -> Plan:
+    """Read the arguments and check every arm, and a draw of a search; nothing is written.
+
+    name: of the study, or its file.
 
     Raises: UserError naming the option, the key or the arm.
     """
     name = Path(name).stem if name.endswith(".py") else name
-    options = parse(name, words, default_seeds=study.SEEDS, must_search=not study.ARMS, known_arms=study.ARMS)
+    options = parse(name, arguments, default_seeds=study.SEEDS, must_search=not study.ARMS, known_arms=study.ARMS)
     base = vary(load(options.recipe, options.overrides), {"evaluation": {"split": "search"}})
     for arm, differences in study.ARMS.items():
         _check_variation(f"arm {arm!r}", base, partial(vary, base, differences))
@@ -95,7 +99,7 @@ def plan_of(name: str, words: Iterable[str], study: Study) -> Plan:
 
 
 def _noise_floor(study: Study, options: Options, base: Recipe) -> float | None:
-    """The one given, or that of the study beside, in what is searched for; None where nothing can be pruned."""
+    """The noise floor given, or that of the neighbouring study, of the objective; None where nothing can be pruned."""
     prunes, given = options.search and len(study.OBJECTIVES) == 1, options.noise_floor
     if given is not None and not prunes:
         raise UserError("noise_floor is for pruning, and only a search with one objective prunes: leave it out")

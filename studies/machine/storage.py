@@ -101,7 +101,7 @@ def _opened(url: URL, intervals: Intervals) -> RDBStorage:
 
 
 def _use_write_ahead_log(storage: RDBStorage) -> None:
-    """Let SQLite serve readers beside a writer, without waiting for the disk at every commit. A process that dies loses
+    """Let SQLite serve readers during a write, without waiting for the disk at every commit. A process that dies loses
     nothing; a machine that goes down may lose the last seconds."""
     storage.engine.dispose()
 

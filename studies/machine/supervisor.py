@@ -34,19 +34,19 @@ class Started:
 
 
 def supervise(
-    name: str, words: list[str], session: StudySession, call: Call, command: Sequence[str], progress: Progress
+    name: str, arguments: list[str], session: StudySession, call: Call, command: Sequence[str], progress: Progress
 ) -> None:
     """Run the plan's number of workers until each has found nothing more to do.
 
     Raises:
-        UserError: a worker said why it cannot go on, or workers die again and again.
+        UserError: a worker named why it cannot go on, or workers die again and again.
         KeyboardInterrupt: here or in a worker; all workers have stopped then.
     """
 
     def start(index: int) -> Started:
         return _start(
             index,
-            Task(name, words, uuid.uuid4().hex, call, session.plan.noise_floor, session.intervals),
+            Task(name, arguments, uuid.uuid4().hex, call, session.plan.noise_floor, session.intervals),
             session.plan,
             command,
         )

@@ -26,7 +26,7 @@ LIBRARIES = ("workbench.runs.runner", "workbench.runs.inference")
 def run_trial(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Distil and evaluate `recipe` into `folder` (`recipe.trainer.folder`); an interrupted run there continues.
 
-    The teacher's answers are given once a study and kept in `teacher/` beside the runs.
+    The teacher's answers are given once a study and kept in `teacher/` next to the runs.
 
     Returns: the run's `metrics.json`, and under `cost` the seconds that distillation and evaluation themselves took.
     Raises: UserError or TrialFailed, what ended it; KeyboardInterrupt where it was interrupted.
@@ -97,6 +97,6 @@ def workbench(*arguments: str) -> None:
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code != 0:
-        said = [line for line in tail if line]
-        told = [line for line in said if line.startswith("error:")] or said or ["nothing was written to stderr"]
-        raise TrialFailed(f"workbench {arguments[0]} ended with {code}: {told[-1]}")
+        lines = [line for line in tail if line]
+        errors = [line for line in lines if line.startswith("error:")] or lines or ["nothing was written to stderr"]
+        raise TrialFailed(f"workbench {arguments[0]} ended with {code}: {errors[-1]}")

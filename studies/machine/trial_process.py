@@ -33,7 +33,7 @@ Execute = Callable[[Recipe, Path], dict[str, Any]]
 
 
 class Stopped(Exception):
-    """A trial that was told to stop, and did."""
+    """A trial that stopped on request."""
 
 
 class ProcessFailed(Exception):
@@ -46,7 +46,7 @@ class TrialProcess:
 
     def __init__(self, execute: Execute, libraries: Sequence[str] = ()) -> None:
         self.execute = execute
-        # Asked in another way, whether there is a GPU leaves a mark that no fork may inherit.
+        # The default CUDA check initialises the driver, which forks must not inherit.
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([*libraries, execute.__module__, __name__])
@@ -62,7 +62,7 @@ class TrialProcess:
     ) -> dict[str, Any]:
         """The trial's metrics. should_stop: asked every `interval_s` seconds; once it says so, the trial is stopped.
 
-        Raises: ProcessFailed with the trial's own last words, Stopped, KeyboardInterrupt.
+        Raises: ProcessFailed with the trial's last message, Stopped, KeyboardInterrupt.
         """
         write_bytes(folder.with_suffix(".yaml"), to_yaml(recipe).encode())
         receiver, sender = self.context.Pipe(duplex=False)
@@ -133,13 +133,13 @@ def _outcome(answer: dict[str, Any] | None, exitcode: int | None, stopped: bool,
 
 
 def _child(execute: Execute, place: str, sender: Connection) -> None:
-    """The trial's process: alone in its run folder, its words in a log, dead when its worker is."""
+    """The trial's process: alone in its run folder, its output in a log, killed with its worker."""
     os.setsid()
     Thread(target=_die_with_the_worker, daemon=True).start()
     folder = Path(place)
     resolved = folder.with_suffix(".yaml")
     _write_into(folder.with_suffix(".log"))
-    # What the run folder's environment.json tells to be the command.
+    # The command that the run folder's environment.json records.
     sys.argv = ["workbench", "distill", str(resolved)]
     with lock_of(folder).open("a") as lock:
         if lock_descriptor(lock.fileno(), blocking=False):
@@ -152,7 +152,7 @@ def _child(execute: Execute, place: str, sender: Connection) -> None:
         sender.send_bytes(json.dumps(answer).encode())
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of the libraries hold no process up that has said all it had to say.
+    # Threads of the libraries must not keep a finished process alive.
     os._exit(INTERRUPTED if "interrupted" in answer else "error" in answer)
 
 
@@ -169,8 +169,8 @@ def _answer(execute: Execute, resolved: Path, folder: Path) -> dict[str, Any]:
 
 def one_line(error: BaseException) -> str:
     """An error as a study records it."""
-    said = " ".join(str(error).split())
-    return said if isinstance(error, ProcessFailed) else f"{type(error).__name__}: {said}"
+    message = " ".join(str(error).split())
+    return message if isinstance(error, ProcessFailed) else f"{type(error).__name__}: {message}"
 
 
 def _write_into(log: Path) -> None:

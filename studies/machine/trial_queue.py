@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from studies.machine.storage import guard
 
 MAX_REQUEUES = 2
-"""So often a entry whose worker dies is tried again in one call: more than that, and it is the entry that kills."""
+"""So often an entry whose worker dies is tried again in one call: more than that, and it is the entry that kills."""
 SEARCH = "search"
 DIED, INTERRUPTED, BUSY = "its worker died", "interrupted", "another process still writes its run folder"
 DUPLICATE = "queued twice"
@@ -41,7 +41,7 @@ class Entry:
 
     @property
     def params(self) -> dict[str, str | int]:
-        """What Optuna's trial is told to draw."""
+        """The parameters that Optuna's trial is fixed to."""
         return {} if self.arm == SEARCH else {"arm": self.arm, "seed": self.seed}
 
 
@@ -98,7 +98,7 @@ class TrialQueue:
             self.optuna_study.enqueue_trial(params, user_attrs={"entry": entry.key, **carried})
 
     def _is_wanted(self, entry: Entry, trials: list[FrozenTrial]) -> bool:
-        """Whether a entry that has only failed so far, or nothing at all, is (still) to be tried."""
+        """Whether an entry that has only failed so far, or nothing at all, is (still) to be tried."""
         if not trials or error_of(trials[-1]) in CUT_SHORT:
             return True
         if error_of(trials[-1]) == DIED:
@@ -107,7 +107,7 @@ class TrialQueue:
         return trials[-1].number < self.call.before
 
     def take(self, worker: str, lost: bool = True) -> tuple[Entry, FrozenTrial] | None:
-        """Claim a entry for `worker`; None if there is none to begin now. May be repeated after it broke off."""
+        """Claim an entry for `worker`; None if there is none to begin now. May be repeated after it broke off."""
         with guard(self.storage, self.study_id):
             self.fill(lost)
             by_entry = self.trials()
@@ -166,7 +166,7 @@ class TrialQueue:
             return True
 
     def is_open(self) -> bool:
-        """Whether anything may still come of waiting: a entry of this call is queued or under way."""
+        """Whether anything may still come of waiting: an entry of this call is queued or under way."""
         by_entry = self.trials()
         begun = {entry for entry, trials in by_entry.items() if self._is_ours(trials)}
         full = self.call.quota is not None and len(begun) >= self.call.quota
@@ -189,7 +189,7 @@ def is_duplicate(trial: FrozenTrial) -> bool:
 
 
 def lock_of(folder: Path) -> Path:
-    """Held by the one process that writes run folder `folder`; beside it, since a run folder begins empty."""
+    """Lock file of the only process that writes run folder `folder`; next to it, since a run folder begins empty."""
     return folder.with_suffix(".lock")
 
 

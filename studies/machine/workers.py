@@ -42,11 +42,11 @@ Run = Callable[[Recipe, Path, Callable[[], bool], float], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Task:
-    """What a supervisor tells a worker. token: the worker's name in the storage. noise_floor: by which all workers of
-    a call prune, whatever a study of it beside has found since."""
+    """What a supervisor tells a worker. token: the worker's name in the storage. noise_floor: fixed for this
+    command, even if the noise-floor study changes meanwhile."""
 
     name: str
-    words: list[str]
+    arguments: list[str]
     token: str
     call: Call
     noise_floor: float | None
@@ -89,7 +89,7 @@ class Worker:
         return time.time() + longest < deadline
 
     def _run_one(self, entry: Entry, taken: FrozenTrial) -> None:
-        """One attempt at a entry, told to the storage however it ends."""
+        """One attempt at an entry; however it ends is written to the storage."""
         self.began = time.monotonic()
         if entry.arm == SEARCH:
             self.optuna_study.sampler = sampler_of(self.plan.study, self.plan.options, entry.seed)
@@ -205,12 +205,12 @@ def recipe_of(trial: optuna.trial.BaseTrial, study: Study, base: Recipe, options
 
 
 def serve(study_of: Callable[[str], Study], run: TrialProcess) -> None:
-    """A worker process: its task from standard input, its words to standard output."""
+    """A worker process: its task from standard input, its messages to standard output."""
     signal.signal(signal.SIGINT, _interrupt_once)
     content = json.loads(sys.stdin.readline())
     task = Task(**{**content, "call": Call(**content["call"]), "intervals": Intervals(**content["intervals"])})
     Thread(target=_stop_with_the_supervisor, daemon=True).start()
-    plan = replace(plan_of(task.name, task.words, study_of(task.name)), noise_floor=task.noise_floor)
+    plan = replace(plan_of(task.name, task.arguments, study_of(task.name)), noise_floor=task.noise_floor)
     session = open_study(plan, retry_for(plan.options), task.intervals, is_first=False)
     worker = Worker(session, task.call, task.token, run)
     if worker.retry(worker.queue.is_open):

@@ -26,7 +26,7 @@ def predict(network: JudgeNetwork, pixels: Tensor, device: torch.device) -> dict
 
 
 def right(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """Per head (B,): 1 right, 0 wrong, nan where the head does not apply. Sets and words count only when exact."""
+    """Per attribute (B,): 1 right, 0 wrong, nan where it does not apply. Sets and words count only when exact."""
     answers = {}
     for head in SINGLE_LABEL:
         target = labels[:, COLUMNS[head]].squeeze(1)

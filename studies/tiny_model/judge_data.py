@@ -32,7 +32,7 @@ sources that are to be enhanced, which alone show the classes of the `quality` h
 
 
 def vocabulary(heads: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """The heads whose classes are names; the word is read letter by letter."""
+    """The attributes whose classes are names; the word is read letter by letter."""
     return {name: tuple(classes) for name, classes in heads.items() if name != "word"}
 
 

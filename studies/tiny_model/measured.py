@@ -87,7 +87,7 @@ COLOUR_HEADS = ("background", "sign", "ink")
 
 
 def teacher(zoo: Zoo) -> list[Figure]:
-    """What the guided teacher draws: heads exactly right in T2I, edits followed and kept."""
+    """What the guided teacher draws: attributes exactly right in T2I, edits followed and kept."""
     how, tried = zoo.full
     found = zoo.answers(how)
     heads: dict[str, dict[str, list[float]]] = {}

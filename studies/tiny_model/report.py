@@ -71,7 +71,7 @@ def markdown(found: dict[str, list[Figure]], zoo: Zoo) -> str:
     lines = [
         f"Measured by `make zoo-report`: {3 * how.t2i_cases} T2I and {6 * how.editing_cases} editing cases of the "
         f"report split, sampling seeds {zoo.seeds}, 95 % intervals (bootstrap over cases and seeds; Wilson's for the "
-        "judge's heads).",
+        "judge's attributes).",
         "",
         "| what | measured | 95 % interval | n | bar | reached |",
         "|---|---|---|---|---|---|",

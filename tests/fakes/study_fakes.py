@@ -113,36 +113,36 @@ def write_sheets(folder: Path, seed: int) -> None:
 
 def conduct(
     study: Study, folder: Path, world: World, *, base: Recipe | None = None, seeds: Sequence[int] = (0, 1),
-    draws: int = 0, storage: str | None = None, unfinished: int = 0, memory: optuna.Study | None = None,
+    draws: int = 0, storage: str | None = None, unfinished: int = 0, optuna_study: optuna.Study | None = None,
 ) -> optuna.Study:  # fmt: skip
     """Every arm under every seed, or `draws` recipes of the space, then `study.json`. unfinished: trials left
-    running. memory: of a study that this goes on with."""
+    running. optuna_study: of a study that this goes on with."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     base, folder = base or base_recipe(), folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    memory = memory or optuna.create_study(
+    optuna_study = optuna_study or optuna.create_study(
         directions=["maximize"] * len(study.OBJECTIVES), storage=storage, study_name=folder.name,
         sampler=optuna.samplers.RandomSampler(seed=0),
     )  # fmt: skip
-    table.describe(memory, study, base, [folder.name])
+    table.describe(optuna_study, study, base, [folder.name])
     for seed in () if draws else seeds:
         for arm in study.ARMS:
-            memory.enqueue_trial({"arm": arm, "seed": seed}, user_attrs={"entry": f"{arm}@{seed}"})
+            optuna_study.enqueue_trial({"arm": arm, "seed": seed}, user_attrs={"entry": f"{arm}@{seed}"})
     for _ in range(draws or len(seeds) * len(study.ARMS)):
-        _run(memory, study, memory.ask(), base, folder, world, bool(draws))
+        _run(optuna_study, study, optuna_study.ask(), base, folder, world, bool(draws))
     for _ in range(unfinished):
-        memory.enqueue_trial(
+        optuna_study.enqueue_trial(
             {"arm": next(iter(study.ARMS)), "seed": 99}, user_attrs={"entry": f"{next(iter(study.ARMS))}@99"}
         )
-        trial = memory.ask()
+        trial = optuna_study.ask()
         trial.suggest_categorical("arm", tuple(study.ARMS))
         trial.suggest_int("seed", 0, 99)
-    table.write_json(memory, study, folder.name, storage or "sqlite", folder / "study.json")
-    return memory
+    table.write_json(optuna_study, study, folder.name, storage or "sqlite", folder / "study.json")
+    return optuna_study
 
 
 def _run(
-    memory: optuna.Study, study: Study, trial: optuna.Trial, base: Recipe, folder: Path, world: World, drawn: bool
+    optuna_study: optuna.Study, study: Study, trial: optuna.Trial, base: Recipe, folder: Path, world: World, drawn: bool
 ) -> None:
     if drawn:
         recipe, seed = study.suggest(trial, base), 0
@@ -158,11 +158,11 @@ def _run(
         metrics = world(recipe, folder / run)
     except TrialFailed as error:
         trial.set_user_attr("error", f"TrialFailed: {error}")
-        memory.tell(trial, state=optuna.trial.TrialState.FAIL)
+        optuna_study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return
     found = study_file.headline(metrics)
     trial.set_user_attr("metrics", found)
     trial.set_user_attr("milestones", world.milestones(recipe, found["score"]))
     trial.set_user_attr("cost", {"distill": 2.0, "evaluate": 1.0})
-    memory.tell(trial, objectives(metrics, study.OBJECTIVES))
+    optuna_study.tell(trial, objectives(metrics, study.OBJECTIVES))
     log_trial(folder / run / "tensorboard", recipe, {"arm": run, **hparams}, found)

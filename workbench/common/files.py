@@ -20,7 +20,7 @@ from workbench.common.errors import UserError
 
 CHUNK_BYTES = 1 << 20
 UNFINISHED = "unfinished.json"
-"""Beside shards of which more are to come."""
+"""Name of the marker next to shards that are still being written."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from workbench.common.files import settings_hash, sha256_of_file
 
 HASHED_BYTES = 1 << 28
-"""Bigger files of weights are told apart by size and time of change: to read them takes longer than to sample."""
+"""Bigger files of weights are identified by size and time of change: reading them takes longer than sampling."""
 SUFFIXES = (".json", ".safetensors", ".txt", ".jinja")
 
 

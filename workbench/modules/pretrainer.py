@@ -89,7 +89,7 @@ class Pretrainer(RootModule):
         return ChainedOptimizer(optimizers if isinstance(optimizers, list) else [optimizers])
 
     def _replay(self, data: CaptionStep, draws: list[tuple[Tensor, Tensor]]) -> None:
-        """The step as a CUDA graph; one whose gradient is not finite is skipped on the device, and told once known."""
+        """The step as a CUDA graph; one whose gradient is not finite is skipped on the device and reported later."""
         fields = [tensors_of(batch) for batch in data.batches]
 
         def step(inputs: Sequence[Tensor]) -> Sequence[Tensor]:

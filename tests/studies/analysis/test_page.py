@@ -146,7 +146,7 @@ def test_a_search_shows_its_front_and_what_matters(tmp_path: Path) -> None:
     first = page[: page.index("<h2>Front")]
     assert "10 recipes drawn from a space of 11 parameters" in first and "Preliminary: about 110 trials" in first
     best = max(memory.trials, key=lambda trial: trial.values[0])
-    assert f"trial {best.number}" in first and "What tells the best from the rest" in first
+    assert f"trial {best.number}" in first and "What sets the best apart from the rest" in first
     assert "<h2>Against" not in page and "importance, summing to 1" in page and "t2i share" in page
     study = arms.read_study(tmp_path / "search")
     assert study["front"] == [trial.number for trial in memory.best_trials]
@@ -158,7 +158,7 @@ def test_arms_and_a_search_in_one_folder_keep_apart(tmp_path: Path) -> None:
     folder, console = tmp_path / "mixture", Console(record=True, width=200, file=io.StringIO())
     memory = conduct(MIXTURE, folder, world, seeds=(0, 1, 2))
     alone = arms.floor_of(folder)
-    conduct(MIXTURE, folder, world, draws=9, memory=memory)
+    conduct(MIXTURE, folder, world, draws=9, optuna_study=memory)
     assert alone is not None and arms.floor_of(folder) == alone
     page = report_study(folder).read_text()
     assert "edit-only better" in page and "search better" not in page and "9 recipes drawn from a space of 1" in page
