@@ -37,6 +37,7 @@ from workbench.runs.encoding import encode
 from workbench.runs.run_folder import RunFolder
 from workbench.runs.runner import distill, export_run, pretrain
 
+pytestmark = pytest.mark.usefixtures("few_renders")
 SAMPLES = {
     "t2i": {"landscape": 3, "portrait": 3, "text": 3},
     "edit": {"scene": 2, "enhance": 2, "object": 2, "text": 2, "identity": 2, "style": 2},
@@ -69,7 +70,7 @@ def recipe(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory)
                 "checkpoint_every": 2,
                 "sample_every": 4,
             },
-            "evaluation": {"teacher_steps": 3},
+            "evaluation": {"teacher_steps": 3, "num_bootstrap": 50},
         }
     )
     pack(made)
