@@ -25,16 +25,9 @@ RECIPE_COMMANDS = {
     "distill": "distil the teacher into a few-step student; the same command continues an interrupted run",
 }
 MENDABLE_ERRNOS = (
-    errno.ENOENT,
-    errno.EEXIST,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EISDIR,
+    errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR,
     errno.ENOTDIR,
-)
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,9 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help=text, description=text, parents=[common])
     command.add_argument("target", metavar="FOLDER_OR_RUN")
     _add_overrides(command)
-    command.add_argument(
-        "--dry-run", action="store_true", help="print the images, judge calls and tokens it would take"
-    )
+    text = "print the images, judge calls and tokens it would take"
+    command.add_argument("--dry-run", action="store_true", help=text)
 
     text = "write the benchmarks that ship as JSONL, the form in which `evaluation.cases` takes one's own"
     command = commands.add_parser("cases", help=text, description=text, parents=[common])
@@ -122,22 +114,18 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--lora", action="store_true", help="what diffusers' load_lora_weights loads")
 
     text = "run a study: arms times seeds, each trial an ordinary run; the same command continues it"
-    own = "also: seeds=0,1,2 arms=A,B trials=N search=true workers=N devices=0,1 budget=MINUTES folder=F recipe=FILE"
-    more = f"{own} storage=URL noise_floor=SD smoke=true"
+    more = "also: seeds=0,1,2 arms=A,B trials=N search=true workers=N devices=0,1 budget=MINUTES folder=F recipe=FILE"
+    more += " storage=URL noise_floor=SD smoke=true"
     command = commands.add_parser("study", help=text, description=text, epilog=more, parents=[common])
-    command.add_argument(
-        "name",
-        metavar="NAME",
-        help="a study of studies/catalogue.py (an unknown name lists them), or a .py file of your own",
-    )
+    what = "a study of studies/catalogue.py (an unknown name lists them), or a .py file of your own"
+    command.add_argument("name", metavar="NAME", help=what)
     _add_overrides(command)
 
     text = "write report.html of a run or study folder"
     command = commands.add_parser("report", help=text, description=text, parents=[common])
     command.add_argument("folder", metavar="FOLDER", type=Path)
-    command.add_argument(
-        "--noise-floor", type=Path, metavar="FOLDER", help="a study's: noise floor to hold differences against"
-    )
+    text = "a search's: noise-floor study that says how far single runs differ by chance"
+    command.add_argument("--noise-floor", type=Path, metavar="FOLDER", help=text)
     return parser
 
 
