@@ -48,7 +48,7 @@ TRAINING_FILE = "training.safetensors"
 
 @dataclass(frozen=True)
 class Options:
-    """minutes: train for that long, rendering of the first images aside; 0: for `steps`. init: a judge to start from.
+    """minutes: training time without rendering the first images; 0: train for `steps`. init: a judge to start from.
 
     pool: images kept at once. first: of them, so many are waited for before training. damaged: share of damaged
     images; kinds: share of a corruption among them, 1 where none is named. technical: weight of the rating's loss.
@@ -199,7 +199,7 @@ def train(trainer: Trainer, pool: Pool, out: Path, stage: Stage) -> JudgeNetwork
 
 
 def initial(options: Options) -> JudgeNetwork:
-    """A judge for the world's vocabulary, with whatever of the judge in `options.init` fits it."""
+    """A judge for the world's vocabulary, with the weights of the judge in `options.init` whose shapes fit."""
     config = JudgeConfig(
         heads=judge_data.vocabulary(HEADS),
         multi_label=tuple(MULTI_LABEL),

@@ -2,7 +2,7 @@
 
     python -m studies.tiny_model.report [cases=20] [seeds=[0,1,2]] [card=true] [student=RUN] [folder=tiny] [out=FOLDER]
 
-Each row is kept under the hash of the weights, the judge and the options, and every chunk of answers likewise: the same
+Each row is kept under the hash of the weights, the judge and the options, and so is every chunk of answers: the same
 command goes on where it was stopped.
 """
 

@@ -47,7 +47,7 @@ START_LOG_VARIANCE = -6.0
 
 @dataclass(frozen=True)
 class Options:
-    """Ends after `steps` steps or `minutes` of training, whichever comes first; the learning rate heeds the nearer end.
+    """Ends after `steps` steps or `minutes` of training, whichever is first; the learning rate follows the nearer end.
 
     lr falls by a cosine to lr * final_lr, after `warmup` steps. kl weighs nats per latent position, `gradient` the
     error of finite differences, `coarse` the error of 4 x 4 means. pool and held_out: images drawn for each.

@@ -86,7 +86,7 @@ def folder_transformer(folder: str) -> QwenImage21Transformer2DModel:
 
 @dataclass(frozen=True)
 class Shapes:
-    """What the conditions look like. text_tokens: longest prompt, image slots aside; side: latent tokens of an edge."""
+    """Sizes of the conditions. text_tokens: longest prompt without image slots; side: latent tokens of an edge."""
 
     batch_size: int
     text_tokens: int

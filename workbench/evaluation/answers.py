@@ -1,4 +1,4 @@
-"""One model answers all cases under all seeds; every judge looks at every answer once."""
+"""One model answers all cases under all seeds; every judge scores every answer once."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def judge_into(
     judges: Sequence[Judge],
     clock: Clock | None = None,
 ) -> None:
-    """Append what the judges make of `images`, and what is measured of them."""
+    """Append the judgements and the measures of `images`."""
     clock = clock or Clock()
     for case, image in zip(cases, images, strict=True):
         assert image.dtype == np.uint8 and image.ndim == 3, f"{case.id}: images are (H, W, 3) uint8"

@@ -49,7 +49,7 @@ PARTIAL = Path("evaluation") / "partial"
 CONSOLE = Console()
 WITHOUT_LOCAL = (
     "no local judge: benchmark scores and their comparisons, diversity, Frechet distance, KID, precision, recall and "
-    f"words right are left out, since they go by its scores or features ({NEEDS_LOCAL})"
+    f"words right are left out, since they use its scores or features ({NEEDS_LOCAL})"
 )
 COMPARED = (("student", "teacher_few_step"), ("student", "teacher"), ("teacher_few_step", "teacher"))
 

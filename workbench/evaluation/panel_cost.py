@@ -27,7 +27,7 @@ class Cost:
 
 
 def cost(cases: Sequence[Case], num_models: int, data: Data, chosen: Evaluation) -> Cost:
-    """What evaluating `num_models` models on `cases` asks of the recipe's judges."""
+    """Cost of evaluating `num_models` models on `cases` with the recipe's judges."""
     num_targets = sum(case.task == "t2i" and case.target is not None for case in cases)
     several = answered_often(cases) if num_targets > 1 and LOCAL in chosen.judges else []
     images = num_models * (len(cases) * len(chosen.seeds) + len(several) * DIVERSITY_SAMPLES)

@@ -1,7 +1,7 @@
 """Secondary metrics: measures of the answers with intervals, and the answers' distribution against the targets'.
 
-KID, precision and recall go by the local judge's features of the T2I answers under the first seed and of their targets,
-so by equal numbers, each dimension in units of the targets' spread.
+KID, precision and recall compare the local judge's features of the T2I answers under the first seed with those of their
+targets: equally many of both, each dimension in units of the targets' spread.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def flat_values(value: Any, prefix: str = "") -> dict[str, str | float]:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Twelve hex digits that name the resolved recipe, run folder aside."""
+    """Twelve hex digits that name the resolved recipe, the run folder not counted."""
     nameless = replace(recipe, trainer=replace(recipe.trainer, folder=""))
     return hashlib.sha256(to_yaml(nameless).encode()).hexdigest()[:12]
 

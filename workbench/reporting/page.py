@@ -108,7 +108,7 @@ def _text(path: Path) -> str:
 
 
 def _curves(folder: Path) -> list[dict[str, Any]]:
-    """Logged lines, those cut short aside."""
+    """Logged lines without those cut short."""
     rows = []
     for line in _text(folder / "metrics.jsonl").splitlines():
         try:

@@ -142,7 +142,7 @@ def _score_panel(panel: Axes, scores: Mapping[str, Mapping[str, Interval]], titl
 
 
 def training_curves(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Every logged scalar against student updates, mixtures aside; small panels of at most MAX_CURVES names."""
+    """Every logged scalar against student updates, without mixtures; small panels of at most MAX_CURVES names."""
     names: list[str] = []
     for row in rows:
         names += [n for n, v in row.items() if n not in names and n != "update" and isinstance(v, int | float)]

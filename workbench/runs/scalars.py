@@ -47,7 +47,7 @@ class DataWait(L.Callback):
         self._ended = time.perf_counter()
 
     def pop(self) -> float:
-        """Seconds waited since the last call, the first batch aside."""
+        """Seconds waited since the last call, without the first batch."""
         waited, self.waited_s = self.waited_s, 0.0
         return waited
 

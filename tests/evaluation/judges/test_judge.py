@@ -96,8 +96,8 @@ def test_without_a_local_judge_one_line_says_what_is_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = found_by([], tmp_path)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "no local judge: benchmark scores" in said and "add local to evaluation.judges" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no local judge: benchmark scores" in printed and "add local to evaluation.judges" in printed
     assert metrics.judge == "no local judge" and not metrics.comparisons and not metrics.vlm
     for model in metrics.models.values():
         assert model.n == 12 and not model.benches and model.frechet is None and model.diversity is None

@@ -45,8 +45,8 @@ class Case:
         return BENCHES[self.task]
 
     def noise_seed(self, seed: int | str) -> int:
-        """Seed of this case's noise under evaluation seed `seed`: the same for every model, whatever other cases are
-        answered."""
+        """Seed of this case's noise under evaluation seed `seed`: the same for every model, independent of the other
+        cases."""
         chosen = self.id if self.seed is None else self.seed
         return int.from_bytes(hashlib.sha256(f"{seed}/{chosen}".encode()).digest()[:6], "little")
 

@@ -1,4 +1,4 @@
-"""The benchmarks of the world that ships, as cases: all that the evaluation asks of `datamodules.openmoji`."""
+"""The benchmarks of the world that ships, as cases: the evaluation's only use of `datamodules.openmoji`."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ from workbench.recipe.config import Evaluation
 
 
 def local_judge(judges: Sequence[Judge]) -> LocalJudge | None:
-    """The local one among them, whose scores are the benchmarks' and whose features all distances go by."""
+    """The local judge among them, whose scores are those of the benchmarks and whose features all distances use."""
     return next((judge for judge in judges if isinstance(judge, LocalJudge)), None)
 
 
 def judges_of(evaluation: Evaluation) -> list[Judge]:
-    """In the recipe's order. Raises: UserError for a judge that the environment does not describe."""
+    """Judges in the recipe's order. Raises: UserError for a judge that the environment does not describe."""
     return [_judge(name, evaluation) for name in evaluation.judges]
 
 

@@ -40,7 +40,7 @@ class Unanswered:
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge makes of answers: by name of the judge a score of every one. features: (answers, D), seen: the
+    """Judgements of answers: name of the judge -> a score of every answer. features: (answers, D), seen: the
     attributes of every answer; both of a judge that looks with a network of its own, else None."""
 
     scores: Mapping[str, Sequence[Scored | Unanswered]]

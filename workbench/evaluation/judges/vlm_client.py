@@ -89,7 +89,7 @@ def endpoint(name: str, environment: Mapping[str, str] = os.environ) -> Endpoint
 
 
 class Client:
-    """Asks one endpoint, from several threads at once. `stop` wakes and ends whatever waits.
+    """Asks one endpoint, from several threads at once. `stop` ends every wait.
 
     sleep: how a wait passes, for tests; by default it ends early when the client is stopped. has_answered: whether it
     ever did; then it is not given up, however much it refuses.
@@ -123,7 +123,7 @@ class Client:
     def ask(self, messages: list[Any], parse: Callable[[str], Parsed]) -> Parsed:
         """The parsed answer, asked for up to `attempts` times.
 
-        Raises: Missing with the last reason; Stopped; UserError where the judge refuses or fails whatever it is asked.
+        Raises: Missing with the last reason; Stopped; UserError where the judge refuses or fails every question.
         """
         try:
             answer = self._ask(messages, parse)
@@ -190,7 +190,7 @@ class _Again(Exception):
 
 
 def _whole(chunks: Iterable[bytes], deadline: float, seconds: float) -> bytes:
-    """The body of a reply, all of it by the deadline: the library's own limit is for each read, and a server may drip.
+    """The body of a reply, all of it by the deadline: the library limits each read only, and a server may send slowly.
 
     Raises: _Again."""
     body = bytearray()

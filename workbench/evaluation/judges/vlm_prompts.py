@@ -19,7 +19,7 @@ LOWEST, HIGHEST = 1.0, 5.0
 SEVERE_BELOW = 2.0
 """A critical sub-score below this is a severe failure ..."""
 SEVERE_CAP = 2.0
-"""... and the overall score is then at most this, whatever the judge wrote."""
+"""Upper bound of the overall score then, even if the judge wrote more."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Replies of vision-language judges, parsed strictly: whatever is not exactly what was asked for is malformed."""
+"""Replies of vision-language judges, parsed strictly: any deviation from the form asked for is malformed."""
 
 from __future__ import annotations
 
