@@ -65,7 +65,7 @@ CASES = {
     "reusing, routed": Case("full", False, "euler", reusing=True),
     "bfloat16": Case("full", True, "euler", "bf16-mixed"),
     "lora, checkpointed, compiled": Case("lora", True, "euler", compiled=True),
-    "lora over a bfloat16 base": Case("lora", True, "euler", "bf16-mixed", reusing=True),
+    "lora over a bfloat16 base": Case("lora", True, "euler", "bf16-mixed", reusing=True, compiled=True),
 }
 
 

@@ -29,12 +29,3 @@ def test_two_gpus_train_as_one(roles: str, bench: Bench, tmp_path: Path) -> None
     assert weights.keys() == others.keys()
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor.float(), others[name].float(), rtol=0.02, atol=0.01, msg=name)
-
-
-def test_compiled_bfloat16_adapters_train_sharded(bench: Bench, tmp_path: Path) -> None:
-    """What a full-size user runs on two GPUs."""
-    settings = ("model.roles=lora", "trainer.precision=bf16-mixed", "trainer.compile=blocks", "trainer.updates=2")
-    sharded = ("trainer.strategy=fsdp", "trainer.devices=2", f"trainer.folder={tmp_path}")
-    finish(bench.start("distill", *settings, *sharded))
-    assert [row["update"] for row in losses(tmp_path)] == [1, 2]
-    assert all(torch.tensor(value).isfinite() for row in losses(tmp_path) for value in row.values())
