@@ -17,7 +17,7 @@ RUN = """
 import sys
 from workbench import cli
 code = cli.main({arguments})
-print(code, [name for name in {frameworks} if name in sys.modules])
+print("exit", code, [name for name in {frameworks} if name in sys.modules])
 """
 STUDY = """
 import sys
@@ -45,8 +45,8 @@ def run_folder(tmp_path: Path) -> Path:
 
 def test_report_and_compare_load_no_framework(run_folder: Path) -> None:
     folder = str(run_folder)
-    assert printed_line(RUN, ["report", folder], "0") == "0 []"
-    assert printed_line(RUN, ["compare", folder, folder], "0") == "0 []"
+    assert printed_line(RUN, ["report", folder], "exit") == "exit 0 []"
+    assert printed_line(RUN, ["compare", folder, folder], "exit") == "exit 0 []"
 
 
 def test_a_study_loads_no_framework_before_it_starts_workers(tmp_path: Path) -> None:
