@@ -6,7 +6,7 @@ one recipe differ by is taken from this study alone: another one has other recip
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +17,27 @@ from studies.analysis.arms import Arm
 from studies.analysis.crossed import Components, Contrast, Quantile, Table, components, of_runs, run_scores, two_sided
 from studies.analysis.decisions import Decision, decide
 from studies.analysis.families import LargestT, against_first, holm_levels, pools_of
+from studies.analysis.power import CONFIDENCE
 from workbench.evaluation.measures.statistics import Interval
 
-CONFIDENCE = 0.95
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """An objective of the arms that have it. tables: of each arm, none where the cases are not known."""
+    """An objective of the arms that have it, the reference arm first. tables: of each arm, none where the cases are not
+    known."""
 
+    objective: str
+    reference: str | None
     arms: Sequence[Arm]
     found: Components
     tables: Sequence[Table]
+
+    @property
+    def compares(self) -> bool:
+        """Whether the reference arm has finished, and another one to compare with it."""
+        return self.arms[0].name == self.reference and len(self.arms) > 1
 
     @property
     def num_cases(self) -> int | None:
@@ -47,16 +55,17 @@ class Measured:
         return Interval(mean.value, low, high, int(self.found.seeds[place]))
 
 
-def measure(found: Sequence[Arm], objective: str) -> Measured | None:
+def measure(found: Sequence[Arm], objective: str, reference: str | None) -> Measured | None:
     """The objective of all arms with a finished run; None where no arm has any."""
-    finished = [arm for arm in found if arm.values(objective)]
+    finished = sorted((arm for arm in found if arm.values(objective)), key=lambda arm: arm.name != reference)
     if not finished:
         return None
     tables = [table for table in arms.tables(finished, objective) if _has_cases(table)]
     if len(tables) < len(finished):
         runs = [np.array(arm.values(objective)) for arm in finished]
-        return Measured(finished, of_runs(runs, pools_of(runs)), [])
-    return Measured(finished, components(tables, pools_of([run_scores(table) for table in tables])), tables)
+        return Measured(objective, reference, finished, of_runs(runs, pools_of(runs)), [])
+    pools = pools_of([run_scores(table) for table in tables])
+    return Measured(objective, reference, finished, components(tables, pools), tables)
 
 
 def _has_cases(table: Table) -> bool:
@@ -64,15 +73,13 @@ def _has_cases(table: Table) -> bool:
     return bool(table) and all(scores.shape[1] > 1 for scores in table.values())
 
 
-def against(found: Sequence[Arm], reference: str | None, objective: str, margin: float) -> list[Row]:
+def against_reference(measured: Measured | None, margin: float) -> list[Row]:
     """Every arm less the reference arm, adjusted for as many comparisons (Dunnett's test, with Welch's variances where
     an arm is noisier than the others); none without the reference's own runs.
 
     margin: a difference below it does not matter.
     """
-    first = [arm for arm in found if arm.name == reference]
-    measured = measure([*first, *(arm for arm in found if arm.name != reference)], objective)
-    if measured is None or not first or measured.arms[0] is not first[0] or len(measured.arms) < 2:
+    if measured is None or not measured.compares:
         return []
     contrasts = against_first(len(measured.arms))
     differences = [measured.found.contrast(row) for row in contrasts]
@@ -83,8 +90,8 @@ def against(found: Sequence[Arm], reference: str | None, objective: str, margin:
         rows.append(
             {
                 "arm": arm.name,
-                "reference": reference,
-                "objective": objective,
+                "reference": measured.reference,
+                "objective": measured.objective,
                 "num_cases": measured.num_cases,
                 "seeds": [int(measured.found.seeds[place]), int(measured.found.seeds[0])],
                 "difference": difference.value,
@@ -92,7 +99,7 @@ def against(found: Sequence[Arm], reference: str | None, objective: str, margin:
                 "high": decision.high,
                 "p": p[place - 1],
                 "kind": decision.kind,
-                "verdict": _verdict(decision, difference, arm.name, str(reference)),
+                "verdict": _verdict(decision, difference, arm.name, measured.arms[0].name),
                 "takes": _takes(measured, difference, place, margin) if decision.kind == "undecided" else "",
             }
         )
@@ -132,12 +139,10 @@ def _takes(measured: Measured, difference: Contrast, place: int, margin: float) 
     return " or ".join(ways) or f"more than {power.MAX_SEEDS} seeds an arm"
 
 
-def by_category(found: Sequence[Arm], reference: str | None) -> dict[tuple[str, tuple[str, str]], str]:
+def by_category(measured: Measured | None) -> Mapping[tuple[str, tuple[str, str]], str]:
     """(arm, (bench, category)) -> "better" or "worse" than the reference arm there, where it is shown; Holm's procedure
     over all arms and categories keeps one chance in twenty of any false one."""
-    first = [arm for arm in found if arm.name == reference]
-    measured = measure([*first, *(arm for arm in found if arm.name != reference)], "score")
-    if measured is None or not measured.tables or measured.arms[0].name != reference or len(measured.arms) < 2:
+    if measured is None or not measured.compares or not measured.tables:
         return {}
     names, tested = [], []
     for key in sorted(measured.tables[0], key=lambda key: key[0] != "t2i_bench"):

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from studies.analysis import arms, comparisons, power, replicates
+from studies.analysis import arms, power, replicates
 from studies.analysis.arms import Arm, Floor
+from studies.analysis.comparisons import Measured
 from studies.analysis.crossed import Table, components
 from workbench.common.jsonl import read_lines
 
@@ -22,7 +23,7 @@ CURVES = ("per_step/spread/", "per_step/flat_noise/", "x0_gap/t2i", "x0_gap/edit
 Row = dict[str, Any]
 
 
-def arm_rows(found: Sequence[Arm], objectives: Sequence[str]) -> list[Row]:
+def arm_rows(found: Sequence[Arm], objectives: Mapping[str, Measured | None]) -> list[Row]:
     """Per arm: seeds, failures, and for every objective the mean with its interval and the runs' own values."""
     rows: list[Row] = [
         {
@@ -36,8 +37,7 @@ def arm_rows(found: Sequence[Arm], objectives: Sequence[str]) -> list[Row]:
         }
         for arm in found
     ]
-    for name in objectives:
-        measured = comparisons.measure(found, name)
+    for name, measured in objectives.items():
         for row, arm in zip(rows, found, strict=True):
             interval = None if measured is None else measured.interval(arm)
             row["objectives"][name] = {
@@ -69,11 +69,6 @@ def category_rows(
             }
             rows.append({"name": arm.name, "cells": cells})
     return columns, rows
-
-
-def compared(found: Sequence[Arm], reference: str | None, objectives: Sequence[str], margin: float) -> list[Row]:
-    """Every arm against the reference, objective by objective."""
-    return [row for name in objectives for row in comparisons.against(found, reference, name, margin)]
 
 
 def noise_floor(arm: Arm, table: Table, objective: str) -> Row | None:

@@ -78,11 +78,13 @@ def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, An
 
 def _arms_values(found: Sequence[Arm], study: Any, objective: str, reported: list[str]) -> dict[str, Any]:
     """The arms of a replication; empty sections for a search."""
-    rows, margin = numbers.arm_rows(found, reported), MARGIN
+    reference, margin = study.get("reference"), MARGIN
+    measured = {name: comparisons.measure(found, name, reference) for name in reported}
+    rows = numbers.arm_rows(found, measured)
     is_floor = len(found) == 1
-    compared = numbers.compared(found, study.get("reference"), reported, margin)
+    compared = [row for of in measured.values() for row in comparisons.against_reference(of, margin)]
     first = [{"name": row["name"], **row["objectives"][objective]} for row in rows if objective in row["objectives"]]
-    shown = comparisons.by_category(found, study.get("reference"))
+    shown = comparisons.by_category(measured.get("score"))
     columns, categories = numbers.category_rows(found, shown)
     floors = []
     if is_floor:

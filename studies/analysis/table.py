@@ -150,7 +150,7 @@ def print_table(folder: Path, console: Console) -> None:
 def _print_arms(
     folder: Path, study: dict[str, Any], found: Sequence[arms.Arm], objective: str, console: Console
 ) -> None:
-    measured = comparisons.measure(found, objective)
+    measured = comparisons.measure(found, objective, study["reference"])
     table = _table(study["question"], ("arm", "n", "failed", objective, "95 % interval"))
     for arm in found:
         interval = None if measured is None else measured.interval(arm)
@@ -158,7 +158,7 @@ def _print_arms(
         table.add_row(Text(arm.name), str(len(arm.finished)), str(_num_failed(arm)), mean, _span(interval))
     console.print(table)
     console.print("Student on the search split; n counts seeds, each a run of its own; intervals over seeds and cases.")
-    for row in comparisons.against(found, study["reference"], objective, MARGIN):
+    for row in comparisons.against_reference(measured, MARGIN):
         span = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
         takes = f" ({row['takes']} would decide)" if row["takes"] else ""
         console.print(

@@ -96,8 +96,10 @@ def test_a_difference_below_the_margin_is_equivalence_and_may_be_a_difference_to
     conduct(MIXTURE, tmp_path / "mixture", world, seeds=range(12))
     found = arms.read_arms(tmp_path / "mixture", arms.read_study(tmp_path / "mixture"))
 
+    five = comparisons.measure(found, "score", "5:5")
+
     def edit_only(margin: float) -> dict[str, Any]:
-        return next(row for row in comparisons.against(found, "5:5", "score", margin) if row["arm"] == "edit-only")
+        return next(row for row in comparisons.against_reference(five, margin) if row["arm"] == "edit-only")
 
     assert edit_only(0.05)["difference"] == pytest.approx(0.01, abs=0.003)
     assert edit_only(0.05)["verdict"] == "edit-only better, by less than the margin"
@@ -110,7 +112,7 @@ def test_what_is_undecided_says_what_would_decide(tmp_path: Path) -> None:
     first = page[: page.index("<h2>Arms")]
     assert ">undecided<" in first and "Undecided: 5:5" in first
     found = arms.read_arms(tmp_path / "mixture", arms.read_study(tmp_path / "mixture"))
-    rows = comparisons.against(found, "t2i-only", "score", 0.05)
+    rows = comparisons.against_reference(comparisons.measure(found, "score", "t2i-only"), 0.05)
     assert all(row["low"] < 0 < row["high"] and "seeds an arm" in row["takes"] for row in rows)
     console = Console(record=True, width=200, file=io.StringIO())
     table.print_table(tmp_path / "mixture", console)
