@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,8 +39,11 @@ from studies.tiny_model.stages import Stage, world_fingerprint
 from workbench.common.arguments import read_options
 from workbench.common.cores import usable_cores
 from workbench.common.files import write_bytes
-from workbench.engine.optimisation import MovingAverage, cosine
-from workbench.evaluation.judges.local_network import JudgeConfig, JudgeNetwork, load
+from workbench.engine.muon import BatchedMuon
+from workbench.engine.optimisation import ChainedOptimizer, MovingAverage, cosine
+from workbench.evaluation.judges.local_network import JudgeConfig
+from workbench.evaluation.judges.networks import Network, load, network_of
+from workbench.evaluation.judges.transformer_network import TransformerNetwork
 
 CONSOLE = Console()
 TRAINING_FILE = "training.safetensors"
@@ -70,6 +73,7 @@ class Options:
     workers: int = 0
     resolution: int = 128
     rating_width: int = 32
+    architecture: Literal["cnn", "transformer"] = "cnn"
     save_every_s: float = 60.0
     seed: int = 0
     init: str = ""
@@ -117,19 +121,26 @@ def _columns() -> tuple[TextColumn | BarColumn | TimeRemainingColumn, ...]:
     return TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn()
 
 
+def optimizer_of(network: Network, options: Options) -> ChainedOptimizer:
+    """AdamW; the matrices of a transformer's blocks go through Muon, which takes a third of the steps."""
+    muon = [p for p in network.blocks.parameters() if p.ndim == 2] if isinstance(network, TransformerNetwork) else []
+    taken = {id(parameter) for parameter in muon}
+    rest = [parameter for parameter in network.parameters() if id(parameter) not in taken]
+    adamw = torch.optim.AdamW(rest, lr=options.lr, weight_decay=options.weight_decay, betas=(0.9, 0.98), fused=True)
+    return ChainedOptimizer([adamw, *([BatchedMuon(muon, lr=options.lr)] if muon else [])])
+
+
 class Trainer:
     """Weights, their average and the optimiser, on one device."""
 
-    def __init__(self, options: Options, network: JudgeNetwork, device: torch.device) -> None:
+    def __init__(self, options: Options, network: Network, device: torch.device) -> None:
         self.options, self.network = options, network.to(device).requires_grad_(True).train()
         self.average = MovingAverage(dict(network.named_parameters()), options.ema_decay)
         self.device = device
         self.autocast: AbstractContextManager[object] = (
             torch.autocast(device.type, torch.bfloat16) if device.type == "cuda" else nullcontext()
         )
-        self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=options.lr, weight_decay=options.weight_decay, betas=(0.9, 0.98), fused=True
-        )
+        self.optimizer = optimizer_of(network, options)
 
     def step(self, images: Tensor, labels: Tensor, generator: torch.Generator, step: int, lr: float) -> Tensor:
         """One optimiser step on images (B, 3, S, S) in [0, 1]; `step` counts from this start. The loss, detached."""
@@ -148,9 +159,9 @@ class Trainer:
         self.average.update(step)
         return loss.detach()
 
-    def averaged(self) -> JudgeNetwork:
+    def averaged(self) -> Network:
         """A copy with the averaged weights, in eval mode."""
-        network = JudgeNetwork(self.network.config).to(self.device)
+        network = network_of(self.network.config).to(self.device)
         network.load_state_dict(self.average.average)
         return network.eval().requires_grad_(False)
 
@@ -167,7 +178,7 @@ class Trainer:
             self.average.average[name].copy_(tensor)
 
 
-def train(trainer: Trainer, pool: Pool, out: Path, stage: Stage) -> JudgeNetwork:
+def train(trainer: Trainer, pool: Pool, out: Path, stage: Stage) -> Network:
     """The averaged network after `minutes` or `steps`; the learning rate falls by a cosine to a hundredth."""
     options = trainer.options
     generator = torch.Generator(trainer.device).manual_seed(options.seed + 1 + stage.steps)
@@ -198,7 +209,7 @@ def train(trainer: Trainer, pool: Pool, out: Path, stage: Stage) -> JudgeNetwork
     return trainer.averaged()
 
 
-def initial(options: Options) -> JudgeNetwork:
+def initial(options: Options) -> Network:
     """A judge for the world's vocabulary, with the weights of the judge in `options.init` whose shapes fit."""
     config = JudgeConfig(
         heads=judge_data.vocabulary(HEADS),
@@ -206,10 +217,11 @@ def initial(options: Options) -> JudgeNetwork:
         max_letters=MAX_LETTERS,
         resolution=options.resolution,
         rating_width=options.rating_width,
+        architecture=options.architecture,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        network = JudgeNetwork(config)
+        network = network_of(config)
     if options.init:
         kept = fit(network, load(Path(options.init)))
         total = sum(tensor.numel() for tensor in network.state_dict().values())

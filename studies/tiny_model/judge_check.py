@@ -12,14 +12,15 @@ from torch import Tensor
 from datamodules.openmoji import MULTI_LABEL
 from studies.tiny_model.corruptions import CORRUPTIONS, corrupt
 from studies.tiny_model.judge_data import COLUMNS, SINGLE_LABEL, is_clean
-from workbench.evaluation.judges.local_network import JudgeNetwork, preprocess
+from workbench.evaluation.judges.local_network import preprocess
+from workbench.evaluation.judges.networks import Network
 
 GRADED = 1024
 """Clean images that each corruption damages, as far as there are so many."""
 
 
 @torch.inference_mode()
-def predict(network: JudgeNetwork, pixels: Tensor, device: torch.device) -> dict[str, Tensor]:
+def predict(network: Network, pixels: Tensor, device: torch.device) -> dict[str, Tensor]:
     """Logits of every head, on the CPU, for pixels (B, 3, S, S) in [-1, 1]."""
     parts = [network(part.to(device))[1] for part in pixels.split(256)]
     return {name: torch.cat([part[name] for part in parts]).float().cpu() for name in parts[0]}
@@ -41,7 +42,7 @@ def right(logits: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
     return answers
 
 
-def check(network: JudgeNetwork, images: Tensor, labels: Tensor, device: torch.device) -> dict[str, dict[str, float]]:
+def check(network: Network, images: Tensor, labels: Tensor, device: torch.device) -> dict[str, dict[str, float]]:
     """Held-out figures for images (B, S, S, 3): `accuracy` and `cases` of every head, `severity_spearman`, the rank
     correlation of rated technical quality with the severity of each corruption, sign reversed, on clean images, and of
     how many (`graded`)."""

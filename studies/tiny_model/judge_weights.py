@@ -12,17 +12,17 @@ import safetensors.torch
 import torch
 
 from workbench.common.files import write_bytes
-from workbench.evaluation.judges.local_network import JudgeNetwork
+from workbench.evaluation.judges.networks import Network
 
 
-def save(network: JudgeNetwork, folder: Path, extra: Mapping[str, Any]) -> None:
+def save(network: Network, folder: Path, extra: Mapping[str, Any]) -> None:
     """Write `config.json` and `model.safetensors` (half precision); `extra`, say accuracies, joins the config."""
     state = {name: tensor.detach().half().cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_bytes(folder / "model.safetensors", safetensors.torch.save(state))
     write_bytes(folder / "config.json", (json.dumps({**asdict(network.config), **extra}, indent=1) + "\n").encode())
 
 
-def fit(network: JudgeNetwork, donor: JudgeNetwork) -> int:
+def fit(network: Network, donor: Network) -> int:
     """Copy from `donor` every tensor whose shape fits, and of heads whose classes changed the rows of the classes that
     both name; the number of weights copied."""
     given, copied = donor.state_dict(), 0

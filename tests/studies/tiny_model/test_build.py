@@ -20,7 +20,7 @@ from workbench.backbones.qwen_image_21.processor import load_processor
 from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import TEACHER
 from workbench.common.errors import UserError
-from workbench.evaluation.judges import local_network
+from workbench.evaluation.judges import networks
 from workbench.recipe import reading
 from workbench.recipe.config import Model, Recipe
 
@@ -52,7 +52,7 @@ def test_every_stage_leaves_what_ships(plan: building.Plan, built: dict[str, bui
     autoencoder = load_file(Path(plan.folder) / "vae" / vae.WEIGHTS_FILE)
     shipped_one = load_file(assets / "tiny" / "vae" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(autoencoder[name], shipped_one[name]) for name in autoencoder)
-    assert local_network.load(assets / "judge").config.resolution == 64
+    assert networks.load(assets / "judge").config.resolution == 64
     card = (assets / "tiny" / "README.md").read_text()
     number = sum(tensor.numel() for tensor in weights(assets / "tiny").values())
     assert f"| transformer | {number / 1e6:.1f} M |" in card and "| teacher |" in card

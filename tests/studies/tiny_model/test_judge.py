@@ -10,7 +10,8 @@ import torch
 
 from studies.tiny_model import judge
 from studies.tiny_model.judge_weights import fit, save
-from workbench.evaluation.judges.local_network import JudgeConfig, JudgeNetwork, load
+from workbench.evaluation.judges.local_network import JudgeConfig, JudgeNetwork
+from workbench.evaluation.judges.networks import load
 
 OPTIONS = judge.Options(
     steps=3, batch_size=2, pool=8, first=8, held_out=1, workers=1, warmup=1, resolution=32, rating_width=8,

@@ -36,7 +36,7 @@ from rich.progress import track
 
 from workbench.common.cores import usable_cores
 from workbench.common.fingerprint import fingerprint
-from workbench.evaluation.judges import local_network
+from workbench.evaluation.judges import local_network, networks
 from workbench.evaluation.judges.check import check_attributes
 from workbench.evaluation.judges.judge import LOCAL, Choice, Judged, Shown, Unanswered
 from workbench.evaluation.metrics_file import JudgeRecord
@@ -193,7 +193,7 @@ class LocalJudge:
         self.fingerprint = fingerprint(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = batch_size
-        self.network = local_network.load(folder).to(self.device)
+        self.network = networks.load(folder).to(self.device)
 
     @torch.inference_mode()
     def see(self, images: Sequence[np.ndarray]) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray]:

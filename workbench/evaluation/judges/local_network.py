@@ -5,18 +5,13 @@ Symbols: B images, D = 64 features, P = 6 letter positions, heads of K_h classes
 
 from __future__ import annotations
 
-import json
 import string
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
-
-from workbench.common.errors import UserError
 
 LETTERS = string.ascii_uppercase
 BLANK = len(LETTERS)
@@ -28,7 +23,8 @@ class JudgeConfig:
     """The vocabulary and the widths: all that is needed to rebuild a judge.
 
     heads: single-label heads and multi-label ones, each with its class names; the word head is not among them.
-    rating_width: width of the features that only the technical rating uses; 0: it uses the shared ones alone.
+    widths, rating_width: of the CNN alone; the latter of the features that only the technical rating uses, 0: it uses
+    the shared ones.
     """
 
     heads: dict[str, tuple[str, ...]]
@@ -38,6 +34,7 @@ class JudgeConfig:
     widths: tuple[int, int, int, int] = (32, 64, 96, 144)
     num_features: int = 64
     rating_width: int = 32
+    architecture: Literal["cnn", "transformer"] = "cnn"
 
     @property
     def single_label(self) -> tuple[str, ...]:
@@ -173,23 +170,3 @@ def preprocess(images: Tensor, resolution: int) -> Tensor:
     if pixels.shape[2:] == (resolution, resolution):
         return pixels
     return F.interpolate(pixels, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
-
-
-def load(folder: Path) -> JudgeNetwork:
-    """The judge saved in `folder`, in eval mode on the CPU. Raises UserError if it is missing or broken."""
-    try:
-        raw = json.loads((folder / "config.json").read_text())
-        config = JudgeConfig(
-            heads={name: tuple(classes) for name, classes in raw["heads"].items()},
-            multi_label=tuple(raw["multi_label"]),
-            max_letters=raw["max_letters"],
-            resolution=raw["resolution"],
-            widths=tuple(raw["widths"]),
-            num_features=raw["num_features"],
-            rating_width=raw["rating_width"],
-        )
-        network = JudgeNetwork(config)
-        network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"no usable judge in {folder}: {str(error).splitlines()[0]}; `make zoo` trains one") from error
-    return network.eval().requires_grad_(False)

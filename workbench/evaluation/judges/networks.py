@@ -1,0 +1,47 @@
+"""Networks of the judges that ship, from their folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from workbench.common.errors import UserError
+from workbench.evaluation.judges.local_network import JudgeConfig, JudgeNetwork
+from workbench.evaluation.judges.transformer_network import TransformerNetwork
+
+Network = JudgeNetwork | TransformerNetwork
+
+
+def network_of(config: JudgeConfig) -> Network:
+    """A network with fresh weights."""
+    match config.architecture:
+        case "cnn":
+            return JudgeNetwork(config)
+        case "transformer":
+            return TransformerNetwork(config)
+        case other:
+            raise ValueError(f"no judge has the architecture {other!r}")
+
+
+def load(folder: Path) -> Network:
+    """The judge saved in `folder`, in eval mode on the CPU. Raises UserError if it is missing or broken."""
+    try:
+        raw = json.loads((folder / "config.json").read_text())
+        config = JudgeConfig(
+            heads={name: tuple(classes) for name, classes in raw["heads"].items()},
+            multi_label=tuple(raw["multi_label"]),
+            max_letters=raw["max_letters"],
+            resolution=raw["resolution"],
+            widths=tuple(raw["widths"]),
+            num_features=raw["num_features"],
+            rating_width=raw["rating_width"],
+            architecture=raw.get("architecture", "cnn"),
+        )
+        network = network_of(config)
+        network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"no usable judge in {folder}: {str(error).splitlines()[0]}; `make zoo` trains one") from error
+    return network.eval().requires_grad_(False)
