@@ -130,7 +130,10 @@ def test_the_libraries_are_quiet_during_a_command_and_as_before_after_it(
         (["study", "task-mixtre"], "no study 'task-mixtre'; there is: noise-floor, data-composition"),
         (["sample", "tiny", "a cat", "--out", "cat.gif"], "must end in .png, .jpg or .webp"),
         (["sample", "tiny", "a cat", "--out", "no/such/cat.png"], "there is no folder no/such"),
-        (["sample", "tiny", "a cat", "--image", "absent.png", "--out", "cat.png"], "no image at absent.png"),
+        (
+            ["sample", "tiny", "a cat", "--image", "absent.png", "--out", "cat.png"],
+            "absent.png: cannot be read",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
@@ -155,7 +158,7 @@ def test_an_image_that_does_not_decode_is_said_before_a_model_is_loaded(
     for path in (broken, text):
         words = ["sample", "tiny", "make it blue", "--image", str(path), "--out", str(tmp_path / "out.png")]
         assert cli.main(words) == 2
-        assert f"{path} does not decode as an image" in only_line(capsys)
+        assert f"--image {path}: the image does not decode" in only_line(capsys)
 
 
 def test_wrong_words_are_refused_with_the_usage(capsys: pytest.CaptureFixture[str]) -> None:

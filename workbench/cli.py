@@ -203,7 +203,9 @@ def _sample(arguments: argparse.Namespace) -> None:
     """Errors in the files are reported before a model is loaded."""
     image, out = arguments.image, arguments.out
     if image is not None:
-        _check_image(image)
+        from workbench.common.images import read_image
+
+        read_image(image, "--image", "name another picture")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UserError(f"--out {out} must end in .png, .jpg or .webp")
     if not out.parent.is_dir():
@@ -215,18 +217,6 @@ def _sample(arguments: argparse.Namespace) -> None:
 
     sample_image(arguments.folder, arguments.prompt, image, out, arguments.seed)
     print(f"wrote {out}")
-
-
-def _check_image(path: Path) -> None:
-    from PIL import Image
-
-    if not path.is_file():
-        raise UserError(f"no image at {path}")
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} does not decode as an image ({error}); give a whole PNG, JPEG or WebP") from error
 
 
 def _report_on(folder: Path, noise_floor: Path | None) -> Path:

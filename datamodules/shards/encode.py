@@ -18,7 +18,7 @@ from datamodules.shards.counts import INDEX
 from datamodules.shards.encode_shard import Encoder, array, encode_shard, finished, record_path
 from datamodules.shards.encoded import EncodedDataset, npy_bytes
 from datamodules.shards.index import INDEX_VERSION, UNCOND_T2I
-from datamodules.shards.pack import FINISHED
+from datamodules.shards.packed import Packed, read_packed
 from datamodules.shards.raw import raw_shards
 from workbench.common import files
 from workbench.common.errors import UserError
@@ -72,15 +72,15 @@ def encode_shards(data: Data, load: Callable[[], Encoder], fingerprint: str, pre
     return EncodeSummary(folder, len(dataset), len(shards), num_bytes, reused)
 
 
-def _packed(raw: str) -> dict[str, Any]:
+def _packed(raw: str) -> Packed | None:
     """pack.json next to local raw shards, or nothing."""
-    path = Path(raw) / FINISHED
-    return files.read_json(path, "pack again") if not raw.startswith("pipe:") and path.is_file() else {}
+    return None if raw.startswith("pipe:") or remote.is_remote(raw) else read_packed(Path(raw))
 
 
 def _identities(raw: str, shards: list[str]) -> list[Any]:
     """What tells the shards' contents apart: sha256 of local ones, size and date of remote ones, a pipe's command."""
-    packed = {shard["name"]: (shard["bytes"], shard["sha256"]) for shard in _packed(raw).get("shards", ())}
+    found = _packed(raw)
+    packed = {shard.name: (shard.bytes, shard.sha256) for shard in found.shards} if found else {}
     identities: list[Any] = []
     for shard in shards:
         path = Path(shard)
@@ -106,7 +106,7 @@ def _encode_all(
     records: list[dict[str, Any]] = []
     packed = _packed(data.raw)
     with files.progress() as bar:
-        task = bar.add_task(f"encoding into {folder}", total=sum(packed["counts"].values()) if packed else None)
+        task = bar.add_task(f"encoding into {folder}", total=packed.num_samples if packed else None)
         if data.encode_workers > 1:
             _encode_in_processes(data, folder, shards, uncond_length, load, lambda n: bar.advance(task, n))
         for number, shard in enumerate(shards):
@@ -122,7 +122,7 @@ def _encode_all(
                 done = sum(len(each["samples"]) for each in records)
                 bar.update(task, total=done * len(shards) // (number + 1), completed=done)
     constant_entry = {"bytes": len(constant), "sha256": hashlib.sha256(constant).hexdigest()}
-    attribution = packed.get("attribution", "not stated by the raw shards")
+    attribution = packed.attribution if packed else "not stated by the raw shards"
     index = {"version": INDEX_VERSION, "settings": settings, "pipeline": fingerprint, "attribution": attribution}
     files.release(folder, INDEX, {**index, "uncond_t2i": constant_entry, **_merged(records, shards)})
     for number in range(len(shards)):

@@ -21,6 +21,7 @@ from workbench.batch import EncodedPrompt
 from workbench.common import files
 from workbench.common.errors import UserError
 from workbench.common.images import IMAGE_SUFFIXES
+from workbench.common.outside import read_json
 from workbench.recipe.config import Data
 
 _WINDOW_BATCHES = 4
@@ -52,8 +53,8 @@ def finished(path: Path) -> dict[str, Any] | None:
     """The record of a shard that an interrupted run finished, or None."""
     if not path.is_file() or not record_path(path).is_file():
         return None
-    record = files.read_json(record_path(path), f"delete {path.parent} and encode again")
-    return record if record["bytes"] == path.stat().st_size else None
+    record = read_json(record_path(path), dict, f"delete {path.parent} and encode again")
+    return record if record.get("sha256") == files.sha256_of_file(path) else None
 
 
 def encode_shard(

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from datamodules.openmoji.vocabulary import CATEGORIES
 from datamodules.shards import remote
 from datamodules.shards.counts import INDEX
 from workbench.common import files
 from workbench.common.errors import UserError
+from workbench.common.outside import Count, Outside, PlainName, Sha256, parse, read_bytes
 
 INDEX_VERSION = 1
 UNCOND_T2I = "uncond_t2i.npy"
+Tokens = Annotated[int, Field(ge=0, le=1 << 20)]
+"""A length, or a side in latent tokens."""
+_Slots = Annotated[list[Tokens], Field(min_length=3, max_length=4)]
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class Index:
     """The content of `index.json`.
 
     shards: name, bytes and sha256 of every shard, and of the T2I constant last. geometries: as JSON holds them; what
-    `samples.geometry` counts into. categories: qualified names. members: of each sample, name -> shard, byte offset and
-    bytes.
+    `samples.geometry` counts into. categories: qualified names. members: of each sample, name -> shard, byte offset,
+    bytes and, where the index has it, CRC-32.
     """
 
     folder: Path
@@ -48,7 +53,7 @@ class Index:
     geometries: list[dict[str, Any]]
     categories: tuple[str, ...]
     samples: SampleTable
-    members: list[dict[str, tuple[int, int, int]]]
+    members: list[dict[str, tuple[int, ...]]]
 
 
 def sort_categories(names: set[str]) -> tuple[str, ...]:
@@ -70,12 +75,13 @@ def read_index(address: str) -> Index:
         folder = Path(address)
         if not (folder / INDEX).is_file():
             raise UserError(f"no encoded shards at {address}: {INDEX} is missing; {advice}")
-    content = files.read_json(folder / INDEX, advice)
-    if content.get("version") != INDEX_VERSION:
-        raise UserError(f"{folder / INDEX} has version {content.get('version')}, not {INDEX_VERSION}; encode again")
+    content, where = read_bytes(folder / INDEX, advice), str(folder / INDEX)
+    version = parse(content, _Version, where, advice).version
+    if version != INDEX_VERSION:
+        raise UserError(f"{folder / INDEX} has version {version}, not {INDEX_VERSION}; encode again")
     try:
-        return _parsed(folder, content)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return _parsed(folder, parse(content, _Index, where, "encode again"))
+    except ValueError as error:
         raise damaged(folder, error) from error
 
 
@@ -84,32 +90,75 @@ def damaged(folder: Path, error: Exception) -> UserError:
     return UserError(f"{folder / INDEX} is damaged ({type(error).__name__}: {error}); encode again")
 
 
-def _parsed(folder: Path, content: dict[str, Any]) -> Index:
-    constant, samples = content["uncond_t2i"], content["samples"]
-    shards = [(str(s["name"]), int(s["bytes"]), str(s["sha256"])) for s in content["shards"]]
-    shards.append((UNCOND_T2I, int(constant["bytes"]), str(constant["sha256"])))
-    if any(Path(name).name != name or name.startswith(".") for name, _, _ in shards):
-        raise ValueError("a shard's name is not a plain file name")
-    qualified = [f"{sample['task']}/{sample['category']}" for sample in samples]
+class _Version(Outside):
+    version: int
+
+
+class _File(Outside):
+    name: PlainName = UNCOND_T2I
+    bytes: Count
+    sha256: Sha256
+
+
+class _Sample(Outside):
+    """members: name -> shard, offset, bytes and, since they are counted, CRC-32."""
+
+    key: str
+    task: Literal["t2i", "edit"]
+    category: str
+    geometry: Count
+    length: Tokens
+    uncond_length: Tokens
+    members: dict[str, Annotated[list[Count], Field(min_length=3, max_length=4)]]
+
+
+class _Geometry(Outside):
+    task: Literal["t2i", "edit"]
+    height: Tokens
+    width: Tokens
+    references: list[_Slots]
+    uncond_references: list[_Slots]
+
+
+class _Index(Outside):
+    pipeline: str
+    attribution: str
+    uncond_t2i: _File
+    shards: list[_File]
+    geometries: list[_Geometry]
+    samples: Annotated[list[_Sample], Field(min_length=1)]
+
+
+def _parsed(folder: Path, content: _Index) -> Index:
+    samples = content.samples
+    shards = [(file.name, file.bytes, file.sha256) for file in (*content.shards, content.uncond_t2i)]
+    qualified = [f"{sample.task}/{sample.category}" for sample in samples]
     categories = sort_categories(set(qualified))
     number = {name: i for i, name in enumerate(categories)}
     table = SampleTable(
-        keys=tuple(str(sample["key"]) for sample in samples),
+        keys=tuple(sample.key for sample in samples),
         category=np.array([number[name] for name in qualified], dtype=np.int64),
-        geometry=np.array([sample["geometry"] for sample in samples], dtype=np.int64),
-        length=np.array([sample["length"] for sample in samples], dtype=np.int64),
-        uncond_length=np.array([sample["uncond_length"] for sample in samples], dtype=np.int64),
+        geometry=np.array([sample.geometry for sample in samples], dtype=np.int64),
+        length=np.array([sample.length for sample in samples], dtype=np.int64),
+        uncond_length=np.array([sample.uncond_length for sample in samples], dtype=np.int64),
     )
-    members = [{name: (int(s), int(o), int(n)) for name, (s, o, n) in x["members"].items()} for x in samples]
-    geometries = list(content["geometries"])
-    if not len(table) or table.geometry.max() >= len(geometries):
-        raise ValueError("no samples, or a sample of unknown geometry")
-    for key, of_sample in zip(table.keys, members, strict=True):
-        for shard, offset, size in of_sample.values():
-            if offset < 0 or size < 0 or offset + size > shards[shard][1]:
-                raise ValueError(f"sample {key} lies outside its shard")
+    for i, sample in enumerate(samples):
+        if sample.geometry >= len(content.geometries) or content.geometries[sample.geometry].task != sample.task:
+            raise ValueError(f"samples[{i}] is of no geometry of its task")
+        if "prompt.npy" not in sample.members:
+            raise ValueError(f"samples[{i}] has no prompt.npy")
+        for shard, offset, size, *_ in sample.members.values():
+            if shard >= len(content.shards) or offset + size > shards[shard][1]:
+                raise ValueError(f"samples[{i}] lies outside its shard")
     return Index(
-        folder, str(content["pipeline"]), str(content["attribution"]), shards, geometries, categories, table, members
+        folder,
+        content.pipeline,
+        content.attribution,
+        shards,
+        [geometry.model_dump() for geometry in content.geometries],
+        categories,
+        table,
+        [{name: tuple(place) for name, place in sample.members.items()} for sample in samples],
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.openmoji import CATEGORIES, LICENCE, draw, is_world, samples_of
+from datamodules.shards.packed import FINISHED, read_packed
 from datamodules.shards.user_images import OwnSample, attribution_of, list_own, own_members
 from datamodules.shards.writer import ShardWriter
 from workbench.common import files
@@ -26,7 +27,6 @@ from workbench.recipe.config import Data, Recipe
 if TYPE_CHECKING:
     from workbench.batch import Task
 
-FINISHED = "pack.json"
 _BYTES_PER_PIXEL = 3
 
 
@@ -184,11 +184,11 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _summary(folder: Path, reused: bool) -> PackSummary:
-    made = files.read_json(folder / FINISHED, "pack again into another data.raw")
-    for shard in made["shards"]:
-        path = folder / shard["name"]
-        if not path.is_file() or path.stat().st_size != shard["bytes"]:
+    made = read_packed(folder)
+    assert made is not None, "pack.json was written"
+    for shard in made.shards:
+        path = folder / shard.name
+        if not path.is_file() or path.stat().st_size != shard.bytes:
             raise UserError(f"shard {path} is missing or truncated; delete {folder} and pack again")
-    counts = made["counts"]
-    num_bytes = sum(shard["bytes"] for shard in made["shards"])
-    return PackSummary(folder, sum(counts.values()), len(made["shards"]), num_bytes, counts, reused)
+    num_bytes = sum(shard.bytes for shard in made.shards)
+    return PackSummary(folder, made.num_samples, len(made.shards), num_bytes, made.counts, reused)

@@ -7,7 +7,6 @@ webdataset's default decoders unpickle.
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,10 +21,12 @@ from webdataset.gopen import Pipe, gopen
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
 from datamodules.shards import remote
+from datamodules.shards.packed import FINISHED, Packed
 from workbench.batch import TASKS, Task
 from workbench.common import files
 from workbench.common.errors import UserError
 from workbench.common.images import IMAGE_SUFFIXES, decode_image
+from workbench.common.outside import parse
 
 _MEMBER_SUFFIXES = (*IMAGE_SUFFIXES, *(f"source.{suffix}" for suffix in IMAGE_SUFFIXES), "txt", "json")
 _END_OF_TAR_BYTES = 1024
@@ -78,15 +79,15 @@ def raw_shards(address: str) -> list[str]:
 
 
 def _packed_remote(address: str) -> list[str]:
-    url = f"{address.rstrip('/')}/pack.json"
+    url = f"{address.rstrip('/')}/{FINISHED}"
     try:
-        names = [shard["name"] for shard in json.loads(remote.fetch_bytes(url))["shards"]]
-    except (UserError, ValueError, KeyError, TypeError) as error:
+        content = remote.fetch_bytes(url)
+    except UserError as error:
         raise UserError(
             f"data.raw={address} has no readable pack.json ({error}); name the tars themselves, as in "
             f"{address.rstrip('/')}/shard-{{000..009}}.tar"
         ) from error
-    return [f"{address.rstrip('/')}/{name}" for name in names]
+    return [f"{address.rstrip('/')}/{shard.name}" for shard in parse(content, Packed, url, "pack again there").shards]
 
 
 class _Tail:
@@ -172,7 +173,7 @@ def _decode(url: str, grouped: dict[str, Any]) -> RawSample:
     key = grouped["__key__"]
     where = f"shard {url}, sample {key}"
     members = {name: content for name, content in grouped.items() if not name.startswith("__")}
-    meta = _json(members.get("json", b"{}"), where)
+    meta: dict[str, Any] = parse(members.get("json", b"{}"), dict, f"{where}, {key}.json", "write it again")
     try:
         text = members["txt"].decode("utf-8-sig").strip()
     except KeyError:
@@ -189,16 +190,6 @@ def _decode(url: str, grouped: dict[str, Any]) -> RawSample:
         raise UserError(f"{where}: task {task!r}, but the sample {have}; edits (`edit`) have one, `t2i` has none")
     category = str(meta.pop("category", "custom"))
     return RawSample(key, task, category, text, target, source, meta, members)
-
-
-def _json(content: bytes, where: str) -> dict[str, Any]:
-    try:
-        meta = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{where}: broken JSON ({error}); write it again") from error
-    if not isinstance(meta, dict):
-        raise UserError(f"{where}: the JSON must be an object of fields, not {type(meta).__name__}")
-    return meta
 
 
 def _image(members: dict[str, bytes], prefix: str, where: str) -> Image.Image | None:

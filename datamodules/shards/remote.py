@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,16 +18,53 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from workbench.common.errors import UserError
 from workbench.common.files import CHUNK_BYTES, progress, require_space, whole_file
+from workbench.common.outside import LARGEST_JSON_BYTES, inside
 
 NUM_ATTEMPTS = 4
 BACKOFF_S = 0.5
 TIMEOUT_S = 30.0
+SLOWEST_OVER_S = 30.0
+SLOWEST_BYTES_PER_S = 1024
 
 T = TypeVar("T")
 
 
-class _Incomplete(Exception):
+class _Incomplete(OSError):
     """A transfer that ended early or with the wrong content."""
+
+
+class _Unbearable(ValueError):
+    """A transfer that would be as bad again: too slow, or longer than it may be."""
+
+
+class Steady:
+    """The body of a response, from a server that neither sends more than `most` bytes nor drips."""
+
+    def __init__(self, response: HTTPResponse, most: int | None = None) -> None:
+        self.response, self.most, self.received = response, most, 0
+        self._since = (time.monotonic(), 0)
+
+    def read(self, size: int = CHUNK_BYTES) -> bytes:
+        """What has come, `size` bytes at most; empty at the end.
+
+        Raises: OSError for a body that ends early. ValueError for one that is too slow or too long.
+        """
+        chunk = self.response.read1(size)
+        self.received += len(chunk)
+        if self.most is not None and self.received > self.most:
+            raise _Unbearable(f"the server sends more than {self.most:,} bytes")
+        started, before = self._since
+        if (elapsed := time.monotonic() - started) > SLOWEST_OVER_S:
+            if self.received - before < elapsed * SLOWEST_BYTES_PER_S:
+                raise _Unbearable(f"the server sends fewer than {SLOWEST_BYTES_PER_S:,} bytes a second")
+            self._since = (time.monotonic(), self.received)
+        if not chunk and self.response.length:
+            raise _Incomplete(f"the connection ended {self.response.length:,} bytes early")
+        return chunk
+
+    def close(self) -> None:
+        """Leave the rest unread."""
+        self.response.close()
 
 
 def is_remote(address: str) -> bool:
@@ -43,7 +82,7 @@ def _may_pass(error: BaseException) -> bool:
     """Whether another attempt may succeed: after a dropped connection, status 429 or 5xx."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code >= 500 or error.code == 429
-    return isinstance(error, OSError | HTTPException | _Incomplete)
+    return isinstance(error, OSError | HTTPException)
 
 
 def _retry(url: str, action: Callable[[], T]) -> T:
@@ -56,7 +95,7 @@ def _retry(url: str, action: Callable[[], T]) -> T:
     )
     try:
         return retrying(action)
-    except (OSError, ValueError, HTTPException, _Incomplete) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = str(error) or type(error).__name__
         if isinstance(error, urllib.error.HTTPError):
             reason = f"the server answers {error.code} {error.reason}"
@@ -66,17 +105,18 @@ def _retry(url: str, action: Callable[[], T]) -> T:
         raise UserError(f"cannot read {url}: {reason}; check the address") from error
 
 
-def open_url(url: str) -> HTTPResponse:
-    """The response to GET `url`, its body still unread. Retries; UserError if that does not help."""
-    return _retry(url, lambda: urllib.request.urlopen(url, timeout=TIMEOUT_S))
+def open_url(url: str) -> Steady:
+    """The body behind `url`, still unread. Retries; UserError if that does not help."""
+    return Steady(_retry(url, lambda: urllib.request.urlopen(url, timeout=TIMEOUT_S)))
 
 
 def fetch_bytes(url: str) -> bytes:
-    """The whole body behind `url`. Retries; UserError if that does not help."""
+    """The whole body behind `url`, an index or the like. Retries; UserError if that does not help."""
 
     def read() -> bytes:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-            return response.read()
+            body = Steady(response, LARGEST_JSON_BYTES)
+            return b"".join(iter(partial(body.read, CHUNK_BYTES), b""))
 
     return _retry(url, read)
 
@@ -105,7 +145,8 @@ def _download(url: str, path: Path, num_bytes: int, sha256: str, advance: Callab
     digest, received = hashlib.sha256(), 0
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, whole_file(path) as file:
-            while chunk := response.read(CHUNK_BYTES):
+            body = Steady(response, num_bytes)
+            while chunk := body.read(CHUNK_BYTES):
                 file.write(chunk)
                 digest.update(chunk)
                 received += len(chunk)
@@ -129,7 +170,7 @@ def cache_files(base_url: str, files: list[tuple[str, int, str]], folder: Path) 
         UserError: no space, or a file that cannot be had whole after several attempts.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    targets = [folder / f"{sha256[:16]}-{name}" for name, _, sha256 in files]
+    targets = [inside(folder, f"{sha256[:16]}-{name}") for name, _, sha256 in files]
     with FileLock(folder / "lock"):
         missing = [
             (path, *file)

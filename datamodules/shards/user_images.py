@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageOps
 
 from workbench.common.errors import UserError
-from workbench.common.images import IMAGE_SUFFIXES, decode_image, on_white, png_bytes
+from workbench.common.images import IMAGE_SUFFIXES, png_bytes, read_image
 from workbench.recipe.config import Data
 
 if TYPE_CHECKING:
@@ -182,8 +182,5 @@ def own_members(sample: OwnSample, resolution: int) -> tuple[str, dict[str, byte
 
 
 def _square(path: Path, resolution: int) -> Image.Image:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; check its rights") from error
-    return ImageOps.fit(on_white(decode_image(content, str(path))), (resolution, resolution), Image.Resampling.LANCZOS)
+    image = read_image(path, "", "check its rights, replace it or drop the sample")
+    return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)

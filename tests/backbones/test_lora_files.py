@@ -132,6 +132,51 @@ def test_a_file_that_does_not_fit_is_named(
         roles.build(SplitTransformer, transformer, Model(), specialists={"text": lora_files.read(file)})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("[" * 10_000, "not valid JSON"),
+        ('{"transformer.lora_alpha": "8"}', "lora_alpha: must be a valid number"),
+        ('{"transformer.lora_alpha": [8]}', "lora_alpha: must be a valid number"),
+        ('{"transformer.lora_alpha": NaN}', "lora_alpha: must be a finite number"),
+        (
+            '{"transformer.lora_alpha": 8, "transformer.alpha_pattern": {"([a-z_.]+)+!": 1}}',
+            "none of a layer's name",
+        ),
+        ('{"transformer.lora_alpha": 8, "transformer.alpha_pattern": {".*.*.*.*.*x": 1}}', "none of a layer's name"),
+        ('{"transformer.lora_alpha": 8, "transformer.alpha_pattern": {"(to_q": 1}}', "no regular expression"),
+    ],
+)
+def test_a_header_that_says_nothing_of_use_is_named(
+    settings: str, message: str, tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    down, up = torch.ones(2, 8), torch.ones(8, 2)
+    state = {"transformer.x.to_q.lora_A.weight": down, "transformer.x.to_q.lora_B.weight": up}
+    save_file(state, tmp_path / "lora.safetensors", {lora_files.METADATA: settings})
+    with pytest.raises(UserError, match=message):
+        lora_files.read(tmp_path / "lora.safetensors")
+    layered = '{"transformer.lora_alpha": 8, "transformer.alpha_pattern": {"x\\\\.to_(q|k)$": 2}}'
+    save_file(state, tmp_path / "lora.safetensors", {lora_files.METADATA: layered})
+    assert lora_files.read(tmp_path / "lora.safetensors")["x.to_q"].scaling == 1.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s | {"transformer.x.lora_A.weight": torch.full((2, 8), float("nan"))},
+        lambda s: s | {"transformer.x.lora_B.weight": torch.full((8, 2), float("inf"))},
+        lambda s: s | {"transformer.x.alpha": torch.tensor(float("nan"))},
+        lambda s: s | {"transformer.x.lora_A.weight": torch.ones(2, 8, dtype=torch.int8)},
+        lambda s: {"transformer.x.lora_A.weight": torch.ones(0, 8), "transformer.x.lora_B.weight": torch.ones(8, 0)},
+    ],
+)
+def test_an_adapter_of_no_numbers_is_refused(change: object, tmp_path: Path) -> None:
+    state = {"transformer.x.lora_A.weight": torch.ones(2, 8), "transformer.x.lora_B.weight": torch.ones(8, 2)}
+    save_file(change(state), tmp_path / "lora.safetensors")  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"lora\.safetensors: .*(no finite numbers|missing or odd)"):
+        lora_files.read(tmp_path / "lora.safetensors")
+
+
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no LoRA file at .*nothing"):
         lora_files.read(tmp_path / "nothing.safetensors")

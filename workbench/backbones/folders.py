@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from workbench.common.errors import UserError
+from workbench.common.outside import read_json
 
 INDEX_FILE = "model_index.json"
 
@@ -29,11 +29,13 @@ def read_index(folder: Path) -> dict[str, Any]:
         if (folder / "student" / INDEX_FILE).is_file():
             raise UserError(f"{folder} is a run folder, not a pipeline folder: name {folder / 'student'}")
         raise UserError(f"no pipeline folder at {folder}: it has no {INDEX_FILE}")
-    try:
-        index = json.loads((folder / INDEX_FILE).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / INDEX_FILE} is not valid JSON: {error}") from error
-    return index if isinstance(index, dict) else {}
+    index: dict[str, Any] = read_json(folder / INDEX_FILE, dict, "copy the pipeline folder again")
+    if sigmas := index.get("sample_sigmas"):
+        try:
+            sample_sigmas([*map(float, sigmas), 0.0])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{folder / INDEX_FILE}: sample_sigmas: {error}; export the student again") from error
+    return index
 
 
 def sample_sigmas(times: Tensor | Sequence[float]) -> list[float]:
@@ -51,7 +53,7 @@ def sample_sigmas(times: Tensor | Sequence[float]) -> list[float]:
 
 def copy_parts(source: Path, out: Path, left_out: Sequence[str]) -> None:
     """Copy the pipeline's components and its licence; other files there, such as adapters, fit only the old weights."""
-    index = json.loads((source / INDEX_FILE).read_text())
+    index = read_index(source)
     for item in sorted(source.iterdir()):
         if item.is_dir() and item.name in index and item.name not in left_out:
             shutil.copytree(item, out / item.name)

@@ -7,26 +7,30 @@ configuration goes; nowhere, which diffusers reads as 1. Files of other trainers
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
+from pydantic import AfterValidator, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from workbench.backbones.finite import is_finite
 from workbench.backbones.lora import Adapters
 from workbench.common import files
 from workbench.common.errors import UserError
+from workbench.common.outside import Outside, parse
 
 _KEY = re.compile(r"transformer\.(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up)(\.default)?\.weight")
 _ALPHA = re.compile(r"transformer\.(?P<layer>.+)\.alpha")
 METADATA = "lora_adapter_metadata"
+_PATTERN = re.compile(r"(?:(?:\\[.dw]|[\w.^$|-]|\[[\w^-]+\])[*+?]?|\((?:\?:)?|\)(?![*+?{]))*")
+_MOST_REPETITIONS = 4
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,36 @@ class AdapterLayer:
     down: Tensor
     up: Tensor
     scaling: float
+
+
+def _harmless(pattern: str) -> str:
+    """A regular expression that ends within microseconds on any layer's name: no repeated groups, few repetitions."""
+    if not _PATTERN.fullmatch(pattern) or len(re.findall(r"[*+?]", pattern)) > _MOST_REPETITIONS:
+        raise ValueError(f"the pattern {pattern!r} is none of a layer's name")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"the pattern {pattern!r} is no regular expression ({error})") from error
+    return pattern
+
+
+_LayerPattern = Annotated[str, AfterValidator(_harmless)]
+
+
+class _Header(Outside):
+    """What peft's configuration in the header of a file says of the scaling."""
+
+    alpha: float | None = Field(None, alias="transformer.lora_alpha")
+    patterns: dict[_LayerPattern, float] | None = Field(None, alias="transformer.alpha_pattern")
+    rank_stabilised: bool | None = Field(None, alias="transformer.use_rslora")
+
+    def scaling(self, layer: str, rank: int) -> float:
+        """alpha / rank, or alpha / sqrt(rank) of a rank-stabilised adapter (arXiv 2312.03732); else 1."""
+        if self.alpha is None:
+            return 1.0
+        found = (self.patterns or {}).items()
+        matching = (value for pattern, value in found if re.fullmatch(rf"(.*\.)?({pattern})", layer))
+        return next(matching, self.alpha) / (math.sqrt(rank) if self.rank_stabilised else rank)
 
 
 Adapter = Mapping[str, AdapterLayer]
@@ -53,17 +87,21 @@ def read(path: Path) -> dict[str, AdapterLayer]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
-            header = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            metadata = (file.metadata() or {}).get(METADATA, "{}")
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot read the LoRA file {path}: {error}") from error
+    header = parse(metadata, _Header, f"{path}, {METADATA}", "save the adapter again")
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not is_finite(tensor):
+            raise UserError(f"{path}: {name} holds values that are no finite numbers; use another file")
     halves, alphas = _sorted(path, tensors)
     layers = {}
     for layer, parts in halves.items():
         down, up = parts.get("down"), parts.get("up")
-        if down is None or up is None or down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
+        if down is None or up is None or down.ndim != 2 or up.ndim != 2 or not 0 < down.shape[0] == up.shape[1]:
             raise UserError(f"{path}: {layer} needs lora_A (r, in) and lora_B (out, r), one of them is missing or odd")
         alpha = alphas.get(layer)
-        scaling = alpha / len(down) if alpha is not None else _header_scaling(header, layer, len(down))
+        scaling = alpha / len(down) if alpha is not None else header.scaling(layer, len(down))
         layers[layer] = AdapterLayer(down.float(), up.float(), scaling)
     if not layers:
         raise UserError(f"{path} holds no LoRA weights of a transformer")
@@ -86,18 +124,6 @@ def _sorted(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[s
                 "it again with save_lora_weights"
             )
     return halves, alphas
-
-
-def _header_scaling(header: Mapping[str, Any], layer: str, rank: int) -> float:
-    """alpha / rank, or alpha / sqrt(rank) of a rank-stabilised adapter (arXiv 2312.03732); 1 where there is none."""
-    if "transformer.lora_alpha" not in header:
-        return 1.0
-    alpha = header["transformer.lora_alpha"]
-    for pattern, value in (header.get("transformer.alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
-            alpha = value
-            break
-    return float(alpha) / (math.sqrt(rank) if header.get("transformer.use_rslora") else rank)
 
 
 def write(adapters: Adapters, path: Path, *, header: Mapping[str, str], dtype: torch.dtype = torch.bfloat16) -> None:

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from workbench.common.errors import UserError, nearest
 
+OmegaConf.clear_resolver("oc.env")  # see workbench/recipe/reading.py
 Options = TypeVar("Options")
 
 

@@ -17,6 +17,7 @@ from filelock import lock_descriptor
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from workbench.common.errors import UserError
+from workbench.common.outside import Outside, read_json
 
 CHUNK_BYTES = 1 << 20
 UNFINISHED = "unfinished.json"
@@ -72,19 +73,6 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, json.dumps(value, separators=(",", ":")).encode())
 
 
-def read_json(path: Path, mend: str) -> dict[str, Any]:
-    """The JSON object in `path`; `mend` ends the message of the UserError when it is missing or broken."""
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; {mend}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); {mend}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object; {mend}")
-    return value
-
-
 def sha256_of_file(path: Path) -> str:
     """Hex sha256 of a file's content."""
     with open(path, "rb") as file:
@@ -124,6 +112,12 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+class _MadeFrom(Outside):
+    """What `claim` reads of the files that it is about."""
+
+    settings: str | None = None
+
+
 def claim(folder: Path, settings: str, finished: str, key: str, command: str) -> bool:
     """Take `folder` for an output made from `settings` (a hash). True if it is complete already.
 
@@ -136,12 +130,11 @@ def claim(folder: Path, settings: str, finished: str, key: str, command: str) ->
     mend = f"choose another {key} or delete the folder"
     marker = folder / UNFINISHED
     if (folder / finished).exists():
-        made_from = read_json(folder / finished, mend).get("settings")
-        if made_from != settings:
+        if read_json(folder / finished, _MadeFrom, mend).settings != settings:
             raise UserError(f"{folder} was made by `workbench {command}` from other settings or inputs; {mend}")
         return True
     if marker.exists():
-        if read_json(marker, mend).get("settings") != settings:
+        if read_json(marker, _MadeFrom, mend).settings != settings:
             raise UserError(f"{folder} holds an unfinished `workbench {command}` with other settings; {mend}")
     elif folder.exists() and any(folder.glob("*.tar")):
         raise UserError(f"{folder} holds shards that `workbench {command}` did not write; {mend}")

@@ -10,39 +10,40 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from workbench.common.errors import UserError
+from workbench.common.outside import read_bytes
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 _FORMATS = ("PNG", "JPEG", "WEBP")
+LARGEST_PIXELS = 1 << 26
+"""Width times height of a picture that is decoded: 200 MB."""
+_LARGEST_BYTES = 1 << 28
 
 
-def decode_image(
-    content: bytes, where: str, mend: str = "replace it or drop the sample", formats: tuple[str, ...] | None = _FORMATS
-) -> Image.Image:
-    """The image in `content`, upright, as RGB, or RGBA if it has transparency.
+def decode_image(content: bytes, where: str, mend: str = "replace it or drop the sample") -> Image.Image:
+    """The PNG, JPEG or WebP image in `content`, upright, as RGB, or RGBA if it has transparency.
 
-    formats: Pillow's names of those that may be; any when None.
-
-    Raises: UserError naming `where`, and ending with `mend`, if it is broken.
+    Raises: UserError naming `where`, and ending with `mend`, if it is broken, of another format, or larger than
+        `LARGEST_PIXELS`.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=formats) as image:
+        # Other formats are not opened at all: for some of them Pillow starts programs.
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            if image.width * image.height > LARGEST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, {LARGEST_PIXELS:,} at most are read")
             upright = _eight_bit(ImageOps.exif_transpose(image))
             return upright.convert("RGBA" if upright.has_transparency_data else "RGB")
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = "of no format that may be here" if isinstance(error, UnidentifiedImageError) else error
+        reason = "it is no PNG, JPEG or WebP" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(f"{where}: the image does not decode ({reason}); {mend}") from error
 
 
 def read_image(path: Path, where: str, mend: str) -> Image.Image:
-    """The image in a file of any format that Pillow reads, upright, RGB, what is transparent on white.
+    """The PNG, JPEG or WebP image in a file, upright, RGB, what is transparent on white.
 
     Raises: UserError naming `where`, and ending with `mend`, if it cannot be read.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{where} {path}: cannot be read ({error.strerror}); {mend}") from error
-    return on_white(decode_image(content, f"{where} {path}", mend, formats=None))
+    where = f"{where} {path}".strip()
+    return on_white(decode_image(read_bytes(path, mend, where, _LARGEST_BYTES), where, mend))
 
 
 def on_white(image: Image.Image) -> Image.Image:

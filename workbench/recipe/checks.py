@@ -4,13 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 
 from workbench.common.errors import UserError
+from workbench.common.outside import CONTROL, LARGEST_WHOLE
+
+_LONGEST_VALUE = 4096
 
 
 def require(ok: bool, message: str) -> None:
     if not ok:
         raise UserError(message)
+
+
+def bounded(name: str, value: object) -> None:
+    """Every number below `value` is finite and of a size that can be counted to, every text of a length that can be
+    shown: no value of a recipe means anything beyond."""
+    children: list[tuple[object, object]] = []
+    match value:
+        case float():
+            require(math.isfinite(value), f"{name} must be a finite number, got {value}")
+        case int():
+            require(abs(value) <= LARGEST_WHOLE, f"{name} must lie within +-{LARGEST_WHOLE}, got {value}")
+        case str():
+            require(len(value) <= _LONGEST_VALUE, f"{name} has {len(value):,} characters, at most {_LONGEST_VALUE:,}")
+            require(not CONTROL.search(value), f"{name} holds a character that no name or address has: {value!r}")
+        case Mapping():
+            children = list(value.items())
+        case list() | tuple():
+            children = list(enumerate(value))
+        case _ if is_dataclass(value):
+            children = [(item.name, getattr(value, item.name)) for item in fields(value)]
+    for key, child in children:
+        bounded("", key)
+        bounded(f"{name}.{key}".lstrip("."), child)
 
 
 def positive(section: str, **values: float) -> None:

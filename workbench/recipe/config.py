@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from workbench.common.errors import nearest
-from workbench.recipe.checks import fraction, positive, require, weights_sum_to_one
+from workbench.recipe.checks import bounded, fraction, positive, require, weights_sum_to_one
 
 SIDE_MULTIPLE = 32
 """Sides of images, in pixels, that every known family takes are multiples of it."""
@@ -456,6 +456,7 @@ class Evaluation:
             num_bootstrap=self.num_bootstrap,
         )
         require(bool(self.seeds), "evaluation.seeds must name at least one seed")
+        require(len({*self.seeds}) == len(self.seeds), f"evaluation.seeds names one twice: {self.seeds}")
         for judge in self.judges:
             hint = nearest(judge, JUDGES)
             require(judge in JUDGES, f"evaluation.judges knows {' and '.join(JUDGES)}, not {judge!r}{hint}")
@@ -491,6 +492,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        bounded("", self)
         require(
             not self.dmd.decoupled or (self.teachers.cfg_scale > 1 and self.teachers.cfg_rescale == 0),
             "dmd.decoupled splits guidance off: it needs teachers.cfg_scale above 1 and no teachers.cfg_rescale",

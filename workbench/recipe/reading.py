@@ -16,6 +16,8 @@ from workbench.common.errors import UserError, nearest
 from workbench.recipe.checks import require
 from workbench.recipe.config import Guidance, Recipe, Schedule
 
+# A recipe is shared and its values go into addresses and files: it must not read secrets out of the environment.
+OmegaConf.clear_resolver("oc.env")
 BRACES = "; inside braces a space follows each colon: {key: value}"
 # omegaconf raises these built-in exceptions besides its own: a scalar as the whole document (OSError, AssertionError),
 # a list where a mapping belongs, a number out of range, an alias of itself.

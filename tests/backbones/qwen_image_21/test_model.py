@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import QwenImage21Pipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from workbench.backbones import families
 from workbench.backbones.qwen_image_21.images import decode_latents, encode_images
@@ -142,6 +143,43 @@ def test_truncated_weights_are_a_user_error(tiny_pipeline_folder: Path, tmp_path
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot load"):
+        families.load(str(folder))
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_weights_that_are_not_finite_are_named(part: str, tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    folder = _broken(tiny_pipeline_folder, tmp_path)
+    file = next((folder / part).glob("*.safetensors"))
+    state = load_file(file)
+    name = sorted(state)[len(state) // 2]
+    state[name].view(-1)[-1] = float("nan")
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(UserError, match=f"{part}: .*{name.rpartition('.')[2]} holds values that are not finite"):
+        families.load(str(folder))
+
+
+def test_a_folder_cannot_run_its_own_python(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, asked = _broken(tiny_pipeline_folder, tmp_path), []
+    (folder / "processor" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass X: pass\n")
+    config = json.loads((folder / "processor" / "tokenizer_config.json").read_text())
+    config |= {"auto_map": {"AutoTokenizer": ["evil.X", "evil.X"]}, "tokenizer_class": "X"}
+    (folder / "processor" / "tokenizer_config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    with pytest.raises(UserError, match="cannot load"):
+        families.load(str(folder))
+    assert not asked and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("sigmas", ["abc", [1, "x"], [0.5, 0.2], [1, 2], [1.0, float("nan")]])
+def test_times_that_cannot_be_sampled_at_are_refused(
+    sigmas: object, tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    folder = _broken(tiny_pipeline_folder, tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "sample_sigmas": sigmas}))
+    with pytest.raises(UserError, match=r"model_index\.json"):
         families.load(str(folder))
 
 

@@ -72,7 +72,7 @@ BROKEN = {
     "empty caption": ({"a.txt": b"  \n", "a.png": png(1)}, "a.txt is empty"),
     "no caption": ({"a.png": png(1)}, "a.txt is missing"),
     "latin-1 caption": ({"a.txt": "é".encode("latin-1")}, "not UTF-8"),
-    "json": ({"a.txt": b"x", "a.json": b"{"}, "sample a: broken JSON"),
+    "json": ({"a.txt": b"x", "a.json": b"{"}, r"sample a, a\.json: not valid JSON"),
     "json list": ({"a.txt": b"x", "a.json": b"[]"}, "must be an object"),
     "edit without source": ({"a.txt": b"x", "a.json": b'{"task": "edit"}'}, "has no source image"),
     "generation with source": (

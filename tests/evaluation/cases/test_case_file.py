@@ -60,7 +60,7 @@ EDIT = {**GOOD, "task": "edit", "source": "s.png"}
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("not json", "not JSON"),
+        ("not json", "not valid JSON"),
         ("[1]", "JSON object"),
         ({"id": "a", "task": "t2i", "category": "x"}, "'prompt'"),
         ({**GOOD, "prompt": "  "}, "'prompt'"),
@@ -147,7 +147,7 @@ def test_the_judge_knows_whatever_the_world_asks_for() -> None:
 
 def test_files_without_cases_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
-    for name, message in (("empty.jsonl", "holds no cases"), ("none.jsonl", "cannot read")):
+    for name, message in (("empty.jsonl", "holds no cases"), ("none.jsonl", "cannot be read")):
         with pytest.raises(UserError, match=message):
             read_jsonl(tmp_path / name)
 
@@ -194,7 +194,7 @@ def test_cases_are_counted_without_being_drawn(tmp_path: Path) -> None:
     write_jsonl(cases, tmp_path / "mine.jsonl")
     of_file = replace(few, cases=str(tmp_path / "mine.jsonl"))
     assert count_cases(own, of_file) == len(benchmark_cases(own, of_file)) == 3
-    with pytest.raises(UserError, match="cannot read the cases"):
+    with pytest.raises(UserError, match=r"none\.jsonl: cannot be read"):
         count_cases(own, replace(few, cases=str(tmp_path / "none.jsonl")))
 
 

@@ -15,7 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DM
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
-from workbench.backbones.folders import INDEX_FILE, copy_parts, replaced_folder
+from workbench.backbones.folders import INDEX_FILE, copy_parts, read_index, replaced_folder
 
 _REPLACED = ("transformer", "scheduler")
 
@@ -47,7 +47,7 @@ def export(
         FlowMatchEulerDiscreteScheduler(
             num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False, stochastic_sampling=stochastic
         ).save_pretrained(folder / "scheduler")
-        index = json.loads((teacher / INDEX_FILE).read_text())
+        index = read_index(teacher)
         index |= {"sample_sigmas": list(sigmas), "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
         (folder / "README.md").write_text(card)

@@ -11,11 +11,11 @@ import torch
 from diffusers import QwenImage21Pipeline, QwenImage21Transformer2DModel
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from workbench.backbones.family import PipelineModel
+from workbench.backbones.finite import require_finite
 from workbench.backbones.folders import sample_sigmas
 from workbench.backbones.qwen_image_21 import export
 from workbench.backbones.qwen_image_21.images import decode_latents, encode_images
@@ -70,8 +70,8 @@ class QwenImage21Model(PipelineModel):
         absent = {
             name: None for name, wanted in (("transformer", transformer), ("text_encoder", text_encoder)) if not wanted
         }
-        processor = load_processor(folder / "processor")
         try:
+            processor = load_processor(folder / "processor")
             with _no_progress_bars():
                 pipeline = QwenImage21Pipeline.from_pretrained(
                     folder,
@@ -81,9 +81,12 @@ class QwenImage21Model(PipelineModel):
                     local_files_only=True,
                     **absent,
                 )
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"cannot load the pipeline folder {folder}: {reason}") from error
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:  # the libraries raise almost any kind over a folder that they cannot use
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"cannot load the pipeline folder {folder}: {reason}; copy it again") from error
+        require_finite(folder, pipeline.components)
         pipeline.set_progress_bar_config(disable=True)
         return cls(pipeline.to(device))
 

@@ -7,8 +7,8 @@ torchvision, which is a compiled package tied to one version of torch.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -16,9 +16,12 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 from workbench.common.errors import UserError
+from workbench.common.outside import read_bytes, read_json
 
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+COPY_AGAIN = "copy the processor folder of the pipeline again"
+_LARGEST_TEMPLATE = 1 << 20
 
 
 class ImageTextProcessor(Qwen3VLProcessor):
@@ -48,15 +51,16 @@ def load_processor(folder: Path) -> Qwen3VLProcessor:
     """
     for name in (IMAGE_PROCESSOR_FILE, CHAT_TEMPLATE_FILE, "tokenizer_config.json"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} lacks {name}: copy the processor folder of the pipeline again")
+            raise UserError(f"{folder} lacks {name}: {COPY_AGAIN}")
     if is_torchvision_available():
-        return Qwen3VLProcessor.from_pretrained(folder)
-    settings = json.loads((folder / IMAGE_PROCESSOR_FILE).read_text())
+        return Qwen3VLProcessor.from_pretrained(folder, trust_remote_code=False)
+    settings: dict[str, Any] = read_json(folder / IMAGE_PROCESSOR_FILE, dict, COPY_AGAIN)
     settings = {
         key: value for key, value in settings.items() if not key.endswith(("processor_type", "processor_class"))
     }
     return ImageTextProcessor(
         Qwen2VLImageProcessorPil(**settings),
-        AutoTokenizer.from_pretrained(folder),
-        chat_template=(folder / CHAT_TEMPLATE_FILE).read_text(),
+        # Python files in the folder are never run, and nobody is asked whether they may be.
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+        chat_template=read_bytes(folder / CHAT_TEMPLATE_FILE, COPY_AGAIN, largest=_LARGEST_TEMPLATE).decode(),
     )

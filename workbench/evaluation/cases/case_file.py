@@ -25,6 +25,7 @@ from rich.progress import track
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 from workbench.common.images import read_image
+from workbench.common.outside import LARGEST_WHOLE, LONGEST_TEXT, as_name, inside, parse, read_bytes
 from workbench.evaluation.cases.case import BENCHES, Case, slice_indices
 
 MANY = 200
@@ -53,8 +54,9 @@ def write_jsonl(cases: Sequence[Case], path: Path) -> None:
                 case np.ndarray():
                     encoded = io.BytesIO()
                     Image.fromarray(value).save(encoded, format="PNG")
-                    write_bytes(folder / f"{case.id}.{name}.png", encoded.getvalue())
-                    row[name] = f"{folder.name}/{case.id}.{name}.png"
+                    file = inside(folder, f"{as_name(case.id)}.{name}.png")
+                    write_bytes(file, encoded.getvalue())
+                    row[name] = f"{folder.name}/{file.name}"
                 case None:
                     continue
                 case bool() | int():
@@ -70,10 +72,7 @@ def read_jsonl(path: Path, prepare: Callable[[Image.Image], Image.Image] = lambd
 
     Raises: UserError naming file and line of anything unusable.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the cases in {path}: {error}") from error
+    lines = read_bytes(path, "name a file of cases").split(b"\n")
     cases: list[Case] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(track(lines, f"reading {path.name}", transient=True, disable=len(lines) < MANY), 1):
@@ -117,13 +116,8 @@ def sliced(cases: Sequence[Case], per_category: dict[str, int], categories: Sequ
     )
 
 
-def _parse(line: str, path: Path, where: str, prepare: Callable[[Image.Image], Image.Image]) -> Case:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: must be a JSON object")
+def _parse(line: bytes, path: Path, where: str, prepare: Callable[[Image.Image], Image.Image]) -> Case:
+    row: dict[str, Any] = parse(line, dict, where, "write one JSON object a line")
     if "instruction" in row:
         if "prompt" in row:
             raise UserError(f"{where}: has a prompt and an instruction; they are the same, give one")
@@ -142,6 +136,8 @@ def _check(row: dict[str, Any], where: str) -> None:
     for name in _TEXTS:
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise UserError(f"{where}: needs a non-empty text {name!r}")
+        if len(row[name]) > LONGEST_TEXT:
+            raise UserError(f"{where}: {name} has {len(row[name]):,} characters; at most {LONGEST_TEXT:,} are taken")
     known = [item.name for item in fields(Case)]
     if unknown := sorted(row.keys() - set(known)):
         raise UserError(f"{where}: has an unknown key {unknown[0]!r}; known are {', '.join(known)}")
@@ -157,8 +153,8 @@ def _check(row: dict[str, Any], where: str) -> None:
             f"digits, spaces and _ . + -, beginning with a letter or digit, and not {MEAN!r}"
         )
     seed = row.get("seed", 0)
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise UserError(f"{where}: seed must be a whole number from 0 on, not {seed!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= LARGEST_WHOLE:
+        raise UserError(f"{where}: seed must be a whole number from 0 to {LARGEST_WHOLE}, not {seed!r}")
     for name in _MAPPINGS:
         if not isinstance(row.get(name, {}), dict):
             raise UserError(f"{where}: {name} must be an object of attribute names and values")

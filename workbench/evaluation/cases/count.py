@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.openmoji import CATEGORIES, is_world
 from workbench.common.errors import UserError, nearest
+from workbench.common.outside import Outside, read_lines
 from workbench.recipe.config import Data, Evaluation
 
 
@@ -32,12 +32,13 @@ def count_cases(data: Data, evaluation: Evaluation) -> int:
     )
 
 
+class _Row(Outside):
+    task: str
+    category: str
+
+
 def _in_file(path: Path) -> Counter[tuple[str, str]]:
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        return Counter((str(row["task"]), str(row["category"])) for row in rows)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read the cases in {path}: {type(error).__name__}: {error}") from error
+    return Counter((row.task, row.category) for _, row in read_lines(path, _Row, "name a file of cases"))
 
 
 def check_source(data: Data) -> None:
