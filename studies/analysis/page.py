@@ -189,9 +189,9 @@ def _inline(cells: dict[str, Any]) -> str:
 
 
 def _link(trial: Any) -> str:
-    """Link to a trial's own report; its run folder is named by its last part, inside the study folder. A name with a
-    colon would be read as an address, and `javascript:` is one."""
-    return f"./{quote(Path(str(trial['run'])).name)}/report.html" if trial.get("run") else ""
+    """Link to a trial's own report; its run folder is named by its last part, inside the study folder. Quoted,
+    since a name with a colon would be read as an address, and `javascript:` is one."""
+    return f"{quote(Path(str(trial['run'])).name)}/report.html" if trial.get("run") else ""
 
 
 def _counts(trials: Sequence[Any]) -> dict[str, int]:

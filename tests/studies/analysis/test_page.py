@@ -82,6 +82,9 @@ def test_a_replication_tells_differences_from_noise(floor: Path) -> None:
     assert "Passes per prompt" in page and "workbench study mixture" in page
     for address in re.findall(r'(?:src|href)="([^"]*)"', page):
         assert address.startswith(("data:", "#", "trial-")), address
+    text = (folder / "study.json").read_text()
+    (folder / "study.json").write_text(text.replace('"trial-0000"', '"javascript:alert(1)"'))
+    assert 'href="javascript%3Aalert%281%29/report.html"' in report_study(folder).read_text()
 
 
 def test_an_arm_of_another_length_is_told_with_the_budget(tmp_path: Path) -> None:
