@@ -1,6 +1,6 @@
 """Everything that ships, from nothing: `python -m studies.tiny_model.build [PLAN] [key=value ...]` (`make zoo`).
 
-vae -> judge -> start -> teacher -> specialists -> assets. PLAN is a YAML file of differences from `Plan`, zoo.yaml by
+vae -> judges -> start -> teacher -> specialists -> assets. PLAN is a YAML file of differences from `Plan`, zoo.yaml by
 default. Every stage ends by itself; interrupted, the same command goes on from what the stage saved, and a stage that
 is done under the same settings, with all that it builds on unchanged, is left alone. What ships is then in
 FOLDER/assets, to be copied over `workbench/assets`.
@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from studies.tiny_model import judge, vae
 from studies.tiny_model.assemble import CORPUS_TEXTS, SMALLEST, TINY, Sizes, assemble, put_autoencoder
+from studies.tiny_model.judge import Options as JudgeOptions
 from studies.tiny_model.shipped import ship
 from studies.tiny_model.stages import Stage, key_of, world_fingerprint
 from studies.tiny_model.world_source import world_sources
@@ -63,9 +65,14 @@ class Plan:
     seed: int = 0
     corpus_texts: int = CORPUS_TEXTS
     vae: vae.Options = field(default_factory=vae.Options)
-    judge: judge.Options = field(default_factory=judge.Options)
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
+    second_judge: JudgeOptions = field(default_factory=JudgeOptions)
     teacher: RecipeStage = field(default_factory=RecipeStage)
     specialists: dict[str, RecipeStage] = field(default_factory=dict)
+
+
+PLACES = ("vae", "judge", "second_judge", "start", "teacher", "assets")
+"""Folders of the stages, specialists aside."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +110,9 @@ def read(arguments: list[str]) -> Plan:
 def steps_of(plan: Plan) -> list[Step]:
     """All stages in order. Nothing is written before every recipe among them is valid."""
     root, sizes = Path(plan.folder), TINY if plan.sizes == "tiny" else SMALLEST
-    places = {name: root / name for name in ("vae", "judge", "start", "teacher", "assets", *plan.specialists)}
-    if len(places) != 5 + len(plan.specialists):
-        raise UserError("specialists may not be called vae, judge, start, teacher or assets")
+    places = {name: root / name for name in (*PLACES, *plan.specialists)}
+    if len(places) != len(PLACES) + len(plan.specialists):
+        raise UserError(f"specialists may not be called {', '.join(PLACES)}")
     teacher = _recipe(plan, plan.teacher, places["start"], places["teacher"])
     specialists = {
         name: _recipe(plan, of, places["teacher"] / "teacher", places[name]) for name, of in plan.specialists.items()
@@ -126,11 +133,14 @@ def steps_of(plan: Plan) -> list[Step]:
             stage("vae", vae.settings(plan.vae, sizes)),
             lambda: vae.train(places["vae"], plan.vae, sizes),
         ),
-        Step(
-            "judge",
-            plan.judge.minutes,
-            stage("judge", judge.settings(plan.judge)),
-            lambda: judge.brief(judge.run(places["judge"], plan.judge)),
+        *(
+            Step(
+                name,
+                options.minutes,
+                stage(name, judge.settings(options)),
+                partial(_judge, places[name], options),
+            )
+            for name, options in (("judge", plan.judge), ("second_judge", plan.second_judge))
         ),
         Step(
             "start",
@@ -148,10 +158,15 @@ def steps_of(plan: Plan) -> list[Step]:
 
     def assets() -> Report:
         reports = {name: {**of.report, "wall_s": of.wall_s} for name, of in stages.items()}
-        return dict(ship(places["assets"], places["teacher"] / "teacher", adapters, places["judge"], reports))
+        judges = {name: places[name] for name in ("judge", "second_judge")}
+        return dict(ship(places["assets"], places["teacher"] / "teacher", adapters, judges, reports))
 
     steps.append(Step("assets", 0.0, stage("assets", {}, *list(keys)), assets))
     return steps
+
+
+def _judge(folder: Path, options: JudgeOptions) -> Report:
+    return judge.brief(judge.run(folder, options))
 
 
 def build(plan: Plan) -> dict[str, Report]:

@@ -16,6 +16,7 @@ from workbench.evaluation.answers import Answers, answer, judge_into
 from workbench.evaluation.cases.case import BENCHES, Case
 from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.evaluate import select_few_step
+from workbench.evaluation.judges import second
 from workbench.evaluation.judges.local import ASSET, LocalJudge
 from workbench.evaluation.measures.statistics import Interval, bench_intervals
 from workbench.evaluation.models import FolderUnderTest, ModelUnderTest, few_step_candidates
@@ -37,6 +38,7 @@ class Options:
 
     folder: str = "tiny"
     judge: str = str(ASSET)
+    second_judge: str = str(second.ASSET)
     out: str = "runs/zoo-report"
     docs: str = "docs/zoo"
     student: str = ""

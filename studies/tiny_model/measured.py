@@ -16,7 +16,7 @@ from workbench.common.errors import UserError
 from workbench.evaluation.answers import Answers, judge_into
 from workbench.evaluation.cases.case import BENCHES
 from workbench.evaluation.evaluate import frechet_to
-from workbench.evaluation.judges.local import mean_attribute_score
+from workbench.evaluation.judges.local import LocalJudge, mean_attribute_score
 from workbench.evaluation.measures.statistics import bench_intervals, paired_differences
 
 HELD_OUT = 4000
@@ -44,24 +44,33 @@ def autoencoder(zoo: Zoo) -> list[Figure]:
 
 
 def judge(zoo: Zoo) -> list[Figure]:
-    """Heads and severity on held-out renders; compliance under a wrong caption against what chance gives."""
-    if zoo.judge.network.config.heads != vocabulary(HEADS):
-        raise UserError(f"the judge in {zoo.options.judge} knows another vocabulary than the world: train it anew")
+    """Attributes and severity on held-out renders; compliance under a wrong caption against what chance gives."""
+    return [*_checked(zoo, zoo.judge, "judge"), *_wrong_captions(zoo)]
+
+
+def second_judge(zoo: Zoo) -> list[Figure]:
+    """The same of the judge that chooses nothing."""
+    return _checked(zoo, LocalJudge(Path(zoo.options.second_judge)), "second judge")
+
+
+def _checked(zoo: Zoo, judge: LocalJudge, title: str) -> list[Figure]:
+    if judge.network.config.heads != vocabulary(HEADS):
+        raise UserError(f"the {title} knows another vocabulary than the world: train it anew")
     count = HELD_OUT if not zoo.options.cases else 8 * zoo.options.cases
     arrays = render("report", 0, count, zoo.recipe.data.resolution, 0)
     images, labels = torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]).long()
-    found = check(zoo.judge.network, images, labels, zoo.judge.device)
+    found = check(judge.network, images, labels, judge.device)
     rows = [
-        Figure(f"judge, {head}", share, 0.97, *wilson(share, int(found["cases"][head])), form=".1%")
+        Figure(f"{title}, {head}", share, 0.97, *wilson(share, int(found["cases"][head])), form=".1%")
         for head, share in found["accuracy"].items()
         if found["cases"][head]
     ]
     graded = int(found["graded"]["cases"])
     rows += [
-        Figure(f"judge, quality against severity of {name}, Spearman", value, 0.95, n=graded, form=".3f")
+        Figure(f"{title}, quality against severity of {name}, Spearman", value, 0.95, n=graded, form=".3f")
         for name, value in found["severity_spearman"].items()
     ]
-    return [*rows, *_wrong_captions(zoo)]
+    return rows
 
 
 def _wrong_captions(zoo: Zoo) -> list[Figure]:
@@ -170,11 +179,11 @@ def _cells(answers: Answers) -> dict[tuple[str, str], np.ndarray]:
 
 
 def sizes(zoo: Zoo) -> list[Figure]:
-    """Megabytes of folder and judge and of the largest file; the bars are upper ones, so the signs are turned."""
-    places = (zoo.path, Path(zoo.options.judge))
+    """Megabytes of folder and judges and of the largest file; the bars are upper ones, so the signs are turned."""
+    places = (zoo.path, Path(zoo.options.judge), Path(zoo.options.second_judge))
     files = [path.stat().st_size / 1e6 for place in places for path in place.rglob("*") if path.is_file()]
     note = "negative, since the bar is an upper one"
     return [
-        Figure("size of folder and judge, MB", -sum(files), -40, n=len(files), form=".1f", note=note),
+        Figure("size of folder and judges, MB", -sum(files), -42, n=len(files), form=".1f", note=note),
         Figure("size of the largest file, MB", -max(files), -16, form=".1f", note=note),
     ]

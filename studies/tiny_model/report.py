@@ -31,6 +31,7 @@ BEGIN, END = "<!-- zoo-report: begin -->", "<!-- zoo-report: end -->"
 SECTIONS: dict[str, Callable[[Zoo], list[Figure]]] = {
     "autoencoder": measured.autoencoder,
     "judge": measured.judge,
+    "second judge": measured.second_judge,
     "teacher": measured.teacher,
     "headroom": measured.headroom,
     "specialists": measured.specialists,
@@ -42,7 +43,7 @@ CONSOLE = Console()
 def key_of(zoo: Zoo) -> str:
     """Hash of all that the figures follow from."""
     parts = [zoo.path / part for part in PARTS] + list(zoo.specialists.values())
-    marks = [fingerprint(path) for path in (*parts, Path(zoo.options.judge))]
+    marks = [fingerprint(path) for path in (*parts, Path(zoo.options.judge), Path(zoo.options.second_judge))]
     counted = ("cases", "choosing", "seeds", "shift")
     chosen = {name: value for name, value in asdict(zoo.options).items() if name in counted}
     return settings_hash([FORMAT, marks, list(zoo.specialists), chosen])[:16]

@@ -1,4 +1,4 @@
-"""The folder that ships: the tiny pipeline with its specialists and its model card, and the judge."""
+"""What ships: the tiny pipeline with its specialists and its model card, and the judges."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workbench.backbones.folders import replaced_folder
 from workbench.common import files
 from workbench.common.errors import UserError
 
-MAX_BYTES = 40_000_000
+MAX_BYTES = 42_000_000
 MAX_BYTES_A_FILE = 16_000_000
 HALF = ("transformer", "vae")
 """Parts stored in bfloat16. The text encoder is stored in float32, so that the stock pipeline runs when no dtype is
@@ -26,10 +26,12 @@ JUDGE_FILES = ("config.json", "model.safetensors")
 Reports = Mapping[str, Mapping[str, Any]]
 
 
-def ship(out: Path, teacher: Path, adapters: Mapping[str, Path], judge: Path, reports: Reports) -> dict[str, int]:
-    """Write `out`/tiny and `out`/judge; the bytes of each.
+def ship(
+    out: Path, teacher: Path, adapters: Mapping[str, Path], judges: Mapping[str, Path], reports: Reports
+) -> dict[str, int]:
+    """Write `out`/tiny and a folder for each judge; the bytes of each.
 
-    teacher: pipeline folder. adapters: LoRA file of each specialist. judge: folder of `studies.tiny_model.judge`.
+    teacher: pipeline folder. adapters: LoRA file of each specialist. judges: folders of `studies.tiny_model.judge`.
     reports: what each stage of the build found out, for the model card.
 
     Raises:
@@ -43,11 +45,12 @@ def ship(out: Path, teacher: Path, adapters: Mapping[str, Path], judge: Path, re
         for name, path in adapters.items():
             files.write_bytes(folder / f"{name}.safetensors", path.read_bytes())
         files.write_bytes(folder / "README.md", card(folder, adapters, reports).encode())
-    (out / "judge").mkdir(parents=True, exist_ok=True)
-    for name in JUDGE_FILES:
-        files.write_bytes(out / "judge" / name, (judge / name).read_bytes())
+    for name, judge in judges.items():
+        (out / name).mkdir(parents=True, exist_ok=True)
+        for file in JUDGE_FILES:
+            files.write_bytes(out / name / file, (judge / file).read_bytes())
     check_sizes(out)
-    return {f"bytes_{name}": _bytes(out / name) for name in ("tiny", "judge")}
+    return {f"bytes_{name}": _bytes(out / name) for name in ("tiny", *judges)}
 
 
 def check_sizes(folder: Path) -> None:

@@ -11,7 +11,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from filelock import FileLock
 
 from workbench.common.files import settings_hash, write_bytes
 from workbench.evaluation.cases.case import Case
+from workbench.evaluation.judges.judge import Scored, Unanswered
 from workbench.evaluation.judges.local import Judgement
 from workbench.evaluation.measures.answer_measures import Measures
 
-FORMAT = 2
+FORMAT = 4
 """Counted up when what is read off an answer changes."""
 
 
@@ -47,12 +48,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one model answered to some cases under one seed; images of the cases that were to be kept."""
+    """What one model answered to some cases under one seed. images: of the cases that were to be kept. verdicts: of
+    further judges on every answer."""
 
     answers: list[Answer]
     features: np.ndarray
     images: dict[str, np.ndarray]
     seconds: float
+    verdicts: Mapping[str, Sequence[Scored | Unanswered]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ class Store:
             Answer(**row["place"], judgement=_judgement(row["judgement"]), measures=Measures(**row["measures"]))
             for row in stored["rows"]
         ]
-        return Chunk(answers, features, images, stored["seconds"])
+        verdicts = {name: [Judgement(**of) for of in given] for name, given in stored["verdicts"].items()}
+        return Chunk(answers, features, images, stored["seconds"], verdicts)
 
     def save(self, key: str, chunk: Chunk) -> None:
         """Write a chunk under `key`."""
@@ -96,7 +100,14 @@ class Store:
             }
             for row in chunk.answers
         ]
-        stored = json.dumps({"rows": rows, "images": list(chunk.images), "seconds": chunk.seconds})
+        # A judge that answers otherwise, or not at all, has no fingerprint, and its chunks are not stored.
+        verdicts = {
+            name: [asdict(verdict) for verdict in given if isinstance(verdict, Judgement)]
+            for name, given in chunk.verdicts.items()
+        }
+        stored = json.dumps(
+            {"rows": rows, "images": list(chunk.images), "seconds": chunk.seconds, "verdicts": verdicts}
+        )
         pictures: dict[str, Any] = {f"image{i}": image for i, image in enumerate(chunk.images.values())}
         content = io.BytesIO()
         np.savez(content, rows=np.frombuffer(stored.encode(), np.uint8), features=chunk.features, **pictures)

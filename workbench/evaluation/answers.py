@@ -86,7 +86,7 @@ def answer(
     for seed in seeds:
         for part in chunks(cases, CHUNK):
             wanted = [case.id for case in part if case.id in kept]
-            draw = partial(_drawn, model, part, seed, judges, wanted, answers, clock, stream)
+            draw = partial(_drawn, model, part, seed, judges, wanted, clock, stream)
             if usable:
                 weights = {"model": model.fingerprint, **model.sampling}
                 chunk = usable.once(chunk_key(weights, judged_by, part, f"{stream}{seed}", wanted), draw)
@@ -96,6 +96,8 @@ def answer(
             answers.features.extend(chunk.features)
             answers.images |= {(case, seed): image for case, image in chunk.images.items()}
             answers.seconds += chunk.seconds
+            for name, verdicts in chunk.verdicts.items():
+                answers.verdicts.setdefault(name, []).extend(verdicts)
     return answers
 
 
@@ -105,19 +107,16 @@ def _drawn(
     seed: int,
     judges: Sequence[Judge],
     keep: Sequence[str],
-    answers: Answers,
     clock: Clock,
     stream: str,
 ) -> Chunk:
-    """Fresh answers to `cases` under one seed; verdicts of further judges go to `answers` at once."""
+    """Fresh answers to `cases` under one seed, judged."""
     images, seconds = model.draw(cases, [case.noise_seed(f"{stream}{seed}") for case in cases])
     found = Answers()
     judge_into(found, cases, images, seed, judges, clock)
-    for name, verdicts in found.verdicts.items():
-        answers.verdicts.setdefault(name, []).extend(verdicts)
     kept = {case.id: image for case, image in zip(cases, images, strict=True) if case.id in keep}
     features = np.stack(found.features) if found.features else np.zeros((0, 0), np.float32)
-    return Chunk(found.rows, features, kept, seconds)
+    return Chunk(found.rows, features, kept, seconds, found.verdicts)
 
 
 def judge_into(

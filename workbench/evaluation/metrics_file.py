@@ -154,14 +154,29 @@ class Preference:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """Whether a further judge sees what the local one does.
+
+    alike: pairs of models, category by category, that both put in the same order, among `pairs`. differences: rank
+    correlation between the judges of what two models' scores differ by, case by case, over the n cases of all pairs.
+    """
+
+    alike: int = 0
+    pairs: int = 0
+    differences: Value | None = None
+
+
+@dataclass(frozen=True)
 class JudgeRecord:
-    """Who a further judge was, how often it was asked and answered from its cache, and its paired differences."""
+    """Who a further judge was, how often it was asked and answered from its cache, its paired differences, and whether
+    it agrees with the local judge."""
 
     model: str = ""
     wording: str = ""
     asked: int = 0
     from_cache: int = 0
     comparisons: list[Comparison] = field(default_factory=list)
+    agreement: Agreement | None = field(default=None, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from workbench.common.files import write_bytes
 from workbench.evaluation.answers import Answers
@@ -24,12 +25,14 @@ from workbench.evaluation.measures.preference import Match, both_orders, strengt
 from workbench.evaluation.measures.statistics import Interval, bench_intervals, paired_differences, verdict
 from workbench.evaluation.metrics_file import (
     MEAN,
+    Agreement,
     Benches,
     Comparison,
     JudgeRecord,
     JudgeScores,
     Missing,
     Preference,
+    Value,
 )
 
 NOTHING = Interval(math.nan, None, None, 0)
@@ -94,12 +97,62 @@ def comparison(a: str, b: str, bench: str, difference: Interval) -> Comparison:
                       verdict(difference, a, b))  # fmt: skip
 
 
+def agreement(answers: Mapping[str, Answers], judge: str) -> Agreement | None:
+    """Of one judge with the local one; None without two models that both have scored."""
+    alike = pairs = 0
+    ours: list[float] = []
+    theirs: list[float] = []
+    for first, second in combinations(answers.values(), 2):
+        for bench in BENCHES.values():
+            for local, given in _differences(first, second, judge, bench):
+                pairs += 1
+                alike += np.sign(local.mean()) == np.sign(given.mean())
+                ours.extend(local)
+                theirs.extend(given)
+    if not pairs:
+        return None
+    # A constant has no ranks.
+    known = len({*ours}) > 1 and len({*theirs}) > 1
+    return Agreement(int(alike), pairs, Value(float(spearmanr(ours, theirs).statistic), n=len(ours)) if known else None)
+
+
+def _differences(first: Answers, second: Answers, judge: str, bench: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of every category: what two models' scores differ by, case by case, by the local judge and by `judge`."""
+    if not first.by_category(bench) or not second.by_category(bench):
+        return
+    by_judge = [case_scores(answers, judge, bench) for answers in (first, second)]
+    for category, of_first in by_judge[0].items():
+        of_second = by_judge[1].get(category, {})
+        local = [_local_scores(answers, bench, category) for answers in (first, second)]
+        rows = [
+            (local[0][case] - local[1][case], a - b)
+            for case, a in of_first.items()
+            if a is not None and (b := of_second.get(case)) is not None
+        ]
+        if rows:
+            ours, theirs = np.array(rows).T
+            yield ours, theirs
+
+
+def _local_scores(answers: Answers, bench: str, category: str) -> dict[str, float]:
+    """case -> mean of the local judge's scores over the seeds."""
+    given: dict[str, list[float]] = {}
+    for row in answers.rows:
+        if (row.bench, row.category) == (bench, category):
+            given.setdefault(row.case, []).append(row.by_local.score)
+    return {case: float(np.mean(scores)) for case, scores in given.items()}
+
+
 def judge_records(
     judges: Sequence[Judge], answers: Mapping[str, Answers], compared: Sequence[tuple[str, str]], num_bootstrap: int
 ) -> dict[str, JudgeRecord]:
     """Every further judge: who it is, how much it was asked, and the paired differences by its scores."""
     return {
-        name: replace(record, comparisons=judged_comparisons(answers, name, compared, num_bootstrap))
+        name: replace(
+            record,
+            comparisons=judged_comparisons(answers, name, compared, num_bootstrap),
+            agreement=agreement(answers, name),
+        )
         for judge in judges
         for name, record in judge.records().items()
     }

@@ -11,6 +11,7 @@ from workbench.evaluation.cases.case import BENCHES
 from workbench.evaluation.measures.statistics import Interval
 from workbench.evaluation.metrics_file import (
     MEAN,
+    Agreement,
     Benches,
     Comparison,
     Diversity,
@@ -35,6 +36,8 @@ def print_metrics(metrics: Metrics, console: Console) -> None:
     for name, judge in metrics.vlm.items():
         for row in judge.comparisons:
             console.print(f"judge {name}: {_comparison(row)}")
+        if judge.agreement:
+            console.print(_agreement(name, judge.agreement))
     for name, found in metrics.preference.items():
         console.print(_preference(name, found))
 
@@ -112,6 +115,17 @@ def _other_judges(metrics: Metrics) -> Table:
                 f"{found.missing.count} ({reasons})" if found.missing.count else "0",
             )
     return table
+
+
+def _agreement(judge: str, found: Agreement) -> str:
+    differences = (
+        ""
+        if found.differences is None
+        else (f"; rank correlation of differences case by case {found.differences.value:.2f}, n={found.differences.n}")
+    )
+    return (
+        f"judge {judge} orders {found.alike} of {found.pairs} pairs of models by category as the local one{differences}"
+    )
 
 
 def _preference(judge: str, found: Preference) -> str:

@@ -378,7 +378,7 @@ class Trainer:
         )
 
 
-JUDGES = ("local", "vlm")
+JUDGES = ("local", "second", "vlm")
 """What `evaluation.judges` may name."""
 
 
@@ -428,7 +428,8 @@ class Evaluation:
     batch_size: 0 chooses by device and model.
     milestone_cases: search cases a category that the local judge scores at every trainer.sample_every; 0 for none.
     judges: `local`, the network that ships, by whose scores and features all benchmarks, studies and distances go, and
-    which knows the world that ships alone; `vlm`, vision-language judges, whose scores are given next to them.
+    which knows the world that ships alone; `second`, a network of another architecture, which chooses nothing and shows
+    whether the first can be believed; `vlm`, vision-language judges. Scores of the others stand next to the first's.
     """
 
     split: Literal["search", "report"] = "report"
@@ -444,7 +445,7 @@ class Evaluation:
     teacher_shift: float = 2.0
     num_bootstrap: int = 1000
     milestone_cases: int = 0
-    judges: list[str] = field(default_factory=lambda: ["local"])
+    judges: list[str] = field(default_factory=lambda: ["local", "second"])
     vlm: Vlm = field(default_factory=Vlm)
 
     def __post_init__(self) -> None:
@@ -459,7 +460,7 @@ class Evaluation:
         require(len({*self.seeds}) == len(self.seeds), f"evaluation.seeds names one twice: {self.seeds}")
         for judge in self.judges:
             hint = nearest(judge, JUDGES)
-            require(judge in JUDGES, f"evaluation.judges knows {' and '.join(JUDGES)}, not {judge!r}{hint}")
+            require(judge in JUDGES, f"evaluation.judges knows {', '.join(JUDGES)}, not {judge!r}{hint}")
         require(len({*self.judges}) == len(self.judges), f"evaluation.judges names one twice: {self.judges}")
         require(
             self.milestone_cases == 0 or "local" in self.judges,

@@ -120,7 +120,7 @@ def test_a_study_does_not_search_by_scores_that_are_not_there(tmp_path: Path) ->
 
 
 def test_what_a_recipe_may_name() -> None:
-    assert judges_of(Evaluation(judges=[])) == [] and Recipe().evaluation.judges == ["local"]
+    assert judges_of(Evaluation(judges=[])) == [] and Recipe().evaluation.judges == ["local", "second"]
     with pytest.raises(UserError, match=r"evaluation.milestone_cases are scored by the local judge"):
         Evaluation(judges=["vlm"], milestone_cases=2)
     cases, data = cases_of(3), Data(resolution=32)

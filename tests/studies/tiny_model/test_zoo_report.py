@@ -45,6 +45,7 @@ def options(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
     return figures.Options(
         folder=str(folder),
         judge=str(place / "judge"),
+        second_judge=str(place / "judge"),
         out=str(place / "out"),
         docs=str(place / "docs"),
         cases=2,
@@ -70,6 +71,7 @@ def test_every_section_is_measured_written_and_taken_up_again(
     for what in (
         "autoencoder, PSNR on text, dB",
         "judge, word",
+        "second judge, word",
         "judge, compliance under wrong captions",
         "teacher, best CFG",
         "teacher, T2I, sky exactly right",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from workbench.evaluation.judges.judge import Judge
 from workbench.evaluation.judges.local import LocalJudge
+from workbench.evaluation.judges.second import SecondJudge
 from workbench.evaluation.judges.vlm_judge import panel
 from workbench.recipe.config import Evaluation
 
@@ -24,6 +25,8 @@ def _judge(name: str, evaluation: Evaluation) -> Judge:
     match name:
         case "local":
             return LocalJudge()
+        case "second":
+            return SecondJudge()
         case "vlm":
             return panel(evaluation.vlm)
         case _:

@@ -1,4 +1,5 @@
-"""What a judge is: anything that scores answers. There are two, in `local` and `vlm_judge`; `choose` makes them."""
+"""What a judge is: anything that scores answers. There are three, in `local`, `second` and `vlm_judge`, which `choose`
+makes."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ class Judge(Protocol):
     """Scores answers, under one name or, for several asked together, under several.
 
     title: for tables. fingerprint: distinguishes its judgements from another version's, so that they may be kept with
-    the answers; empty for every judge but the local one, whose scores alone are kept.
+    the answers; empty for a judge that has to be asked each time, and with it nothing is kept.
     """
 
     @property

@@ -184,16 +184,16 @@ def judge_case(case: Case, image: np.ndarray, seen: Mapping[str, Any], quality: 
 
 
 class LocalJudge:
-    """The CNN that ships: recognises every attribute of the OpenMoji world, reads words, rates quality, gives features.
-    A `Judge`."""
+    """A network that ships: recognises every attribute of the OpenMoji world, reads words, rates quality, gives
+    features. A `Judge`."""
 
     def __init__(self, folder: Path = ASSET, device: str | torch.device | None = None, batch_size: int = 64) -> None:
         """device: a GPU if there is one, when absent."""
-        self.title = f"local CNN ({folder.name})"
-        self.fingerprint = fingerprint(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = batch_size
         self.network = networks.load(folder).to(self.device)
+        self.title = f"local {self.network.config.title} ({folder.name})"
+        self.fingerprint = fingerprint(folder)
 
     @torch.inference_mode()
     def see(self, images: Sequence[np.ndarray]) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray]:

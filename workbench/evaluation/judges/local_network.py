@@ -37,6 +37,10 @@ class JudgeConfig:
     architecture: Literal["cnn", "transformer"] = "cnn"
 
     @property
+    def title(self) -> str:
+        return {"cnn": "CNN", "transformer": "vision transformer"}[self.architecture]
+
+    @property
     def single_label(self) -> tuple[str, ...]:
         return tuple(name for name in self.heads if name not in self.multi_label)
 
