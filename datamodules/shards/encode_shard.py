@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,9 @@ from workbench.common.outside import read_json
 from workbench.recipe.config import Data
 
 _WINDOW_BATCHES = 4
-"""Samples are read this many batches ahead, so that those of one size find each other."""
+_WINDOW_PIXELS = 1 << 28
+"""Samples are read this many batches or pixels ahead, so that those of one size find each other."""
+_LARGEST_SIDE = 1 << 13
 _RAW_IMAGES = (*IMAGE_SUFFIXES, *(f"source.{suffix}" for suffix in IMAGE_SUFFIXES))
 
 
@@ -72,7 +73,7 @@ def encode_shard(
     samples = read_raw(url)
     entries: list[dict[str, Any]] = []
     with ShardWriter(path) as shard:
-        while window := list(islice(samples, _WINDOW_BATCHES * data.encode_batch_size)):
+        for window in _windows(samples, _WINDOW_BATCHES * data.encode_batch_size):
             for raw, (geometry, arrays) in zip(window, _encode_window(data, encoder, url, window), strict=True):
                 where = f"sample {raw.key} of {url}"
                 members = {name: npy_bytes(values, f"{where}, {name}") for name, values in arrays.items()}
@@ -91,6 +92,20 @@ def encode_shard(
     record = {"name": path.name, "bytes": shard.num_bytes, "sha256": shard.sha256, "samples": entries}
     files.write_json(record_path(path), record)
     return record
+
+
+def _windows(samples: Iterable[RawSample], most: int) -> Iterator[list[RawSample]]:
+    """Samples in order, `most` at a time, or as many as have `_WINDOW_PIXELS` pixels."""
+    window: list[RawSample] = []
+    pixels = 0
+    for raw in samples:
+        window.append(raw)
+        pixels += sum(image.width * image.height for image in (raw.target, raw.source) if image is not None)
+        if len(window) == most or pixels >= _WINDOW_PIXELS:
+            yield window
+            window, pixels = [], 0
+    if window:
+        yield window
 
 
 def _encode_window(
@@ -152,8 +167,10 @@ def _target_size(data: Data, encoder: Encoder, raw: RawSample, url: str) -> tupl
                 f"sample {raw.key} of {url} is {each.width} x {each.height} pixels; sides must be multiples of "
                 f"{multiple}: let `workbench pack` resize the images (data.source=FOLDER)"
             )
-    if not all(isinstance(side, int) and side > 0 and side % multiple == 0 for side in size):
-        raise UserError(f"sample {raw.key} of {url}: height and width {size} must be multiples of {multiple}")
+    if not all(type(side) is int and 0 < side <= _LARGEST_SIDE and side % multiple == 0 for side in size):
+        raise UserError(
+            f"sample {raw.key} of {url}: height and width {size} must be multiples of {multiple} up to {_LARGEST_SIDE}"
+        )
     return size[0] // encoder.pixels_per_token, size[1] // encoder.pixels_per_token
 
 

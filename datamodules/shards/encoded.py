@@ -8,10 +8,13 @@ KEY.source.* and the target image. `uncond_t2i.npy` (L, D) is the empty prompt o
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from datamodules.shards.index import damaged, fetch_shards, read_index
 from workbench.batch import Layout, Reference, Task
 from workbench.common.errors import UserError
 from workbench.common.images import IMAGE_SUFFIXES, decode_image
+from workbench.common.outside import read_bytes
 
 TEXT_TOKENS_MULTIPLE = 8
 """Text is padded to the longest of its geometry, rounded up to this, so that the shapes of a run are few."""
@@ -69,7 +73,10 @@ class EncodedDataset:
         except (KeyError, TypeError, ValueError) as error:
             raise damaged(index.folder, error) from error
         self._paths = fetch_shards(address, index)
-        self.uncond_t2i = _array(self._paths[-1].read_bytes(), str(self._paths[-1]))
+        constant = read_bytes(self._paths[-1], "encode again")
+        if hashlib.sha256(constant).hexdigest() != index.shards[-1][2]:
+            raise UserError(f"{self._paths[-1]} is damaged; encode again")
+        self.uncond_t2i = _array(constant, str(self._paths[-1]))
         self._text_tokens = self._padded_lengths()
 
     def _padded_lengths(self) -> list[tuple[int, int]]:
@@ -100,13 +107,20 @@ class EncodedDataset:
 
     def read(self, i: int, uncond: bool = True, latent: bool = True) -> EncodedSample:
         """Sample `i`; without its empty prompt or target latents if they are not needed, which saves their reads."""
-        members = self._members[i]
-        empty = self._read_array(i, "uncond.npy") if uncond and "uncond.npy" in members else self.uncond_t2i
+        shape = self.geometries[self.samples.geometry[i]]
+        rows = {"prompt.npy": int(self.samples.length[i])}
+        if uncond:
+            rows["uncond.npy"] = int(self.samples.uncond_length[i])
+        if latent:
+            rows["latent.npy"] = shape.height * shape.width
+        if shape.references:
+            rows["source_latent.npy"] = sum(reference.num_tokens for reference in shape.references)
+        found = {name: self._read_array(i, name, count) for name, count in rows.items() if name in self._members[i]}
         return EncodedSample(
-            prompt=self._read_array(i, "prompt.npy"),
-            uncond=empty if uncond else None,
-            latent=self._read_array(i, "latent.npy") if latent and "latent.npy" in members else None,
-            source_latent=self._read_array(i, "source_latent.npy") if "source_latent.npy" in members else None,
+            prompt=found["prompt.npy"],
+            uncond=found.get("uncond.npy", self.uncond_t2i) if uncond else None,
+            latent=found.get("latent.npy"),
+            source_latent=found.get("source_latent.npy"),
         )
 
     def has_target(self, i: int) -> bool:
@@ -140,11 +154,15 @@ class EncodedDataset:
             "encode with data.keep_raw=true into another data.encoded"
         )
 
-    def _read_array(self, i: int, name: str) -> np.ndarray:
-        return _array(self._read_member(i, name), f"sample {self.samples.keys[i]} of {self.address}, {name}")
+    def _read_array(self, i: int, name: str, rows: int) -> np.ndarray:
+        where = f"sample {self.samples.keys[i]} of {self.address}, {name}"
+        found = _array(self._read_member(i, name), where)
+        if len(found) != rows:
+            raise UserError(f"{where}: {len(found)} rows, {rows} in the index; encode again")
+        return found
 
     def _read_member(self, i: int, name: str) -> bytes:
-        shard, offset, size = self._members[i][name]
+        shard, offset, size, *checksum = self._members[i][name]
         try:
             with open(self._paths[shard], "rb", buffering=0) as file:
                 content = os.pread(file.fileno(), size, offset)
@@ -152,6 +170,8 @@ class EncodedDataset:
             raise UserError(f"cannot read shard {self._paths[shard]}: {error.strerror}") from error
         if len(content) != size:
             raise UserError(f"shard {self._paths[shard]} is truncated at sample {self.samples.keys[i]}; encode again")
+        if checksum and zlib.crc32(content) != checksum[0]:
+            raise UserError(f"shard {self._paths[shard]} is damaged at {self.samples.keys[i]}.{name}; encode again")
         return content
 
 
@@ -211,10 +231,17 @@ def _parsed_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
 
 
 def _array(content: bytes, where: str) -> np.ndarray:
-    """The array in an .npy file, read-only. Objects, which would be unpickled, are refused."""
+    """The float16 array (rows, columns) in an .npy file, read-only, finite. Objects, which would be unpickled, are
+    refused."""
     try:
         start = 10 + int.from_bytes(content[8:10], "little")
         dtype, shape = _parsed_header(content[:start])
-        return np.frombuffer(content, dtype, offset=start).reshape(shape)
-    except ValueError as error:
+        if dtype != np.float16 or len(shape) != 2:
+            raise ValueError(f"{dtype} of shape {shape}, not rows of float16")
+        found = np.frombuffer(content, dtype, offset=start).reshape(shape)
+    except (ValueError, SyntaxError, TokenError) as error:
         raise UserError(f"{where}: not a plain array ({error}); encode again") from error
+    # Bits, since numpy has no fast isfinite of float16: all ones in the exponent are infinity and NaN.
+    if found.size and int((found.view(np.int16) & 0x7FFF).max()) >= 0x7C00:
+        raise UserError(f"{where}: holds values that are not finite; encode again")
+    return found

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import braceexpand
 from PIL import Image
@@ -21,15 +21,16 @@ from webdataset.gopen import Pipe, gopen
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
 from datamodules.shards import remote
-from datamodules.shards.packed import FINISHED, Packed
+from datamodules.shards.packed import FINISHED, Packed, packed_shard
+from datamodules.shards.tar_stream import TarStream
 from workbench.batch import TASKS, Task
 from workbench.common import files
 from workbench.common.errors import UserError
 from workbench.common.images import IMAGE_SUFFIXES, decode_image
-from workbench.common.outside import parse
+from workbench.common.outside import LONGEST_TEXT, parse
 
 _MEMBER_SUFFIXES = (*IMAGE_SUFFIXES, *(f"source.{suffix}" for suffix in IMAGE_SUFFIXES), "txt", "json")
-_END_OF_TAR_BYTES = 1024
+_LONGEST_CATEGORY = 64
 
 
 @dataclass(frozen=True)
@@ -90,58 +91,34 @@ def _packed_remote(address: str) -> list[str]:
     return [f"{address.rstrip('/')}/{shard.name}" for shard in parse(content, Packed, url, "pack again there").shards]
 
 
-class _Tail:
-    """A stream that remembers its last bytes, to tell a whole tar from one that was cut between two members."""
-
-    def __init__(self, stream: BinaryIO | Pipe) -> None:
-        self.stream = stream
-        self.tail = b""
-
-    def read(self, size: int = -1) -> bytes:
-        chunk = self.stream.read(size)
-        if not chunk and isinstance(self.stream, Pipe):
-            self.stream.wait_for_child()  # so that a failed command is not taken for an empty shard
-        self.tail = (self.tail + chunk)[-_END_OF_TAR_BYTES:]
-        return chunk
-
-    def drain(self) -> None:
-        while self.read(files.CHUNK_BYTES):
-            pass
-
-
-def _open(url: str) -> BinaryIO | Pipe:
+def _open(url: str) -> BinaryIO | Pipe | remote.Steady:
     match url.split(":", 1)[0]:
         case "http" | "https":
-            return cast(BinaryIO, remote.open_url(url))
+            return remote.open_url(url)
         case "pipe":
             return gopen(url)
         case _:
             return open(url, "rb")
 
 
-def _stream(url: str) -> Iterator[dict[str, Any]]:
-    """webdataset's (url, stream) pair of one shard; once it has been read, the check that it was whole."""
-    stream = _open(url)
+def _members(url: str) -> Iterator[dict[str, Any]]:
+    """Files of one shard as webdataset has them, and once all have been read the check that it was whole. A file whose
+    suffix is not known is an error, before its bytes are looked at."""
+    stream = TarStream(_open(url))
     try:
-        tail = _Tail(stream)
-        yield {"url": url, "stream": tail}
-        tail.drain()
-        if tail.tail != bytes(_END_OF_TAR_BYTES):
-            raise tarfile.ReadError("the end-of-archive mark is missing")
+        num_read = 0
+        for member in tar_file_expander([{"url": url, "stream": stream}]):
+            if member and base_plus_ext(member["fname"])[1] not in _MEMBER_SUFFIXES:
+                raise UserError(
+                    f"shard {url}: member {member['fname']!r} is not of a known kind; "
+                    f"a shard holds KEY.({'|'.join(_MEMBER_SUFFIXES)})"
+                )
+            num_read += bool(member)
+            yield member
+        stream.finish(num_read, packed_shard(url))
     finally:
         with suppress(OSError):  # a command that is stopped early complains of its broken pipe
-            stream.close()
-
-
-def _known(members: Iterator[dict[str, Any]], url: str) -> Iterator[dict[str, Any]]:
-    """Members whose suffix is known; any other is an error, before its bytes are looked at."""
-    for member in members:
-        if member and base_plus_ext(member["fname"])[1] not in _MEMBER_SUFFIXES:
-            raise UserError(
-                f"shard {url}: member {member['fname']!r} is not of a known kind; "
-                f"a shard holds KEY.({'|'.join(_MEMBER_SUFFIXES)})"
-            )
-        yield member
+            stream.stream.close()
 
 
 def read_raw(url: str) -> Iterator[RawSample]:
@@ -152,7 +129,7 @@ def read_raw(url: str) -> Iterator[RawSample]:
             an error, an unknown member, an image or JSON that does not decode, a missing or empty caption.
     """
     try:
-        for grouped in group_by_keys(_known(tar_file_expander(_stream(url)), url)):
+        for grouped in group_by_keys(_members(url)):
             yield _decode(url, grouped)
     except tarfile.TarError as error:
         raise UserError(f"shard {url} is truncated or no tar: {_first(error)}; fetch or write it again") from error
@@ -182,14 +159,18 @@ def _decode(url: str, grouped: dict[str, Any]) -> RawSample:
         raise UserError(f"{where}: {key}.txt is not UTF-8 ({error.reason}); save it as UTF-8") from error
     if not text:
         raise UserError(f"{where}: the caption {key}.txt is empty; write one or drop the sample")
+    if len(text) > LONGEST_TEXT:
+        raise UserError(f"{where}: the caption has {len(text):,} characters, {LONGEST_TEXT:,} at most; shorten it")
     target = _image(members, "", where)
     source = _image(members, "source.", where)
     task = meta.pop("task", "edit" if source is not None else "t2i")
     if task not in TASKS or (task == "edit") != (source is not None):
         have = "has no source image" if source is None else "has a source image"
         raise UserError(f"{where}: task {task!r}, but the sample {have}; edits (`edit`) have one, `t2i` has none")
-    category = str(meta.pop("category", "custom"))
-    return RawSample(key, task, category, text, target, source, meta, members)
+    category = meta.pop("category", "custom")
+    if not isinstance(category, str | int) or not 0 < len(str(category)) <= _LONGEST_CATEGORY:
+        raise UserError(f"{where}: category {category!r} must be a name of at most {_LONGEST_CATEGORY} characters")
+    return RawSample(key, task, str(category), text, target, source, meta, members)
 
 
 def _image(members: dict[str, bytes], prefix: str, where: str) -> Image.Image | None:

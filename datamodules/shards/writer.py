@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
@@ -44,14 +45,14 @@ class ShardWriter:
         self._tar = tarfile.open(fileobj=cast(Any, self._digest), mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8")
         return self
 
-    def add(self, name: str, content: bytes) -> tuple[int, int]:
-        """Append a member; returns the byte offset of its content in the tar, and its size."""
+    def add(self, name: str, content: bytes) -> tuple[int, int, int]:
+        """Append a member; returns the byte offset of its content in the tar, its size, and its CRC-32."""
         info = tarfile.TarInfo(name)
         info.size = len(content)
         header_bytes = len(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
         offset = self._digest.tell() + header_bytes
         self._tar.addfile(info, io.BytesIO(content))
-        return offset, len(content)
+        return offset, len(content), zlib.crc32(content)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import pickle
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,8 @@ def test_writing_is_deterministic_atomic_and_gives_true_offsets(tmp_path: Path) 
     raw = (tmp_path / "a.tar").read_bytes()
     assert raw == (tmp_path / "b.tar").read_bytes()
     assert (shard.num_bytes, shard.sha256) == (len(raw), files.sha256_of_file(tmp_path / "a.tar"))
-    assert {member: raw[offset : offset + size] for member, (offset, size) in places.items()} == content
+    assert {member: raw[offset : offset + size] for member, (offset, size, _) in places.items()} == content
+    assert {member: crc for member, (_, _, crc) in places.items()} == {k: zlib.crc32(v) for k, v in content.items()}
 
     with pytest.raises(RuntimeError), ShardWriter(tmp_path / "c.tar") as shard:
         shard.add("x.txt", b"x")
@@ -166,7 +168,7 @@ def test_encoded_shards_are_valid_webdatasets_with_the_indexed_members(encoded_f
     assert list(stored) == [sample["key"] for sample in index["samples"]]
     for sample in index["samples"]:
         assert set(stored[sample["key"]]) == set(sample["members"])
-        for name, (shard, offset, size) in sample["members"].items():
+        for name, (shard, offset, size, _) in sample["members"].items():
             with open(urls[shard], "rb") as file:
                 file.seek(offset)
                 assert file.read(size) == stored[sample["key"]][name]
@@ -235,7 +237,9 @@ def test_arrays_of_objects_are_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"x": 1}], dtype=object), allow_pickle=True)
     index = json.loads((folder / INDEX).read_text())
-    shard, offset, size = index["samples"][0]["members"]["prompt.npy"]
+    shard, offset, size, _ = index["samples"][0]["members"]["prompt.npy"]
+    index["samples"][0]["members"]["prompt.npy"] = [shard, offset, size]
+    (folder / INDEX).write_text(json.dumps(index))
     content = bytearray((folder / index["shards"][shard]["name"]).read_bytes())
     content[offset : offset + size] = buffer.getvalue()[:size].ljust(size, b"x")
     (folder / index["shards"][shard]["name"]).write_bytes(content)
