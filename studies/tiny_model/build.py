@@ -1,8 +1,8 @@
 """Everything that ships, from nothing: `python -m studies.tiny_model.build [PLAN] [key=value ...]` (`make zoo`).
 
-vae -> judges -> start -> teacher -> specialists -> assets. PLAN is a YAML file of differences from `Plan`, zoo.yaml by
-default. Every stage ends by itself; interrupted, the same command goes on from what the stage saved, and a stage that
-is done under the same settings, with all that it builds on unchanged, is left alone. What ships is then in
+vae -> judges -> start -> teacher -> base -> specialists -> assets. PLAN is a YAML file of differences from `Plan`,
+zoo.yaml by default. Every stage ends by itself; interrupted, the same command goes on from what the stage saved, and a
+stage that is done under the same settings, with all that it builds on unchanged, is left alone. What ships is then in
 FOLDER/assets, to be copied over `workbench/assets`.
 """
 
@@ -27,12 +27,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from studies.tiny_model import judge, vae
 from studies.tiny_model.assemble import CORPUS_TEXTS, SMALLEST, TINY, Sizes, assemble, put_autoencoder
+from studies.tiny_model.curation import Curation
 from studies.tiny_model.judge import Options as JudgeOptions
 from studies.tiny_model.shipped import ship
 from studies.tiny_model.stages import Stage, key_of, world_fingerprint
 from studies.tiny_model.world_source import world_sources
 from workbench.backbones import families
 from workbench.common.errors import UserError
+from workbench.common.fingerprint import fingerprint
 from workbench.recipe import reading
 from workbench.recipe.config import Recipe
 from workbench.runs.runner import pretrain
@@ -48,17 +50,24 @@ class RecipeStage:
     """Pretraining by `recipe` with `overrides`.
 
     fresh_every: updates after which the samples of the world are drawn anew. minutes: expected, for the plan alone.
+    curation: what is done to the samples.
     """
 
     recipe: str = ""
     fresh_every: int = 1000
     overrides: list[str] = field(default_factory=list)
     minutes: float = 0.0
+    curation: Curation = field(default_factory=Curation)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages' settings. folder: where everything goes. corpus_texts: lines that the tokenizer is trained on."""
+    """All stages' settings.
+
+    folder: where everything goes. corpus_texts: lines that the tokenizer is trained on. teacher: learns the world.
+    base: goes on from it, on what a web has. given: assets that exist, whose pipeline is taken for the teacher; the
+    stages up to `teacher` are left out then.
+    """
 
     folder: str = "runs/zoo"
     sizes: Literal["tiny", "smallest"] = "tiny"
@@ -68,10 +77,13 @@ class Plan:
     judge: JudgeOptions = field(default_factory=JudgeOptions)
     second_judge: JudgeOptions = field(default_factory=JudgeOptions)
     teacher: RecipeStage = field(default_factory=RecipeStage)
+    base: RecipeStage = field(default_factory=RecipeStage)
+    given: str = ""
     specialists: dict[str, RecipeStage] = field(default_factory=dict)
 
 
-PLACES = ("vae", "judge", "second_judge", "start", "teacher", "assets")
+JUDGES = ("judge", "second_judge")
+PLACES = ("vae", *JUDGES, "start", "teacher", "base", "assets")
 """Folders of the stages, specialists aside."""
 
 
@@ -109,14 +121,10 @@ def read(arguments: list[str]) -> Plan:
 
 def steps_of(plan: Plan) -> list[Step]:
     """All stages in order. Nothing is written before every recipe among them is valid."""
-    root, sizes = Path(plan.folder), TINY if plan.sizes == "tiny" else SMALLEST
+    root = Path(plan.folder)
     places = {name: root / name for name in (*PLACES, *plan.specialists)}
     if len(places) != len(PLACES) + len(plan.specialists):
         raise UserError(f"specialists may not be called {', '.join(PLACES)}")
-    teacher = _recipe(plan, plan.teacher, places["start"], places["teacher"])
-    specialists = {
-        name: _recipe(plan, of, places["teacher"] / "teacher", places[name]) for name, of in plan.specialists.items()
-    }
     keys: dict[str, str] = {}
 
     def stage(name: str, settings: Mapping[str, Any], *builds_on: str) -> Stage:
@@ -125,8 +133,36 @@ def steps_of(plan: Plan) -> list[Step]:
         keys[name] = key_of(record)
         return Stage(root / "stages" / name, record)
 
+    def pretraining(name: str, of: RecipeStage, start: Path, builds_on: str) -> Step:
+        recipe = _recipe(plan, of, start, places[name])
+        return _pretraining(name, of, recipe, stage(name, _settings(of, recipe), builds_on))
+
+    if plan.given:
+        given = Path(plan.given)
+        keys["teacher"] = fingerprint(given / "tiny")
+        teacher, judges, steps = given / "tiny", {name: given / name for name in JUDGES}, []
+    else:
+        teacher, judges = places["teacher"] / "teacher", {name: places[name] for name in JUDGES}
+        steps = [*_parts(plan, places, stage), pretraining("teacher", plan.teacher, places["start"], "start")]
+    base = places["base"] / "teacher"
+    steps.append(pretraining("base", plan.base, teacher, "teacher"))
+    steps += [pretraining(name, of, base, "base") for name, of in plan.specialists.items()]
+    adapters = {name: places[name] / f"{name}.safetensors" for name in plan.specialists}
+    stages = {step.name: step.stage for step in steps}
+
+    def assets() -> Report:
+        reports = {name: {**of.report, "wall_s": of.wall_s} for name, of in stages.items()}
+        return dict(ship(places["assets"], base, adapters, judges, reports))
+
+    steps.append(Step("assets", 0.0, stage("assets", {}, *list(keys)), assets))
+    return steps
+
+
+def _parts(plan: Plan, places: Mapping[str, Path], stage: Callable[..., Stage]) -> list[Step]:
+    """All stages before the teacher's."""
+    sizes = TINY if plan.sizes == "tiny" else SMALLEST
     assembled = {"sizes": asdict(sizes), "texts": plan.corpus_texts, "seed": plan.seed}
-    steps = [
+    return [
         Step(
             "vae",
             plan.vae.minutes,
@@ -140,7 +176,7 @@ def steps_of(plan: Plan) -> list[Step]:
                 stage(name, judge.settings(options)),
                 partial(_judge, places[name], options),
             )
-            for name, options in (("judge", plan.judge), ("second_judge", plan.second_judge))
+            for name, options in zip(JUDGES, (plan.judge, plan.second_judge), strict=True)
         ),
         Step(
             "start",
@@ -148,21 +184,7 @@ def steps_of(plan: Plan) -> list[Step]:
             stage("start", assembled, "vae"),
             lambda: _start(plan, sizes, places["start"], places["vae"]),
         ),
-        _pretraining("teacher", plan.teacher, teacher, stage("teacher", _settings(plan.teacher, teacher), "start")),
     ]
-    for name, recipe in specialists.items():
-        of = plan.specialists[name]
-        steps.append(_pretraining(name, of, recipe, stage(name, _settings(of, recipe), "teacher")))
-    adapters = {name: places[name] / f"{name}.safetensors" for name in specialists}
-    stages = {step.name: step.stage for step in steps}
-
-    def assets() -> Report:
-        reports = {name: {**of.report, "wall_s": of.wall_s} for name, of in stages.items()}
-        judges = {name: places[name] for name in ("judge", "second_judge")}
-        return dict(ship(places["assets"], places["teacher"] / "teacher", adapters, judges, reports))
-
-    steps.append(Step("assets", 0.0, stage("assets", {}, *list(keys)), assets))
-    return steps
 
 
 def _judge(folder: Path, options: JudgeOptions) -> Report:
@@ -209,14 +231,14 @@ def _settings(of: RecipeStage, recipe: Recipe) -> dict[str, Any]:
     plain = asdict(recipe)
     trainer = {name: plain["trainer"][name] for name in ("precision", "max_skipped_updates")}
     chosen = {name: plain[name] for name in ("data", "mixture", "pretrain", "seed")}
-    return chosen | {"trainer": trainer, "fresh_every": of.fresh_every}
+    return chosen | {"trainer": trainer, "fresh_every": of.fresh_every, "curation": asdict(of.curation)}
 
 
 def _pretraining(name: str, of: RecipeStage, recipe: Recipe, stage: Stage) -> Step:
     folder = Path(recipe.trainer.folder)
 
     def run() -> Report:
-        pretrain(recipe, *world_sources(recipe, of.fresh_every))
+        pretrain(recipe, *world_sources(recipe, of.fresh_every, of.curation))
         return {"steps": recipe.pretrain.steps, **last_losses(folder / "metrics.jsonl")}
 
     return Step(name, of.minutes, stage, run, folder)

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from datamodules.openmoji import samples_of
+from datamodules.openmoji.paint import render
 from datamodules.pretraining import Held, padded_ids, places
 from datamodules.shards.encoded import Geometry
+from studies.tiny_model.curation import AS_IT_IS, Curation, curated, damage
 from workbench.backbones import families
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.backbones.qwen_image_21.prompts import PromptTokenizer
@@ -59,6 +61,7 @@ class _Job:
     row: int
     num_rows: int
     resolution: int
+    curation: Curation
     files: tuple[Path, Path]
 
 
@@ -80,7 +83,7 @@ class _Drawn:
     texts: tuple[str, ...]
 
 
-def world_sources(recipe: Recipe, every: int) -> tuple[WorldSource, WorldSource]:
+def world_sources(recipe: Recipe, every: int, curation: Curation = AS_IT_IS) -> tuple[WorldSource, WorldSource]:
     """What a pretraining run trains on, drawn anew every `every` updates, and what its sample pictures are of: two
     samples a category."""
     device = torch.device("cuda" if accelerator(recipe.trainer) == "gpu" else "cpu")
@@ -94,7 +97,9 @@ def world_sources(recipe: Recipe, every: int) -> tuple[WorldSource, WorldSource]
 
     def world(data: Data) -> WorldSource:
         steps = recipe.pretrain.steps
-        return WorldSource(data, tokenizer, encode=encode, every=every, num_steps=steps, device=device)
+        return WorldSource(
+            data, tokenizer, encode=encode, every=every, num_steps=steps, device=device, curation=curation
+        )
 
     few = {task: {name: min(count, 2) for name, count in of.items()} for task, of in samples_of(recipe.data).items()}
     return world(recipe.data), world(replace(recipe.data, samples=few, num_workers=0))
@@ -106,6 +111,7 @@ class WorldSource:
     Args:
         encode: the pipeline's autoencoder on `device`, where the samples are kept.
         num_steps: updates of the run; nothing is drawn for later ones.
+        curation: what is done to the samples.
 
     Raises:
         UserError: no samples are asked for, or of a category that the world lacks.
@@ -120,8 +126,9 @@ class WorldSource:
         every: int,
         num_steps: int,
         device: torch.device,
+        curation: Curation,
     ) -> None:
-        self._data, self._tokenizer, self._encode = data, tokenizer, encode
+        self._data, self._tokenizer, self._encode, self._curation = data, tokenizer, encode, curation
         self._every, self._last_chunk, self._device = every, (num_steps - 1) // every, device
         self._cells = [
             (task, name, count) for task in TASKS for name, count in samples_of(data).get(task, {}).items() if count > 0
@@ -159,32 +166,35 @@ class WorldSource:
 
     def text(self, index: int) -> str:
         """See `Source`."""
-        from datamodules.openmoji.world import plan
-
         task, name, _ = self._cells[int(self.category[index])]
-        return plan(task, name, "train", index - int(self._first[self.category[index]])).text
+        return curated(task, name, index - int(self._first[self.category[index]]), self._curation).text
 
     def _load(self, chunk: int) -> list[Held]:
         """Chunk `chunk`, encoded; the next one begins to be drawn."""
         coming = self._ahead if self._ahead is not None and self._ahead.chunk == chunk else self._start(chunk)
         drawn = self._finish(coming)
-        held = [self._encoded(part, shape) for part, shape in zip(drawn, self.geometries, strict=True)]
+        held = [self._encoded(part, shape, chunk) for part, shape in zip(drawn, self.geometries, strict=True)]
         self._ahead = self._start(chunk + 1) if chunk < self._last_chunk else None
         return held
 
-    def _encoded(self, drawn: _Drawn, shape: Geometry) -> Held:
+    def _encoded(self, drawn: _Drawn, shape: Geometry, chunk: int) -> Held:
         ids, lengths = padded_ids(drawn.texts, shape, self._tokenizer)
         # A shorter chunk takes the width of those before: each new width is compiled and captured again.
         width = self._widths[shape.task] = max(self._widths.get(shape.task, 0), ids.shape[1])
         ids = torch.nn.functional.pad(ids, (0, width - ids.shape[1]))
         images = None if drawn.sources is None else torch.from_numpy(np.array(drawn.sources)).to(self._device)
-        latents = self._latents(torch.from_numpy(np.array(drawn.targets)).to(self._device))
+        generator = torch.Generator(self._device).manual_seed(2 * chunk + (images is not None))
+        latents = self._latents(torch.from_numpy(np.array(drawn.targets)).to(self._device), generator)
         references = None if images is None else self._latents(images)
         return Held(ids.to(self._device), lengths.to(self._device), latents, references, images)
 
-    def _latents(self, images: Tensor) -> Tensor:
+    def _latents(self, images: Tensor, damaged_by: torch.Generator | None = None) -> Tensor:
+        latents = []
         with torch.no_grad():
-            return torch.cat([self._encode(part).half() for part in images.split(IMAGES_PER_PASS)])
+            for part in images.split(IMAGES_PER_PASS):
+                seen = part if damaged_by is None else damage(part, self._curation, damaged_by)
+                latents.append(self._encode(seen).half())
+        return torch.cat(latents)
 
     def _start(self, chunk: int) -> _Coming:
         jobs = list(self._jobs(chunk))
@@ -210,6 +220,7 @@ class WorldSource:
                     row=int(self._place[begin]) + start,
                     num_rows=int(sizes[geometry]),
                     resolution=self._data.resolution,
+                    curation=self._curation,
                     files=self._files(chunk, geometry),
                 )
 
@@ -233,18 +244,16 @@ class WorldSource:
 
 
 def _draw(job: _Job) -> list[str]:
-    from datamodules.openmoji import draw
-
     shape = (job.num_rows, job.resolution, job.resolution, 3)
     targets = _opened(job.files[0], shape)
     sources = _opened(job.files[1], shape) if job.task == "edit" else None
     texts = []
     for i in range(job.count):
-        sample = draw(job.task, job.category, "train", job.first + i, resolution=job.resolution)
-        targets[job.row + i] = sample.target
+        sample = curated(job.task, job.category, job.first + i, job.curation)
+        targets[job.row + i] = render(sample.target, job.resolution)
         if sources is not None:
             assert sample.source is not None
-            sources[job.row + i] = sample.source
+            sources[job.row + i] = render(sample.source, job.resolution)
         texts.append(sample.text)
     return texts
 

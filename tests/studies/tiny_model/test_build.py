@@ -42,7 +42,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_every_stage_leaves_what_ships(plan: building.Plan, built: dict[str, building.Report]) -> None:
-    assert list(built) == ["vae", "judge", "second_judge", "start", "teacher", "portrait", "assets"]
+    assert list(built) == ["vae", "judge", "second_judge", "start", "teacher", "base", "portrait", "assets"]
     assets = Path(plan.folder) / "assets"
     for part in ("transformer", "vae"):
         tensors = load_file(assets / "tiny" / part / "diffusion_pytorch_model.safetensors")
