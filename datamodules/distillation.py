@@ -143,7 +143,8 @@ class DistillationData(LightningDataModule):
     Args:
         fake_updates: R, groups of conditions for the fake score in each step, drawn apart from the student's.
         num_steps: student updates of the whole run.
-        guided: whether the student's batches carry uncond twins. The fake score's carry none, and no targets.
+        guided: whether the student's batches carry uncond twins; the fake score's carry none.
+        fake_targets: whether the fake score's batches carry targets, as the student's do.
 
     Attributes:
         start_step: first step of `train_dataloader`; a resumed run sets it before the fit.
@@ -158,6 +159,7 @@ class DistillationData(LightningDataModule):
         num_steps: int,
         seed: int,
         guided: bool = True,
+        fake_targets: bool = False,
     ) -> None:
         super().__init__()
         samples = dataset.samples
@@ -167,6 +169,7 @@ class DistillationData(LightningDataModule):
         self.start_step = 0
         self.fake_updates = fake_updates
         self.guided = guided
+        self.fake_targets = fake_targets
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -194,7 +197,7 @@ class DistillationData(LightningDataModule):
         )
 
     def _batches(self, step: int, stream: str, rank: int, world: int, guided: bool) -> tuple[Batch, ...]:
-        targets = stream == STUDENT
+        targets = stream == STUDENT or self.fake_targets
         batches = []
         for group in self.plan.global_batch(step, stream):
             rows, weight = group.of_rank(rank, world)

@@ -54,6 +54,7 @@ class Case:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     reusing: bool = False
     """One rollout for all updates, and a low-rank specialist over the base teacher."""
+    adversarial: bool = False
     compiled: bool = False
     """The two processes compile their block (one, since compiling takes longer than all training here); the process
     that they are compared with does not."""
@@ -61,10 +62,10 @@ class Case:
 
 CASES = {
     "full": Case("full", False, "euler"),
-    "lora, checkpointed": Case("lora", True, "renoise"),
-    "reusing, routed": Case("full", False, "euler", reusing=True),
+    "lora, checkpointed": Case("lora", True, "renoise", adversarial=True),
+    "reusing, routed": Case("full", False, "euler", reusing=True, adversarial=True),
     "bfloat16": Case("full", True, "euler", "bf16-mixed"),
-    "lora, checkpointed, compiled": Case("lora", True, "euler", compiled=True),
+    "lora, checkpointed, compiled": Case("lora", True, "euler", compiled=True, adversarial=True),
     "lora over a bfloat16 base": Case("lora", True, "euler", "bf16-mixed", reusing=True, compiled=True),
 }
 
@@ -80,6 +81,8 @@ def make_recipe(case: Case) -> Recipe:
             rollout=case.rollout,
             fake_updates=2 if case.reusing else 1,
             fake_samples="student_rollout" if case.reusing else "fresh",
+            adversarial_weight=1.0 if case.adversarial else 0.0,
+            classifier_weight=1.0,
         ),
         optim=Optim(student_lr=LEARNING_RATE, fake_lr=LEARNING_RATE, student_clip=0.5, fake_clip=0.5, warmup_updates=2),
         trainer=Trainer(updates=UPDATES, accelerator="cpu", devices=WORLD, precision=case.precision),
@@ -126,7 +129,7 @@ def make_batch(task: Task, seed: int, rank: int, world: int) -> Batch:
             prompt[rows], (layout.text_tokens - rows % 2), layout, references[rows] if layout.references else None
         ),
         uncond=None,
-        target=None,
+        target=torch.randn(count, layout.num_target_tokens, 8, generator=generator)[rows],
         rows=rows,
         weight=weight,
         num_samples=count,

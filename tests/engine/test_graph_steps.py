@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from distiller_fakes import regroup
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader
 from workbench.backbones import lora, lora_files, roles
 from workbench.backbones.base import RoleNetworks
 from workbench.backbones.qwen_image_21.transformer import SplitTransformer
-from workbench.batch import StepData
+from workbench.batch import Batch, StepData
 from workbench.bench.data import CATEGORIES, Shapes, random_transformer, step_data
 from workbench.common.errors import UserError
 from workbench.engine import graph_steps
@@ -136,9 +137,17 @@ def network(recipe: Recipe) -> RoleNetworks:
 
 
 def data_of(recipe: Recipe) -> list[StepData]:
-    return [
+    data = [
         step_data(SHAPES, ("t2i", "edit"), recipe.dmd.fake_groups, step=step, guided=True, device=CPU)
         for step in range(UPDATES)
+    ]
+    return [regroup(item, pictured) for item in data] if recipe.dmd.needs_targets else data
+
+
+def pictured(batch: Batch) -> list[Batch]:
+    shape = (len(batch.rows), batch.condition.layout.num_target_tokens, SHAPES.channels)
+    return [
+        replace(batch, target=torch.randn(shape, generator=torch.Generator().manual_seed(len(batch.sample_ids[0]))))
     ]
 
 
@@ -178,6 +187,10 @@ RECIPES = {
     "student_rollout": make_recipe(dmd=Dmd(student_steps=2, fake_updates=3, fake_samples="student_rollout")),
     "decoupled, first step": make_recipe(
         dmd=Dmd(student_steps=2, decoupled=True, first_step_weight=0.1, first_step_teacher_steps=2)
+    ),
+    "adversarial": make_recipe(
+        model=Model(roles="lora", lora_rank=2, gradient_checkpointing=True),
+        dmd=Dmd(student_steps=2, fake_updates=2, adversarial_weight=0.1, fake_per_step=True, data_weight=0.1),
     ),
 }
 

@@ -60,7 +60,7 @@ class ToyPrefix(Prefix):
 
 
 class ToyDenoiser(TransformerDenoiser):
-    num_channels, prompt_width = CHANNELS, PROMPT_WIDTH
+    num_channels, prompt_width, num_features = CHANNELS, PROMPT_WIDTH, WIDTH
 
     def __init__(
         self, transformer: ToyTransformer, gradient_checkpointing: bool = False, stored_blocks: int = 0
@@ -78,15 +78,22 @@ class ToyDenoiser(TransformerDenoiser):
         return self._prefix(cond), None if uncond is None else self._prefix(uncond)
 
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
+        return self._evaluated(prefix, x_t, t, role)[0]
+
+    def velocity_and_features(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> tuple[Tensor, Tensor]:
+        return self._evaluated(prefix, x_t, t, role)
+
+    def _evaluated(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> tuple[Tensor, Tensor]:
         assert isinstance(prefix, ToyPrefix)
         text, image, stock = prefix.text, self.stock.img_in(x_t), self.stock
         if prefix.references is not None:
             image = torch.cat([image, prefix.references], dim=1)
         time = stock.time_in(t[:, None, None])
-        for block in self.blocks:
+        features = image
+        for i, block in enumerate(self.blocks):
             text, image = block(text, image, prefix.valid, time, role)
-        velocity: Tensor = stock.proj_out(image[:, : x_t.shape[1]])
-        return velocity
+            features = image if i == 0 else features
+        return stock.proj_out(image[:, : x_t.shape[1]]), features[:, : x_t.shape[1]]
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         self.compiled = True

@@ -57,10 +57,12 @@ class Denoiser(nn.Module, ABC):
     that interleaved and recomputed evaluations always see the right ones.
 
     prompt_width: D of the prompt embeddings that it reads.
+    num_features: width of the features that `velocity_and_features` gives; 0 where the family has none.
     """
 
     num_channels: int
     prompt_width: int
+    num_features: int = 0
 
     @abstractmethod
     def prefixes(self, cond: Condition, uncond: Condition | None, role: str) -> tuple[Prefix, Prefix | None]:
@@ -70,6 +72,11 @@ class Denoiser(nn.Module, ABC):
     @abstractmethod
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
         """Velocity of the target tokens: (B, N, C), (B,) -> (B, N, C). A prefix of one row serves all rows of x_t."""
+
+    def velocity_and_features(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> tuple[Tensor, Tensor]:
+        """`velocity`, and what the target tokens are half-way through the network, (B, N, num_features). Optional: the
+        adversarial term alone reads them."""
+        raise NotImplementedError
 
     def prefix(self, condition: Condition, role: str) -> Prefix:
         """The prefix of one condition alone."""
@@ -131,6 +138,7 @@ class RoleNetworks(Denoiser):
         self.network_of_role = dict(network_of_role)
         some = next(iter(networks.values()))
         self.num_channels, self.prompt_width = some.num_channels, some.prompt_width
+        self.num_features = some.num_features
         # The same networks again: to a type checker the values of a ModuleDict are plain modules.
         self.by_name = dict(networks)
 
@@ -152,6 +160,9 @@ class RoleNetworks(Denoiser):
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
         return self.network(role).velocity(prefix, x_t, t, role)
 
+    def velocity_and_features(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> tuple[Tensor, Tensor]:
+        return self.network(role).velocity_and_features(prefix, x_t, t, role)
+
 
 @dataclass(frozen=True)
 class RoleDenoiser:
@@ -168,6 +179,10 @@ class RoleDenoiser:
     def prompt_width(self) -> int:
         return self.denoiser.prompt_width
 
+    @property
+    def num_features(self) -> int:
+        return self.denoiser.num_features
+
     def prefixes(self, cond: Condition, uncond: Condition | None) -> tuple[Prefix, Prefix | None]:
         """See `Denoiser`."""
         return self.denoiser.prefixes(cond, uncond, self.role)
@@ -179,6 +194,10 @@ class RoleDenoiser:
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor) -> Tensor:
         """See `Denoiser`."""
         return self.denoiser.velocity(prefix, x_t, t, self.role)
+
+    def velocity_and_features(self, prefix: Prefix, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Denoiser`."""
+        return self.denoiser.velocity_and_features(prefix, x_t, t, self.role)
 
     @torch.no_grad()
     def sample(

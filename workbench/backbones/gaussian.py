@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from workbench.backbones.base import Denoiser, Prefix
@@ -39,6 +40,7 @@ class GaussianDenoiser(Denoiser):
             self.means[role] = nn.Parameter(mean.clone(), requires_grad=role in trainable)
             self.factors[role] = nn.Parameter(factor.clone(), requires_grad=role in trainable)
         self.num_channels = self.prompt_width = len(next(iter(self.means.values())))
+        self.num_features = 2 * self.num_channels
 
     def covariance(self, role: str) -> Tensor:
         """S = L L^T of `role`, (C, C)."""
@@ -54,6 +56,11 @@ class GaussianDenoiser(Denoiser):
         """t = 0 needs an invertible covariance."""
         assert isinstance(prefix, GaussianPrefix)
         return gaussian.velocity(x_t, t, prefix.mean[:, None], prefix.covariance)
+
+    def velocity_and_features(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> tuple[Tensor, Tensor]:
+        """The features of a closed form are all that it has: x_t and the velocity there, (B, N, 2 C)."""
+        velocity = self.velocity(prefix, x_t, t, role)
+        return velocity, torch.cat([x_t, velocity], dim=-1)
 
     def _prefix(self, condition: Condition, role: str) -> GaussianPrefix:
         return GaussianPrefix(self.means[role] + condition.prompt[:, 0], self.covariance(role))

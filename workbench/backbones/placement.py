@@ -69,5 +69,10 @@ def shard(denoiser: Denoiser, mesh: DeviceMesh, precision: Precision) -> None:
         # By default a root stays gathered after a forward. The roles take turns, so parameters listed, averaged or
         # swapped between two forwards would be gathered copies, which no optimiser updates.
         fully_shard(network, mesh=data_parallel, mp_policy=policy, reshard_after_forward=True)
-        for method in ("prefixes", "velocity"):
+        for method in ("prefixes", "velocity", "velocity_and_features"):
             register_fsdp_forward_method(network, method)
+
+
+def shard_whole(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard a small module over the data-parallel axis of `mesh` in one piece, in place; it computes in float32."""
+    fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=True)

@@ -13,16 +13,18 @@ from workbench.backbones import placement
 from workbench.backbones.base import Denoiser, RoleDenoiser
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, teacher_roles, trained_parameters
 from workbench.batch import Batch, StepData
+from workbench.common.errors import UserError
 from workbench.engine.draws import Draws
 from workbench.engine.graph_steps import GraphRunner, GraphStep, StepInput, run_eagerly
 from workbench.engine.means import Means
 from workbench.engine.optimisation import uncached_casts
-from workbench.method import guidance, rollout
+from workbench.method import guidance, rng, rollout
 from workbench.modules import diagnostics
+from workbench.modules.classifier import Classifier
 from workbench.modules.fake_score import FakeScoreModule
 from workbench.modules.root import RootModule
 from workbench.modules.student import StudentModule
-from workbench.modules.student_loss import StudentLoss
+from workbench.modules.student_loss import StudentLoss, target_of
 from workbench.modules.teachers import TeacherEnsemble
 from workbench.recipe import lambda_tables
 from workbench.recipe.config import Recipe
@@ -56,7 +58,7 @@ class Distiller(RootModule):
         times = student_sampling(recipe.dmd).grid()
         self.student = StudentModule(RoleDenoiser(denoiser, STUDENT), times, recipe.dmd.rollout)
         known_steps = len(times) - 1 if recipe.dmd.fake_per_step else 0
-        self.fake_score = FakeScoreModule(RoleDenoiser(denoiser, FAKE_SCORE), known_steps)
+        self.fake_score = FakeScoreModule(RoleDenoiser(denoiser, FAKE_SCORE), known_steps, self._classifier())
         self.teachers = TeacherEnsemble(
             [RoleDenoiser(denoiser, role) for role in teachers],
             recipe.teachers.cfg_scale,
@@ -83,6 +85,17 @@ class Distiller(RootModule):
     def configure_model(self) -> None:
         if self.device_mesh is not None:
             placement.shard(self.denoiser, self.device_mesh, self.recipe.trainer.precision)
+            if self.fake_score.classifier is not None:
+                placement.shard_whole(self.fake_score.classifier, self.device_mesh)
+
+    def _classifier(self) -> Classifier | None:
+        if not self.recipe.dmd.adversarial_weight:
+            return None
+        if not self.denoiser.num_features:
+            raise UserError(
+                "dmd.adversarial_weight reads features of the network, and this family has none: leave it out"
+            )
+        return Classifier(self.denoiser.num_features, rng.generator(self.recipe.seed, "classifier", 0))
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         optim = self.recipe.optim
@@ -179,23 +192,27 @@ class Distiller(RootModule):
         return [torch.stack(one.states) for one in found] + [torch.stack(one.clean) for one in found]
 
     def _fake_score_update(self, inputs: Sequence[StepInput], means: Means, *, step: int | None) -> list[Tensor]:
-        losses = [(one.batch, partial(self.fake_score_loss, one, step=step)) for one in inputs]
+        losses = [(one.batch, partial(self.fake_score_loss, one, means, step=step)) for one in inputs]
         return [self._update(FAKE_SCORE, losses, means)]
 
-    def fake_score_loss(self, given: StepInput, *, step: int | None) -> Tensor:
-        """Loss per sample (B,) of the fake score on samples from a rollout, or on new ones of the student's `step`."""
-        x0, options = given.from_rollout, self.recipe.dmd
+    def fake_score_loss(self, given: StepInput, means: Means, *, step: int | None) -> Tensor:
+        """Loss per sample (B,) of the fake score, and of its classifier if it has one, on samples from a rollout or on
+        new ones of the student's `step`."""
+        x0, options, batch, numbers = given.from_rollout, self.recipe.dmd, given.batch, given.numbers
         if x0 is None:
             assert step is not None
             with torch.no_grad():
-                x0 = self.student.draw(given.batch, given.numbers, step)
+                x0 = self.student.draw(batch, numbers, step)
         t = rollout.renoise_time(
-            given.numbers.uniform("t"),
-            shift=options.renoise_shift,
-            low=options.renoise_min,
-            high=options.renoise_max,
+            numbers.uniform("t"), shift=options.renoise_shift, low=options.renoise_min, high=options.renoise_max
         )
-        return self.fake_score.loss(given.batch.condition, x0, given.numbers.normal("eps", x0.shape[-1]), t, step)
+        samples = (batch.condition, x0, numbers.normal("eps", x0.shape[-1]), t, step)
+        if not options.adversarial_weight:
+            return self.fake_score.loss(*samples)
+        data, data_eps = target_of(batch, "adversarial_weight"), numbers.normal("data/eps", x0.shape[-1])
+        matching, classified = self.fake_score.losses_against(data, data_eps, *samples)
+        means.add(f"loss/classifier/{batch.task}", classified, batch.weight)
+        return matching + options.classifier_weight * classified
 
     def _student_update(self, inputs: Sequence[StepInput], means: Means, *, step: int) -> list[Tensor]:
         losses = [(one.batch, partial(self.student_loss, one, means, step=step)) for one in inputs]

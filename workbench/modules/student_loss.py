@@ -12,7 +12,7 @@ from workbench.backbones.base import Prefix
 from workbench.batch import Batch
 from workbench.common.errors import UserError
 from workbench.engine.draws import Numbers
-from workbench.method import dmd, flow, rollout
+from workbench.method import adversarial, dmd, flow, rollout
 from workbench.modules.fake_score import FakeScoreModule
 from workbench.modules.student import StudentModule
 from workbench.modules.teachers import TeacherEnsemble, TeacherPrefixes, mixed
@@ -66,8 +66,12 @@ class StudentLoss:
         of_teachers = self.teachers.prefixes(batch, active)
         terms, seen = {}, None
         if step > 0 or self.options.first_step == "added":
-            direction, seen = self._direction(batch, numbers, x.detach(), step, weights, of_teachers)
+            direction, seen, adversary = self._direction(batch, numbers, x.detach(), step, weights, of_teachers)
             terms["student"] = dmd.dmd_loss(x, direction)
+            if adversary is not None:
+                losses, gradient = adversary
+                weight = self.options.adversarial_weight
+                terms["adversarial"] = weight * adversarial.with_gradient(losses, x, gradient)
         if self.options.first_step_weight and step == 0:
             terms["first_step"] = self.options.first_step_weight * self._first_step(numbers, x, weights, of_teachers)
         if self.options.data_weight:
@@ -77,18 +81,24 @@ class StudentLoss:
     @torch.no_grad()
     def _direction(
         self, batch: Batch, numbers: Numbers, x: Tensor, step: int, weights: Tensor, of_teachers: TeacherPrefixes
-    ) -> tuple[Tensor, Comparison]:
-        options, teachers = self.options, self.teachers
+    ) -> tuple[Tensor, Comparison, tuple[Tensor, Tensor] | None]:
+        """The third: loss and gradient of the adversarial term, at the same x_t."""
+        options, teachers, adversary = self.options, self.teachers, None
         low, high = self.intervals[step]
         t = rollout.renoise_time(numbers.uniform("t"), shift=options.renoise_shift, low=low, high=high)
-        x_t = flow.interpolate(x, self._normal(numbers, "eps"), t)
-        x0_fake = self.fake_score.x0(batch.condition, x_t, t, step)
+        eps = self._normal(numbers, "eps")
+        x_t = flow.interpolate(x, eps, t)
+        if options.adversarial_weight:
+            x0_fake, losses, gradient = self.fake_score.x0_and_adversary(batch.condition, x, eps, t, step)
+            adversary = losses, gradient
+        else:
+            x0_fake = self.fake_score.x0(batch.condition, x_t, t, step)
         each = teachers.predictions(of_teachers, x_t, t, guided=not options.decoupled)
         seen = Comparison(x, x0_fake, mixed(each, weights), each)
         direction = dmd.dmd_direction(x, x0_fake, seen.x0_real)
         if options.decoupled:
             direction = direction + self._augmentation(numbers, x, step, weights, of_teachers)
-        return direction, seen
+        return direction, seen, adversary
 
     def _augmentation(
         self, numbers: Numbers, x: Tensor, step: int, weights: Tensor, of_teachers: TeacherPrefixes
@@ -109,15 +119,25 @@ class StudentLoss:
         return dmd.first_step_loss(x, noise, state, t_next)
 
     def _data(self, batch: Batch, numbers: Numbers, step: int, prefix: Prefix) -> Tensor:
-        if batch.target is None:
-            raise UserError(
-                f"dmd.data_weight needs a target of every sample, but not all of {', '.join(batch.sample_ids[:4])}, "
-                "... have one: leave it out, or encode data with pictures"
-            )
+        target = target_of(batch, "data_weight")
         eps, t = self._normal(numbers, "data/eps"), self.student.times[step].expand(len(batch.rows))
-        x_t = flow.interpolate(batch.target, eps, t)
+        x_t = flow.interpolate(target, eps, t)
         predicted = self.student.network.velocity(prefix, x_t, t)
-        return dmd.flow_matching_loss(predicted, flow.velocity(batch.target, eps))
+        return dmd.flow_matching_loss(predicted, flow.velocity(target, eps))
 
     def _normal(self, numbers: Numbers, name: str) -> Tensor:
         return numbers.normal(name, self.student.network.num_channels)
+
+
+def target_of(batch: Batch, option: str) -> Tensor:
+    """Target latents (B, N, C) of a batch.
+
+    Raises:
+        UserError: a sample has none, but the recipe's dmd.`option` needs it.
+    """
+    if batch.target is None:
+        raise UserError(
+            f"dmd.{option} needs a target of every sample, but not all of {', '.join(batch.sample_ids[:4])}, "
+            "... have one: leave it out, or encode data with pictures"
+        )
+    return batch.target

@@ -203,6 +203,9 @@ class Dmd:
     and a student whose steps follow different teachers has no fixed point at them.
     first_step_weight: of the term that keeps the diversity of the noise at the first step (`dmd.first_step_loss`),
     which is `added` to distribution matching there, or taken `instead` of it (DP-DMD, arXiv 2602.03139).
+    data_weight: of flow matching on the pictures of the data, at the student's own times.
+    adversarial_weight: of the student's adversarial loss (`method.adversarial`), added to distribution matching; DMD2
+    takes .001 to .005. classifier_weight: of the classifier's loss in that of the fake score.
     """
 
     student_steps: int = 4
@@ -221,6 +224,14 @@ class Dmd:
     first_step: Literal["added", "instead"] = "added"
     first_step_teacher_steps: int = 4
     data_weight: float = 0.0
+    adversarial_weight: float = 0.0
+    classifier_weight: float = 0.01
+
+    @property
+    def needs_targets(self) -> str | None:
+        """The option that needs a picture of every sample, if one is set."""
+        weights = {"data_weight": self.data_weight, "adversarial_weight": self.adversarial_weight}
+        return next((name for name, weight in weights.items() if weight), None)
 
     @property
     def fake_groups(self) -> int:
@@ -240,9 +251,14 @@ class Dmd:
             student_shift=self.student_shift,
             renoise_shift=self.renoise_shift,
             fake_updates=self.fake_updates,
+            classifier_weight=self.classifier_weight,
             first_step_teacher_steps=self.first_step_teacher_steps,
         )
-        for name, weight in (("first_step_weight", self.first_step_weight), ("data_weight", self.data_weight)):
+        for name, weight in (
+            ("first_step_weight", self.first_step_weight),
+            ("data_weight", self.data_weight),
+            ("adversarial_weight", self.adversarial_weight),
+        ):
             require(math.isfinite(weight) and weight >= 0, f"dmd.{name} must not be negative, got {weight}")
         require(
             self.first_step == "added" or self.first_step_weight > 0,

@@ -54,7 +54,11 @@ def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: Dis
     )
     dtype = torch.bfloat16 if recipe.trainer.precision == "bf16-mixed" else torch.float32
     batches = data.step_data(0, 0, world).student
-    parts = largest((batch.task, student.activation_bytes(batch.condition, STUDENT, dtype)) for batch in batches)
+    # With an adversarial term the fake score keeps an evaluation of samples and one of data, and so the student's.
+    graded = 2 if recipe.dmd.adversarial_weight else 1
+    parts = largest(
+        (batch.task, graded * student.activation_bytes(batch.condition, STUDENT, dtype)) for batch in batches
+    )
     prefixes = max(
         (2 if batch.uncond is None else 3) * student.prefix_bytes(batch.condition, dtype) for batch in batches
     )

@@ -43,14 +43,15 @@ def _warn_of_other_weights(dataset: EncodedDataset, recipe: Recipe) -> None:
 
 
 def _check_targets(dataset: EncodedDataset, recipe: Recipe) -> None:
-    """The data term needs a target of every sample that the mixture plans."""
-    if not recipe.dmd.data_weight:
+    """Some terms of the loss need a target of every sample that the mixture plans."""
+    option = recipe.dmd.needs_targets
+    if option is None:
         return
     planned = [recipe.mixture.has_weight(name) for name in dataset.categories]
     for i, category in enumerate(dataset.samples.category.tolist()):
         if planned[category] and not dataset.has_target(i):
             raise UserError(
-                f"dmd.data_weight needs a target of every sample, but {dataset.samples.keys[i]} of "
+                f"dmd.{option} needs a target of every sample, but {dataset.samples.keys[i]} of "
                 f"{dataset.categories[category]} has none: leave it out, take that category out of mixture.categories, "
                 "or encode data with pictures"
             )

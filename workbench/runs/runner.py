@@ -62,6 +62,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         num_steps=recipe.trainer.updates,
         seed=recipe.seed,
         guided=recipe.teachers.cfg_scale != 1,
+        fake_targets=recipe.dmd.adversarial_weight > 0,
     )
     teacher = load_for_training(recipe, recipe.model.folder)
     preflight.check_data(dataset, teacher, recipe)

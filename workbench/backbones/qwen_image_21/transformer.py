@@ -70,6 +70,7 @@ class SplitTransformer(TransformerDenoiser):
         # Stored activations of the last blocks are gone by the time that the first ones are recomputed.
         self.num_recomputed = max(0, len(self.blocks) - stored_blocks) if gradient_checkpointing else 0
         self.num_channels, self.prompt_width = config.in_channels, config.context_in_dim
+        self.num_features = transformer.inner_dim
         self.compiled = False
         self._segments: dict[tuple[Layout, torch.device], tuple[Segment, ...]] = {}
         # In a tuple, so that its parameters are not registered a second time.
@@ -121,13 +122,22 @@ class SplitTransformer(TransformerDenoiser):
         )
 
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
+        return self._evaluated(prefix, x_t, t, role)[0]
+
+    def velocity_and_features(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> tuple[Tensor, Tensor]:
+        return self._evaluated(prefix, x_t, t, role)
+
+    def _evaluated(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> tuple[Tensor, Tensor]:
+        """The velocity, and the target tokens after the first half of the blocks."""
         assert isinstance(prefix, CachedPrefix)
         x = self._graded(self.embed["img_in"](x_t.to(self._dtype)))
+        features, last_of_half = x, (len(self.blocks) - 1) // 2
         modulation, temb = self._modulation(t, x.dtype)
         for i, context in enumerate(prefix.keys_values):
             attend = TargetAttention(context, prefix.key_valid)
             x, _ = self._run(i, x, modulation, prefix.rotary, attend, role)
-        return self.embed["proj_out"](self.embed["norm_out"](x, temb)).to(x_t.dtype)
+            features = x if i == last_of_half else features
+        return self.embed["proj_out"](self.embed["norm_out"](x, temb)).to(x_t.dtype), features
 
     def activation_bytes(self, condition: Condition, role: str, dtype: torch.dtype) -> int:
         return memory.activation_bytes(self.blocks, self.num_recomputed, condition, role, dtype)
