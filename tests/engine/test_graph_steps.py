@@ -190,7 +190,7 @@ RECIPES = {
     ),
     "adversarial": make_recipe(
         model=Model(roles="lora", lora_rank=2, gradient_checkpointing=True),
-        dmd=Dmd(student_steps=2, fake_updates=2, adversarial_weight=0.1, fake_per_step=True, data_weight=0.1),
+        dmd=Dmd(student_steps=2, fake_updates=1, adversarial_weight=0.1, fake_per_step=True, data_weight=0.1),
     ),
 }
 

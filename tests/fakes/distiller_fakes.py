@@ -138,7 +138,9 @@ def student_loss(distiller: Distiller, batch: Batch, *, step: int, state: Tensor
     return distiller.student_loss(given, distiller.means, step=step)
 
 
-def fit(recipe: Recipe, data: Sequence[StepData], network: Denoiser | None = None) -> tuple[Distiller, Gradients]:
+def fit(
+    recipe: Recipe, data: Sequence[StepData], network: Denoiser | None = None, callbacks: Sequence[L.Callback] = ()
+) -> tuple[Distiller, Gradients]:
     distiller, gradients = Distiller(network or denoiser(), recipe, CATEGORIES), Gradients()
     trainer = L.Trainer(
         accelerator="cpu",
@@ -148,7 +150,7 @@ def fit(recipe: Recipe, data: Sequence[StepData], network: Denoiser | None = Non
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[gradients],
+        callbacks=[gradients, *callbacks],
     )
     trainer.fit(distiller, DataLoader(data, batch_size=None, collate_fn=lambda item: item))  # type: ignore[arg-type]
     return distiller, gradients

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -25,6 +26,7 @@ from workbench.engine.graph_steps import StepInput
 from workbench.modules.distiller import Distiller
 from workbench.recipe.config import Dmd, Mixture, Model, Optim, Recipe, Teachers, Trainer
 from workbench.recipe.reading import from_mapping
+from workbench.runs.callbacks import Averaging, Checkpointing
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -215,6 +217,24 @@ def test_micro_batches_and_padding_change_nothing() -> None:
         for update, expected in zip(ours, theirs, strict=True):
             for one, other in zip(update, expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    """The classifier and its moments come back from the checkpoint, into a process that drew a fresh one."""
+    data = [with_targets(step_data(step)) for step in range(4)]
+
+    def run(folder: str, steps: slice) -> Distiller:
+        averaging = Averaging(0.9)
+        callbacks = [averaging, Checkpointing(tmp_path / folder, 2, averaging)]
+        return fit(make_recipe(4, dmd=ADVERSARIAL), data[steps], callbacks=callbacks)[0]
+
+    straight = run("straight", slice(0, 4))
+    run("stopped", slice(0, 2))
+    resumed = run("stopped", slice(2, 4))
+    assert resumed.num_updates == straight.num_updates == 4
+    ours, theirs = resumed.trained_parameters(), straight.trained_parameters()
+    assert "fake_score.classifier.out.weight" in theirs and theirs["fake_score.classifier.out.weight"].any()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_weight_zero_is_the_run_without_the_term_bit_for_bit() -> None:

@@ -227,9 +227,11 @@ def test_a_planned_sample_without_target_is_named_before_training(
     category = texts.categories.index("t2i/text")
     bare = int((texts.samples.category == category).argmax())
     monkeypatch.setattr(EncodedDataset, "has_target", lambda self, i: i != bare)
-    wanted = replace(in_folder(recipe, tmp_path / "run"), dmd=replace(recipe.dmd, data_weight=0.1))
-    with pytest.raises(UserError, match=f"target of every sample, but {texts.samples.keys[bare]} of t2i/text has none"):
-        distill(wanted)
+    for option in ("adversarial_weight", "data_weight"):
+        wanted = replace(in_folder(recipe, tmp_path / "run"), dmd=replace(recipe.dmd, **{option: 0.1}))
+        named = f"{option} needs a target of every sample, but {texts.samples.keys[bare]} of t2i/text has none"
+        with pytest.raises(UserError, match=named):
+            distill(wanted)
     without = replace(wanted.mixture, categories={"t2i": {"landscape": 0.5, "portrait": 0.5}})
     distill(replace(wanted, mixture=without), dry_run=True)
     assert not (tmp_path / "run").exists()
