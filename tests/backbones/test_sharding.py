@@ -32,6 +32,7 @@ from workbench.batch import Batch, Condition, Layout, Reference, StepData, Task
 from workbench.engine.optimisation import MovingAverage
 from workbench.modules.distiller import Distiller
 from workbench.recipe.config import Dmd, Guidance, Mixture, Model, Optim, Recipe, Schedule, Teachers, Trainer
+from workbench.runs import checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -248,6 +249,21 @@ def run_rank(rank: int, port: int, folder: str) -> None:
         if rank == 0:
             save_file(whole, Path(folder) / f"{name}.safetensors")
             save_file(witness.gradients, Path(folder) / f"{name}-gradients.safetensors")
+    damage_a_checkpoint(Path(folder), distiller, rank)
+
+
+def damage_a_checkpoint(folder: Path, distiller: Distiller, rank: int) -> None:
+    """Both ranks write two checkpoints of sharded weights and look for the whole ones, then the newer is damaged."""
+    state = {"parameters": {name: value.detach() for name, value in distiller.trained_parameters().items()}}
+    for update in (1, 2):
+        path = checkpoint.save(folder / "checkpoints", state, checkpoint.Progress(update, 0))
+    found = [checkpoint.newest_whole(folder / "checkpoints")]
+    if rank == 0:
+        (path / "__1_0.distcp").write_bytes((path / "__1_0.distcp").read_bytes()[:-1] + b"x")
+    torch.distributed.barrier()
+    found += [checkpoint.newest_whole(folder / "checkpoints")]
+    checkpoint.load(found[-1][0], state)
+    (folder / f"checkpoints-{rank}.json").write_text(json.dumps([progress.num_updates for _, progress in found]))
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +280,14 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def report(folder: Path, name: str, rank: int) -> dict[str, Any]:
     return json.loads((folder / f"{name}-{rank}.json").read_text())
+
+
+def test_every_rank_takes_the_same_whole_checkpoint(two_processes: Path) -> None:
+    for rank in range(WORLD):
+        assert report(two_processes, "checkpoints", rank) == [2, 1]
+    assert {path.name for path in (two_processes / "checkpoints" / "update-000001").iterdir()} == {
+        *(".metadata", "progress.json", "__0_0.distcp", "__1_0.distcp")
+    }
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import re
 from pathlib import Path
 
@@ -106,6 +107,61 @@ def test_paths_are_read_that_any_python_wrote(tmp_path: Path, module: bytes) -> 
     pickled = pickle.dumps(Metadata({}, planner_data=Path("a")), protocol=2)
     (path / ".metadata").write_bytes(re.sub(rb"cpathlib(\._local)?\n", b"c" + module + b"\n", pickled))
     assert SafeReader(path).read_metadata().planner_data == Path("a")
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        '{"num_updates": -1, "num_skipped": 0}',
+        '{"num_updates": "2", "num_skipped": 0}',
+        '{"num_updates": null, "num_skipped": 0}',
+        '{"num_updates": NaN, "num_skipped": 0}',
+        '{"num_updates": 2.0, "num_skipped": 0}',
+        '{"num_updates": true, "num_skipped": 0}',
+        '{"num_updates": 3, "num_skipped": 0}',
+        '{"num_updates": 2, "num_skipped": -1}',
+        '{"num_updates": 2}',
+        "[]",
+        "",
+        "[" * 10_000,
+    ],
+)
+def test_counters_that_are_none_are_passed_over(
+    progress: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, state = a_trained_layer(0)
+    for update in (1, 2):
+        path = checkpoint.save(tmp_path, state, checkpoint.Progress(update, 0))
+    (path / checkpoint.PROGRESS).write_text(progress)
+    for find in (checkpoint.newest, checkpoint.newest_whole):
+        found = find(tmp_path)
+        assert found is not None and found[1] == checkpoint.Progress(1, 0)
+    assert "update-000002 is damaged" in capsys.readouterr().out
+
+
+def test_every_byte_of_a_checkpoint_counts(tmp_path: Path) -> None:
+    _, _, state = a_trained_layer(0)
+    path = checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))
+    assert checkpoint.fault(path) == ""
+    generator = random.Random(0)
+    for file in sorted(path.iterdir()):
+        whole = file.read_bytes()
+        for _ in range(20 if file.name != checkpoint.PROGRESS else 0):
+            content = bytearray(whole)
+            content[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+            file.write_bytes(content)
+            assert checkpoint.fault(path) == f"{file.name} is gone or has changed"
+        file.write_bytes(whole)
+    next(path.glob("*.distcp")).unlink()
+    with pytest.raises(UserError, match="all checkpoints in .* are damaged"):
+        checkpoint.newest_whole(tmp_path)
+
+
+def test_checkpoints_of_before_they_had_checksums_are_read(tmp_path: Path) -> None:
+    _, _, state = a_trained_layer(0)
+    path = checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))
+    (path / checkpoint.PROGRESS).write_text('{"num_updates": 1, "num_skipped": 0}')
+    assert checkpoint.newest_whole(tmp_path) == (path, checkpoint.Progress(1, 0))
 
 
 def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path) -> None:

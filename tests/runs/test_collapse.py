@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -18,7 +19,7 @@ from workbench.batch import StepData
 from workbench.common.jsonl import read_lines
 from workbench.modules.distiller import Distiller
 from workbench.runs import checkpoint
-from workbench.runs.callbacks import Averaging, Checkpointing, Milestones
+from workbench.runs.callbacks import Averaging, Checkpointing, Milestones, Resuming
 from workbench.runs.collapse import PATIENCE, CollapseMonitor, energy_distance
 from workbench.runs.scalars import DataWait
 
@@ -96,12 +97,18 @@ def run(
     log = Milestones(
         folder / "milestones.jsonl", folder / "checkpoints", 1, averaging, lambda module: distances[module.num_updates]
     )
-    callbacks: list[L.Callback] = [averaging, Checkpointing(folder / "checkpoints", 1, averaging)]
+    resuming = Resuming(
+        folder / "checkpoints",
+        averaging,
+        SimpleNamespace(start_step=0),
+        lambda done: TensorBoardLogger(folder, name="tensorboard", version=""),
+    )
+    callbacks: list[L.Callback] = [averaging, resuming, Checkpointing(folder / "checkpoints", 1, averaging)]
     callbacks += [KillAfter(kill)] if kill else []
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
-        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
+        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

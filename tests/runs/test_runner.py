@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from workbench.modules.distiller import Distiller
 from workbench.modules.pretrainer import Pretrainer
 from workbench.recipe.config import Guidance, Recipe, Schedule, Teachers
 from workbench.recipe.reading import from_mapping
-from workbench.runs import inference, milestones, preflight, runner
+from workbench.runs import checkpoint, inference, milestones, preflight, runner
 from workbench.runs.encoding import encode
 from workbench.runs.run_folder import RunFolder
 from workbench.runs.runner import distill, export_run, pretrain
@@ -125,6 +126,70 @@ def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
     assert lines == [1, 2, 3, 4]
 
 
+def test_a_kill_right_after_a_checkpoint_loses_no_line_and_no_picture(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoint.save
+
+    def then_dies(folder: Path, state: dict[str, Any], progress: checkpoint.Progress) -> Path:
+        written = save(folder, state, progress)
+        if progress.num_updates == 2:
+            raise RuntimeError("killed")
+        return written
+
+    again = in_folder(recipe, tmp_path / "again", sample_every=2)
+    monkeypatch.setattr(checkpoint, "save", then_dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        distill(again)
+    monkeypatch.setattr(checkpoint, "save", save)
+    distill(again)
+    for name in ("metrics.jsonl", "milestones.jsonl"):
+        lines = [json.loads(line)["update"] for line in (tmp_path / "again" / name).read_text().splitlines()]
+        assert lines == ([1, 2, 3, 4] if name == "metrics.jsonl" else [2, 4])
+    pictures = sorted(path.name for path in (tmp_path / "again" / "samples").glob("update-*"))
+    assert pictures == ["update-000000.png", "update-000002.png", "update-000004.png"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_line(
+    finished: Path, recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "student")
+    shard = next((folder / "checkpoints" / "update-000004").glob("*.distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    distill(in_folder(recipe, folder))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{shard.name} is gone or has changed): the one before is taken" in said
+    assert f"continuing {folder} at update 2 of 4" in said
+    straight, resumed = student_weights(finished), student_weights(folder)
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    lines = [json.loads(line)["update"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4]
+
+
+def test_a_run_folder_serves_one_process(recipe: Recipe, tmp_path: Path) -> None:
+    busy = in_folder(recipe, tmp_path / "run")
+    with (
+        RunFolder(tmp_path / "run").begun(busy),
+        pytest.raises(UserError, match=f"process {os.getpid()} on "),
+    ):
+        distill(busy)
+    with RunFolder(tmp_path / "run").begun(busy):
+        pass
+
+
+def test_a_run_that_trained_nothing_delivers_nothing(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workbench.modules.root.clip_gradients", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(UserError, match="steps were skipped in 4 updates"):
+        distill(in_folder(recipe, tmp_path / "run"))
+    assert not (tmp_path / "run" / "student").exists()
+
+
 def test_the_student_left_the_teacher(finished: Path, recipe: Recipe) -> None:
     teacher = families.load(recipe.model.folder).transformer.state_dict()
     student = student_weights(finished)
@@ -212,12 +277,12 @@ def test_what_a_killed_beginning_left_is_no_obstacle(recipe: Recipe, tmp_path: P
     (tmp_path / ".recipe.yaml.123.part").write_text("half")
     (tmp_path / "environment.json").write_text("{}")
     folder = RunFolder(tmp_path)
-    folder.begin(recipe)
-    assert folder.read_recipe() == recipe
+    with folder.begun(recipe):
+        assert folder.read_recipe() == recipe
     folder.recipe.unlink()
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="is not empty and no run"):
-        folder.begin(recipe)
+        folder.check(recipe)
 
 
 def test_a_planned_sample_without_target_is_named_before_training(

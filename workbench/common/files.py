@@ -8,6 +8,8 @@ import json
 import os
 import secrets
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +22,8 @@ from workbench.common.errors import UserError
 from workbench.common.outside import Outside, read_json
 
 CHUNK_BYTES = 1 << 20
+LOCK = ".lock"
+_DYING_S = 10.0
 UNFINISHED = "unfinished.json"
 """Name of the marker next to shards that are still being written."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -110,6 +114,46 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def only_one(folder: Path, what: str) -> Iterator[None]:
+    """Hold `folder`, made if absent, against other processes: who comes second is told who holds it.
+
+    Raises:
+        UserError: naming the other process.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
+    with open(descriptor, "r+") as file:
+        gives_up = time.monotonic() + _DYING_S
+        while not lock_descriptor(descriptor, blocking=False):
+            file.seek(0)
+            pid, _, host = file.read(200).strip().partition(" ")
+            # Workers of a process that was killed may hold its lock a little longer.
+            if not (host == socket.gethostname() and _is_gone(pid)) or time.monotonic() > gives_up:
+                raise UserError(
+                    f"{folder} is in use by process {pid} on {host}: wait for it to end, or choose another {what}"
+                )
+            time.sleep(0.1)
+        file.seek(0)
+        file.truncate()
+        file.write(f"{os.getpid()} {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _is_gone(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ValueError:  # not written yet
+        return True
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    return False
 
 
 class _MadeFrom(Outside):

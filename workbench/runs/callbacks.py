@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 
+from workbench.common.console import say
 from workbench.common.files import whole_file
 from workbench.common.jsonl import drop_lines_after, read_lines
 from workbench.engine.optimisation import MovingAverage
@@ -25,6 +26,12 @@ Grid = Callable[[RootModule], np.ndarray]
 
 Scores = Callable[[RootModule], dict[str, float]]
 """Numbers of the student's current weights by name. Every rank calls it."""
+
+
+class StartsAt(Protocol):
+    """A datamodule that begins at a step."""
+
+    start_step: int
 
 
 class Averaging(L.Callback):
@@ -44,34 +51,57 @@ class Averaging(L.Callback):
         self.average.update(module.num_updates)
 
 
+class Resuming(L.Callback):
+    """Loads the newest whole checkpoint, and tells data and log where the run goes on.
+
+    num_done: updates of that checkpoint. logger: makes the log of a run that goes on after so many updates.
+    """
+
+    num_done = 0
+
+    def __init__(self, folder: Path, averaging: Averaging, data: StartsAt, logger: Callable[[int], Logger]) -> None:
+        self.folder, self.averaging, self.data, self.logger = folder, averaging, data, logger
+        self._found: tuple[Path, checkpoint.Progress] | None = None
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """All ranks are there, and no data have been asked for."""
+        assert isinstance(module, RootModule)
+        self._found = checkpoint.newest_whole(self.folder)
+        self.num_done = self._found[1].num_updates if self._found is not None else 0
+        if self.num_done:
+            say(f"continuing {self.folder.parent} at update {self.num_done} of {module.total_updates}")
+        self.data.start_step = self.num_done
+        trainer.logger = self.logger(self.num_done)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, RootModule)
+        for optimizer in trainer.optimizers:
+            checkpoint.prime(optimizer)
+        if self._found is not None:
+            path, progress = self._found
+            checkpoint.load(path, _state(trainer, module, self.averaging))
+            module.num_updates = progress.num_updates
+            module.skips.restart(progress.num_skipped)
+
+
 class Checkpointing(L.Callback):
-    """Saves every `every` updates and at the end; loads the checkpoint that the run continues from."""
+    """Saves every `every` updates and at the end. It comes behind what writes of an update: a run that is killed in
+    between does the update again, and writes of it again."""
 
     def __init__(self, folder: Path, every: int, averaging: Averaging) -> None:
         self.folder = folder
         self.every = every
         self.averaging = averaging
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, RootModule)
-        for optimizer in trainer.optimizers:
-            checkpoint.prime(optimizer)
-        found = checkpoint.newest(self.folder)
-        if found is not None:
-            path, progress = found
-            checkpoint.load(path, self._state(trainer, module))
-            module.num_updates = progress.num_updates
-            module.skips.restart(progress.num_skipped)
-
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, RootModule)
         if module.num_updates % self.every == 0 or module.num_updates == module.total_updates:
             progress = checkpoint.Progress(module.num_updates, module.num_skipped)
-            checkpoint.save(self.folder, self._state(trainer, module), progress)
+            checkpoint.save(self.folder, _state(trainer, module, self.averaging), progress)
 
-    def _state(self, trainer: L.Trainer, module: RootModule) -> dict[str, Any]:
-        average = self.averaging.average.average
-        return checkpoint.training_state(module.trained_parameters(), average, trainer.optimizers)
+
+def _state(trainer: L.Trainer, module: RootModule, averaging: Averaging) -> dict[str, Any]:
+    return checkpoint.training_state(module.trained_parameters(), averaging.average.average, trainer.optimizers)
 
 
 class Milestones(L.Callback):

@@ -2,19 +2,19 @@
 
 One folder a checkpoint, `checkpoints/update-000100/`, written by torch's distributed checkpoint (any number of ranks
 reads what any other number wrote) under a temporary name and renamed when it is complete and on the disk. The
-previous one stays. Frozen teachers are not stored.
+previous one stays. Frozen teachers are not stored. `progress.json` holds the counters, and size and sha256 of every
+other file: a checkpoint that changed on the disk is not read, and the one before it is taken.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,11 +23,17 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
+from workbench.common.console import say
 from workbench.common.errors import UserError
+from workbench.common.files import sha256_of_file
+from workbench.common.outside import Count, Outside, Sha256, inside, read_json
 from workbench.runs.safe_reader import SafeReader
 
 _NAME = re.compile(r"update-(\d{6,})")
 KEPT = 2
+PROGRESS = "progress.json"
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,19 @@ class Progress:
 
     num_updates: int
     num_skipped: int
+
+
+class _File(Outside):
+    bytes: Count
+    sha256: Sha256
+
+
+class _Stored(Outside):
+    """The content of `progress.json`. files: by name; None in checkpoints of before they were counted."""
+
+    num_updates: Count
+    num_skipped: Count
+    files: dict[str, _File] | None = None
 
 
 def prime(optimizer: torch.optim.Optimizer) -> None:
@@ -91,8 +110,8 @@ def save_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> 
 
 
 def has_best(folder: Path, num_updates: int) -> bool:
-    """Whether the weights of that milestone are there and complete."""
-    return (folder / f"best-{num_updates:06d}" / "progress.json").is_file()
+    """Whether the weights of that milestone are there and whole (collective)."""
+    return fault(folder / f"best-{num_updates:06d}") == ""
 
 
 def load_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> None:
@@ -113,8 +132,10 @@ def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
     _barrier()
     try:
         dcp.save(state, storage_writer=FileSystemWriter(temporary), no_dist=not _is_distributed())
+        files = dict(_in_shares(_files_of(temporary), lambda path: (path.name, _counted(path))))
         if _is_first_rank():
-            _write_synced(temporary / "progress.json", json.dumps(asdict(progress)))
+            stored = _Stored(num_updates=progress.num_updates, num_skipped=progress.num_skipped, files=files)
+            _write_synced(temporary / PROGRESS, stored.model_dump_json())
             _sync_folder(temporary)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
@@ -150,13 +171,76 @@ def load(checkpoint: Path, state: dict[str, Any]) -> None:
 
 
 def newest(folder: Path) -> tuple[Path, Progress] | None:
-    """The newest complete checkpoint below `folder`, if any."""
+    """The newest checkpoint below `folder` that can be told the counters of, if any; its tensors may be damaged."""
     for checkpoint in reversed(_checkpoints(folder)):
         try:
-            return checkpoint, Progress(**json.loads((checkpoint / "progress.json").read_text()))
-        except (OSError, ValueError, TypeError):
+            stored = _stored(checkpoint)
+        except UserError:
             continue
+        return checkpoint, Progress(stored.num_updates, stored.num_skipped)
     return None
+
+
+def newest_whole(folder: Path) -> tuple[Path, Progress] | None:
+    """The newest checkpoint below `folder` whose files are as they were written, if there is any checkpoint
+    (collective). A line names every newer one that is damaged.
+
+    Raises:
+        UserError: there are checkpoints, all of them damaged.
+    """
+    found = _checkpoints(folder)
+    for checkpoint in reversed(found):
+        reason = fault(checkpoint)
+        if not reason:
+            stored = _stored(checkpoint)
+            return checkpoint, Progress(stored.num_updates, stored.num_skipped)
+        say(f"{checkpoint} is damaged ({reason}): the one before is taken")
+    if found:
+        raise UserError(f"all checkpoints in {folder} are damaged ({reason}): delete that folder to start again")
+    return None
+
+
+def fault(checkpoint: Path) -> str:
+    """What is wrong with the files of a checkpoint, empty where nothing is (collective)."""
+    try:
+        files = _stored(checkpoint).files
+    except UserError as error:
+        return str(error)
+    if files is None:
+        return ""
+
+    def fault_of(name: str) -> str:
+        # torch's `.metadata` is hidden.
+        path = inside(checkpoint, name.removeprefix(".")).with_name(name)
+        return "" if path.is_file() and _counted(path) == files[name] else f"{name} is gone or has changed"
+
+    return next(filter(None, _in_shares(sorted(files), fault_of)), "")
+
+
+def _stored(checkpoint: Path) -> _Stored:
+    """Raises: UserError for counters that are none, or another checkpoint's."""
+    stored = read_json(checkpoint / PROGRESS, _Stored, "delete that folder")
+    if stored.num_updates != int(checkpoint.name.rpartition("-")[2]):
+        raise UserError(f"{checkpoint / PROGRESS} is of update {stored.num_updates}; delete that folder")
+    return stored
+
+
+def _counted(path: Path) -> _File:
+    return _File(bytes=path.stat().st_size, sha256=sha256_of_file(path))
+
+
+def _files_of(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in checkpoint.iterdir() if path.name != PROGRESS)
+
+
+def _in_shares(items: list[Item], work: Callable[[Item], Result]) -> list[Result]:
+    """`work` of all items, in order, each done by one rank and known to all (collective)."""
+    if not _is_distributed():
+        return [work(item) for item in items]
+    world = dist.get_world_size()
+    parts: list[Any] = [None] * world
+    dist.all_gather_object(parts, [work(item) for item in items[dist.get_rank() :: world]])
+    return [parts[i % world][i // world] for i in range(len(items))]
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from workbench.common import files
 from workbench.common.errors import UserError
@@ -90,14 +93,20 @@ class RunFolder:
             raise UserError(f"{self.path} is no run folder: it has no recipe.yaml")
         return load(self.recipe, overrides or [])
 
-    def begin(self, recipe: Recipe) -> None:
-        """Claim the folder for `recipe`; a run of the same recipe in it continues.
+    @contextmanager
+    def begun(self, recipe: Recipe) -> Iterator[None]:
+        """Claim the folder for `recipe` and hold it; a run of the same recipe in it continues.
 
         Raises:
-            UserError: as `check`.
+            UserError: as `check`, or another process holds it.
         """
         self.check(recipe)
-        self.path.mkdir(parents=True, exist_ok=True)
+        # One rank holds the folder for all.
+        with files.only_one(self.path, "trainer.folder") if _is_first_rank() else nullcontext():
+            self._claim(recipe)
+            yield
+
+    def _claim(self, recipe: Recipe) -> None:
         files.write_bytes(self.recipe, to_yaml(recipe).encode())
         files.write_bytes(self.environment, (json.dumps(environment(), indent=1) + "\n").encode())
 
@@ -118,7 +127,10 @@ class RunFolder:
 
     def _is_of_a_beginning(self, path: Path) -> bool:
         """Whether a `begin` that was killed may have left it."""
-        return path == self.environment or path.match(".*.part")
+        return path in (self.environment, self.path / files.LOCK) or path.match(".*.part")
+
+
+_is_first_rank = rank_zero_only(lambda: True, default=False)
 
 
 def environment() -> dict[str, object]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ from workbench.recipe.config import Recipe
 from workbench.recipe.reading import recipe_hash
 from workbench.recipe.student_times import student_sampling
 from workbench.runs import checkpoint, machine, milestones, plan, preflight
-from workbench.runs.callbacks import Averaging, Checkpointing, Grid, Milestones, SampleGrid
+from workbench.runs.callbacks import Averaging, Checkpointing, Grid, Milestones, Resuming, SampleGrid
 from workbench.runs.collapse import CollapseMonitor
 from workbench.runs.run_folder import RunFolder
 from workbench.runs.scalars import DataWait, Metrics
@@ -73,18 +74,18 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     if dry_run:
         plan.show(recipe, module, denoiser, data, partial(_seconds_per_update, recipe, module, data), Console())
         return folder.path
-    _begin(folder, recipe, "trainer.updates", recipe.trainer.updates)
-    averaging = Averaging(recipe.optim.ema_decay)
-    grid = milestones.distillation_grid(recipe, teacher, data)
-    scores = milestones.distillation_scores(recipe, teacher) if recipe.evaluation.milestone_cases else None
-    samples_per_update = recipe.mixture.batch_size * (1 + recipe.dmd.fake_updates)
-    best = folder.checkpoints if recipe.trainer.keep == "best" else None
-    distance = milestones.distillation_distance(recipe, data)
-    milestone_log = Milestones(folder.milestones, best, recipe.trainer.sample_every, averaging, distance, scores)
-    _fit(recipe, folder, module, data, averaging, grid, samples_per_update, milestone_log)
-    if best is not None:
-        _return_to_best(best, milestone_log.monitor, averaging.average.average)
-    _export_student(recipe, folder, denoiser, averaging, module.trainer.is_global_zero)
+    with _begun(folder, recipe, "trainer.updates", recipe.trainer.updates):
+        averaging = Averaging(recipe.optim.ema_decay)
+        grid = milestones.distillation_grid(recipe, teacher, data)
+        scores = milestones.distillation_scores(recipe, teacher) if recipe.evaluation.milestone_cases else None
+        samples_per_update = recipe.mixture.batch_size * (1 + recipe.dmd.fake_updates)
+        best = folder.checkpoints if recipe.trainer.keep == "best" else None
+        distance = milestones.distillation_distance(recipe, data)
+        milestone_log = Milestones(folder.milestones, best, recipe.trainer.sample_every, averaging, distance, scores)
+        _fit(recipe, folder, module, data, averaging, grid, samples_per_update, milestone_log)
+        if best is not None:
+            _return_to_best(best, milestone_log.monitor, averaging.average.average)
+        _export_student(recipe, folder, denoiser, averaging, module.trainer.is_global_zero)
     return folder.path
 
 
@@ -122,16 +123,16 @@ def pretrain(recipe: Recipe, source: Source | None = None, pictured: Source | No
         base.transformer.requires_grad_(False)
         roles.add_adapter(denoiser.network(roles.TEACHER), roles.TEACHER, rank, alpha=rank, seed=recipe.seed)
     module = Pretrainer(denoiser, text, recipe)
-    _begin(folder, recipe, "pretrain.steps", recipe.pretrain.steps)
-    averaging = Averaging(recipe.pretrain.ema_decay)
-    grid = milestones.pretraining_grid(recipe, base, drawn)
-    _fit(recipe, folder, module, data, averaging, grid, recipe.mixture.batch_size)
-    averaging.average.swap()
-    if rank:
-        lora_files.write(role_adapters(base.transformer, roles.TEACHER), folder.specialist, header={})
-        return folder.specialist
-    base.export_pretrained(families.resolve(recipe.model.folder), folder.teacher)
-    return folder.teacher
+    with _begun(folder, recipe, "pretrain.steps", recipe.pretrain.steps):
+        averaging = Averaging(recipe.pretrain.ema_decay)
+        grid = milestones.pretraining_grid(recipe, base, drawn)
+        _fit(recipe, folder, module, data, averaging, grid, recipe.mixture.batch_size)
+        averaging.average.swap()
+        if rank:
+            lora_files.write(role_adapters(base.transformer, roles.TEACHER), folder.specialist, header={})
+            return folder.specialist
+        base.export_pretrained(families.resolve(recipe.model.folder), folder.teacher)
+        return folder.teacher
 
 
 def export_run(run: Path, out: Path, lora: bool) -> list[float]:
@@ -143,7 +144,7 @@ def export_run(run: Path, out: Path, lora: bool) -> list[float]:
     """
     folder = RunFolder(run)
     recipe = folder.read_recipe()
-    found = checkpoint.newest(folder.checkpoints)
+    found = checkpoint.newest_whole(folder.checkpoints)
     if found is None:
         raise UserError(f"{run} has no checkpoint yet: let it reach trainer.checkpoint_every updates")
     if lora and recipe.model.roles != "lora":
@@ -167,8 +168,9 @@ def export_run(run: Path, out: Path, lora: bool) -> list[float]:
     return sigmas
 
 
-def _begin(folder: RunFolder, recipe: Recipe, key: str, total: int) -> None:
-    """Claim the folder, unless its run has already gone further than the `total` updates of the recipe's `key`."""
+@contextmanager
+def _begun(folder: RunFolder, recipe: Recipe, key: str, total: int) -> Iterator[None]:
+    """Claim and hold the folder, unless its run has gone further than the `total` updates of the recipe's `key`."""
     folder.check(recipe)
     found = checkpoint.newest(folder.checkpoints)
     if found is not None and found[1].num_updates > total:
@@ -176,7 +178,8 @@ def _begin(folder: RunFolder, recipe: Recipe, key: str, total: int) -> None:
             f"{folder.path} has done {found[1].num_updates} updates, and {key} is {total}: set it to as many or more, "
             "or choose another trainer.folder"
         )
-    folder.begin(recipe)
+    with folder.begun(recipe):
+        yield
 
 
 def _fit(
@@ -190,30 +193,35 @@ def _fit(
     *more: L.Callback,
 ) -> None:
     """Train from the newest checkpoint to the end."""
-    found = checkpoint.newest(folder.checkpoints)
-    done = found[1].num_updates if found is not None else 0
-    if done:
-        say(f"continuing {folder.path} at update {done} of {module.total_updates}")
-    data.start_step = done
     options = recipe.trainer
     wait = DataWait()
+
+    def logger(done: int) -> TensorBoardLogger:
+        return TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=done + 1 if done else None)
+
+    resuming = Resuming(folder.checkpoints, averaging, data, logger)
     callbacks: list[L.Callback] = [
         averaging,
-        Checkpointing(folder.checkpoints, options.checkpoint_every, averaging),
+        resuming,
         Metrics(folder.scalars, options.log_every, data, samples_per_update, wait),
         SampleGrid(folder.samples, options.sample_every, averaging, grid),
+        Checkpointing(folder.checkpoints, options.checkpoint_every, averaging),
         *more,
         RichProgressBar(),
         wait,
     ]
-    logger = TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=done + 1 if done else None)
-    trainer = machine.make_trainer(recipe, callbacks=callbacks, logger=logger)
+    trainer = machine.make_trainer(recipe, callbacks=callbacks, logger=False)
     trainer.fit(module, datamodule=data)
-    if done == module.total_updates:
+    if resuming.num_done == module.total_updates:
         # Killed after the last update and before its export: a trainer without batches starts no callback, so none has
         # the weights yet.
-        for callback in callbacks[:2] + list(more):
+        for callback in (averaging, resuming, *more):
             callback.on_train_start(trainer, module)
+    if module.num_skipped >= module.total_updates:
+        raise UserError(
+            f"{module.num_skipped} steps were skipped in {module.total_updates} updates, so what was trained is worth "
+            "nothing: lower the learning rate and start again in a new trainer.folder"
+        )
 
 
 def _export_student(
@@ -233,7 +241,7 @@ def _return_to_best(folder: Path, monitor: CollapseMonitor, average: Mapping[str
     if best is None:
         return
     if not checkpoint.has_best(folder, best):
-        say(f"the student of update {best} was better than the last, but its weights are gone: the last one is kept")
+        say(f"the student of update {best} was better, but its weights are gone or damaged: the last one is kept")
         return
     checkpoint.load_best(folder, average, best)
     say(f"the student of update {best} is delivered: at the end of the run it was clearly worse")
