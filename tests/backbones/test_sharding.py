@@ -86,7 +86,9 @@ def make_recipe(case: Case) -> Recipe:
             classifier_weight=1.0,
         ),
         optim=Optim(student_lr=LEARNING_RATE, fake_lr=LEARNING_RATE, student_clip=0.5, fake_clip=0.5, warmup_updates=2),
-        trainer=Trainer(updates=UPDATES, accelerator="cpu", devices=WORLD, precision=case.precision),
+        trainer=Trainer(
+            updates=UPDATES, accelerator="cpu", devices=WORLD, precision=case.precision, task_gradients_every=2
+        ),
     )
 
 
@@ -307,6 +309,7 @@ def test_two_processes_train_as_one(name: str, two_processes: Path) -> None:
     for rank in range(WORLD):
         means = report(two_processes, name, rank)["means"]
         assert len(means) == UPDATES
+        assert [update for update in range(UPDATES) if "task_gradients/norm/edit" in means[update]] == [1, 3]
         for found, expected in zip(means, witness.means, strict=True):
             assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
 

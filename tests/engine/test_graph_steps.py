@@ -188,6 +188,9 @@ RECIPES = {
     "decoupled, first step": make_recipe(
         dmd=Dmd(student_steps=2, decoupled=True, first_step_weight=0.1, first_step_teacher_steps=2)
     ),
+    "looking at tasks": make_recipe(
+        trainer=Trainer(updates=UPDATES, accelerator="cpu", max_skipped_updates=2, task_gradients_every=1)
+    ),
     "adversarial": make_recipe(
         model=Model(roles="lora", lora_rank=2, gradient_checkpointing=True),
         dmd=Dmd(student_steps=2, fake_updates=1, adversarial_weight=0.1, fake_per_step=True, data_weight=0.1),

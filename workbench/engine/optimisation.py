@@ -28,11 +28,15 @@ def cosine(progress: float, final: float) -> float:
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scale gradients in place to a total norm of at most `max_norm`; returns the norm before, () on every rank."""
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
+    norm = total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Norm of all `gradients` together, () on every rank, however they are sharded."""
+    norm = get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 @contextmanager

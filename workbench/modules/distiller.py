@@ -18,6 +18,7 @@ from workbench.engine.draws import Draws
 from workbench.engine.graph_steps import GraphRunner, GraphStep, StepInput, run_eagerly
 from workbench.engine.means import Means
 from workbench.engine.optimisation import uncached_casts
+from workbench.engine.task_gradients import TaskGradients
 from workbench.method import guidance, rng, rollout
 from workbench.modules import diagnostics
 from workbench.modules.classifier import Classifier
@@ -143,8 +144,7 @@ class Distiller(RootModule):
             fake_steps, states = self.fake_score_steps(data, graded_step)
             for fake_step in fake_steps:
                 self._run_update(FAKE_SCORE, fake_step)
-            update = partial(self._student_update, step=graded_step)
-            self._run_update(STUDENT, GraphStep((STUDENT, graded_step), STUDENT, data.student, update, states))
+            self._run_update(STUDENT, self._student_step(data, graded_step, states))
             self.num_updates += 1
 
     @property
@@ -214,10 +214,27 @@ class Distiller(RootModule):
         means.add(f"loss/classifier/{batch.task}", classified, batch.weight)
         return matching + options.classifier_weight * classified
 
-    def _student_update(self, inputs: Sequence[StepInput], means: Means, *, step: int) -> list[Tensor]:
+    def _student_step(self, data: StepData, step: int, states: States) -> GraphStep:
+        """The student's update, which looks at the gradients of the tasks every so often."""
+        every, tasks = self.recipe.trainer.task_gradients_every, {batch.task for batch in data.student}
+        by_task = every > 0 and (self.num_updates + 1) % every == 0 and len(tasks) > 1
+        key = (STUDENT, step, "by task") if by_task else (STUDENT, step)
+        update = partial(self._student_update, step=step, by_task=by_task)
+        return GraphStep(key, STUDENT, data.student, update, states)
+
+    def _student_update(
+        self, inputs: Sequence[StepInput], means: Means, *, step: int, by_task: bool = False
+    ) -> list[Tensor]:
         losses = [(one.batch, partial(self.student_loss, one, means, step=step)) for one in inputs]
-        norm = self._update(STUDENT, losses, means)
+        tasks = [one.batch.task for one in inputs]
+        gradients = TaskGradients(self.parameters_of(STUDENT), tasks) if by_task else None
+        norm = self._update(STUDENT, losses, means, gradients)
         means.add(f"per_step/gradient_norm/all/step{step}", norm)
+        if gradients is not None:
+            for task, of_task in gradients.norms.items():
+                means.add(f"task_gradients/norm/{task}", of_task)
+                means.add(f"per_step/gradient_norm/{task}/step{step}", of_task)
+            means.add("task_gradients/cosine", gradients.cosine(norm))
         return [norm]
 
     def student_loss(self, given: StepInput, means: Means, *, step: int) -> Tensor:
@@ -246,12 +263,12 @@ class Distiller(RootModule):
         (norm,) = self._run(update)
         self.skips.note(torch.isfinite(norm), role, self.num_updates, update.sample_ids)
 
-    def _update(self, role: str, losses: Sequence[Loss], means: Means) -> Tensor:
+    def _update(self, role: str, losses: Sequence[Loss], means: Means, by_task: TaskGradients | None = None) -> Tensor:
         """One optimiser step of `role` over the mean loss of the global batch; its gradient norm."""
         optim = self.recipe.optim
         clip = optim.student_clip if role == STUDENT else optim.fake_clip
         shares = [partial(self._share, role, batch, loss, means) for batch, loss in losses]
-        norm = self.take_step(self._optimizer(role), self.parameters_of(role), clip, shares)
+        norm = self.take_step(self._optimizer(role), self.parameters_of(role), clip, shares, by_task)
         means.add(f"gradient_norm/{role}", norm)
         return norm
 

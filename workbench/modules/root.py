@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from workbench.engine.means import Means
 from workbench.engine.nonfinite import Skips
 from workbench.engine.optimisation import clip_gradients, learning_rate_factor
+from workbench.engine.task_gradients import TaskGradients
 
 
 class RootModule(L.LightningModule, ABC):
@@ -77,13 +78,23 @@ class RootModule(L.LightningModule, ABC):
         return norm
 
     def take_step(
-        self, optimizer: Any, parameters: Sequence[nn.Parameter], clip: float, losses: Sequence[Callable[[], Tensor]]
+        self,
+        optimizer: Any,
+        parameters: Sequence[nn.Parameter],
+        clip: float,
+        losses: Sequence[Callable[[], Tensor]],
+        by_task: TaskGradients | None = None,
     ) -> Tensor:
-        """One step over the sum of `losses`, unless its gradient is not finite; the norm before clipping, ()."""
+        """One step over the sum of `losses`, unless its gradient is not finite; the norm before clipping, ().
+
+        by_task: looks at the gradient as it accumulates.
+        """
         optimizer.zero_grad(set_to_none=True)
-        for loss in losses:
+        for i, loss in enumerate(losses):
             # Gradients are averaged over ranks, the loss is a sum over them.
             self.manual_backward(loss() * self.trainer.world_size)
+            if by_task is not None:
+                by_task.after(i)
         norm = clip_gradients(parameters, clip)
         if self.guards_on_device:
             # A fused AdamW leaves weights, moments and its count as they are where this is 1.

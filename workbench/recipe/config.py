@@ -358,6 +358,8 @@ class Trainer:
     10^9 parameters on.
     cuda_graphs: whether distillation on one GPU replays its steps; `auto`: where the networks are small.
     deterministic: the same bits at every run on a GPU too, for some speed.
+    task_gradients_every: student updates between two looks at how much of the gradient each task has (`task_gradients/`
+    and `per_step/gradient_norm/TASK`), 0 for none; a look holds one more copy of the student's gradient.
     keep: the student that a run delivers: its last, or the best of its milestones where that is clearly better.
     """
 
@@ -374,6 +376,7 @@ class Trainer:
     log_every: int = 5
     checkpoint_every: int = 50
     sample_every: int = 50
+    task_gradients_every: int = 0
     max_skipped_updates: int = 10
     keep: Literal["last", "best"] = "last"
 
@@ -387,7 +390,11 @@ class Trainer:
             checkpoint_every=self.checkpoint_every,
             sample_every=self.sample_every,
         )
-        require(self.max_skipped_updates >= 0, "trainer.max_skipped_updates must not be negative")
+        for name, count in (
+            ("max_skipped_updates", self.max_skipped_updates),
+            ("task_gradients_every", self.task_gradients_every),
+        ):
+            require(count >= 0, f"trainer.{name} must not be negative, got {count}")
         require(
             self.cuda_graphs != "on" or (self.strategy == "auto" and self.accelerator != "cpu"),
             "trainer.cuda_graphs=on needs one GPU: leave it at auto, which means graphs where they can be",

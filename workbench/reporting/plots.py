@@ -25,7 +25,7 @@ INK = "#0a0b0c"
 PALETTE = {"teacher": "#7c8aa5", "teacher_few_step": "#e0923a", "student": "#3f7de0"}
 OTHER = ("#3f7de0", "#e0923a", "#3ba272", "#b25fd0", "#d0574f", "#7c8aa5")
 MAX_CURVES = 12
-NOT_CURVES = ("mixture/", "learning_rate/", "per_step/", "teacher_share/")
+NOT_CURVES = ("mixture/", "learning_rate/", "per_step/", "teacher_share/", "task_gradients/")
 """Families of scalars with too many members for a panel each."""
 STYLE: Any = {
     "svg.fonttype": "none",

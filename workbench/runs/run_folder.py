@@ -174,6 +174,7 @@ def _training(recipe: Recipe) -> Recipe:
         "strategy": "auto",
         "accelerator": "auto",
         "max_skipped_updates": 0,
+        "task_gradients_every": 0,
         "cuda_graphs": "auto",
         "deterministic": False,
         "keep": "last",
