@@ -63,7 +63,7 @@ class Case:
 
 CASES = {
     "full": Case("full", False, "euler"),
-    "lora, checkpointed": Case("lora", True, "renoise", adversarial=True),
+    "lora, checkpointed": Case("lora", True, "renoise"),
     "reusing, routed": Case("full", False, "euler", reusing=True, adversarial=True),
     "bfloat16": Case("full", True, "euler", "bf16-mixed"),
     "lora, checkpointed, compiled": Case("lora", True, "euler", compiled=True, adversarial=True),

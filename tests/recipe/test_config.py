@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from workbench.common.errors import UserError
-from workbench.recipe.config import Recipe
+from workbench.recipe.config import Dmd, Recipe
 from workbench.recipe.reading import from_mapping, load, recipe_hash, to_yaml
 
 RECIPES = sorted((Path(__file__).parents[2] / "studies" / "recipes").glob("*.yaml"))
@@ -229,3 +229,9 @@ def test_a_choice_of_on_and_off_is_written_as_its_words(word: str, tmp_path: Pat
     path.write_text(to_yaml(recipe))
     assert load(path) == recipe
     assert from_mapping({"dmd": {"renoise_tied": False}}).dmd.renoise_tied == "no"
+
+
+def test_every_option_of_the_method_is_on_its_page() -> None:
+    page = (Path(__file__).parents[2] / "docs/method.md").read_text()
+    keys = [f"dmd.{item.name}" for item in fields(Dmd)] + ["teachers.cfg_scale", "teachers.cfg_rescale"]
+    assert [key for key in [*keys, "trainer.task_gradients_every"] if f"`{key}" not in page] == []

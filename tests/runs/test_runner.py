@@ -15,6 +15,7 @@ import torch
 from diffusers import QwenImage21Transformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
+from stock_student import own_and_stock
 
 from datamodules.shards.encoded import EncodedDataset
 from datamodules.shards.pack import pack
@@ -31,12 +32,13 @@ from workbench.method import rollout
 from workbench.modules import pretrainer
 from workbench.modules.distiller import Distiller
 from workbench.modules.pretrainer import Pretrainer
-from workbench.recipe.config import Guidance, Recipe, Schedule, Teachers
+from workbench.recipe.config import Dmd, Guidance, Recipe, Schedule, Teachers
 from workbench.recipe.reading import from_mapping
 from workbench.runs import checkpoint, inference, milestones, preflight, runner
 from workbench.runs.encoding import encode
 from workbench.runs.run_folder import RunFolder
 from workbench.runs.runner import distill, export_run, pretrain
+from workbench.sampling.sampler import Request
 
 pytestmark = pytest.mark.usefixtures("few_renders")
 SAMPLES = {
@@ -217,6 +219,34 @@ def test_stock_diffusers_draws_the_exported_student(finished: Path, with_image: 
     network = RoleDenoiser(single_role(loaded), "teacher")
     ours = network.sample(condition, None, noise, rollout.time_grid(4, 3.0))
     assert (ours - stock).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_run_of_all_options_exports_a_student_that_stock_diffusers_draws_as_we_do(
+    recipe: Recipe, tmp_path: Path, steps: int
+) -> None:
+    """Re-noised, its first step trained instead by the teacher's path, all other terms on; images and edits."""
+    options = Dmd(
+        student_steps=steps,
+        rollout="renoise",
+        renoise_tied="below",
+        fake_updates=1,
+        fake_per_step=True,
+        decoupled=True,
+        first_step="instead",
+        first_step_weight=0.1,
+        data_weight=0.1,
+        adversarial_weight=0.005,
+    )
+    wanted = replace(recipe, dmd=options, teachers=Teachers(cfg_scale=2.0))
+    run = distill(in_folder(wanted, tmp_path / "run", updates=2, task_gradients_every=2))
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"loss/classifier/t2i", "loss/data/edit", "task_gradients/norm/edit"} < last.keys()
+    student = QwenImage21Model.load(run / "student")
+    source = Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 20).convert("RGB")
+    for request in (Request("a red house", 0, 0, height=64, width=64), Request("make it blue", 0, 1, source=source)):
+        ours, stock = own_and_stock(student, request)
+        assert (ours - stock).abs().max() < 1e-4
 
 
 def test_exporting_again_gives_the_same_weights(finished: Path, tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""An exported student in stock diffusers, on the noise that this project's own sampler draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+from diffusers.schedulers import scheduling_flow_match_euler_discrete
+
+from workbench.backbones.base import RoleDenoiser
+from workbench.backbones.load import single_role
+from workbench.backbones.qwen_image_21.model import QwenImage21Model
+from workbench.method import rng
+from workbench.sampling.sampler import NOISE_STREAM, Request, Sampler
+
+
+def own_and_stock(student: QwenImage21Model, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents (N, C) of a request at 64 x 64 pixels, as the student's folder says to sample."""
+    how = student.default_sampling()
+    (ours,) = Sampler(student, RoleDenoiser(single_role(student), "teacher"))([request], how).latents
+    fresh = [noise(student, request, f"{NOISE_STREAM}/fresh{k}") for k in range(how.steps - 1)]
+    with renoised_by([*fresh, torch.zeros_like(ours)[None]]):
+        stock = student.pipeline(
+            request.prompt,
+            image=request.source,
+            height=64,
+            width=64,
+            output_resolution=64,
+            latents=noise(student, request, NOISE_STREAM),
+            output_type="latent",
+        ).images[0]
+    return ours, stock
+
+
+def noise(student: QwenImage21Model, request: Request, stream: str) -> torch.Tensor:
+    shape, rows = (16, student.transformer.config.in_channels), torch.tensor([0])
+    return rng.normal(shape, rows, seed=request.seed, stream=stream, step=request.row, num_rows=1)
+
+
+@contextmanager
+def renoised_by(numbers: list[torch.Tensor]) -> Iterator[None]:
+    """The scheduler takes these in place of its own noise, if it takes any."""
+    remaining = iter(numbers)
+    with patch.object(scheduling_flow_match_euler_discrete, "randn_tensor", lambda *_, **__: next(remaining)):
+        yield
