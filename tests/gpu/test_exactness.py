@@ -21,6 +21,22 @@ def test_graphs_replay_what_eager_steps_compute(bench: Bench, replayed: Path, tm
     assert [row["loss/student/t2i"] for row in losses(replayed)] == [row["loss/student/t2i"] for row in losses(eager)]
 
 
+def test_so_do_graphs_of_the_adversarial_term_and_looks_at_the_tasks(bench: Bench, tmp_path: Path) -> None:
+    options = ("trainer.updates=16", "dmd.adversarial_weight=0.005", "trainer.task_gradients_every=2")
+    for graphs in ("on", "off"):
+        bench.run("distill", *options, f"trainer.cuda_graphs={graphs}", f"trainer.folder={tmp_path / graphs}")
+    assert_same_bits(tmp_path / "on", tmp_path / "off")
+    for on, off in zip(losses(tmp_path / "on"), losses(tmp_path / "off"), strict=True):
+        for name in (
+            "loss/classifier/edit",
+            "loss/adversarial/t2i",
+            "task_gradients/norm/t2i",
+            "task_gradients/norm/edit",
+        ):
+            assert on.get(name) == off.get(name), name
+        assert ("task_gradients/norm/edit" in on) == (on["update"] % 2 == 0)
+
+
 def test_a_killed_run_ends_with_the_bits_of_an_undisturbed_one(bench: Bench, replayed: Path, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
     words = ("trainer.updates=30", f"trainer.folder={killed}")

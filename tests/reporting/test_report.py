@@ -85,6 +85,17 @@ def test_a_schedule_is_drawn_as_the_table_that_it_becomes(run: Path) -> None:
     assert "alone at every step" in chart("{schedules: {t2i: {kind: swich}}}")
 
 
+def test_where_curves_are_many_the_losses_stay_and_the_throughput_goes(run: Path) -> None:
+    losses = [
+        f"loss/{term}/{task}" for term in ("fake_score", "student", "classifier", "data") for task in ("t2i", "edit")
+    ]
+    names = [*losses, "x0_gap/t2i", "x0_gap/edit", *(f"throughput/{name}" for name in ("a", "b", "c"))]
+    lines = [json.dumps({"update": i, **dict.fromkeys(names, 0.5)}) for i in range(4)]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    page = report(run).read_text()
+    assert [name for name in names if f">{name}<" not in page] == ["throughput/c"]
+
+
 def test_diagnostics_are_a_map_of_the_later_half_of_the_run_and_no_curves(run: Path) -> None:
     lines = [{"update": i, "loss": 1.0, "per_step/x0_gap/t2i/text/step1": 0.5 if i > 4 else 99.0} for i in range(8)]
     lines[6]["per_step/x0_gap/edit/scene/step0"] = 0.125

@@ -27,6 +27,8 @@ OTHER = ("#3f7de0", "#e0923a", "#3ba272", "#b25fd0", "#d0574f", "#7c8aa5")
 MAX_CURVES = 12
 NOT_CURVES = ("mixture/", "learning_rate/", "per_step/", "teacher_share/", "task_gradients/")
 """Families of scalars with too many members for a panel each."""
+LAST_CURVES = ("throughput/", "skipped_steps")
+"""Left out first, where a recipe has many losses."""
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -146,7 +148,8 @@ def training_curves(rows: Sequence[Mapping[str, Any]]) -> str:
     names: list[str] = []
     for row in rows:
         names += [n for n, v in row.items() if n not in names and n != "update" and isinstance(v, int | float)]
-    names = sorted(name for name in names if not name.startswith(NOT_CURVES))[:MAX_CURVES]
+    names = [name for name in names if not name.startswith(NOT_CURVES)]
+    names = sorted(names, key=lambda name: (name.startswith(LAST_CURVES), name))[:MAX_CURVES]
     if not names:
         return ""
     columns = min(3, len(names))
