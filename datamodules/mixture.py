@@ -15,40 +15,21 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import gcd, lcm
+from math import lcm
 from threading import Lock
 
 import numpy as np
 
+from datamodules.shares import advance_quotas, category_shares, integers, used_samples
 from workbench.batch import TASKS, Task
-from workbench.common.errors import UserError
 from workbench.recipe.config import Mixture
 
 STUDENT = "student"
-_LARGEST_DENOMINATOR = 10**6
 
 
 def fake_stream(update: int) -> str:
     """Name of the stream that the fake-score update of this number (within a step) draws its conditions from."""
     return f"fake{update}"
-
-
-def advance_quotas(counts: Sequence[int], total: int, shares: Sequence[int]) -> list[int]:
-    """Counts after `total` samples, from the `counts` before: each is floor or ceil of total * share / sum(shares).
-
-    Args:
-        counts: what an earlier call returned for a smaller total, or zeros.
-        shares: positive integers.
-    """
-    whole = sum(shares)
-    after = [max(count, total * share // whole) for count, share in zip(counts, shares, strict=True)]
-    open_seats = total - sum(after)
-    if open_seats:
-        # nobody gets more than the upper quota; of the others, the one whose next sample is due first comes first
-        eligible = [i for i, share in enumerate(shares) if after[i] * whole < total * share]
-        for i in sorted(eligible, key=lambda i: -((-(after[i] + 1) * whole) // shares[i]))[:open_seats]:
-            after[i] += 1
-    return after
 
 
 @dataclass(frozen=True)
@@ -95,7 +76,7 @@ class MixturePlan:
         categories: qualified names, `task/category`.
 
     Raises:
-        UserError: a task or category that has weight has no samples.
+        UserError: a task or category that has weight has no samples, or fewer than `mixture.prompts` asks for.
     """
 
     def __init__(
@@ -105,8 +86,13 @@ class MixturePlan:
         self.batch_size = mixture.batch_size
         self.micro_batch_size = mixture.micro_batch_size
         self.seed = seed
-        self.num_samples = np.bincount(category, minlength=len(categories))
-        self._groups, self._group_shares = _groups(category, geometry, self.categories, self.num_samples, mixture)
+        available = np.bincount(category, minlength=len(categories)).tolist()
+        shares = category_shares(categories, available, mixture)
+        used = used_samples(categories, available, shares, mixture)
+        self.num_samples = np.array(used)
+        if used != available:
+            category = _drawn_prompts(category, self.categories, used, seed)
+        self._groups, self._group_shares = _groups(category, geometry, self.categories, self.num_samples, shares)
         self._offsets = np.cumsum([0, *(len(group.categories) for group in self._groups)])
         # (steps, cells): samples drawn of each category of each group before a step, one row a step, as far as asked
         self._drawn = np.zeros((1, int(self._offsets[-1])), dtype=np.int64)
@@ -191,11 +177,23 @@ class MixturePlan:
         }
 
 
+def _drawn_prompts(category: np.ndarray, categories: Sequence[str], used: Sequence[int], seed: int) -> np.ndarray:
+    """(S,) `category`, or -1 for the samples that this seed leaves out. A larger set holds the smaller ones."""
+    kept = np.full(len(category), -1, dtype=np.int64)
+    for index, (name, num) in enumerate(zip(categories, used, strict=True)):
+        members = np.flatnonzero(category == index)
+        kept[members[_generator(seed, "prompts", name).permutation(len(members))[:num]]] = index
+    return kept
+
+
 def _groups(
-    category: np.ndarray, geometry: np.ndarray, categories: tuple[str, ...], num_samples: np.ndarray, mixture: Mixture
+    category: np.ndarray,
+    geometry: np.ndarray,
+    categories: tuple[str, ...],
+    num_samples: np.ndarray,
+    shares: Sequence[Fraction],
 ) -> tuple[list[_Group], list[int]]:
     """Groups in order of (task, geometry) with the integer shares of groups, and of categories within each."""
-    shares = _category_shares(categories, num_samples, mixture)
     groups, group_shares = [], []
     for task in TASKS:
         chosen = [c for c, share in enumerate(shares) if share and categories[c].startswith(f"{task}/")]
@@ -203,9 +201,9 @@ def _groups(
             members = {c: np.flatnonzero((category == c) & (geometry == layout)) for c in chosen}
             members = {c: indices for c, indices in members.items() if len(indices)}
             fractions = [shares[c] * Fraction(len(indices), int(num_samples[c])) for c, indices in members.items()]
-            groups.append(_Group(task, layout, tuple(members), tuple(_integers(fractions)), tuple(members.values())))
+            groups.append(_Group(task, layout, tuple(members), tuple(integers(fractions)), tuple(members.values())))
             group_shares.append(sum(fractions, Fraction(0)))
-    return groups, _integers(group_shares)
+    return groups, integers(group_shares)
 
 
 def _period(groups: Sequence[_Group], group_shares: Sequence[int], batch_size: int) -> int:
@@ -216,44 +214,6 @@ def _period(groups: Sequence[_Group], group_shares: Sequence[int], batch_size: i
         for share in group.category_shares
     ]
     return lcm(*(quota.denominator for quota in quotas))
-
-
-def _category_shares(categories: tuple[str, ...], num_samples: np.ndarray, mixture: Mixture) -> list[Fraction]:
-    """Share of each category in the whole batch. UserError if something with weight has no samples."""
-    there = ", ".join(name for name, num in zip(categories, num_samples, strict=True) if num) or "nothing"
-    shares = dict.fromkeys(categories, Fraction(0))
-    for task in TASKS:
-        weight = _fraction(mixture.tasks.get(task, 0.0))
-        if not weight:
-            continue
-        of_data = {
-            name: Fraction(int(num))
-            for name, num in zip(categories, num_samples, strict=True)
-            if name.startswith(f"{task}/") and num
-        }
-        if not of_data:
-            raise UserError(
-                f"mixture.tasks.{task} is {float(weight):g}, but the data have no such samples, only {there}"
-            )
-        chosen = mixture.categories.get(task)
-        weights = {f"{task}/{name}": _fraction(value) for name, value in chosen.items() if value} if chosen else of_data
-        for name, value in weights.items():
-            if name not in of_data:
-                key = f"mixture.categories.{name.replace('/', '.', 1)}"
-                raise UserError(f"{key} is {float(value):g}, but the data have no such samples, only {there}")
-            shares[name] = weight * value / sum(weights.values())
-    return list(shares.values())
-
-
-def _fraction(weight: float) -> Fraction:
-    exact = Fraction(weight).limit_denominator(_LARGEST_DENOMINATOR)
-    return exact if exact or not weight else Fraction(1, _LARGEST_DENOMINATOR)
-
-
-def _integers(shares: Sequence[Fraction]) -> list[int]:
-    denominator = lcm(*(share.denominator for share in shares))
-    whole = [share.numerator * (denominator // share.denominator) for share in shares]
-    return [value // gcd(*whole) for value in whole]
 
 
 def _generator(seed: int, *names: str | int) -> np.random.Generator:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from PIL import Image, UnidentifiedImageError
 
 from datamodules.shards.counts import category_counts
+from datamodules.shares import category_shares, used_samples
 from studies.analysis import arms, comparisons, numbers, plots
 from studies.analysis.arms import Arm, Floor
 from studies.analysis.decisions import MARGIN
@@ -234,15 +235,11 @@ def _passes(folder: Path, found: Sequence[Arm]) -> dict[str, dict[str, float]]:
 def passes_per_prompt(recipe: Recipe) -> dict[str, float]:
     """`task/category` -> draws of the student's updates over the samples that the data hold, of categories with any
     weight; empty where it is not known what the data hold."""
-    of_task: dict[str, dict[str, int]] = {}
-    for category, count in category_counts(recipe.data).items():
-        task, _, name = category.partition("/")
-        of_task.setdefault(task, {})[name] = count
-    found = {}
-    for task, counts in of_task.items():
-        weights = recipe.mixture.categories.get(task) or counts
-        for name, count in counts.items():
-            share = recipe.mixture.tasks.get(task, 0.0) * weights.get(name, 0.0) / sum(weights.values())
-            if share:
-                found[f"{task}/{name}"] = recipe.trainer.updates * recipe.mixture.batch_size * share / count
-    return found
+    counts = category_counts(recipe.data)
+    if not counts:
+        return {}
+    names, available = list(counts), list(counts.values())
+    shares = category_shares(names, available, recipe.mixture)
+    used = used_samples(names, available, shares, recipe.mixture)
+    draws = recipe.trainer.updates * recipe.mixture.batch_size
+    return {name: float(draws * share / num) for name, share, num in zip(names, shares, used, strict=True) if share}

@@ -188,3 +188,46 @@ def test_a_task_without_weight_needs_no_samples() -> None:
     mixture = Mixture(tasks={"t2i": 1.0, "edit": 0.0}, batch_size=3)
     plan = MixturePlan(np.array([0, 1]), np.array([0, 0]), ("t2i/landscape", "t2i/text"), mixture, 0)
     assert [group.task for group in plan.global_batch(5, "student")] == ["t2i"]
+
+
+def drawn_prompts(mixture: Mixture, seed: int, steps: int = 40) -> dict[str, set[int]]:
+    """Samples that a run of so many steps draws, over all streams, by category."""
+    category = np.arange(9).repeat(40)
+    plan = MixturePlan(category, (category >= 3).astype(int), NAMES, mixture, seed)
+    found: dict[str, set[int]] = {}
+    for step in range(steps):
+        for stream in ("student", fake_stream(0)):
+            for group in plan.global_batch(step, stream):
+                for sample in group.samples.tolist():
+                    found.setdefault(NAMES[category[sample]], set()).add(sample)
+    assert plan.passes(steps) == {
+        name: pytest.approx(count / len(found[name]) if count else 0.0) for name, count in plan.realised(steps).items()
+    }
+    return found
+
+
+def test_a_limit_on_prompts_follows_the_batchs_shares_and_is_redrawn_by_the_seed() -> None:
+    shares = {"t2i": {"landscape": 0.5, "text": 0.5}, "edit": {"style": 1.0}}
+    small, larger = (
+        Mixture(tasks={"t2i": 0.8, "edit": 0.2}, categories=shares, batch_size=15, prompts=num) for num in (20, 50)
+    )
+    found = drawn_prompts(small, seed=0)
+    assert {name: len(samples) for name, samples in found.items()} == {
+        "t2i/landscape": 8, "t2i/text": 8, "edit/style": 4,
+    }  # fmt: skip
+    assert drawn_prompts(small, seed=1) != found == drawn_prompts(small, seed=0)
+    assert all(samples < drawn_prompts(larger, seed=0)[name] for name, samples in found.items())
+
+
+def test_a_share_of_the_prompts_is_one_of_every_category() -> None:
+    found = drawn_prompts(Mixture(tasks={"t2i": 1.0}, batch_size=15, prompt_share=1 / 3), seed=0)
+    assert {name: len(samples) for name, samples in found.items()} == dict.fromkeys(NAMES[:3], 13)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [(122, "asks for 41 samples of t2i/[a-z]*, the data have 40: choose fewer"), (2, "asks for 0 .*: choose more")],
+)
+def test_a_limit_that_the_data_cannot_meet_is_named(prompts: int, message: str) -> None:
+    with pytest.raises(UserError, match=f"mixture.prompts={prompts} {message}"):
+        drawn_prompts(Mixture(tasks={"t2i": 1.0}, batch_size=15, prompts=prompts), seed=0)

@@ -61,6 +61,26 @@ def test_a_switch_gives_the_early_steps_to_the_base_teacher() -> None:
     assert rows(kind="switch", at=3, weights={"text": 0.75}) == [base, base, base, late]
 
 
+@given(st.floats(0.01, 0.99), st.integers(1, 8))
+def test_a_switch_at_a_share_of_the_steps_has_one_dose_for_any_number_of_them(share: float, num_steps: int) -> None:
+    of_specialist = [row[2] for row in rows(num_steps, kind="switch", at=share, weights={"text": 1.0})]
+    assert sum(of_specialist) / num_steps == pytest.approx(1 - share, abs=1e-6)
+    assert of_specialist == sorted(of_specialist)
+
+
+def test_a_share_of_the_steps_is_the_step_that_it_falls_on() -> None:
+    for step in (1, 2, 3):
+        by_share, by_number = (rows(4, kind="switch", at=at, weights={"text": 0.75}) for at in (step / 4, step))
+        assert by_share == by_number
+    assert [row[2] for row in rows(2, kind="switch", at=0.75, weights={"text": 1.0})] == [0.0, 0.5]
+
+
+def test_an_alternation_has_the_dose_of_a_switch_halfway_in_another_order() -> None:
+    base, late = [1.0, 0.0, 0.0], [0.25, 0.0, 0.75]
+    assert rows(kind="alternate", weights={"text": 0.75}) == [base, late, base, late]
+    assert schedules.late_share("alternate", 1) == [1.0]
+
+
 def test_rounding_leaves_the_base_teacher_no_weight() -> None:
     names = ["a", "b", "c"]
     schedule = options(t2i={"weights": dict(zip(names, (0.6, 0.3, 0.1), strict=True))})
@@ -96,6 +116,10 @@ def test_a_recipe_with_schedules_survives_its_own_yaml() -> None:
     [
         ({"kind": "switch"}, r"guidance\.schedules\.t2i switches: say at which student step"),
         ({"kind": "switch", "at": 4}, r"schedules\.t2i\.at must lie in \[1, 3\] for 4 student steps, got 4"),
+        ({"kind": "switch", "at": 1.5}, r"schedules\.t2i\.at is a student step from 1 on, or a share .*, not 1\.5"),
+        ({"kind": "switch", "at": 0}, r"schedules\.t2i\.at is a student step from 1 on, or a share .*, not 0"),
+        ({"kind": "switch", "at": float("inf")}, r"schedules\.t2i\.at is a student step .*, not inf"),
+        ({"kind": "alternate", "at": 1}, r"schedules\.t2i\.at is read by kind switch alone"),
         ({"kind": "ramp", "at": 1}, r"schedules\.t2i\.at is read by kind switch alone"),
         ({"early": {"text": 1.0}}, r"schedules\.t2i is constant: leave out early and at"),
         ({"weights": {"text": 1.5}}, r"schedules\.t2i\.weights\.text must lie in \[0, 1\], got 1\.5"),

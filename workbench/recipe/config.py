@@ -76,13 +76,14 @@ class Schedule:
     """A named table: the mix goes from `early` to `weights` over the student steps; see `schedules.late_share`.
 
     weights, early: weight of each specialist by name; what is left of 1 is the base teacher's.
-    at: first step of `weights`, for `switch` alone.
+    at: where `switch` changes to `weights`: from 1 on the number of a step, below 1 a share of the steps, which suits
+    students of any number of them.
     """
 
-    kind: Literal["constant", "switch", "ramp", "cosine"] = "constant"
+    kind: Literal["constant", "switch", "ramp", "cosine", "alternate"] = "constant"
     weights: dict[str, float] = field(default_factory=dict)
     early: dict[str, float] = field(default_factory=dict)
-    at: int | None = None
+    at: float | None = None
 
     def problem(self) -> str | None:
         """Error message without the class name, or None."""
@@ -94,10 +95,12 @@ class Schedule:
                 return f".{key} sums to {sum(mix.values()):g}: at most 1, what is left is the base teacher's"
         match self.kind:
             case "constant" if self.early or self.at is not None:
-                return " is constant: leave out early and at, or choose kind switch, ramp or cosine"
+                return " is constant: leave out early and at, or choose kind switch, ramp, cosine or alternate"
             case "switch" if self.at is None:
-                return " switches: say at which student step with at=1 or more"
-            case "ramp" | "cosine" if self.at is not None:
+                return " switches: say at which student step with at=1 or more, or share of them with at=0.5"
+            case "switch" if self.at is not None and not (0 < self.at < 1 or (self.at >= 1 and self.at % 1 == 0)):
+                return f".at is a student step from 1 on, or a share of the steps between 0 and 1, not {self.at:g}"
+            case "ramp" | "cosine" | "alternate" if self.at is not None:
                 return f".at is read by kind switch alone: leave it out, or choose that instead of {self.kind}"
         return None
 
@@ -164,12 +167,16 @@ class Mixture:
 
     tasks: share of each task. categories: share of each category within its task; empty: as the data come.
     micro_batch_size: most samples that one rank runs at once.
+    prompts: so many of the data's samples make up the whole run, drawn by its seed, over categories as the batches are;
+    0: all of them. prompt_share: instead, this share of each category's samples.
     """
 
     tasks: dict[str, float] = field(default_factory=lambda: {"t2i": 0.5, "edit": 0.5})
     categories: dict[str, dict[str, float]] = field(default_factory=dict)
     batch_size: int = 32
     micro_batch_size: int = 128
+    prompts: int = 0
+    prompt_share: float = 1.0
 
     def has_weight(self, category: str) -> bool:
         """Whether any sample of this qualified category is planned."""
@@ -179,6 +186,13 @@ class Mixture:
 
     def __post_init__(self) -> None:
         positive("mixture", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
+        positive("mixture", prompt_share=self.prompt_share)
+        fraction("mixture", prompt_share=self.prompt_share)
+        require(self.prompts >= 0, f"mixture.prompts must not be negative, got {self.prompts}")
+        require(
+            self.prompts == 0 or self.prompt_share == 1,
+            "mixture.prompts and mixture.prompt_share both limit the prompts: leave out one of them",
+        )
         for name in (*self.tasks, *self.categories):
             require(
                 name in ("t2i", "edit"),

@@ -26,13 +26,17 @@ def tables(options: Guidance, *, num_steps: int, specialists: Sequence[str]) -> 
 
 
 def _rows(where: str, schedule: Schedule, num_steps: int, specialists: Sequence[str]) -> list[list[float]]:
-    if schedule.at is not None and not 0 < schedule.at < num_steps:
-        raise UserError(f"{where}.at must lie in [1, {num_steps - 1}] for {num_steps} student steps, got {schedule.at}")
+    at = schedule.at if schedule.at is None or schedule.at >= 1 else schedule.at * num_steps
+    if at is not None and not 0 < at < num_steps:
+        raise UserError(
+            f"{where}.at must lie in [1, {num_steps - 1}] for {num_steps} student steps, got {at:g}; a share of the "
+            "steps, 0.5, suits any number of them"
+        )
     early, late = (
         _mix(f"{where}.{key}", weights, specialists)
         for key, weights in (("early", schedule.early), ("weights", schedule.weights))
     )
-    return schedules.blend(early, late, schedules.late_share(schedule.kind, num_steps, schedule.at))
+    return schedules.blend(early, late, schedules.late_share(schedule.kind, num_steps, at))
 
 
 def _mix(where: str, weights: Mapping[str, float], specialists: Sequence[str]) -> list[float]:
