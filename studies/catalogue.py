@@ -4,24 +4,45 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from studies import data_composition, noise_floor, search, task_mixture, teacher_guidance
+from studies import (
+    data_composition,
+    method,
+    noise_floor,
+    screening,
+    search,
+    student_budget,
+    task_mixture,
+    teacher_guidance,
+)
+from studies.reading import load_study, study_of
 from studies.study import Study
-from studies.user_study import load_study
+from studies.winner import is_folder, winner_of
 from workbench.common.errors import UserError
 
 KNOWN: dict[str, Study] = {
-    "noise-floor": noise_floor,
-    "data-composition": data_composition,
-    "teacher-guidance": teacher_guidance,
-    "task-mixture": task_mixture,
-    "search": search,
+    "noise-floor": study_of(noise_floor),
+    "data-composition": study_of(data_composition),
+    "teacher-guidance": study_of(teacher_guidance),
+    "task-mixture": study_of(task_mixture),
+    "student-budget": study_of(student_budget),
+    "method": study_of(method),
+    "screening": study_of(screening),
+    "search": study_of(search),
 }
 
 
 def study_named(name: str) -> Study:
-    """The study of this name, or in this file (`.py`). Raises: UserError with the names there are."""
+    """The study of this name, in this file (`.py`), or of the winner of the search in this folder.
+
+    Raises: UserError with the names there are.
+    """
     if name.endswith(".py"):
         return load_study(Path(name))
-    if name not in KNOWN:
-        raise UserError(f"no study {name!r}; there is: {', '.join(KNOWN)}, or a file of your own (.py)")
-    return KNOWN[name]
+    if name in KNOWN:
+        return KNOWN[name]
+    if is_folder(name):
+        return winner_of(Path(name))
+    raise UserError(
+        f"no study {name!r}; there is: {', '.join(KNOWN)}, a file of your own (.py), or the folder of a search, whose "
+        "winner is then run again"
+    )

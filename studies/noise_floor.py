@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import optuna
 
-from studies.study import Differences, Sampler, Times, vary
+from studies.study import Differences, Times, vary
 from workbench.recipe.config import Recipe
 
 QUESTION = "How far apart do runs of one recipe end when only the seed differs, and what difference can n seeds show?"
 
 ARMS: dict[str, Differences] = {"recipe": {}}
-SEEDS: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
-OBJECTIVES: tuple[str, ...] = ("score",)
-SAMPLER: Sampler = "tpe"
+SEEDS = (0, 1, 2, 3, 4, 5, 6, 7)
 
 
 def suggest(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:

@@ -1,5 +1,6 @@
-"""The whole recipe at once: composition, lambda, task ratio, and the four hyper-parameters that published recipes
-disagree on most: learning rate of the fake score, its updates per student update, beta1, shift of the re-noising time.
+"""The whole recipe at once: composition, lambda, task ratio, guidance scale, and the hyper-parameters that published
+recipes disagree on most: both learning rates, the fake score's updates per student update, beta1, shift of the
+re-noising time.
 
 Three objectives compete: generation, editing, and diversity, which may collapse where only scores are maximised.
 """
@@ -9,28 +10,28 @@ from __future__ import annotations
 import optuna
 
 from datamodules.openmoji import CATEGORIES
-from studies.data_composition import TEXT
-from studies.study import Differences, Sampler, Times, vary
+from studies.guidance_sections import draw_guidance
+from studies.study import Times, vary
 from studies.task_mixture import ratio
-from studies.teacher_guidance import draw_guidance
 from workbench.recipe.config import Recipe
 
 QUESTION = "Which recipes are best at generation, editing and diversity together, and which of their parts matter?"
 
-ARMS: dict[str, Differences] = {}
-SEEDS: tuple[int, ...] = (0,)
-OBJECTIVES: tuple[str, ...] = ("t2i", "editing", "diversity")
+SEEDS = (0,)
+OBJECTIVES = ("t2i", "editing", "diversity")
 # On few trials model-based search finds more of a front than a genetic algorithm does in as many.
-SAMPLER: Sampler = "tpe"
+SAMPLER = "tpe"
 
 
 def suggest(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:
     """All parts of the recipe; learning rates as multiples of the base's, so that one space suits any size of model."""
     text = trial.suggest_float("text_share", 0.0, 1.0, step=0.1)
     rest = (1 - text) / (len(CATEGORIES["t2i"]) - 1)
-    shares = {name: round(text if name == TEXT else rest, 9) for name in CATEGORIES["t2i"]}
+    shares = {name: round(text if name == "text" else rest, 9) for name in CATEGORIES["t2i"]}
     tasks = ratio(trial.suggest_float("t2i_share", 0.1, 0.9, step=0.1))
     guidance = draw_guidance(trial, base.dmd.student_steps) if base.teachers.specialists else {}
+    cfg_scale = trial.suggest_float("cfg_scale", 1.5, 5.0, step=0.5)
+    student_lr = Times(trial.suggest_float("student_lr_factor", 0.25, 4.0, log=True))
     fake_lr = Times(trial.suggest_float("fake_lr_factor", 0.125, 4.0, log=True))
     fake_updates = trial.suggest_int("fake_updates", 1, 5)
     beta1 = trial.suggest_categorical("beta1", [0.0, 0.5, 0.9])
@@ -40,7 +41,8 @@ def suggest(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:
         {
             "mixture": {"tasks": tasks, "categories": {"t2i": shares}},
             "guidance": guidance,
-            "optim": {"fake_lr": fake_lr, "beta1": beta1},
+            "teachers": {"cfg_scale": cfg_scale},
+            "optim": {"student_lr": student_lr, "fake_lr": fake_lr, "beta1": beta1},
             "dmd": {"fake_updates": fake_updates, "renoise_shift": renoise_shift},
         },
     )

@@ -15,9 +15,12 @@ from workbench.recipe.reading import from_mapping
 
 BENCHES = {"t2i": "t2i_bench", "editing": "editing_bench"}
 Sampler = Literal["tpe", "nsga2"]
+Split = Literal["search", "report"]
 Differences = Mapping[str, Any]
 """What a recipe sets otherwise than the base, nested by section: `{"optim": {"ema_decay": 0.9}}`. A mapping inside a
 section (task ratios, schedules) replaces the base's as a whole; `Times(2)` stands for twice the base's number."""
+Factors = Mapping[str, tuple[Differences, Differences]]
+"""Name -> its two levels."""
 
 
 class TrialFailed(Exception):
@@ -32,22 +35,33 @@ class Times:
 
 
 class Study(Protocol):
-    """A module with these names.
+    """What the names in a study file mean; `studies/reading.py` reads one, and has the defaults.
 
     QUESTION: what the study answers, one sentence.
     ARMS: for replication over seeds, name -> differences from the base recipe; the first is what the others are
         compared with. Empty: the study always searches.
+    FACTORS: instead of arms, name -> its low and its high level, for a screening of up to 16 of them: the arms are then
+        the 16 or 32 runs of a two-level design, and the report has every factor's main effect.
     SEEDS: the seeds of every arm, unless the command names others.
     OBJECTIVES: names of `objective_values`, all maximised: ("score",), or several for a Pareto front.
     SAMPLER: of the search; `tpe` is multi-objective where there are several objectives.
+    MARGIN: points of an objective below which a difference does not matter, fixed before the study is run.
+    PRUNES: whether a search may give up a trial early; False where stability is the question.
+    SPLIT: the cases that trials are scored on: `search`, or `report` for recipes that are chosen already.
+    WORDS: arguments of the command that stand before those that are given.
     suggest: for search, the base recipe with the trial's draws in it; what it draws from is the study's space.
     """
 
     QUESTION: str
     ARMS: dict[str, Differences]
+    FACTORS: Factors
     SEEDS: tuple[int, ...]
     OBJECTIVES: tuple[str, ...]
     SAMPLER: Sampler
+    MARGIN: float
+    PRUNES: bool
+    SPLIT: Split
+    WORDS: tuple[str, ...]
 
     def suggest(self, trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe: ...
 
@@ -78,15 +92,15 @@ def _multiplied(key: str, before: Any, times: Times) -> float:
     return round(after) if isinstance(before, int) else after
 
 
-def objective_values(metrics: dict[str, Any]) -> dict[str, float]:
+def objective_values(metrics: dict[str, Any], split: Split = "search") -> dict[str, float]:
     """The finite values of `metrics.json` that a study may maximise: `t2i` and `editing` (means of the student's
     benches), `score` (the mean of them), `worst` (the lowest category of either bench), `diversity`
     (the student's as a share of the teacher's).
 
-    Raises: TrialFailed if the scores are not of the search split: a search on any other would spoil the report.
+    Raises: TrialFailed if the scores are not of this split: a search on any other than its own would spoil the report.
     """
-    if metrics["split"] != "search":
-        raise TrialFailed(f"the objective needs the search split, metrics.json holds {metrics['split']!r}")
+    if metrics["split"] != split:
+        raise TrialFailed(f"the objective needs the {split} split, metrics.json holds {metrics['split']!r}")
     student = metrics["models"]["student"]
     found = {name: float(student[bench]["mean"]["mean"]) for name, bench in BENCHES.items() if student.get(bench)}
     if found:
@@ -101,9 +115,9 @@ def objective_values(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def objectives(metrics: dict[str, Any], names: Iterable[str]) -> list[float]:
+def objectives(metrics: dict[str, Any], names: Iterable[str], split: Split = "search") -> list[float]:
     """The values of `names`, in their order. Raises: TrialFailed naming the one that the student lacks."""
-    found = objective_values(metrics)
+    found = objective_values(metrics, split)
     for name in names:
         if name not in found:
             raise TrialFailed(f"no finite {name} of the student; metrics.json gives {found or 'none'}")

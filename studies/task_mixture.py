@@ -1,10 +1,16 @@
-"""How much editing should a unified few-step student see? The paper's study 3, extended to editing alone."""
+"""How much editing should a unified few-step student see? The paper's study 3, extended to editing alone.
+
+All arms are guided step-wise, as the paper's go on from its study 2. They share one batch size, so more edits mean less
+generation; the arms `t2i-half` and `...-half` hold the T2I samples at those of `5:5` and add edits to them, which tells
+help by edits from harm by less generation.
+"""
 
 from __future__ import annotations
 
 import optuna
 
-from studies.study import Differences, Sampler, vary
+from studies.guidance_sections import STEP_WISE
+from studies.study import Differences, Times, vary
 from workbench.recipe.config import Recipe
 
 QUESTION = (
@@ -17,25 +23,31 @@ def ratio(t2i: float) -> dict[str, float]:
     return {"t2i": round(t2i, 3), "edit": round(1 - t2i, 3)}
 
 
-def _tasks(t2i: float) -> Differences:
-    return {"mixture": {"tasks": ratio(t2i)}}
+def _arm(t2i: float) -> Differences:
+    return {"guidance": STEP_WISE, "mixture": {"tasks": ratio(t2i)}}
+
+
+def _half(t2i: float) -> Differences:
+    """Half of the base's batch is T2I, whatever edits come on top."""
+    return {"guidance": STEP_WISE, "mixture": {"tasks": ratio(t2i), "batch_size": Times(0.5 / t2i)}}
 
 
 ARMS: dict[str, Differences] = {
-    "t2i-only": _tasks(1.0),
-    "9:1": _tasks(0.9),
-    "7:3": _tasks(0.7),
-    "5:5": _tasks(0.5),
-    # Beyond the paper: too little generation.
-    "3:7": _tasks(0.3),
-    "1:9": _tasks(0.1),
-    "edit-only": _tasks(0.0),
+    "t2i-only": _arm(1.0),
+    "9:1": _arm(0.9),
+    "7:3": _arm(0.7),
+    "5:5": _arm(0.5),
+    # Beyond the paper: too little generation; and as much generation in all of them, with 5:5 as one more.
+    "3:7": _arm(0.3),
+    "1:9": _arm(0.1),
+    "edit-only": _arm(0.0),
+    "t2i-half": _half(1.0),
+    "9:1-half": _half(0.9),
+    "7:3-half": _half(0.7),
+    "3:7-half": _half(0.3),
 }
-SEEDS: tuple[int, ...] = (0, 1, 2)
-OBJECTIVES: tuple[str, ...] = ("score",)
-SAMPLER: Sampler = "tpe"
 
 
 def suggest(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:
     """One share of T2I from none to all, in steps of a twentieth."""
-    return vary(base, _tasks(trial.suggest_float("t2i_share", 0.0, 1.0, step=0.05)))
+    return vary(base, _arm(trial.suggest_float("t2i_share", 0.0, 1.0, step=0.05)))

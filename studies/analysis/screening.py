@@ -1,51 +1,40 @@
 """Two-level screening designs: 16 runs for up to 8 factors, 32 for up to 16, and which factors matter.
 
-Columns are the products of an odd number of the base factors. Any product of two columns is a product of an even
-number, so no main effect is confounded with another or with an interaction of two factors: resolution IV (Box, Hunter
-and Hunter, Statistics for Experimenters, 2005, chapter 6).
+The columns of a Hadamard matrix of 2^m runs are the products of m base factors. Factors are the products of an odd
+number of them. Any product of two such columns is a product of an even number, so no main effect is confounded with
+another or with an interaction of two factors: resolution IV (Box, Hunter and Hunter, Statistics for Experimenters,
+2005, chapter 6).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations, product
-
 import numpy as np
-from scipy import stats
+from scipy import linalg
 
-from studies.analysis.families import holm_levels
+from studies.analysis.crossed import Contrast, Variance
 
-
-@dataclass(frozen=True)
-class Effect:
-    """Mean score at the high level less that at the low one. p: of none at all. shown: by Holm's procedure."""
-
-    factor: str
-    value: float
-    standard_error: float
-    p: float
-    shown: bool
+MAX_FACTORS = 16
 
 
-def base_factors(num_runs: int) -> np.ndarray:
-    """(num_runs, log2 num_runs) levels -1 and 1 in every combination."""
-    return np.array([*product((-1, 1), repeat=num_runs.bit_length() - 1)])
-
-
-def interactions(num_runs: int, odd: bool) -> np.ndarray:
-    """(num_runs, M) products of one, three, five... base factors, or of two, four...; single factors first."""
-    base = base_factors(num_runs)
-    sizes = range(1 if odd else 2, base.shape[1] + 1, 2)
-    chosen = [base[:, names].prod(axis=1) for size in sizes for names in combinations(range(base.shape[1]), size)]
-    return np.array(chosen).T
+def columns(num_runs: int, odd: bool) -> np.ndarray:
+    """(num_runs, M) levels -1 and 1: products of one, three, five... base factors, or of two, four...; single factors
+    first."""
+    sizes = {number: number.bit_count() for number in range(1, num_runs)}
+    chosen = sorted((number for number, size in sizes.items() if size % 2 == odd), key=lambda number: sizes[number])
+    return -linalg.hadamard(num_runs)[:, chosen]
 
 
 def design(num_factors: int) -> np.ndarray:
     """(runs, num_factors) levels -1 and 1 of the smallest of the two designs. Raises: ValueError beyond 16 factors."""
-    if not 1 <= num_factors <= 16:
-        raise ValueError(f"{num_factors} factors: a design has 1 to 16")
-    return interactions(16 if num_factors <= 8 else 32, odd=True)[:, :num_factors]
+    if not 1 <= num_factors <= MAX_FACTORS:
+        raise ValueError(f"{num_factors} factors: a design has 1 to {MAX_FACTORS}")
+    return columns(16 if num_factors <= 8 else 32, odd=True)[:, :num_factors]
+
+
+def main_effects(num_factors: int) -> np.ndarray:
+    """(num_factors, runs) contrasts: mean at the high level less mean at the low one."""
+    levels = design(num_factors)
+    return levels.T / (len(levels) / 2)
 
 
 def pseudo_standard_error(contrasts: np.ndarray) -> float:
@@ -55,18 +44,12 @@ def pseudo_standard_error(contrasts: np.ndarray) -> float:
     return 1.5 * float(np.median(absolute[absolute <= 2.5 * 1.5 * np.median(absolute)]))
 
 
-def effects(factors: Sequence[str], scores: np.ndarray) -> list[Effect]:
-    """Main effects of the factors from the score of every run of `design(len(factors))`, in its order."""
-    levels = design(len(factors))
-    num_runs = len(levels)
-    everything = np.hstack([interactions(num_runs, odd=True), interactions(num_runs, odd=False)])
+def effects_of_single_runs(num_factors: int, scores: np.ndarray) -> list[Contrast]:
+    """Main effects from one score of every run of `design(num_factors)`, in its order. What other seeds would give is
+    read from all contrasts of the design, most of which are of nothing: Lenth's pseudo standard error, with a third of
+    their number as degrees of freedom."""
+    num_runs = len(scores)
+    everything = np.hstack([columns(num_runs, odd=True), columns(num_runs, odd=False)])
     contrasts = everything.T @ scores / (num_runs / 2)
-    error = pseudo_standard_error(contrasts)
-    found = contrasts[: len(factors)]
-    # Lenth's degrees of freedom: a third of the number of contrasts.
-    p = 2 * stats.t.sf(np.abs(found) / error, len(contrasts) / 3) if error else np.where(found, 0.0, 1.0)
-    levels_of = holm_levels(p.tolist())
-    return [
-        Effect(name, float(value), error, float(of), bool(of <= level))
-        for name, value, of, level in zip(factors, found, p, levels_of, strict=True)
-    ]
+    error = Variance(pseudo_standard_error(contrasts) ** 2, len(contrasts) / 3)
+    return [Contrast(float(value), error, Variance(0.0, np.inf)) for value in contrasts[:num_factors]]

@@ -49,6 +49,11 @@ STUDY_OPTIONS = (
 SEARCH_TRIALS = 20
 
 
+def base_words(words: Iterable[str]) -> list[str]:
+    """Those of a study's arguments that give its base recipe."""
+    return [word for word in words if word.partition("=")[0] in ("recipe", "smoke") or "." in word.partition("=")[0]]
+
+
 def parse(
     name: str,
     words: Iterable[str],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from studies.machine.storage import Retry, connect, guard, shown, unopened
 from studies.machine.trial_queue import SEARCH, Call, Entry, TrialQueue
 from studies.study import Study, vary
 from workbench.common.errors import UserError, nearest
+from workbench.recipe import lambda_tables
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import load, recipe_hash
 
@@ -35,12 +36,13 @@ LARGEST_SEED = 2**31 - 1
 class Plan:
     """A study's arguments read and checked, before anything is written.
 
-    noise_floor: inside which nothing is pruned; None: no pruning at all.
+    recipes: of the arms. noise_floor: inside which nothing is pruned; None: no pruning at all.
     """
 
     study: Study
     options: Options
     base: Recipe
+    recipes: Mapping[str, Recipe]
     noise_floor: float | None
 
     @property
@@ -78,15 +80,15 @@ class StudySession:
 def plan_of(name: str, arguments: Iterable[str], study: Study) -> Plan:
     """Read the arguments and check every arm, and a draw of a search; nothing is written.
 
-    name: of the study, or its file.
+    name: of the study, its file, or the folder of a search whose winner is run again.
 
     Raises: UserError naming the option, the key or the arm.
     """
+    arguments = [*study.WORDS, *arguments]
     name = Path(name).stem if name.endswith(".py") else name
     options = parse(name, arguments, default_seeds=study.SEEDS, must_search=not study.ARMS, known_arms=study.ARMS)
-    base = vary(load(options.recipe, options.overrides), {"evaluation": {"split": "search"}})
-    for arm, differences in study.ARMS.items():
-        _check_variation(f"arm {arm!r}", base, partial(vary, base, differences))
+    base = vary(load(options.recipe, options.overrides), {"evaluation": {"split": study.SPLIT}})
+    recipes = _arms(study, base)
     if options.search:
         _check_space(study, base)
     for arm in options.arms:
@@ -95,14 +97,15 @@ def plan_of(name: str, arguments: Iterable[str], study: Study) -> Plan:
     if options.arms and options.search:
         raise UserError("arms= chooses what is replicated; a search has none: leave it out")
     _check_devices(options, base)
-    return Plan(study, options, base, _noise_floor(study, options, base))
+    return Plan(study, options, base, recipes, _noise_floor(study, options, base))
 
 
 def _noise_floor(study: Study, options: Options, base: Recipe) -> float | None:
     """The noise floor given, or that of the neighbouring study, of the objective; None where nothing can be pruned."""
-    prunes, given = options.search and len(study.OBJECTIVES) == 1, options.noise_floor
+    prunes, given = study.PRUNES and options.search and len(study.OBJECTIVES) == 1, options.noise_floor
     if given is not None and not prunes:
-        raise UserError("noise_floor is for pruning, and only a search with one objective prunes: leave it out")
+        why = "only a search with one objective prunes" if study.PRUNES else "this study says PRUNES = False"
+        raise UserError(f"noise_floor is for pruning, and {why}: leave it out")
     if given is not None and base.evaluation.milestone_cases == 0:
         raise UserError("pruning goes by scores at milestones: give evaluation.milestone_cases=4, or no noise_floor")
     if not prunes or base.evaluation.milestone_cases == 0:
@@ -110,7 +113,23 @@ def _noise_floor(study: Study, options: Options, base: Recipe) -> float | None:
     return given or noise_floor_of(options.folder.parent / "noise-floor", study.OBJECTIVES[0])
 
 
-def _check_variation(what: str, base: Recipe, varied: Callable[[], Recipe]) -> None:
+def _arms(study: Study, base: Recipe) -> dict[str, Recipe]:
+    """Recipe of every arm. UserError unless they can stand in one table, no two of them the same."""
+    for factor, levels in study.FACTORS.items():
+        low, high = (_check_variation(f"factor {factor!r}", base, partial(vary, base, level)) for level in levels)
+        if low == high:
+            raise UserError(f"the factor {factor!r} has two levels that are one recipe: it would show no effect")
+    recipes: dict[str, Recipe] = {}
+    for arm, differences in study.ARMS.items():
+        recipe = _check_variation(f"arm {arm!r}", base, partial(vary, base, differences))
+        for other, known in recipes.items():
+            if recipe == known:
+                raise UserError(f"the arms {other!r} and {arm!r} are one recipe: leave out one of them")
+        recipes[arm] = recipe
+    return recipes
+
+
+def _check_variation(what: str, base: Recipe, varied: Callable[[], Recipe]) -> Recipe:
     """UserError unless the outcome is a recipe that can stand in one table with the base."""
     try:
         recipe = varied()
@@ -118,6 +137,7 @@ def _check_variation(what: str, base: Recipe, varied: Callable[[], Recipe]) -> N
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         raise UserError(f"{what}: {kind}{error}") from error
     check_recipe(what, base, recipe)
+    return recipe
 
 
 def check_recipe(what: str, base: Recipe, recipe: Any) -> None:
@@ -130,6 +150,12 @@ def check_recipe(what: str, base: Recipe, recipe: Any) -> None:
         raise UserError(f"{what} sets seed: the study gives every trial its own, by seeds=0,1,2; leave it out")
     if recipe.trainer.folder != base.trainer.folder:
         raise UserError(f"{what} sets trainer.folder: every trial has its own in the study folder; leave it out")
+    try:
+        lambda_tables.tables(
+            recipe.guidance, num_steps=recipe.dmd.student_steps, specialists=list(recipe.teachers.specialists)
+        )
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
 
 
 def _check_space(study: Study, base: Recipe) -> None:
@@ -189,14 +215,14 @@ def _open(plan: Plan, retry: Retry, intervals: Intervals) -> StudySession:
     )
     study_id = storage.get_study_id_from_name(options.folder.name)
     # Trials of different recipes must not stand in one table.
-    seedless = replace(plan.base, seed=0)
-    arms = {arm: recipe_hash(vary(seedless, differences)) for arm, differences in study.ARMS.items()}
-    content = json.dumps([recipe_hash(seedless), arms, study.OBJECTIVES])
+    arms = {arm: recipe_hash(replace(recipe, seed=0)) for arm, recipe in plan.recipes.items()}
+    content = json.dumps([recipe_hash(replace(plan.base, seed=0)), arms, study.OBJECTIVES, study.MARGIN])
     fingerprint = hashlib.sha256(content.encode()).hexdigest()[:12]
     with guard(storage, study_id):
         if optuna_study.user_attrs.get("fingerprint", fingerprint) != fingerprint:
             raise UserError(
-                f"{options.folder} holds a study of another base recipe or other arms; give a new one with folder=..."
+                f"{options.folder} holds a study of another base recipe, other arms or another margin; give a new one "
+                "with folder=..."
             )
         optuna_study.set_user_attr("fingerprint", fingerprint)
     return StudySession(plan, storage, optuna_study, study_id, retry, intervals)

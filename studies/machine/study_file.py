@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from studies.study import Study, TrialFailed, objective_values, vary
+from studies.study import Study, objective_values, vary
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import flat_values
 
@@ -14,10 +14,7 @@ from workbench.recipe.reading import flat_values
 def headline(metrics: dict[str, Any]) -> dict[str, float]:
     """The student's scalars of `metrics.json`: what may be maximised, NFE, n, seconds per image, Frechet distance."""
     student = metrics["models"]["student"]
-    try:
-        found = objective_values(metrics)
-    except TrialFailed:
-        found = {}
+    found = objective_values(metrics, metrics["split"])
     found |= {name: float(student[name]) for name in ("nfe", "n", "seconds_per_image") if name in student}
     if student.get("frechet"):
         found["frechet"] = float(student["frechet"]["value"])

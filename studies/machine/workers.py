@@ -124,7 +124,7 @@ class Worker:
         watcher = MilestoneWatcher(self, trial, folder)
         metrics = self.run(recipe, folder, watcher.should_stop, self.session.intervals.trial)
         watcher.should_stop()
-        values = objectives(metrics, study.OBJECTIVES)
+        values = objectives(metrics, study.OBJECTIVES, study.SPLIT)
         cost = {name: float(value) for name, value in metrics.get("cost", {}).items()}
         wall = time.monotonic() - self.began
         cost |= {"start": wall - sum(cost.values()), "wall": wall}

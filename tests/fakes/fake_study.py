@@ -19,6 +19,7 @@ from studies import study
 from studies.machine import workers
 from studies.machine.intervals import Intervals
 from studies.machine.trial_process import TrialProcess
+from studies.reading import study_of
 from workbench.recipe.config import Recipe
 
 WORKER = (sys.executable, "-c", "from fake_study import main; main()")
@@ -27,9 +28,6 @@ QUESTION = "Does the machine lose anything?"
 ARMS: dict[str, study.Differences] = {
     name: {"dmd": {"student_shift": shift}} for name, shift in (("a", 2.0), ("b", 4.0))
 }
-OBJECTIVES: tuple[str, ...] = ("score",)
-SAMPLER: study.Sampler = "tpe"
-SEEDS = (0, 1, 2)
 
 
 INTERVALS = Intervals(supervisor=0.2, idle=0.2, trial=0.1)
@@ -84,13 +82,16 @@ def _misbehave(told: Path, recipe: Recipe, step: int) -> None:
             raise AssertionError(other)
 
 
+STUDY = study_of(sys.modules[__name__])
+
+
 def main() -> None:
     """A worker of this study."""
-    workers.main(lambda name: sys.modules[__name__], TrialProcess(execute))  # type: ignore[return-value,arg-type]
+    workers.main(lambda name: STUDY, TrialProcess(execute))
 
 
 if __name__ == "__main__":
     # A whole command: `python fake_study.py FOLDER words...`, as another host would start it.
     from studies.machine import runner
 
-    runner.run_study("fake", sys.argv[1:], study=sys.modules[__name__], worker=WORKER, intervals=INTERVALS)  # type: ignore[arg-type]
+    runner.run_study("fake", sys.argv[1:], study=STUDY, worker=WORKER, intervals=INTERVALS)

@@ -28,8 +28,8 @@ SPECIALISTS = (
 
 
 def base_recipe(*overrides: str) -> Recipe:
-    """The smoke recipe on the search split, with specialists named."""
-    return load(SMOKE, [SPECIALISTS, "evaluation.split=search", *overrides])
+    """The smoke recipe on the search split, with specialists named and guided teachers."""
+    return load(SMOKE, [SPECIALISTS, "evaluation.split=search", "teachers.cfg_scale=3.0", *overrides])
 
 
 @dataclass

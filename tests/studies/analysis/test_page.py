@@ -9,7 +9,6 @@ import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,13 @@ import pytest
 from rich.console import Console
 from study_fakes import World, base_recipe, conduct
 
-from studies import noise_floor, search, task_mixture, teacher_guidance
 from studies.analysis import arms, comparisons, numbers, table
 from studies.analysis.crossed import Table
 from studies.analysis.page import passes_per_prompt, report_study, side_by_side, study_values
+from studies.catalogue import KNOWN
 from studies.machine import study_file
 from studies.machine.hparams import log_trial
+from studies.reading import StudyFile
 from studies.study import Times, vary
 from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
@@ -31,9 +31,11 @@ from workbench.reporting import plots
 from workbench.sampling.contact_sheet import contact_sheet, cut_sheet
 
 EVIL = "<script>alert('x')</script>"
-MIXTURE = SimpleNamespace(
-    **{name: getattr(task_mixture, name) for name in ("QUESTION", "SEEDS", "OBJECTIVES", "SAMPLER", "suggest")},
-    ARMS={arm: task_mixture.ARMS[arm] for arm in ("t2i-only", "5:5", "edit-only")},
+SHIPPED = KNOWN["task-mixture"]
+MIXTURE = StudyFile(
+    QUESTION=SHIPPED.QUESTION,
+    ARMS={arm: SHIPPED.ARMS[arm] for arm in ("t2i-only", "5:5", "edit-only")},
+    suggest=SHIPPED.suggest,
 )
 
 
@@ -45,7 +47,7 @@ def better_with_edits(recipe: Recipe, bench: str) -> float:
 @pytest.fixture(scope="module")
 def floor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("studies") / "noise-floor"
-    conduct(noise_floor, folder, World(seed_sd=0.05), seeds=range(8))
+    conduct(KNOWN["noise-floor"], folder, World(seed_sd=0.05), seeds=range(8))
     return folder
 
 
@@ -89,7 +91,7 @@ def test_a_replication_tells_differences_from_noise(floor: Path) -> None:
 
 def test_an_arm_of_another_length_is_told_with_the_budget(tmp_path: Path) -> None:
     arms_of_two_lengths = {"short": {"optim": {"beta1": 0.5}}, "long": {"trainer": {"updates": Times(2)}}}
-    conduct(SimpleNamespace(**{**vars(MIXTURE), "ARMS": arms_of_two_lengths}), tmp_path / "s", World(), seeds=(0,))
+    conduct(replace(MIXTURE, ARMS=arms_of_two_lengths), tmp_path / "s", World(), seeds=(0,))
     page, updates = report_study(tmp_path / "s").read_text(), base_recipe().trainer.updates
     assert f"Budget: {updates} student updates ({2 * updates} in long), " in page and "1 seed an arm" in page
 
@@ -146,10 +148,11 @@ def test_a_search_shows_its_front_and_what_matters(tmp_path: Path) -> None:
         share = recipe.mixture.tasks["t2i"]
         return share if bench == "t2i_bench" else -share
 
-    memory = conduct(search, tmp_path / "search", World(effect=effect, seed_sd=0, noise_sd=0.01, cases=2), draws=10)
+    world = World(effect=effect, seed_sd=0, noise_sd=0.01, cases=2)
+    memory = conduct(KNOWN["search"], tmp_path / "search", world, draws=10)
     page = report_study(tmp_path / "search").read_text()
     first = page[: page.index("<h2>Front")]
-    assert "10 recipes drawn from a space of 11 parameters" in first and "Preliminary: about 110 trials" in first
+    assert "10 recipes drawn from a space of 13 parameters" in first and "Preliminary: about 130 trials" in first
     best = max(memory.trials, key=lambda trial: trial.values[0])
     assert f"trial {best.number}" in first and "What sets the best apart from the rest" in first
     assert "<h2>Against" not in page and "importance, summing to 1" in page and "t2i share" in page
@@ -195,10 +198,10 @@ def test_commands_can_be_typed_again(tmp_path: Path) -> None:
 
 
 def test_too_few_draws_have_no_importance_and_none_no_page_of_errors(tmp_path: Path) -> None:
-    conduct(search, tmp_path / "search", World(cases=1), draws=2)
+    conduct(KNOWN["search"], tmp_path / "search", World(cases=1), draws=2)
     assert "Too few finished trials" in report_study(tmp_path / "search").read_text()
     (tmp_path / "empty").mkdir()
-    table.write_json(optuna.create_study(), search, "empty", "sqlite", tmp_path / "empty" / "study.json")
+    table.write_json(optuna.create_study(), KNOWN["search"], "empty", "sqlite", tmp_path / "empty" / "study.json")
     assert "No trial has been recorded yet" in report_study(tmp_path / "empty").read_text()
 
 
@@ -285,12 +288,13 @@ def test_passes_are_of_categories_that_the_data_have(tmp_path: Path) -> None:
 
 
 def test_every_trial_of_a_study_has_every_column_of_hyper_parameters() -> None:
-    columns = study_file.columns(teacher_guidance, base_recipe())
-    rows = [
-        study_file.values_of(vary(base_recipe(), overrides), columns) for overrides in teacher_guidance.ARMS.values()
-    ]
+    shipped, base = KNOWN["teacher-guidance"], base_recipe()
+    columns = study_file.columns(shipped, base)
+    rows = [study_file.values_of(vary(base, overrides), columns) for overrides in shipped.ARMS.values()]
     key = "guidance.schedules.t2i/text.kind"
-    assert [row[key] for row in rows] == ["", "switch", "constant", "constant", "switch", "ramp", ""]
+    kinds = ["", "switch", "constant", "", *["constant"] * 3, *["switch"] * 3, "alternate", "ramp", ""]
+    kinds += ["switch", "constant", *["", "switch", "constant"] * 2]
+    assert [row[key] for row in rows] == kinds
     assert all(set(row) == set(columns) for row in rows)
     assert all(len({isinstance(row[key], str) for row in rows}) == 1 for key in columns), "one type a column"
 

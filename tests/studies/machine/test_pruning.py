@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from studies import task_mixture
+from studies.catalogue import KNOWN
 from studies.machine import pruning, session
 from workbench.common.errors import UserError
 
+STUDY = KNOWN["noise-floor"]
 SCORES = some.lists(some.floats(1, 5), min_size=4, max_size=9)
 
 
@@ -81,11 +82,18 @@ def test_a_noise_floor_beside_prunes_only_where_milestones_are_scored(tmp_path: 
     (tmp_path / "noise-floor").mkdir()
     (tmp_path / "noise-floor" / "study.json").write_text(json.dumps({"arms": [{"name": "recipe", "trials": trials}]}))
     words = ["smoke=true", "search=true", f"folder={tmp_path / 'x'}"]
-    assert session.plan_of("x", words, task_mixture).noise_floor is None
-    plan = session.plan_of("x", [*words, "evaluation.milestone_cases=1"], task_mixture)
+    assert session.plan_of("x", words, STUDY).noise_floor is None
+    plan = session.plan_of("x", [*words, "evaluation.milestone_cases=1"], STUDY)
     assert plan.noise_floor == pytest.approx(0.1)
-    plan = session.plan_of("x", [*words, "evaluation.milestone_cases=1", "noise_floor=0.3"], task_mixture)
+    plan = session.plan_of("x", [*words, "evaluation.milestone_cases=1", "noise_floor=0.3"], STUDY)
     assert plan.noise_floor == 0.3
+
+
+def test_nothing_is_pruned_where_stability_is_the_question(tmp_path: Path) -> None:
+    words = ["smoke=true", "search=true", f"folder={tmp_path / 'x'}", "evaluation.milestone_cases=1"]
+    words += ["teachers.specialists={portrait: p.safetensors, text: t.safetensors, editing: e.safetensors}"]
+    with pytest.raises(UserError, match="this study says PRUNES = False"):
+        session.plan_of("x", [*words, "noise_floor=0.3"], KNOWN["teacher-guidance"])
 
 
 @pytest.mark.parametrize(
@@ -102,4 +110,4 @@ def test_a_noise_floor_beside_prunes_only_where_milestones_are_scored(tmp_path: 
 )
 def test_options_that_contradict_are_named(tmp_path: Path, words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        session.plan_of("x", ["smoke=true", f"folder={tmp_path / 'x'}", *words], task_mixture)
+        session.plan_of("x", ["smoke=true", f"folder={tmp_path / 'x'}", *words], STUDY)

@@ -14,32 +14,31 @@ import optuna
 import pytest
 from rich.console import Console
 from sqlalchemy.exc import OperationalError
+from study_fakes import SPECIALISTS
 
 from studies import study, task_mixture
 from studies.analysis import table
+from studies.catalogue import KNOWN
+from studies.guidance_sections import STEP_WISE
 from studies.machine import options, progress, runner, session, study_file, trial, trial_queue, workers
 from studies.machine.intervals import Intervals
 from studies.machine.storage import connect
+from studies.reading import StudyFile
 from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import load, recipe_hash
 
 SMOKE = options.RECIPES / "smoke.yaml"
-SMALL = ["smoke=true"]
+SMALL = ["smoke=true", SPECIALISTS]
 
 
-class Three:
-    """Three arms of the study of task ratios."""
-
-    QUESTION = task_mixture.QUESTION
-    ARMS = {arm: task_mixture.ARMS[arm] for arm in ("t2i-only", "7:3", "5:5")}
-    SEEDS = task_mixture.SEEDS
-    OBJECTIVES = task_mixture.OBJECTIVES
-    SAMPLER = task_mixture.SAMPLER
-    suggest = staticmethod(task_mixture.suggest)
-
-
-THREE = Three()
+SHIPPED = KNOWN["task-mixture"]
+THREE = StudyFile(
+    QUESTION=SHIPPED.QUESTION,
+    ARMS={arm: SHIPPED.ARMS[arm] for arm in ("t2i-only", "7:3", "5:5")},
+    suggest=SHIPPED.suggest,
+)
+"""Three arms of the study of task ratios."""
 
 
 def metrics_of(t2i: float, editing: float, split: str = "search") -> dict[str, Any]:
@@ -68,7 +67,7 @@ class FakeTrials:
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
-    return ["smoke=true", f"folder={tmp_path / 'mixture'}"]
+    return [*SMALL, f"folder={tmp_path / 'mixture'}"]
 
 
 def read_study(tmp_path: Path) -> dict[str, dict[str, Any]]:
@@ -219,25 +218,16 @@ def test_an_unknown_study_is_named() -> None:
 
 
 def test_an_arm_that_is_no_recipe_is_found_before_anything_is_written(tmp_path: Path, words: list[str]) -> None:
-    class Broken:
-        QUESTION = "?"
-        ARMS = {"fine": {"seed": 0}, "odd": {"mixture": {"tasks": {"t2i": 2.0}}}}
-        SEEDS = (0,)
-        OBJECTIVES = ("score",)
-        SAMPLER: study.Sampler = "tpe"
-
-        def suggest(self, trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:
-            return base
-
+    arms = {"fine": {"seed": 0}, "odd": {"mixture": {"tasks": {"t2i": 2.0}}}}
     with pytest.raises(UserError, match=r"arm 'odd'.*sum to 1"):
-        runner.run_study("broken", words, study=Broken(), execute=FakeTrials())
+        runner.run_study("broken", words, study=StudyFile("?", arms), execute=FakeTrials())
     assert not (tmp_path / "mixture").exists()
 
 
 def test_the_objective_needs_no_study(tmp_path: Path) -> None:
     base, fake = load(SMOKE), FakeTrials()
     fixed = optuna.trial.FixedTrial({"arm": "5:5", "seed": 7}, number=12)
-    recipe, seed = workers.recipe_of(fixed, task_mixture, base, options.parse("x", [f"folder={tmp_path}"]))
+    recipe, seed = workers.recipe_of(fixed, SHIPPED, base, options.parse("x", [f"folder={tmp_path}"]))
     assert seed == 7
     assert study.objectives(fake(replace(recipe, seed=seed), tmp_path), ["score"]) == pytest.approx([(3.57 + 3.5) / 2])
 
@@ -246,14 +236,19 @@ def test_suggest_keeps_everything_but_the_ratio() -> None:
     base = load(SMOKE)
     drawn = task_mixture.suggest(optuna.trial.FixedTrial({"t2i_share": 0.35}), base)
     assert drawn.mixture.tasks == {"t2i": 0.35, "edit": 0.65}
-    assert replace(drawn, mixture=replace(drawn.mixture, tasks=base.mixture.tasks)) == base
+    guided = study.vary(base, {"guidance": STEP_WISE})
+    assert replace(drawn, mixture=replace(drawn.mixture, tasks=base.mixture.tasks)) == guided
 
 
-def test_arms_differ_in_the_ratio_alone() -> None:
-    base = load(SMOKE)
-    for differences in task_mixture.ARMS.values():
+def test_arms_differ_in_the_ratio_alone_or_in_what_keeps_the_t2i_samples() -> None:
+    base = study.vary(load(SMOKE, ["mixture.batch_size=1000"]), {"guidance": STEP_WISE})
+    for name, differences in task_mixture.ARMS.items():
         arm = study.vary(base, differences)
-        assert recipe_hash(replace(arm, mixture=replace(arm.mixture, tasks=base.mixture.tasks))) == recipe_hash(base)
+        size = arm.mixture.batch_size if name.endswith("-half") else 1000
+        same = replace(base.mixture, tasks=arm.mixture.tasks, batch_size=size)
+        assert recipe_hash(arm) == recipe_hash(replace(base, mixture=same))
+        if name.endswith("-half") or name == "5:5":
+            assert arm.mixture.batch_size * arm.mixture.tasks["t2i"] == pytest.approx(500, abs=1)
 
 
 def test_the_score_is_the_mean_of_both_benches_on_the_search_split() -> None:
@@ -303,12 +298,12 @@ def test_what_a_killed_call_could_not_write_the_next_one_does(tmp_path: Path, wo
 
 
 def test_a_password_in_the_storage_is_not_written(tmp_path: Path) -> None:
-    plan = session.plan_of("s", [*SMALL, f"folder={tmp_path}", "storage=postgresql://me:secret@host/db"], task_mixture)
+    plan = session.plan_of("s", [*SMALL, f"folder={tmp_path}", "storage=postgresql://me:secret@host/db"], SHIPPED)
     retry = session.retry_for(plan.options)
     intervals = Intervals()
     storage = connect(f"sqlite:///{tmp_path}/x.db", intervals)
     opened = session.StudySession(plan, storage, optuna.create_study(), 1, retry, intervals)
-    table.describe(opened.optuna_study, task_mixture, plan.base, ["s", f"storage={plan.options.storage}"])
+    table.describe(opened.optuna_study, SHIPPED, plan.base, ["s", f"storage={plan.options.storage}"])
     progress.Progress(opened, trial_queue.Call("key", 0), Console()).write()
     assert "me:***@host" in (tmp_path / "study.json").read_text()
     assert "secret" not in (tmp_path / "study.json").read_text() and "secret" not in retry.name

@@ -41,7 +41,7 @@ def run(folder: Path, *words: str, worker: tuple[str, ...] = fake_study.WORKER) 
     return runner.run_study(
         "fake",
         ["smoke=true", f"folder={folder}", *words],
-        study=fake_study,  # type: ignore[arg-type]
+        study=fake_study.STUDY,
         worker=worker,
         intervals=fake_study.INTERVALS,
     )
@@ -52,7 +52,7 @@ def run_here(folder: Path, *words: str) -> optuna.Study:
     return runner.run_study(
         "fake",
         ["smoke=true", f"folder={folder}", *words],
-        study=fake_study,  # type: ignore[arg-type]
+        study=fake_study.STUDY,
         execute=fake_study.execute,
         intervals=fake_study.INTERVALS,
     )
