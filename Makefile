@@ -9,7 +9,7 @@
 #   ZOO='key=value ...'    options of `make zoo-report` and `make benchmarks`, see studies/tiny_model/figures.py
 #   RECIPE=FILE            base recipe of a study: demo.yaml for CPUs, studies/recipes/gpu.yaml for one GPU
 #   STUDY='key=value ...'  options of a study and overrides of its recipe: workers=4 seeds=0,1 trainer.updates=100
-#   SPECIALISTS='{...}'    teachers.specialists of `make study-teacher-guidance study-search`
+#   SPECIALISTS='{...}'    teachers.specialists of the studies that guide by them
 #   SMOKE=1                of a study: two trials of two updates, minutes on two cores, into runs/studies-smoke
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -29,8 +29,13 @@ MADE_ADAPTERS := $(if $(filter tiny,$(ADAPTERS)),,$(addprefix $(ADAPTERS)/,portr
 BASE_RECIPE := $(if $(SMOKE),studies/recipes/smoke.yaml,$(RECIPE))
 STUDIES := runs/studies$(if $(SMOKE),-smoke)
 
-OPTIONS_teacher-guidance = 'teachers.specialists=$(SPECIALISTS)' evaluation.milestone_cases=$(if $(SMOKE),1,4)
-OPTIONS_search = 'teachers.specialists=$(SPECIALISTS)'
+GUIDED := 'teachers.specialists=$(SPECIALISTS)'
+# The alarm for a collapse wants some 540 cases, seconds on a GPU and minutes on a CPU.
+OPTIONS_teacher-guidance = $(GUIDED) evaluation.milestone_cases=$(if $(SMOKE),1,$(if $(findstring demo,$(RECIPE)),4,60))
+OPTIONS_task-mixture = $(GUIDED)
+OPTIONS_screening = $(GUIDED)
+OPTIONS_search = $(GUIDED)
+OPTIONS_method = $(if $(SMOKE),teachers.cfg_scale=3)
 
 VENV := .venv
 BIN := $(VENV)/bin

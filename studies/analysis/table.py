@@ -18,7 +18,7 @@ from rich.text import Text
 from sqlalchemy.engine import make_url
 
 from studies.analysis import arms, comparisons
-from studies.analysis.decisions import MARGIN
+from studies.factors import level_text
 from studies.machine.trial_queue import SEARCH, error_of, is_duplicate
 from studies.study import Study
 from workbench.common.files import write_bytes
@@ -71,6 +71,12 @@ def write_json(optuna_study: optuna.Study, study: Study, name: str, storage: str
         "question": study.QUESTION,
         "reference": next(iter(study.ARMS)) if replicated else None,
         "objectives": list(study.OBJECTIVES),
+        "margin": study.MARGIN,
+        "split": study.SPLIT,
+        "factors": [
+            {"name": name, "low": level_text(low), "high": level_text(high)}
+            for name, (low, high) in study.FACTORS.items()
+        ],
         "storage": storage,
         "budget": optuna_study.user_attrs.get("budget", {}),
         "command": optuna_study.user_attrs.get("command", []),
@@ -157,8 +163,8 @@ def _print_arms(
         mean = "-" if interval is None else f"{interval.mean:.3f}"
         table.add_row(Text(arm.name), str(len(arm.finished)), str(_num_failed(arm)), mean, _span(interval))
     console.print(table)
-    console.print("Student on the search split; n counts seeds, each a run of its own; intervals over seeds and cases.")
-    for row in comparisons.against_reference(measured, MARGIN):
+    console.print(f"Student on the {study['split']} split; n counts seeds, each a run of its own; intervals over seeds and cases.")
+    for row in comparisons.against_reference(measured, study["margin"]):
         span = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
         takes = f" ({row['takes']} would decide)" if row["takes"] else ""
         console.print(

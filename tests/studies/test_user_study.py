@@ -23,6 +23,11 @@ ARMS = {"low": {"dmd": {"student_shift": 2}}, "high": {"dmd": {"student_shift": 
 """
 HIGH = '{"dmd": {"student_shift": Times(2)}}'
 LOW = '{"dmd": {"student_shift": 2}}'
+FACTORS = f'QUESTION = "?"\nFACTORS = {{"shift": ({{}}, {LOW})}}\n'
+GUIDED = """
+QUESTION = "?"
+ARMS = {"a": {"guidance": {"schedules": {"t2i": {"weights": {"text": 1.0}}}}}}
+"""
 SPACE = """
 from studies.study import vary
 
@@ -98,6 +103,17 @@ def test_a_space_of_a_file_is_searched_without_being_asked() -> None:
         (ARMS.replace(LOW, '{"trainer": {"folder": "x"}}'), [], "arm 'low' sets trainer.folder.*leave it out"),
         (ARMS.replace("Times(2)", "Times(-1)"), [], "arm 'high'"),
         (ARMS.replace(HIGH, '{"model": {"folder": Times(2)}}'), [], "model.folder holds 'tiny', which is not a number"),
+        (ARMS + "SEED = 0", [], r"it sets SEED, which no study has .did you mean 'SEEDS'.; known are .*, _SEED"),
+        (ARMS + "if True:\n    REPLICATES = 3", [], "it sets REPLICATES, which no study has; known are QUESTION, ARMS"),
+        (ARMS + "MARGIN = 0", [], "MARGIN must be points of the score above 0, got 0"),
+        (ARMS + "PRUNES = 'no'", [], "PRUNES must be True or False"),
+        (ARMS.replace(HIGH, LOW), [], "the arms 'low' and 'high' are one recipe: leave out one"),
+        (ARMS + f"FACTORS = {{'shift': ({{}}, {LOW})}}", [], "it has ARMS and FACTORS"),
+        (FACTORS.replace(LOW, "3"), [], "FACTORS must map names to two levels"),
+        (FACTORS.replace(LOW, "{}"), [], "the factor 'shift' has two levels that are one recipe"),
+        (FACTORS.replace('"shift"', "str(i)").replace(")}", ") for i in range(17)}"), [], "FACTORS has 17: .*1 to 16"),
+        (FACTORS.replace("student_shift", "student_shft"), [], "factor 'shift': .*student_shft"),
+        (GUIDED, [], r"arm 'a': guidance.schedules.t2i.weights names 'text', but teachers.specialists has none: add it"),
         (ARMS.replace(HIGH, '{"dmd": 3}'), [], "arm 'high': study: dmd must be a mapping of keys"),
         ("raise SystemExit(3)", [], "does not run: SystemExit: 3"),
     ],
@@ -108,6 +124,27 @@ def test_what_is_wrong_with_a_file_is_said_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         runner.run_study(written(content), ["smoke=true", *words], execute=scored_by_its_shift)
     assert not Path("runs").exists()
+
+
+def test_a_file_may_hold_constants_of_its_own_and_import_others() -> None:
+    header = "from string import Template as T\nfrom studies.guidance_sections import ROUTES\n_SHIFT = 2\n"
+    study = study_named(written(header + ARMS + "MARGIN = 0.1\nPRUNES = False\n"))
+    assert (study.MARGIN, study.PRUNES) == (0.1, False)
+
+
+def test_another_margin_is_another_study() -> None:
+    here = ["smoke=true", "seeds=0"]
+    runner.run_study(written(ARMS), here, execute=scored_by_its_shift)
+    assert json.loads(Path("runs/studies/shifts/study.json").read_text())["margin"] == 0.05
+    with pytest.raises(UserError, match="other arms or another margin"):
+        runner.run_study(written(ARMS + "MARGIN = 0.1"), here, execute=scored_by_its_shift)
+
+
+def test_factors_of_a_file_are_screened_in_the_runs_of_a_design() -> None:
+    optuna_study = runner.run_study(written(FACTORS), ["smoke=true", "seeds=0"], execute=scored_by_its_shift)
+    assert [trial.params["arm"] for trial in optuna_study.trials] == [f"run-{i:02d}" for i in range(1, 17)]
+    content = json.loads(Path("runs/studies/shifts/study.json").read_text())
+    assert content["factors"] == [{"name": "shift", "low": "as the base", "high": "dmd.student_shift=2"}]
 
 
 def test_a_file_may_hold_data_classes() -> None:
