@@ -25,5 +25,6 @@ ARMS: dict[str, Differences] = {
     "first-step-added": _dmd(first_step_weight=0.25),
     "first-step-instead": _dmd(first_step_weight=1.0, first_step="instead"),
     "data-weight": _dmd(data_weight=0.1),
+    "adversarial": _dmd(adversarial_weight=0.005),
     "cfg-rescale": {"teachers": {"cfg_rescale": 1.0}},
 }

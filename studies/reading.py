@@ -14,7 +14,7 @@ from typing import Any, get_args
 import optuna
 
 from studies.analysis.decisions import MARGIN
-from studies.analysis.screening import MAX_FACTORS
+from studies.analysis.screening import MAX_FACTORS, MIN_FACTORS
 from studies.factors import runs_of
 from studies.machine.trial_queue import SEARCH
 from studies.study import BENCHES, Differences, Factors, Sampler, Split, Study
@@ -78,7 +78,10 @@ class StudyFile:
             "FACTORS must map names to two levels, each nested differences from the recipe, "
             '{"EMA": ({"optim": {"ema_decay": 0.9}}, {"optim": {"ema_decay": 0.99}})}',
         )
-        require(len(self.FACTORS) <= MAX_FACTORS, f"FACTORS has {len(self.FACTORS)}: a design has 1 to {MAX_FACTORS}")
+        require(
+            MIN_FACTORS <= len(self.FACTORS) <= MAX_FACTORS,
+            f"FACTORS has {len(self.FACTORS)}: a design has {MIN_FACTORS} to {MAX_FACTORS}; fewer are arms",
+        )
         runs = runs_of(self.FACTORS)
         require(self.ARMS in ({}, runs), "it has ARMS and FACTORS: put one of them into a file of its own")
         self.ARMS = runs

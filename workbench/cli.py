@@ -117,7 +117,8 @@ def build_parser() -> argparse.ArgumentParser:
     more = "also: seeds=0,1,2 arms=A,B trials=N search=true workers=N devices=0,1 budget=MINUTES folder=F recipe=FILE"
     more += " storage=URL noise_floor=SD smoke=true"
     command = commands.add_parser("study", help=text, description=text, epilog=more, parents=[common])
-    what = "a study of studies/catalogue.py (an unknown name lists them), a .py file of your own, or the folder of a search: its winner again"
+    what = "a study of studies/catalogue.py (an unknown name lists them), a .py file of your own, or the folder of a "
+    what += "search, whose winner is run again"
     command.add_argument("name", metavar="NAME", help=what)
     _add_overrides(command)
 

@@ -13,7 +13,8 @@ from scipy import linalg
 
 from studies.analysis.crossed import Contrast, Variance
 
-MAX_FACTORS = 16
+MIN_FACTORS, MAX_FACTORS = 4, 16
+"""Fewer than four would have runs that are alike."""
 
 
 def columns(num_runs: int, odd: bool) -> np.ndarray:
@@ -25,9 +26,10 @@ def columns(num_runs: int, odd: bool) -> np.ndarray:
 
 
 def design(num_factors: int) -> np.ndarray:
-    """(runs, num_factors) levels -1 and 1 of the smallest of the two designs. Raises: ValueError beyond 16 factors."""
-    if not 1 <= num_factors <= MAX_FACTORS:
-        raise ValueError(f"{num_factors} factors: a design has 1 to {MAX_FACTORS}")
+    """(runs, num_factors) levels -1 and 1 of the smallest of the two designs. Raises: ValueError beyond 4 to 16
+    factors."""
+    if not MIN_FACTORS <= num_factors <= MAX_FACTORS:
+        raise ValueError(f"{num_factors} factors: a design has {MIN_FACTORS} to {MAX_FACTORS}")
     return columns(16 if num_factors <= 8 else 32, odd=True)[:, :num_factors]
 
 

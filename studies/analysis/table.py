@@ -163,7 +163,9 @@ def _print_arms(
         mean = "-" if interval is None else f"{interval.mean:.3f}"
         table.add_row(Text(arm.name), str(len(arm.finished)), str(_num_failed(arm)), mean, _span(interval))
     console.print(table)
-    console.print(f"Student on the {study['split']} split; n counts seeds, each a run of its own; intervals over seeds and cases.")
+    console.print(
+        f"Student on the {study['split']} split; n counts seeds, each a run of its own; intervals over seeds and cases."
+    )
     for row in comparisons.against_reference(measured, study["margin"]):
         span = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
         takes = f" ({row['takes']} would decide)" if row["takes"] else ""

@@ -19,7 +19,7 @@ from workbench.batch import StepData
 from workbench.common.jsonl import read_lines
 from workbench.modules.distiller import Distiller
 from workbench.runs import checkpoint
-from workbench.runs.callbacks import Averaging, Checkpointing, Milestones, Resuming
+from workbench.runs.callbacks import Averaging, Checkpointing, Milestones, Resuming, Scored
 from workbench.runs.collapse import PATIENCE, CollapseMonitor, energy_distance
 from workbench.runs.scalars import DataWait
 
@@ -95,7 +95,12 @@ def run(
     recipe, averaging = make_recipe(6), Averaging(0.5)
     module = Distiller(denoiser(), recipe, CATEGORIES)
     log = Milestones(
-        folder / "milestones.jsonl", folder / "checkpoints", 1, averaging, lambda module: distances[module.num_updates]
+        folder / "milestones.jsonl",
+        folder / "checkpoints",
+        1,
+        averaging,
+        lambda module: distances[module.num_updates],
+        lambda module: Scored({"score": 3.0}, {"t2i_bench": {"text": {"case-0": distances[module.num_updates]}}}),
     )
     resuming = Resuming(
         folder / "checkpoints",
@@ -120,6 +125,17 @@ def run(
 
 
 FALLING = {1: 0.5, 2: 0.2, 3: 0.9, 4: 0.8, 5: 0.7, 6: 0.9}
+
+
+def test_the_score_of_every_case_is_kept_at_every_milestone_once(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path, FALLING, kill=3)
+    with (tmp_path / "milestone_cases.jsonl").open("a") as file:
+        file.write('{"update": 4, "t2i_be')
+    run(tmp_path, FALLING, start=3)
+    rows = read_lines(tmp_path / "milestone_cases.jsonl")
+    assert rows == [(update, {"t2i_bench": {"text": {"case-0": value}}}) for update, value in FALLING.items()]
+    assert [row["score"] for _, row in read_lines(tmp_path / "milestones.jsonl")] == [3.0] * 6
 
 
 def test_a_falling_run_sounds_the_alarm_and_keeps_its_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

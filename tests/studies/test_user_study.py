@@ -23,7 +23,15 @@ ARMS = {"low": {"dmd": {"student_shift": 2}}, "high": {"dmd": {"student_shift": 
 """
 HIGH = '{"dmd": {"student_shift": Times(2)}}'
 LOW = '{"dmd": {"student_shift": 2}}'
-FACTORS = f'QUESTION = "?"\nFACTORS = {{"shift": ({{}}, {LOW})}}\n'
+FACTORS = f"""
+QUESTION = "?"
+FACTORS = {{
+    "shift": ({{}}, {LOW}),
+    "beta1": ({{"optim": {{"beta1": 0.1}}}}, {{"optim": {{"beta1": 0.9}}}}),
+    "EMA": ({{}}, {{"optim": {{"ema_decay": 0.5}}}}),
+    "R": ({{}}, {{"dmd": {{"fake_updates": 3}}}}),
+}}
+"""
 GUIDED = """
 QUESTION = "?"
 ARMS = {"a": {"guidance": {"schedules": {"t2i": {"weights": {"text": 1.0}}}}}}
@@ -103,17 +111,23 @@ def test_a_space_of_a_file_is_searched_without_being_asked() -> None:
         (ARMS.replace(LOW, '{"trainer": {"folder": "x"}}'), [], "arm 'low' sets trainer.folder.*leave it out"),
         (ARMS.replace("Times(2)", "Times(-1)"), [], "arm 'high'"),
         (ARMS.replace(HIGH, '{"model": {"folder": Times(2)}}'), [], "model.folder holds 'tiny', which is not a number"),
-        (ARMS + "SEED = 0", [], r"it sets SEED, which no study has .did you mean 'SEEDS'.; known are .*, _SEED"),
-        (ARMS + "if True:\n    REPLICATES = 3", [], "it sets REPLICATES, which no study has; known are QUESTION, ARMS"),
+        (ARMS + "SEED = 0", [], r"it sets SEED, which no study has .did you mean 'SEEDS'..; known are .*, _SEED"),
+        (ARMS + "if 1:\n    REPLICATES = 3", [], "it sets REPLICATES, which no study has.*; known are QUESTION"),
         (ARMS + "MARGIN = 0", [], "MARGIN must be points of the score above 0, got 0"),
         (ARMS + "PRUNES = 'no'", [], "PRUNES must be True or False"),
         (ARMS.replace(HIGH, LOW), [], "the arms 'low' and 'high' are one recipe: leave out one"),
-        (ARMS + f"FACTORS = {{'shift': ({{}}, {LOW})}}", [], "it has ARMS and FACTORS"),
+        (FACTORS + f"ARMS = {{'low': {LOW}}}", [], "it has ARMS and FACTORS"),
         (FACTORS.replace(LOW, "3"), [], "FACTORS must map names to two levels"),
         (FACTORS.replace(LOW, "{}"), [], "the factor 'shift' has two levels that are one recipe"),
-        (FACTORS.replace('"shift"', "str(i)").replace(")}", ") for i in range(17)}"), [], "FACTORS has 17: .*1 to 16"),
+        (FACTORS + "del FACTORS['EMA']", [], "FACTORS has 3: a design has 4 to 16; fewer are arms"),
+        (FACTORS + "FACTORS |= {str(i): ({}, {}) for i in range(13)}", [], "FACTORS has 17: a design has 4 to 16"),
+        (FACTORS.replace("fake_updates", "student_shift"), [], "factors 'shift' and 'R' both set dmd.student_shift"),
         (FACTORS.replace("student_shift", "student_shft"), [], "factor 'shift': .*student_shft"),
-        (GUIDED, [], r"arm 'a': guidance.schedules.t2i.weights names 'text', but teachers.specialists has none: add it"),
+        (
+            GUIDED,
+            [],
+            "arm 'a': .*schedules.t2i.weights names 'text', but teachers.specialists has none: add it",
+        ),
         (ARMS.replace(HIGH, '{"dmd": 3}'), [], "arm 'high': study: dmd must be a mapping of keys"),
         ("raise SystemExit(3)", [], "does not run: SystemExit: 3"),
     ],
@@ -144,7 +158,10 @@ def test_factors_of_a_file_are_screened_in_the_runs_of_a_design() -> None:
     optuna_study = runner.run_study(written(FACTORS), ["smoke=true", "seeds=0"], execute=scored_by_its_shift)
     assert [trial.params["arm"] for trial in optuna_study.trials] == [f"run-{i:02d}" for i in range(1, 17)]
     content = json.loads(Path("runs/studies/shifts/study.json").read_text())
-    assert content["factors"] == [{"name": "shift", "low": "as the base", "high": "dmd.student_shift=2"}]
+    assert content["factors"][:2] == [
+        {"name": "shift", "low": "as the base", "high": "dmd.student_shift=2"},
+        {"name": "beta1", "low": "optim.beta1=0.1", "high": "optim.beta1=0.9"},
+    ]
 
 
 def test_a_file_may_hold_data_classes() -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from workbench.common.files import write_bytes
 
+MILESTONE_CASES = "milestone_cases.jsonl"
+"""In a run folder: benchmark -> category -> case -> score of the student, a line a milestone."""
 
-def read_lines(path: Path) -> list[tuple[int, dict[str, float]]]:
-    """Update and scalars of each logged line; incomplete lines are left out."""
+
+def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Update and scalars, or what else there is, of each logged line; incomplete lines are left out."""
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from PIL import Image
 
 from workbench.common.console import say
 from workbench.common.files import whole_file
-from workbench.common.jsonl import drop_lines_after, read_lines
+from workbench.common.jsonl import MILESTONE_CASES, drop_lines_after, read_lines
 from workbench.engine.optimisation import MovingAverage
 from workbench.modules.root import RootModule
 from workbench.runs import checkpoint
@@ -24,8 +25,17 @@ from workbench.runs.collapse import PATIENCE, CollapseMonitor
 Grid = Callable[[RootModule], np.ndarray]
 """Draws the fixed prompts with the student's current weights: uint8 (H, W, 3). Every rank calls it."""
 
-Scores = Callable[[RootModule], dict[str, float]]
-"""Numbers of the student's current weights by name. Every rank calls it."""
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of a student: means by name, and of every case, by benchmark, category and case."""
+
+    means: dict[str, float]
+    cases: dict[str, dict[str, dict[str, float]]]
+
+
+Scores = Callable[[RootModule], Scored]
+"""Scores of the student's current weights. Every rank calls it."""
 
 
 class StartsAt(Protocol):
@@ -108,7 +118,8 @@ class Milestones(L.Callback):
     """Records the distance of the averaged student at every milestone, raises an alarm when it has grown for long, and
     keeps the weights of the best.
 
-    path: a line a milestone. folder: of the checkpoints, None to keep no best. scores: recorded with the distance.
+    path: a line a milestone. folder: of the checkpoints, None to keep no best. scores: recorded with the distance; that
+    of every case in a file next to `path`, `milestone_cases.jsonl`, likewise a line a milestone.
     """
 
     def __init__(
@@ -121,6 +132,7 @@ class Milestones(L.Callback):
         scores: Scores | None = None,
     ) -> None:
         self.path, self.folder, self.every = path, folder, every
+        self.cases = path.with_name(MILESTONE_CASES)
         self.averaging, self.distance, self.scores = averaging, distance, scores
         self.monitor = CollapseMonitor()
 
@@ -130,7 +142,8 @@ class Milestones(L.Callback):
             (update, row) for update, row in read_lines(self.path) if update <= module.num_updates
         )
         if trainer.is_global_zero:
-            drop_lines_after(self.path, module.num_updates)
+            for path in (self.path, self.cases):
+                drop_lines_after(path, module.num_updates)
         if module.num_updates and module.num_updates not in self.monitor.distances:
             # Killed after the checkpoint and before the milestone.
             self._record(trainer, module)
@@ -145,25 +158,32 @@ class Milestones(L.Callback):
             return
         self.averaging.average.swap()
         distance = self.distance(module)
-        scores = self.scores(module) if self.scores is not None else {}
+        scores = self.scores(module) if self.scores is not None else Scored({}, {})
         self.averaging.average.swap()
         self.monitor.add(update, distance)
         if self.folder is not None and self.monitor.best() == update:
             checkpoint.save_best(self.folder, self.averaging.average.average, update)
         collapsed, best = self.monitor.has_collapsed(), self.monitor.best()
         if trainer.is_global_zero:
-            scalars = {"distance": distance, "alarm": float(collapsed), **scores}
+            scalars = {"distance": distance, "alarm": float(collapsed), **scores.means}
             scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
             assert isinstance(trainer.logger, TensorBoardLogger)
             named = {f"milestone/{name}": value for name, value in scalars.items()}
             trainer.logger.log_metrics(named, step=update)
-            with self.path.open("a") as file:
-                file.write(json.dumps({"update": update, **scalars}) + "\n")
+            if scores.cases:
+                _append(self.cases, {"update": update, **scores.cases})
+            # Last: what is listed here is not scored again.
+            _append(self.path, {"update": update, **scalars})
         if collapsed and best is not None:
             trainer.print(
                 f"alarm at update {update}: the student has been clearly worse for {PATIENCE} milestones than at "
                 f"update {best} (distance {distance:.3f} against {self.monitor.distances[best]:.3f})"
             )
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 class SampleGrid(L.Callback):

@@ -26,7 +26,7 @@ from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
 from workbench.recipe.config import Recipe
 from workbench.recipe.student_times import student_sampling
-from workbench.runs.callbacks import Grid, Scores
+from workbench.runs.callbacks import Grid, Scored, Scores
 from workbench.runs.collapse import energy_distance
 from workbench.sampling import fixed_prompts
 from workbench.sampling.contact_sheet import Picture, contact_sheet
@@ -116,8 +116,8 @@ def _evenly_of_each_category(categories: np.ndarray, count: int) -> list[int]:
 
 
 def distillation_scores(recipe: Recipe, teacher: PipelineModel) -> Scores:
-    """Means of the student on a slice of the search split, as `evaluate` scores them: `t2i`, `editing`, and `score`,
-    the mean of both."""
+    """The student's scores on a slice of the search split, as `evaluate` scores them: the means `t2i`, `editing` and
+    `score`, the mean of both, and every case."""
     chosen, resolution = recipe.evaluation, recipe.data.resolution
     cases = benchmark_cases(
         recipe.data,
@@ -136,7 +136,7 @@ def distillation_scores(recipe: Recipe, teacher: PipelineModel) -> Scores:
         found.release()
         return found
 
-    def score(module: RootModule) -> dict[str, float]:
+    def score(module: RootModule) -> Scored:
         assert isinstance(module, Distiller)
         teacher.move_autoencoder(module.device)
         network = RoleDenoiser(module.denoiser, roles.STUDENT)
@@ -145,7 +145,12 @@ def distillation_scores(recipe: Recipe, teacher: PipelineModel) -> Scores:
         found = answer(from_sampler(sampler, known, student_sampling(recipe.dmd)), cases, chosen.seeds[:1], judges)
         tables = {"t2i": found.by_category(BENCHES["t2i"]), "editing": found.by_category(BENCHES["edit"])}
         means = {name: float(np.mean([v.mean() for v in table.values()])) for name, table in tables.items() if table}
-        return {**means, "score": float(np.mean(list(means.values())))}
+        of_cases: dict[str, dict[str, dict[str, float]]] = {}
+        for row in found.rows:
+            if row.judgement is not None:
+                of_category = of_cases.setdefault(row.bench, {}).setdefault(row.category, {})
+                of_category[row.case] = round(row.judgement.score, 5)
+        return Scored({**means, "score": float(np.mean(list(means.values())))}, of_cases)
 
     return score
 

@@ -68,13 +68,16 @@ def test_runs_have_every_factor_at_the_designs_level() -> None:
         "rate": ({}, {"optim": {"student_lr": Times(2)}}),
         "EMA": ({"optim": {"ema_decay": 0.9}}, {"optim": {"ema_decay": 0.99}}),
         "shift": ({"dmd": {"student_shift": 2.0}}, {"dmd": {"student_shift": 5.0}}),
+        "beta1": ({}, {"optim": {"beta1": 0.9}}),
     }
     runs = runs_of(factors)
     assert list(runs)[:2] == ["run-01", "run-02"] and len(runs) == 16
-    for run, (rate, ema, shift) in zip(runs.values(), design(3), strict=True):
+    for run, (rate, ema, shift, beta1) in zip(runs.values(), design(4), strict=True):
         assert ("student_lr" in run["optim"]) == (rate > 0)
         assert run["optim"]["ema_decay"] == (0.99 if ema > 0 else 0.9)
         assert run["dmd"] == {"student_shift": 5.0 if shift > 0 else 2.0}
+        assert ("beta1" in run["optim"]) == (beta1 > 0)
+    assert len({str(run) for run in runs.values()}) == 16
 
 
 def test_two_factors_may_not_set_one_key() -> None:
@@ -83,6 +86,7 @@ def test_two_factors_may_not_set_one_key() -> None:
         runs_of({"a": ({}, one), "b": ({}, other)})
 
 
-def test_a_design_has_one_to_sixteen_factors() -> None:
-    with pytest.raises(ValueError, match="1 to 16"):
-        design(17)
+def test_a_design_has_four_to_sixteen_factors() -> None:
+    for num_factors in (3, 17):
+        with pytest.raises(ValueError, match="4 to 16"):
+            design(num_factors)
