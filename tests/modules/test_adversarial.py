@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 import torch
 from distiller_fakes import BATCH_SIZE, CATEGORIES, denoiser, fit, make_recipe, regroup, step_data, take
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from toy_network import CHANNELS, PROMPT_WIDTH, ToyDenoiser, ToyTransformer
 
@@ -26,7 +28,7 @@ from workbench.engine.graph_steps import StepInput
 from workbench.modules.distiller import Distiller
 from workbench.recipe.config import Dmd, Mixture, Model, Optim, Recipe, Teachers, Trainer
 from workbench.recipe.reading import from_mapping
-from workbench.runs.callbacks import Averaging, Checkpointing
+from workbench.runs.callbacks import Averaging, Checkpointing, Resuming
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -224,8 +226,9 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> No
     data = [with_targets(step_data(step)) for step in range(4)]
 
     def run(folder: str, steps: slice) -> Distiller:
-        averaging = Averaging(0.9)
-        callbacks = [averaging, Checkpointing(tmp_path / folder, 2, averaging)]
+        averaging, where = Averaging(0.9), tmp_path / folder / "checkpoints"
+        resuming = Resuming(where, averaging, SimpleNamespace(start_step=0), lambda _: DummyLogger())
+        callbacks = [averaging, resuming, Checkpointing(where, 2, averaging)]
         return fit(make_recipe(4, dmd=ADVERSARIAL), data[steps], callbacks=callbacks)[0]
 
     straight = run("straight", slice(0, 4))
