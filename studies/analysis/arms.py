@@ -6,18 +6,19 @@ training curves and the resolved recipe. Whatever of these is missing, the rest 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
 from studies.analysis import replicates
 from studies.analysis.crossed import Table
 from studies.analysis.replicates import Spread
 from workbench.common.errors import UserError
+from workbench.common.outside import Count, Outside, read_json
 from workbench.evaluation.case_scores import Key, read_scores
 
 NOISE_FLOOR = "noise-floor"
@@ -57,13 +58,36 @@ class Floor:
     budget: dict[str, int] = field(default_factory=dict)
 
 
+class _Part(Outside):
+    """Part of a study's file; what is not named here is passed on as it is."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
+
+
+class _Trial(_Part):
+    number: Count
+    state: str
+    run: str | None = None
+    values: dict[str, float | None] | None = None
+    milestones: dict[str, dict[str, float | None]] | None = None
+
+
+class _Arm(_Part):
+    name: str
+    trials: list[_Trial]
+
+
+class _Study(_Part):
+    arms: list[_Arm] = Field(default_factory=list)
+    budget: dict[str, Count] | None = None
+
+
 def read_study(folder: Path) -> dict[str, Any]:
-    """`study.json` of a study folder; nothing if it is missing or broken."""
-    try:
-        found = json.loads((folder / "study.json").read_text())
-    except (OSError, ValueError):
+    """`study.json` of a study folder; nothing if it is missing. Raises: UserError if it is broken."""
+    path = folder / "study.json"
+    if not path.is_file():
         return {}
-    return found if isinstance(found, dict) else {}
+    return read_json(path, _Study, "the study's own command writes it again").model_dump(exclude_unset=True)
 
 
 def read_arms(folder: Path, study: Values) -> list[Arm]:

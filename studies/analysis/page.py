@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from PIL import Image, UnidentifiedImageError
-
 from datamodules.shards.counts import category_counts
 from datamodules.shares import category_shares, used_samples
 from studies.analysis import arms, comparisons, numbers, plots
@@ -19,6 +17,9 @@ from studies.analysis.arms import Arm, Floor
 from studies.analysis.decisions import MARGIN
 from studies.analysis.verdict import TITLES, arms_verdict, noise_verdict, search_verdict
 from workbench.common.errors import UserError
+from workbench.common.images import read_image
+from workbench.common.outside import read_json
+from workbench.evaluation.sheet_index import read_sheets
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import load
 from workbench.reporting.page import write_page
@@ -168,18 +169,11 @@ def side_by_side(columns: Sequence[tuple[str, Path]]) -> list[dict[str, Any]]:
 def _sheets(run: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Index entry and cells of every contact sheet of a run."""
     place = run / "samples" / "evaluation"
-    try:
-        index = json.loads((place / "index.json").read_text())
-    except (OSError, ValueError):
-        return []
     found = []
-    for entry in index:
-        try:
-            with Image.open(place / Path(entry["file"]).name) as sheet:
-                cells = cut_sheet(sheet, entry["columns"], len(entry["rows"]))
-        except (OSError, UnidentifiedImageError):
-            continue
-        found.append((entry, {name: column[:SHEET_ROWS] for name, column in cells.items()}))
+    for entry in read_sheets(place):
+        sheet = read_image(place / entry.file, "the contact sheet", "evaluate the run again")
+        cells = cut_sheet(sheet, entry.columns, len(entry.rows))
+        found.append((entry.model_dump(), {name: column[:SHEET_ROWS] for name, column in cells.items()}))
     return found
 
 
@@ -213,7 +207,7 @@ def _device(folder: Path, trials: Sequence[Any]) -> str:
     for trial in trials:
         run = arms.run_folder(folder, trial)
         if run is not None and (run / "environment.json").is_file():
-            found = json.loads((run / "environment.json").read_text())
+            found: dict[str, Any] = read_json(run / "environment.json", dict, "delete it")
             devices = found.get("cuda_devices") or []
             return f"{len(devices)} x {devices[0]}" if devices else f"CPU, {found.get('cpu_threads', '?')} thread(s)"
     return ""

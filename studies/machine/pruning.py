@@ -15,9 +15,9 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import FrozenTrial
 
+from studies.analysis.arms import read_study
 from studies.machine.trial_queue import SEARCH
 from workbench.common.jsonl import read_lines
-from workbench.common.outside import read_json
 
 MARGIN_SDS = 2.0
 MIN_OTHERS = 4
@@ -69,7 +69,7 @@ def noise_floor_of(folder: Path, objective: str) -> float | None:
     """
     if not (folder / "study.json").is_file():
         return None
-    content = read_json(folder / "study.json", dict, "run the study noise-floor again, or give noise_floor=")
+    content = read_study(folder)
     arms = [arm for arm in content.get("arms", []) if arm["name"] != SEARCH]
     trials = [trial for arm in arms for trial in arm["trials"] if objective in trial.get("values", {})]
     finals = [float(trial["values"][objective]) for trial in trials]

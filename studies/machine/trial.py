@@ -6,7 +6,6 @@ such a one distils through the `workbench` command, which its launcher starts ag
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections import deque
@@ -14,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from studies.study import TrialFailed
+from workbench.common.errors import UserError
+from workbench.common.jsonl import read_lines
+from workbench.common.outside import read_json
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import recipe_hash
 
@@ -55,20 +57,19 @@ def run_trial(recipe: Recipe, folder: Path) -> dict[str, Any]:
 def _finished(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
     """The metrics of a run that was evaluated before its worker could say so."""
     try:
-        metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
-    except (OSError, ValueError):
+        metrics: dict[str, Any] = read_json(folder / "metrics.json", dict, "")
+    except UserError:
         return None
     return metrics if metrics.get("recipe") == recipe_hash(recipe) else None
 
 
 def seconds_of_updates(folder: Path, done: int) -> float:
     """Seconds of training that a run logged beyond update `done`, pictures and checkpoints between updates included."""
-    path, total, before = folder / "metrics.jsonl", 0.0, done
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        row = json.loads(line)
-        if row["update"] > done:
-            total += (row["update"] - before) * row["throughput/s_per_update"]
-            before = row["update"]
+    total, before = 0.0, done
+    for update, row in read_lines(folder / "metrics.jsonl"):
+        if update > done:
+            total += (update - before) * row.get("throughput/s_per_update", 0.0)
+            before = update
     return total
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, FiniteFloat
+
+from workbench.common.console import say
+from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
+from workbench.common.outside import Count, Outside, parse, read_bytes
 
 MILESTONE_CASES = "milestone_cases.jsonl"
 """In a run folder: benchmark -> category -> case -> score of the student, a line a milestone."""
@@ -15,24 +19,42 @@ MILESTONE_CASES = "milestone_cases.jsonl"
 def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Update and scalars, or what else there is, of each logged line; incomplete lines are left out."""
     rows = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-            rows.append((int(row.pop("update")), row))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
+    for line in _lines(path):
+        if (update := _update(line)) is not None:
+            row = parse(line, dict[str, float], str(path), "")
+            del row["update"]
+            rows.append((update, row))
     return rows
 
 
 def drop_lines_after(path: Path, update: int) -> None:
-    """Drop lines beyond the checkpoint that the run continues from, and an incomplete last line."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["update"] <= update:
-                kept.append(line)
-        except (ValueError, KeyError):
-            continue
-    write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+    """Drop lines beyond the checkpoint that the run continues from, and an incomplete last line. Any other line that
+    cannot be read is dropped with a word."""
+    lines = _lines(path)
+    updates = [_update(line) for line in lines]
+    for number, found in enumerate(updates[:-1], 1):
+        if found is None:
+            say(f"{path}:{number} cannot be read, and is dropped")
+    if lines:
+        kept = [line for line, found in zip(lines, updates, strict=True) if found is not None and found <= update]
+        write_bytes(path, b"".join(line + b"\n" for line in kept))
+
+
+def _lines(path: Path) -> list[bytes]:
+    return [line for line in read_bytes(path, "").split(b"\n") if line.strip()] if path.is_file() else []
+
+
+def _update(line: bytes) -> int | None:
+    """The update of a line of scalars, None where it is none."""
+    try:
+        return parse(line, _Line, "", "").update
+    except UserError:
+        return None
+
+
+class _Line(Outside):
+    """`update` and finite numbers by name."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, FiniteFloat]
+    update: Count

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,13 +19,17 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from workbench.common.errors import UserError
 from workbench.common.files import settings_hash, write_bytes
+from workbench.common.outside import Outside, parse
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.judges.judge import Scored, Unanswered
 from workbench.evaluation.judges.local import Judgement
 from workbench.evaluation.measures.answer_measures import Measures
 
-FORMAT = 4
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+"""What numpy raises of a file that is no whole .npz."""
+FORMAT = 5
 """Counted up when what is read off an answer changes."""
 
 
@@ -58,6 +63,15 @@ class Chunk:
     verdicts: Mapping[str, Sequence[Scored | Unanswered]] = field(default_factory=dict)
 
 
+class _Stored(Outside):
+    """What a chunk's file holds next to its arrays."""
+
+    rows: list[Answer]
+    images: list[str]
+    seconds: float
+    verdicts: dict[str, list[Judgement]]
+
+
 @dataclass(frozen=True)
 class Store:
     """Chunks as .npz files in `folder`, named by the hash of what they answer."""
@@ -78,28 +92,25 @@ class Store:
         """The chunk under `key`, None if there is none that can be read."""
         try:
             with np.load(self.folder / f"{key}.npz", allow_pickle=False) as file:
-                stored = json.loads(bytes(file["rows"]))
+                stored = parse(bytes(file["rows"]), _Stored, key, "it is drawn again")
                 features = file["features"]
-                images = {name: file[f"image{i}"] for i, name in enumerate(stored["images"])}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+                images = {name: file[f"image{i}"] for i, name in enumerate(stored.images)}
+        except (
+            UserError,
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            NotImplementedError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ):
             return None
-        answers = [
-            Answer(**row["place"], judgement=_judgement(row["judgement"]), measures=Measures(**row["measures"]))
-            for row in stored["rows"]
-        ]
-        verdicts = {name: [Judgement(**of) for of in given] for name, given in stored["verdicts"].items()}
-        return Chunk(answers, features, images, stored["seconds"], verdicts)
+        return Chunk(stored.rows, features, images, stored.seconds, dict(stored.verdicts))
 
     def save(self, key: str, chunk: Chunk) -> None:
         """Write a chunk under `key`."""
-        rows = [
-            {
-                "place": {"case": row.case, "bench": row.bench, "category": row.category, "seed": row.seed},
-                "judgement": None if row.judgement is None else asdict(row.judgement),
-                "measures": asdict(row.measures),
-            }
-            for row in chunk.answers
-        ]
+        rows = [asdict(row) for row in chunk.answers]
         # A judge that answers otherwise, or not at all, has no fingerprint, and its chunks are not stored.
         verdicts = {
             name: [asdict(verdict) for verdict in given if isinstance(verdict, Judgement)]
@@ -112,10 +123,6 @@ class Store:
         content = io.BytesIO()
         np.savez(content, rows=np.frombuffer(stored.encode(), np.uint8), features=chunk.features, **pictures)
         write_bytes(self.folder / f"{key}.npz", content.getvalue())
-
-
-def _judgement(values: dict[str, Any] | None) -> Judgement | None:
-    return None if values is None else Judgement(**values)
 
 
 def chunk_key(model: Mapping[str, Any], judge: str, cases: Sequence[Case], seed: str, keep: Sequence[str]) -> str:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from workbench.common.errors import UserError
+from workbench.common.outside import Outside, read_lines
 from workbench.evaluation.judges.judge import NEEDS_LOCAL
 
 CASES = Path("evaluation") / "cases.jsonl"
 """Path inside a run folder."""
 Key = tuple[str, str, str, int]
 """(bench, category, case, seed)."""
+
+
+class _Row(Outside):
+    model: str
+    bench: str
+    category: str
+    case: str
+    seed: int
+    score: float | None
 
 
 def read_scores(folder: Path) -> dict[str, dict[Key, float]]:
@@ -21,14 +30,9 @@ def read_scores(folder: Path) -> dict[str, dict[Key, float]]:
     """
     path = folder / CASES
     scores: dict[str, dict[Key, float]] = {}
-    try:
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            if row["score"] is not None:
-                key = (row["bench"], row["category"], row["case"], int(row["seed"]))
-                scores.setdefault(row["model"], {})[key] = float(row["score"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"no usable scores in {path} ({error}); run `workbench evaluate` on the run first") from error
+    for _, row in read_lines(path, _Row, "run `workbench evaluate` on the run first"):
+        if row.score is not None:
+            scores.setdefault(row.model, {})[row.bench, row.category, row.case, row.seed] = row.score
     if not scores:
         raise UserError(f"{path} holds no score of the local judge: {NEEDS_LOCAL} and evaluate the run again")
     return scores

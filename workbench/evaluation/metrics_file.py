@@ -15,7 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
+from workbench.common.outside import read_json
 from workbench.evaluation.cases.case import BENCHES
 from workbench.evaluation.measures.statistics import Interval
 
@@ -224,8 +226,8 @@ def from_dict(values: Mapping[str, Any]) -> Metrics:
 def read(path: Path) -> Metrics | None:
     """The metrics in a file, None if it is missing or broken."""
     try:
-        return from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        return from_dict(read_json(path, dict, ""))
+    except (UserError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
@@ -265,9 +267,14 @@ def _read(kind: Any, value: Any) -> Any:
     if origin is list:
         return [_read(arguments[0], item) for item in value]
     if kind is Interval:
-        return Interval(_read(float, value["mean"]), value.get("low"), value.get("high"), value.get("n", 0))
-    if kind is float:
-        return math.nan if value is None else float(value)
+        low, high = (_read(float | None, value.get(name)) for name in ("low", "high"))
+        return Interval(_read(float, value["mean"]), low, high, _read(int, value.get("n", 0)))
+    if kind is float and value is None:
+        return math.nan
+    if kind in (int, float, str):
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+            raise TypeError(f"{value!r} is no {kind.__name__}")
+        return value
     if not isinstance(kind, type) or not is_dataclass(kind):
         return value
     if not isinstance(value, Mapping):

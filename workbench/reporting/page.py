@@ -5,18 +5,22 @@ The page says in words what is missing; nothing is fetched from elsewhere, and e
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
+from workbench.common.jsonl import read_lines
+from workbench.common.outside import read_json
 from workbench.evaluation import metrics_file
 from workbench.evaluation.metrics_file import MEAN, Ceiling, Diversity, Metrics, ModelMetrics, mean_of
+from workbench.evaluation.sheet_index import Sheet, read_sheets
 from workbench.recipe import lambda_tables
 from workbench.recipe.reading import from_mapping
 from workbench.reporting import plots
@@ -28,6 +32,7 @@ MODEL_TITLES = {
     "student": "Student",
 }
 MAX_MILESTONES = 6
+Found = TypeVar("Found")
 
 
 def report(folder: Path) -> Path:
@@ -96,11 +101,16 @@ def few(value: Any) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in `path`, or nothing if the file is missing or broken."""
+    return _or_left_out(lambda: read_json(path, dict, "it is left out"), {}) if path.is_file() else {}
+
+
+def _or_left_out(read: Callable[[], Found], nothing: Found) -> Found:
+    """What is read, or `nothing` and a line that says why."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return read()
+    except UserError as error:
+        say(str(error))
+        return nothing
 
 
 def _text(path: Path) -> str:
@@ -109,15 +119,7 @@ def _text(path: Path) -> str:
 
 def _curves(folder: Path) -> list[dict[str, Any]]:
     """Logged lines without those cut short."""
-    rows = []
-    for line in _text(folder / "metrics.jsonl").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "update" in row:
-            rows.append(row)
-    return rows
+    return [{"update": update, **row} for update, row in read_lines(folder / "metrics.jsonl")]
 
 
 def _milestones(folder: Path) -> list[dict[str, str]]:
@@ -134,13 +136,10 @@ def _milestones(folder: Path) -> list[dict[str, str]]:
 def _sheets(folder: Path) -> list[dict[str, Any]]:
     """Contact sheets of the evaluation with their prompts and scores."""
     place = folder / "samples" / "evaluation"
-    try:
-        index = json.loads((place / "index.json").read_text())
-    except (OSError, ValueError):
-        return []
-    sheets = [sheet for sheet in index if (place / Path(sheet["file"]).name).is_file()]
-    images = plots.inline_images([place / Path(sheet["file"]).name for sheet in sheets], 1000)
-    return [{**sheet, "image": image} for sheet, image in zip(sheets, images, strict=True)]
+    nothing: list[Sheet] = []
+    sheets = _or_left_out(lambda: read_sheets(place), nothing)
+    images = plots.inline_images([place / sheet.file for sheet in sheets], 1000)
+    return [{**sheet.model_dump(), "image": image} for sheet, image in zip(sheets, images, strict=True)]
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
