@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import ConfigDict, FiniteFloat
 
-from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 from workbench.common.outside import Count, Outside, parse, read_bytes
@@ -34,7 +33,7 @@ def drop_lines_after(path: Path, update: int) -> None:
     updates = [_update(line) for line in lines]
     for number, found in enumerate(updates[:-1], 1):
         if found is None:
-            say(f"{path}:{number} cannot be read, and is dropped")
+            print(f"{path}:{number} cannot be read, and is dropped")
     if lines:
         kept = [line for line, found in zip(lines, updates, strict=True) if found is not None and found <= update]
         write_bytes(path, b"".join(line + b"\n" for line in kept))

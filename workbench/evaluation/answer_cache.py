@@ -95,16 +95,7 @@ class Store:
                 stored = parse(bytes(file["rows"]), _Stored, key, "it is drawn again")
                 features = file["features"]
                 images = {name: file[f"image{i}"] for i, name in enumerate(stored.images)}
-        except (
-            UserError,
-            OSError,
-            ValueError,
-            KeyError,
-            EOFError,
-            NotImplementedError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ):
+        except (UserError, *UNREADABLE):
             return None
         return Chunk(stored.rows, features, images, stored.seconds, dict(stored.verdicts))
 

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 from workbench.common.jsonl import read_lines
@@ -109,7 +108,7 @@ def _or_left_out(read: Callable[[], Found], nothing: Found) -> Found:
     try:
         return read()
     except UserError as error:
-        say(str(error))
+        print(error)
         return nothing
 
 

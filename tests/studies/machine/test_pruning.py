@@ -17,6 +17,7 @@ from studies.machine import pruning, session
 from workbench.common.errors import UserError
 
 STUDY = KNOWN["noise-floor"]
+DONE = {"number": 0, "state": "complete"}
 SCORES = some.lists(some.floats(1, 5), min_size=4, max_size=9)
 
 
@@ -64,13 +65,14 @@ def test_the_noise_floor_is_the_widest_spread_over_seeds(tmp_path: Path) -> None
     finals, halfway = [3.0, 3.2, 3.1], [2.0, 3.0, 2.6]
     trials = [
         {
+            **DONE,
             "values": {"score": final, "t2i": 2 * final},
             "milestones": {"5": {"distance": 9 * half}, "10": {"distance": 0.1, "score": half}},
         }
         for final, half in zip(finals, halfway, strict=True)
     ]
-    drawn = [{"values": {"score": 9 * final, "t2i": 9 * final}} for final in finals]
-    told = [{"name": "recipe", "trials": [*trials, {"values": {}}]}, {"name": "search", "trials": drawn}]
+    drawn = [{**DONE, "values": {"score": 9 * final, "t2i": 9 * final}} for final in finals]
+    told = [{"name": "recipe", "trials": [*trials, {**DONE, "values": {}}]}, {"name": "search", "trials": drawn}]
     (tmp_path / "study.json").write_text(json.dumps({"arms": told}))
     assert pruning.noise_floor_of(tmp_path, "score") == pytest.approx(statistics.stdev(halfway))
     assert pruning.noise_floor_of(tmp_path, "t2i") == pytest.approx(2 * statistics.stdev(finals))
@@ -78,7 +80,7 @@ def test_the_noise_floor_is_the_widest_spread_over_seeds(tmp_path: Path) -> None
 
 
 def test_a_noise_floor_beside_prunes_only_where_milestones_are_scored(tmp_path: Path) -> None:
-    trials = [{"values": {"score": score}} for score in (3.0, 3.2, 3.1)]
+    trials = [{**DONE, "values": {"score": score}} for score in (3.0, 3.2, 3.1)]
     (tmp_path / "noise-floor").mkdir()
     (tmp_path / "noise-floor" / "study.json").write_text(json.dumps({"arms": [{"name": "recipe", "trials": trials}]}))
     words = ["smoke=true", "search=true", f"folder={tmp_path / 'x'}"]
