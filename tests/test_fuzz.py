@@ -36,7 +36,7 @@ from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.common.errors import UserError
 from workbench.common.files import sha256_of_file
-from workbench.common.jsonl import drop_lines_after, read_lines
+from workbench.common.jsonl import drop_lines_after, read_scalars
 from workbench.evaluation import metrics_file
 from workbench.evaluation.answer_cache import Answer, Chunk, Store
 from workbench.evaluation.case_scores import read_scores
@@ -353,10 +353,10 @@ def test_run_folders(tmp_path: Path) -> None:
         )  # fmt: skip
         run = write_run(place / "run", {**whole, name: damaged})
         metrics_file.read(run / "metrics.json")
-        CollapseMonitor.of(read_lines(run / "milestones.jsonl")).best_to_keep()
+        CollapseMonitor.of(read_scalars(run / "milestones.jsonl")).best_to_keep()
         seconds_of_updates(run, 0)
         drop_lines_after(run / "metrics.jsonl", 2)
-        if any(update > 2 for update, _ in read_lines(run / "metrics.jsonl")):
+        if any(update > 2 for update, _ in read_scalars(run / "metrics.jsonl")):
             return "lines after the checkpoint"
         if random_.random() < (0.5 if name.endswith(".json") else 0.05):
             page = report(run).read_text()

@@ -13,7 +13,7 @@ from studies.analysis import arms, power, replicates
 from studies.analysis.arms import Arm, Floor
 from studies.analysis.comparisons import Measured
 from studies.analysis.crossed import Table, components
-from workbench.common.jsonl import read_lines
+from workbench.common.jsonl import read_scalars
 
 PLANNED_SEEDS = (2, 3, 4, 5, 6, 8, 12, 16)
 MAX_DRAWN_FROM = 6
@@ -130,7 +130,7 @@ def _milestones(trial: Mapping[str, Any]) -> dict[str, dict[int, float]]:
 def _logged(run: Path | None) -> dict[str, dict[int, float]]:
     """Quantity -> update -> value of `metrics.jsonl`, families averaged."""
     points: dict[str, dict[int, float]] = {}
-    for update, row in read_lines(run / "metrics.jsonl") if run is not None else []:
+    for update, row in read_scalars(run / "metrics.jsonl") if run is not None else []:
         for name in CURVES:
             values = [v for key, v in row.items() if (key.startswith(name) if name.endswith("/") else key == name)]
             if values:

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 
 from studies.analysis.arms import read_study
 from studies.machine.trial_queue import SEARCH
-from workbench.common.jsonl import read_lines
+from workbench.common.jsonl import read_scalars
 
 MARGIN_SDS = 2.0
 MIN_OTHERS = 4
@@ -58,7 +58,7 @@ def scores_at(update: int, trials: Iterable[FrozenTrial], excluded: int) -> list
 
 def read_milestones(folder: Path) -> Milestones:
     """The milestones of a run so far: its distance to the teacher, and its scores where the recipe asks for them."""
-    return dict(read_lines(folder / "milestones.jsonl"))
+    return dict(read_scalars(folder / "milestones.jsonl"))
 
 
 def noise_floor_of(folder: Path, objective: str) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from studies.study import TrialFailed
 from workbench.common.errors import UserError
-from workbench.common.jsonl import read_lines
+from workbench.common.jsonl import read_scalars
 from workbench.common.outside import read_json
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import recipe_hash
@@ -66,7 +66,7 @@ def _finished(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
 def seconds_of_updates(folder: Path, done: int) -> float:
     """Seconds of training that a run logged beyond update `done`, pictures and checkpoints between updates included."""
     total, before = 0.0, done
-    for update, row in read_lines(folder / "metrics.jsonl"):
+    for update, row in read_scalars(folder / "metrics.jsonl"):
         if update > done:
             total += (update - before) * row.get("throughput/s_per_update", 0.0)
             before = update

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, FiniteFloat
+from pydantic import FiniteFloat
 
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
@@ -15,14 +15,21 @@ MILESTONE_CASES = "milestone_cases.jsonl"
 """In a run folder: benchmark -> category -> case -> score of the student, a line a milestone."""
 
 
-def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Update and scalars, or what else there is, of each logged line; incomplete lines are left out."""
+def read_scalars(path: Path) -> list[tuple[int, dict[str, float]]]:
+    """Update and finite numbers of each logged line; incomplete lines and others are left out."""
+    return read_lines(path, FiniteFloat)
+
+
+def read_lines(path: Path, value: Any = Any) -> list[tuple[int, dict[str, Any]]]:
+    """Update and what else there is, each a `value`, of each line; incomplete lines and others are left out."""
     rows = []
     for line in _lines(path):
-        if (update := _update(line)) is not None:
-            row = parse(line, dict[str, float], str(path), "")
-            del row["update"]
-            rows.append((update, row))
+        try:
+            row = parse(line, dict[str, value], str(path), "")
+            rows.append((parse(line, _Line, str(path), "").update, row))
+        except UserError:
+            continue
+        del row["update"]
     return rows
 
 
@@ -52,8 +59,6 @@ def _update(line: bytes) -> int | None:
 
 
 class _Line(Outside):
-    """`update` and finite numbers by name."""
+    """What every line has."""
 
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, FiniteFloat]
     update: Count

@@ -15,7 +15,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
-from workbench.common.jsonl import read_lines
+from workbench.common.jsonl import read_scalars
 from workbench.common.outside import read_json
 from workbench.evaluation import metrics_file
 from workbench.evaluation.metrics_file import MEAN, Ceiling, Diversity, Metrics, ModelMetrics, mean_of
@@ -118,7 +118,7 @@ def _text(path: Path) -> str:
 
 def _curves(folder: Path) -> list[dict[str, Any]]:
     """Logged lines without those cut short."""
-    return [{"update": update, **row} for update, row in read_lines(folder / "metrics.jsonl")]
+    return [{"update": update, **row} for update, row in read_scalars(folder / "metrics.jsonl")]
 
 
 def _milestones(folder: Path) -> list[dict[str, str]]:

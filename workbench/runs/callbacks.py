@@ -16,7 +16,7 @@ from PIL import Image
 
 from workbench.common.console import say
 from workbench.common.files import whole_file
-from workbench.common.jsonl import MILESTONE_CASES, drop_lines_after, read_lines
+from workbench.common.jsonl import MILESTONE_CASES, drop_lines_after, read_scalars
 from workbench.engine.optimisation import MovingAverage
 from workbench.modules.root import RootModule
 from workbench.runs import checkpoint
@@ -139,7 +139,7 @@ class Milestones(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, RootModule)
         self.monitor = CollapseMonitor.of(
-            (update, row) for update, row in read_lines(self.path) if update <= module.num_updates
+            (update, row) for update, row in read_scalars(self.path) if update <= module.num_updates
         )
         if trainer.is_global_zero:
             for path in (self.path, self.cases):

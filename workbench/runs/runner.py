@@ -30,7 +30,7 @@ from workbench.backbones.lora import role_adapters
 from workbench.backbones.placement import frozen_dtype
 from workbench.common.console import say
 from workbench.common.errors import UserError
-from workbench.common.jsonl import read_lines
+from workbench.common.jsonl import read_scalars
 from workbench.evaluation.model_card import Origin, model_card
 from workbench.modules.distiller import Distiller
 from workbench.modules.pretrainer import Pretrainer
@@ -155,7 +155,7 @@ def export_run(run: Path, out: Path, lora: bool) -> list[float]:
     average = {name: parameter.detach() for name, parameter in trained.items()}
     checkpoint.load(found[0], {"average": average})
     if recipe.trainer.keep == "best":
-        _return_to_best(folder.checkpoints, CollapseMonitor.of(read_lines(folder.milestones)), average)
+        _return_to_best(folder.checkpoints, CollapseMonitor.of(read_scalars(folder.milestones)), average)
     how = student_sampling(recipe.dmd)
     sigmas = sample_sigmas(how.grid())
     if lora:
