@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import subprocess
@@ -128,6 +129,8 @@ def test_the_libraries_are_quiet_during_a_command_and_as_before_after_it(
         (["report", "absent"], "no run or study folder at absent"),
         (["export", "absent", "out"], "no run folder at absent"),
         (["study", "task-mixtre"], "no study 'task-mixtre'; there is: noise-floor, data-composition"),
+        (["sample", "tiny", "\udcff", "--out", "cat.png"], "the prompt must be plain UTF-8 text"),
+        (["sample", "tiny", "x" * 30_000, "--out", "cat.png"], "at most 20,000 characters"),
         (["sample", "tiny", "a cat", "--out", "cat.gif"], "must end in .png, .jpg or .webp"),
         (["sample", "tiny", "a cat", "--out", "no/such/cat.png"], "there is no folder no/such"),
         (
@@ -146,6 +149,15 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert line.startswith("error: ")
     assert said in line
     assert [path.name for path in tmp_path.iterdir()] == ["studies"]
+
+
+def test_a_terminal_without_a_bars_characters_ends_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(cli, "_run", lambda _: print("one • two"))
+    assert cli.main(["pack", "x"]) == 0
+    terminal.seek(0)
+    assert terminal.read() == "one ? two\n"
 
 
 def test_an_image_that_does_not_decode_is_said_before_a_model_is_loaded(

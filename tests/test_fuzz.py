@@ -99,7 +99,7 @@ def test_recipes(tmp_path: Path) -> None:
         again.write_text(to_yaml(recipe))
         return None if load(again) == recipe else "does not survive being written"
 
-    fuzz(100, tmp_path, attempt)
+    fuzz(60, tmp_path, attempt)
 
 
 def test_packed_shards(tmp_path: Path) -> None:

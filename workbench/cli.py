@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import os
 import sys
@@ -32,6 +33,10 @@ MENDABLE_ERRNOS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a bar's characters must not end a run.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     arguments = _parse(argv)
     try:
         with _quiet(arguments.debug):
@@ -202,10 +207,13 @@ def _run_recipe(arguments: argparse.Namespace) -> None:
 
 def _sample(arguments: argparse.Namespace) -> None:
     """Errors in the files are reported before a model is loaded."""
-    image, out = arguments.image, arguments.out
-    if image is not None:
-        from workbench.common.images import read_image
+    from workbench.common.images import read_image
+    from workbench.common.outside import CONTROL, LONGEST_TEXT
 
+    image, out = arguments.image, arguments.out
+    if CONTROL.search(" ".join(arguments.prompt.split())) or len(arguments.prompt) > LONGEST_TEXT:
+        raise UserError(f"the prompt must be plain UTF-8 text of at most {LONGEST_TEXT:,} characters")
+    if image is not None:
         read_image(image, "--image", "name another picture")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UserError(f"--out {out} must end in .png, .jpg or .webp")

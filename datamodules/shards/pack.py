@@ -65,6 +65,9 @@ def pack(recipe: Recipe) -> PackSummary:
     """
     data = recipe.data
     folder = _output_folder(data)
+    if is_world(data) and not (folder / FINISHED).exists():
+        # Before the samples are listed: there may be more than fit the memory, let alone the disk.
+        _require_space(data, folder, sum(sum(counts.values()) for counts in samples_of(data).values()))
     samples: Sequence[WorldSample | OwnSample] = _world(data) if is_world(data) else list_own(data)
     if not samples:
         raise UserError("data.samples asks for no samples; give at least one category a count above 0")
@@ -109,8 +112,7 @@ def _settings(data: Data, samples: Sequence[WorldSample | OwnSample]) -> str:
 
 
 def _write(data: Data, folder: Path, samples: Sequence[WorldSample | OwnSample], settings: str) -> None:
-    pixels = data.resolution**2 * _BYTES_PER_PIXEL
-    files.require_space(folder, len(samples) * pixels, f"packing {len(samples):,} samples")
+    _require_space(data, folder, len(samples))
     starts = range(0, len(samples), data.samples_per_shard)
     jobs = [(folder / f"{i:06d}.tar", samples[a : a + data.samples_per_shard]) for i, a in enumerate(starts)]
     shards: dict[str, dict[str, Any]] = {}
@@ -130,6 +132,11 @@ def _write(data: Data, folder: Path, samples: Sequence[WorldSample | OwnSample],
         "shards": [shards[name] for name in sorted(shards)],
     }
     files.release(folder, FINISHED, value)
+
+
+def _require_space(data: Data, folder: Path, num_samples: int) -> None:
+    """UserError unless the disk holds so many samples, each at most as large as its pixels."""
+    files.require_space(folder, num_samples * data.resolution**2 * _BYTES_PER_PIXEL, f"packing {num_samples:,} samples")
 
 
 def _attribution(data: Data) -> str:

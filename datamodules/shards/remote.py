@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any, TypeVar
 
 from filelock import FileLock
@@ -105,16 +107,37 @@ def _retry(url: str, action: Callable[[], T]) -> T:
         raise UserError(f"cannot read {url}: {reason}; check the address") from error
 
 
+def _answer(request: str | urllib.request.Request) -> HTTPResponse:
+    """The response, its body unread. A time limit of a socket is one for every read: a head that drips needs its own,
+    and a thread that is left behind ends with its server or this process."""
+    found: Queue[HTTPResponse | BaseException] = Queue()
+
+    def ask() -> None:
+        try:
+            found.put(urllib.request.urlopen(request, timeout=TIMEOUT_S))
+        except BaseException as error:
+            found.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = found.get(timeout=2 * TIMEOUT_S)
+    except Empty:
+        raise _Unbearable(f"the server has not answered within {2 * TIMEOUT_S:g} s") from None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
 def open_url(url: str) -> Steady:
     """The body behind `url`, still unread. Retries; UserError if that does not help."""
-    return Steady(_retry(url, lambda: urllib.request.urlopen(url, timeout=TIMEOUT_S)))
+    return Steady(_retry(url, lambda: _answer(url)))
 
 
 def fetch_bytes(url: str) -> bytes:
     """The whole body behind `url`, an index or the like. Retries; UserError if that does not help."""
 
     def read() -> bytes:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
+        with _answer(url) as response:
             body = Steady(response, LARGEST_JSON_BYTES)
             return b"".join(iter(partial(body.read, CHUNK_BYTES), b""))
 
@@ -125,7 +148,7 @@ def describe(url: str) -> dict[str, Any]:
     """What identifies the content behind `url` without reading it: size, entity tag and date of change."""
 
     def asked(method: str) -> dict[str, Any]:
-        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=TIMEOUT_S) as response:
+        with _answer(urllib.request.Request(url, method=method)) as response:
             names = ("Content-Length", "ETag", "Last-Modified")
             return {"url": url, **{name: response.headers.get(name) for name in names}}
 
@@ -144,7 +167,7 @@ def _download(url: str, path: Path, num_bytes: int, sha256: str, advance: Callab
     """One attempt; `path` appears only when size and sha256 are right."""
     digest, received = hashlib.sha256(), 0
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, whole_file(path) as file:
+        with _answer(url) as response, whole_file(path) as file:
             body = Steady(response, num_bytes)
             while chunk := body.read(CHUNK_BYTES):
                 file.write(chunk)

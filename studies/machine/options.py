@@ -92,6 +92,8 @@ def parse(
     if search and "seeds" in own and "," in seeds:
         raise UserError(f"seeds={seeds}: a search draws and runs under one seed; give one, or leave seeds= out")
     folder = Path(own.get("folder", f"runs/studies/{name}"))
+    if "storage" not in own and set(str(folder)) & set("?#%"):
+        raise UserError(f"folder={folder} holds ?, # or %, which an address of a data base cannot: give another name")
     trials = _whole("trials", own["trials"], least=1) if "trials" in own else None
     return Options(
         recipe=Path(own.get("recipe", RECIPES / ("smoke.yaml" if smoke else "demo.yaml"))),

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any, TypeVar
 
@@ -58,12 +59,23 @@ def connect(url: str, intervals: Intervals) -> RDBStorage:
         parsed = _with_driver(make_url(url))
         if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
             raise UserError("storage=sqlite:// keeps nothing and serves one process: name a file, sqlite:///study.db")
+        if parsed.get_backend_name() == "sqlite":
+            _require_content(Path(str(parsed.database)))
         return _opened(parsed, intervals)
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
         if is_away(error):
             raise
         # The first line may hold the URL, and with it a password.
         raise unopened(error) from error
+
+
+def _require_content(path: Path) -> None:
+    """An empty data base next to what a study wrote has lost it; opened, it would begin the study again."""
+    if path.is_file() and path.stat().st_size == 0 and path.with_name("study.json").is_file():
+        raise UserError(
+            f"{path} is empty, but {path.with_name('study.json')} says that a study was run here: bring the data base "
+            "back, or delete both to begin again"
+        )
 
 
 def unopened(error: BaseException) -> UserError:

@@ -100,6 +100,16 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path) -> None:
     assert not witness.exists()
 
 
+def test_a_checkpoint_cannot_change_a_class(tmp_path: Path) -> None:
+    _, _, state = a_trained_layer(0)
+    path = checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))
+    # PosixPath, then a BUILD whose state sets `exists` of it.
+    (path / ".metadata").write_bytes(b"\x80\x02cpathlib\nPosixPath\nN}X\x06\x00\x00\x00existsctorch\nSize\ns\x86b.")
+    with pytest.raises(UserError, match="changes a class"):
+        checkpoint.load(path, state)
+    assert Path.exists(path)
+
+
 @pytest.mark.parametrize("module", [b"pathlib", b"pathlib._local"])
 def test_paths_are_read_that_any_python_wrote(tmp_path: Path, module: bytes) -> None:
     _, _, state = a_trained_layer(0)

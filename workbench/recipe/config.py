@@ -186,6 +186,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         positive("mixture", batch_size=self.batch_size, micro_batch_size=self.micro_batch_size)
+        require(self.batch_size <= 1 << 16, f"mixture.batch_size must be at most {1 << 16}, got {self.batch_size}")
         positive("mixture", prompt_share=self.prompt_share)
         fraction("mixture", prompt_share=self.prompt_share)
         require(self.prompts >= 0, f"mixture.prompts must not be negative, got {self.prompts}")

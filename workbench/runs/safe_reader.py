@@ -42,7 +42,17 @@ _RENAMED = {"pathlib._local": "pathlib"}
 """Where Python 3.13 keeps what every other version has elsewhere."""
 
 
-class _PlainTypesOnly(pickle.Unpickler):
+class _PlainTypesOnly(pickle._Unpickler):
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def load_build(self) -> None:
+        """Set the attributes of an instance; those of a class would change it for the whole process."""
+        if isinstance(self.stack[-2], type):  # type: ignore[attr-defined]
+            raise ValueError("the checkpoint's metadata changes a class, which no checkpoint of ours does")
+        super().load_build()  # type: ignore[misc]
+
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+
     def find_class(self, module: str, name: str) -> Any:
         module = _RENAMED.get(module, module)
         if name not in _ALLOWED.get(module, set()):

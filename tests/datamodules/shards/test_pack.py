@@ -45,6 +45,13 @@ def read_all(folder: Path) -> dict:
     return {sample.key: sample for shard in raw_shards(str(folder)) for sample in read_raw(shard)}
 
 
+def test_more_samples_than_the_disk_holds_are_refused_at_once(tmp_path: Path) -> None:
+    data = Data(raw=str(tmp_path / "raw"), samples={"t2i": {"text": 999_999_999_999}})
+    with pytest.raises(UserError, match=r"packing 999,999,999,999 samples needs about [0-9,]+ MB .* are free"):
+        pack(Recipe(data=data))
+    assert not (tmp_path / "raw").exists()
+
+
 def test_a_folder_becomes_square_rgb_samples(tmp_path: Path) -> None:
     summary = pack(recipe_for(own_folder(tmp_path / "own"), tmp_path / "raw"))
     assert summary.counts == {"t2i/custom": 1, "t2i/cats": 2, "edit/cats": 1}

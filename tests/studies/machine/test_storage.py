@@ -12,8 +12,8 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from studies.machine import options, trial_queue
 from studies.machine import storage as storages
-from studies.machine import trial_queue
 from studies.machine.intervals import Intervals
 from studies.machine.storage import DatabaseAway, Heartbeat, Retry, connect, guard
 from studies.machine.trial_queue import Call, Entry, TrialQueue
@@ -72,6 +72,23 @@ def test_an_error_that_waiting_does_not_mend_is_raised_at_once() -> None:
 def test_a_storage_that_keeps_nothing_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="keeps nothing"):
         connect(url, Intervals())
+
+
+def test_an_empty_database_where_a_study_was_run_is_no_new_study(tmp_path: Path) -> None:
+    (tmp_path / "study.db").touch()
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(UserError, match=r"study\.db is empty, but .*study\.json says that a study was run"):
+        queue(tmp_path)
+    assert (tmp_path / "study.db").stat().st_size == 0
+    (tmp_path / "study.json").unlink()
+    queue(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["runs/q?mode=memory", "p%41", "a#b"])
+def test_a_folder_that_an_address_would_read_otherwise_is_refused(folder: str) -> None:
+    with pytest.raises(UserError, match="an address of a data base cannot"):
+        options.parse("x", [f"folder={folder}"])
+    assert options.parse("x", [f"folder={folder}", "storage=sqlite:///s.db"]).storage == "sqlite:///s.db"
 
 
 def test_a_heartbeat_outlives_a_database_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

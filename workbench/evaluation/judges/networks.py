@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
 
 from workbench.common.errors import UserError
+from workbench.common.outside import read_json
 from workbench.evaluation.judges.local_network import JudgeConfig, JudgeNetwork
 from workbench.evaluation.judges.transformer_network import TransformerNetwork
 
@@ -29,7 +30,7 @@ def network_of(config: JudgeConfig) -> Network:
 def load(folder: Path) -> Network:
     """The judge saved in `folder`, in eval mode on the CPU. Raises UserError if it is missing or broken."""
     try:
-        raw = json.loads((folder / "config.json").read_text())
+        raw: dict[str, Any] = read_json(folder / "config.json", dict, "`make zoo` trains one")
         config = JudgeConfig(
             heads={name: tuple(classes) for name, classes in raw["heads"].items()},
             multi_label=tuple(raw["multi_label"]),
@@ -42,6 +43,6 @@ def load(folder: Path) -> Network:
         )
         network = network_of(config)
         network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"no usable judge in {folder}: {str(error).splitlines()[0]}; `make zoo` trains one") from error
     return network.eval().requires_grad_(False)

@@ -210,7 +210,7 @@ def _text_of(body: bytes) -> str:
     try:
         choice = json.loads(body)["choices"][0]
         text, ended = choice["message"]["content"], choice.get("finish_reason")
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise Malformed("no chat completion") from None
     if ended == "length":
         raise Malformed("cut short")

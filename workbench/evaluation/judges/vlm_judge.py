@@ -93,7 +93,7 @@ class VlmJudge:
         """The cached reply; a broken entry counts as none."""
         try:
             reply = question.parse(json.loads(self._path(question).read_bytes())["reply"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, Malformed):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, Malformed):
             return None
         self.client.has_answered = True
         return reply
