@@ -19,11 +19,12 @@ from studies.factors import runs_of
 from studies.machine.trial_queue import SEARCH
 from studies.study import BENCHES, Differences, Factors, Sampler, Split, Study
 from workbench.common.errors import UserError, nearest
+from workbench.evaluation.measures.catalogue import MEASURES
 from workbench.recipe.checks import require
 from workbench.recipe.config import Recipe
 
 NAMES = ("QUESTION", "ARMS", "FACTORS", "SEEDS", "OBJECTIVES", "SAMPLER", "MARGIN", "PRUNES", "suggest")
-MEASURED = (*BENCHES, "score", "worst", "diversity")
+MEASURED = (*BENCHES, "score", "worst", "variety", *MEASURES)
 
 
 def _no_space(trial: optuna.trial.BaseTrial, base: Recipe) -> Recipe:

@@ -2,7 +2,8 @@
 recipes disagree on most: both learning rates, the fake score's updates per student update, beta1, shift of the
 re-noising time.
 
-Three objectives compete: generation, editing, and diversity, which may collapse where only scores are maximised.
+Three objectives compete: generation, editing, and variety, how freely a student chooses what prompts leave open, which
+may collapse where only scores are maximised.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from studies.study import Times, vary
 from studies.task_mixture import ratio
 from workbench.recipe.config import Recipe
 
-QUESTION = "Which recipes are best at generation, editing and diversity together, and which of their parts matter?"
+QUESTION = "Which recipes are best at generation, editing and variety together, and which of their parts matter?"
 
 SEEDS = (0,)
-OBJECTIVES = ("t2i", "editing", "diversity")
+OBJECTIVES = ("t2i", "editing", "variety")
 # On few trials model-based search finds more of a front than a genetic algorithm does in as many.
 SAMPLER = "tpe"
 

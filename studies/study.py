@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import optuna
 
 from workbench.common.errors import UserError
+from workbench.evaluation.measures.catalogue import MEASURES
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import from_mapping
 
@@ -94,8 +95,9 @@ def _multiplied(key: str, before: Any, times: Times) -> float:
 
 def objective_values(metrics: dict[str, Any], split: Split = "search") -> dict[str, float]:
     """The finite values of `metrics.json` that a study may maximise: `t2i` and `editing` (means of the student's
-    benches), `score` (the mean of them), `worst` (the lowest category of either bench), `diversity`
-    (the student's as a share of the teacher's).
+    benches), `score` (the mean of them), `worst` (the lowest category of either bench), `variety` (how freely the
+    student chooses what prompts leave open), and those in MEASURES, negated where lower is better. Not the spread of
+    answers to one prompt, `diversity` in the file: it is largest for blurred models.
 
     Raises: TrialFailed if the scores are not of this split: a search on any other than its own would spoil the report.
     """
@@ -110,8 +112,11 @@ def objective_values(metrics: dict[str, Any], split: Split = "search") -> dict[s
     ]
     if of_categories and all(map(math.isfinite, of_categories)):
         found["worst"] = min(of_categories)
-    if relative := (student.get("diversity") or {}).get("to_teacher"):
-        found["diversity"] = float(relative["value"])
+    secondary = student.get("secondary") or {}
+    for name, of in (secondary.get("measures") or {}).items():
+        found[name] = MEASURES[name].sign * float(of["mean"])
+    if secondary.get("variety"):
+        found["variety"] = float(secondary["variety"]["value"])
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 

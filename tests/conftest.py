@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from studies.tiny_model.assemble import SMALLEST, assemble
-from workbench.evaluation import diversity
 
 CAPTIONS = [
     f'A {colour} {thing} under a {sky} sky, beside a sign that says "{word}". Make the {thing} {colour}.'
@@ -26,12 +25,6 @@ def _one_thread() -> None:
     networks down many times."""
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-
-
-@pytest.fixture
-def few_renders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluations look for the world's spread among few scenes: drawing the usual number takes most of a small one."""
-    monkeypatch.setattr(diversity, "REAL_POOL", 20)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ SEARCH = "search"
 """What `study.json` calls the recipes that a search drew: no arm, since no two of them are one recipe."""
 BENCHES = {"t2i": ("t2i_bench",), "editing": ("editing_bench",), "score": ("t2i_bench", "editing_bench")}
 """Objective -> the benches it is the mean of; every other objective is a number of the run as a whole."""
-REPORTED = ("score", "t2i", "editing", "diversity")
+REPORTED = ("score", "t2i", "editing", "variety")
 """Objectives that a report shows of every arm; higher is better."""
 ONE_SEED = "one seed says nothing of others"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from studies.analysis import replicates
 from studies.analysis.arms import Floor
+from workbench.evaluation.measures.catalogue import MEASURES
 
 ENOUGH_SEEDS = 5
 """Below, the standard deviation between seeds is known to a factor of three only."""
@@ -17,7 +18,9 @@ TITLES = {
     "t2i": "T2I-Bench",
     "editing": "Editing-Bench",
     "worst": "worst category",
+    "variety": "variety",
     "diversity": "diversity",
+    **{name: of.title if of.sign > 0 else f"{of.title}, negated" for name, of in MEASURES.items()},
 }
 Row = Mapping[str, Any]
 

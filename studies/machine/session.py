@@ -25,6 +25,8 @@ from studies.machine.storage import Retry, connect, guard, shown, unopened
 from studies.machine.trial_queue import SEARCH, Call, Entry, TrialQueue
 from studies.study import Study, vary
 from workbench.common.errors import UserError, nearest
+from workbench.evaluation.measures.catalogue import TEXT_MEASURES
+from workbench.evaluation.measures.ocr import installed
 from workbench.recipe import lambda_tables
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import load, recipe_hash
@@ -97,6 +99,7 @@ def plan_of(name: str, arguments: Iterable[str], study: Study) -> Plan:
     if options.arms and options.search:
         raise UserError("arms= chooses what is replicated; a search has none: leave it out")
     _check_devices(options, base)
+    _check_objectives(study, base)
     return Plan(study, options, base, recipes, _noise_floor(study, options, base))
 
 
@@ -171,6 +174,15 @@ def _any_draw() -> optuna.Trial:
     """A trial of no study that is kept, to see that a space can be drawn from."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     return optuna.create_study(sampler=RandomSampler(seed=0)).ask()
+
+
+def _check_objectives(study: Study, base: Recipe) -> None:
+    """Texts must be read where a study goes by them: a trial finds out at its end alone."""
+    needed = [name for name in study.OBJECTIVES if name in TEXT_MEASURES]
+    if needed and (base.evaluation.ocr == "off" or not installed()):
+        raise UserError(
+            f"the objective {needed[0]} needs OCR: pip install 'few-step-workbench[ocr]', and no evaluation.ocr=off"
+        )
 
 
 def _check_devices(options: Options, base: Recipe) -> None:

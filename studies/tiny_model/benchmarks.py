@@ -107,7 +107,6 @@ def _secondary(model: Mapping[str, Any]) -> list[str]:
         _value(secondary["precision"]),
         _value(secondary["recall"]),
         _value(diversity.get("to_teacher")),
-        _value(diversity.get("to_real")),
         *(_interval(secondary["word_accuracy"].get(bench)) for bench in BENCHES.values()),
         _interval(secondary["residual_noise"]),
         _interval((secondary["target_distance"] or {}).get("mean"), ".3f"),

@@ -17,13 +17,12 @@ from workbench.evaluation.judges.local import (
     SEVERE,
     SEVERE_CAP,
     attribute_score,
-    edit_distance,
     judge_case,
     pixel_agreement,
     pixel_progress,
     score_of,
-    word_score,
 )
+from workbench.evaluation.measures.text import edit_distance, word_score
 
 AXIS = st.floats(0, 1)
 WORD = st.text("ABC", max_size=5)

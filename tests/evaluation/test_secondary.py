@@ -7,7 +7,6 @@ import pytest
 
 from workbench.evaluation.answers import Answer, Answers
 from workbench.evaluation.cases.case import Case
-from workbench.evaluation.cases.world import alike, world_cases
 from workbench.evaluation.diversity import diversity_metrics, unit_of
 from workbench.evaluation.judges.local import Judgement
 from workbench.evaluation.measures.answer_measures import Measures, measure, residual_noise, target_distance
@@ -115,22 +114,11 @@ def test_readings_stand_only_where_a_case_defines_them() -> None:
     assert measure(many, image, {}).target_distance is None
 
 
-def test_renders_alike_share_what_the_prompt_names_and_differ_otherwise() -> None:
-    cases = [case for case in world_cases("t2i", "report", 4, 64) if case.category == "portrait"]
-    found = alike(cases, "report", 64, pool=500, most=3)
-    assert found.keys() == {case.id for case in cases}
-    for case in cases:
-        assert case.target is not None
-        # The case itself is within the pool, so there is one at least.
-        assert 1 <= len(found[case.id]) <= 3
-        assert len({image.tobytes() for image in found[case.id]}) == len(found[case.id])
-    assert max(len(images) for images in found.values()) > 1
-
-
 def test_ratios_of_diversity_go_by_shared_prompts_and_say_how_many() -> None:
-    spread, teacher, real = {"a": 1.0, "b": 3.0}, {"a": 2.0, "b": 6.0}, {"a": 0.5}
-    found = diversity_metrics(spread, teacher, real, 100)
-    assert found is not None and found.mean == 2
-    assert found.to_teacher == Value(0.5, n=2) and found.to_real == Value(2, n=1)
-    alone = diversity_metrics(spread, {}, {}, 100)
-    assert alone is not None and alone.to_teacher is None and diversity_metrics({}, {}, {}, 100) is None
+    spread = {"a": 1.0, "b": 3.0}
+    found = diversity_metrics(spread, {"a": 2.0, "b": 6.0}, 100)
+    assert found is not None and found.mean == 2 and found.to_teacher == Value(0.5, n=2)
+    partly = diversity_metrics(spread, {"a": 0.5, "c": 9.0}, 100)
+    assert partly is not None and partly.to_teacher == Value(2, n=1)
+    alone = diversity_metrics(spread, {}, 100)
+    assert alone is not None and alone.to_teacher is None and diversity_metrics({}, {}, 100) is None

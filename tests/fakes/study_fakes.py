@@ -73,7 +73,7 @@ class World:
                 intervals[category] = {"mean": float(scores.mean()), "low": None, "high": None, "n": self.cases}
             intervals["mean"] = {"mean": float(np.mean([of["mean"] for of in intervals.values()]))}
             student[bench] = intervals
-        student["diversity"] = {"mean": 0.4, "to_teacher": {"value": 0.9 + 0.02 * run.standard_normal(), "n": 8}}
+        student["secondary"] = {"variety": {"value": 0.9 + 0.02 * run.standard_normal()}}
         student["frechet"] = {"value": 1500 + 50 * run.standard_normal(), "n": 3 * self.cases}
         metrics = {"split": "search", "models": {"student": student}}
         (folder / "evaluation").mkdir(exist_ok=True)

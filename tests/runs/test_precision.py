@@ -18,7 +18,6 @@ from datamodules.shards.encoded import EncodedDataset
 from studies.tiny_model.assemble import SMALLEST, assemble
 from workbench import cli
 
-pytestmark = pytest.mark.usefixtures("few_renders")
 CAPTIONS = ["a red fox under a clear sky", 'a sign that says "CAT"', "make the fox blue"]
 SETTINGS = [
     "data.resolution=64",

@@ -40,7 +40,6 @@ from workbench.runs.run_folder import RunFolder
 from workbench.runs.runner import distill, export_run, pretrain
 from workbench.sampling.sampler import Request
 
-pytestmark = pytest.mark.usefixtures("few_renders")
 SAMPLES = {
     "t2i": {"landscape": 3, "portrait": 3, "text": 3},
     "edit": {"scene": 2, "enhance": 2, "object": 2, "text": 2, "identity": 2, "style": 2},

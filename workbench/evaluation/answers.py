@@ -21,6 +21,7 @@ from workbench.evaluation.cases.case import Case
 from workbench.evaluation.judges.judge import LOCAL, Judge, Scored, Unanswered
 from workbench.evaluation.judges.local import Judgement
 from workbench.evaluation.measures.answer_measures import measure
+from workbench.evaluation.measures.ocr import TextReader
 from workbench.evaluation.models import ModelUnderTest
 
 CHUNK = 256
@@ -76,17 +77,18 @@ def answer(
     store: Store | None = None,
     clock: Clock | None = None,
     stream: str = "",
+    reader: TextReader | None = None,
 ) -> Answers:
     """Draw and judge every case under every seed. keep: ids of the cases whose images stay. store: of answers given
     before, unless the model has one; unused where a judge needs to see every image. stream: noise of other streams is
-    other noise under the same seeds."""
+    other noise under the same seeds. reader: of the texts that cases ask for, which are not read without it."""
     answers, kept, clock = Answers(), set(keep), clock or Clock()
     usable = model.store or store if model.fingerprint and all(judge.fingerprint for judge in judges) else None
-    judged_by = "+".join(judge.fingerprint for judge in judges)
+    judged_by = "+".join([*(judge.fingerprint for judge in judges), *(["ocr"] if reader else [])])
     for seed in seeds:
         for part in chunks(cases, CHUNK):
             wanted = [case.id for case in part if case.id in kept]
-            draw = partial(_drawn, model, part, seed, judges, wanted, clock, stream)
+            draw = partial(_drawn, model, part, seed, judges, wanted, clock, stream, reader)
             if usable:
                 weights = {"model": model.fingerprint, **model.sampling}
                 chunk = usable.once(chunk_key(weights, judged_by, part, f"{stream}{seed}", wanted), draw)
@@ -109,11 +111,12 @@ def _drawn(
     keep: Sequence[str],
     clock: Clock,
     stream: str,
+    reader: TextReader | None,
 ) -> Chunk:
     """Fresh answers to `cases` under one seed, judged."""
     images, seconds = model.draw(cases, [case.noise_seed(f"{stream}{seed}") for case in cases])
     found = Answers()
-    judge_into(found, cases, images, seed, judges, clock)
+    judge_into(found, cases, images, seed, judges, clock, reader)
     kept = {case.id: image for case, image in zip(cases, images, strict=True) if case.id in keep}
     features = np.stack(found.features) if found.features else np.zeros((0, 0), np.float32)
     return Chunk(found.rows, features, kept, seconds, found.verdicts)
@@ -126,6 +129,7 @@ def judge_into(
     seed: int,
     judges: Sequence[Judge],
     clock: Clock | None = None,
+    reader: TextReader | None = None,
 ) -> None:
     """Append the judgements and the measures of `images`."""
     clock = clock or Clock()
@@ -146,7 +150,7 @@ def judge_into(
         seen = judged.seen or seen
     # Filters over pixels let go of the interpreter's lock.
     with clock.phase("measuring"), ThreadPoolExecutor(min(MOST_THREADS, usable_cores())) as pool:
-        measures = list(pool.map(measure, cases, images, seen))
+        measures = list(pool.map(partial(measure, reader=reader), cases, images, seen))
     for case, judgement, of_case in zip(cases, judgements, measures, strict=True):
         answers.rows.append(Answer(case.id, case.bench, case.category, seed, judgement, of_case))
 
@@ -172,4 +176,6 @@ def write_answers(answers: dict[str, Answers], path: Path) -> None:
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
     return value if value is None or isinstance(value, str) else round(float(value), 5)

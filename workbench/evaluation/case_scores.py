@@ -1,12 +1,15 @@
-"""The score of every case in `evaluation/cases.jsonl` of a run folder, read without torch."""
+"""What `evaluation/cases.jsonl` of a run folder says of every case, read without torch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from workbench.common.errors import UserError
 from workbench.common.outside import Outside, read_lines
 from workbench.evaluation.judges.judge import NEEDS_LOCAL
+from workbench.evaluation.measures.catalogue import MEASURES
 
 CASES = Path("evaluation") / "cases.jsonl"
 """Path inside a run folder."""
@@ -21,6 +24,11 @@ class _Row(Outside):
     case: str
     seed: int
     score: float | None
+    measures: dict[str, Any] = {}
+
+    @property
+    def key(self) -> Key:
+        return self.bench, self.category, self.case, self.seed
 
 
 def read_scores(folder: Path) -> dict[str, dict[Key, float]]:
@@ -28,11 +36,28 @@ def read_scores(folder: Path) -> dict[str, dict[Key, float]]:
 
     Raises: UserError if the file is missing or broken, or holds no score.
     """
-    path = folder / CASES
     scores: dict[str, dict[Key, float]] = {}
-    for _, row in read_lines(path, _Row, "run `workbench evaluate` on the run first"):
+    for row in _rows(folder):
         if row.score is not None:
-            scores.setdefault(row.model, {})[row.bench, row.category, row.case, row.seed] = row.score
+            scores.setdefault(row.model, {})[row.key] = row.score
     if not scores:
-        raise UserError(f"{path} holds no score of the local judge: {NEEDS_LOCAL} and evaluate the run again")
+        raise UserError(f"{folder / CASES} holds no score of the local judge: {NEEDS_LOCAL} and evaluate the run again")
     return scores
+
+
+def read_measures(folder: Path, model: str) -> dict[str, dict[Key, float]]:
+    """Name in MEASURES -> its value for every case and seed of `model` that has one.
+
+    Raises: UserError if the file is missing or broken.
+    """
+    found: dict[str, dict[Key, float]] = {}
+    for row in _rows(folder):
+        for name, measure in MEASURES.items() if row.model == model else ():
+            if row.bench == measure.bench and (value := measure.of(row.measures)) is not None:
+                found.setdefault(name, {})[row.key] = value
+    return found
+
+
+def _rows(folder: Path) -> Iterator[_Row]:
+    for _, row in read_lines(folder / CASES, _Row, "run `workbench evaluate` on the run first"):
+        yield row

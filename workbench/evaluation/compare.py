@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from workbench.common.errors import UserError
-from workbench.evaluation.case_scores import Key, read_scores
+from workbench.evaluation import metrics_file
+from workbench.evaluation.case_scores import Key, read_measures, read_scores
+from workbench.evaluation.measures.catalogue import MEASURES, VARIETY, numbers_of
 from workbench.evaluation.measures.statistics import Interval, paired_differences, verdict
+from workbench.evaluation.metrics_file import MEAN, Bounded
 
 
 def subject_of(scores: Mapping[str, Mapping[Key, float]], folder: Path) -> str:
@@ -58,9 +62,7 @@ def compare_runs(first: Path, second: Path, console: Console | None = None) -> d
     titles = (first.name, second.name) if first.name != second.name else (str(first), str(second))
     names = [f"{title} {model}" for title, model in zip(titles, models, strict=True)]
     title = f"{names[0]} - {names[1]}, paired, 95 % intervals"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)  # fits 80 columns
-    for column in ("bench", "category", "n", "difference", "interval", "verdict"):
-        table.add_column(column, justify="right" if column in ("n", "difference") else "left")
+    table = _table(title, "bench", "category", "n", "difference", "interval", "verdict")
     for bench, intervals in found.items():
         for name, interval in intervals.items():
             span = f"{interval.low:+.3f} to {interval.high:+.3f}" if interval.low is not None else "-"
@@ -68,6 +70,57 @@ def compare_runs(first: Path, second: Path, console: Console | None = None) -> d
             table.add_row(bench.removesuffix("_bench"), name, str(interval.n), f"{interval.mean:+.3f}", span, shown)
         table.add_section()
     console.print(table)
+    _print_measures(compare_measures((first, second), models), names, console)
     unpaired = len(a.keys() ^ b.keys())
     console.print(f"{len(shared)} answers paired, {unpaired} without a counterpart left out")
     return found
+
+
+def compare_measures(folders: Sequence[Path], models: Sequence[str]) -> dict[str, tuple[Interval, int]]:
+    """Title of a measure -> difference first - second, and 1 where higher is better, else -1.
+
+    Measures of single answers are paired over the (case, seed) pairs that both runs have. The intervals of those of all
+    answers together count as independent, which is too wide on equal cases; a Frechet distance has none.
+    """
+    of_cases = [read_measures(folder, model) for folder, model in zip(folders, models, strict=True)]
+    found: dict[str, tuple[Interval, int]] = {}
+    for name, measure in MEASURES.items():
+        # Weighed by cases, as in metrics.json, not by categories.
+        a, b = ({(key[0], "all", *key[2:]): x for key, x in of.get(name, {}).items()} for of in of_cases)
+        for intervals in compare_scores(a, b).values():
+            found[measure.title] = (intervals[MEAN], measure.sign)
+    of_runs = [metrics_file.read(folder / "metrics.json") or metrics_file.Metrics() for folder in folders]
+    of_models = [of_run.models.get(model) for of_run, model in zip(of_runs, models, strict=True)]
+    first, second = (numbers_of(of.secondary) if of and of.secondary else {} for of in of_models)
+    for title, number in first.items():
+        if title not in found and title in second and not math.isnan(number.value - second[title].value):
+            found[title] = (_unpaired(number, second[title]), 1 if title == VARIETY else -1)
+    return found
+
+
+def _unpaired(a: Bounded, b: Bounded) -> Interval:
+    """a - b; its interval has the root of the sum of the squares of both half-widths."""
+    difference, n = a.value - b.value, min(a.n, b.n)
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return Interval(difference, None, None, n)
+    half = math.hypot(a.high - a.low, b.high - b.low) / 2
+    return Interval(difference, difference - half, difference + half, n)
+
+
+def _print_measures(found: Mapping[str, tuple[Interval, int]], names: Sequence[str], console: Console) -> None:
+    table = _table("What scores miss (docs/measures.md)", "measure", "n", "difference", "interval", "verdict")
+    for title, (of, sign) in found.items():
+        span = "-" if of.low is None or of.high is None else f"{of.low:+.3f} to {of.high:+.3f}"
+        better = of if sign > 0 else Interval(-of.mean, of.high and -of.high, of.low and -of.low, of.n)
+        shown = verdict(better, *names) if of.low is not None else "no interval"
+        table.add_row(title, str(of.n), f"{of.mean:+.3f}", span, shown)
+    if found:
+        console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    """Fits 80 columns."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("n", "difference") else "left")
+    return table

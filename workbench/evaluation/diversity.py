@@ -1,5 +1,4 @@
-"""Diversity within a prompt: how far apart the answers to one prompt lie, against those of the teacher and of
-the world itself."""
+"""Diversity within a prompt: how far apart the answers to one prompt lie, against those of the teacher."""
 
 from __future__ import annotations
 
@@ -11,7 +10,6 @@ from workbench.common.clock import Clock
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.answers import Answers, answer
 from workbench.evaluation.cases.case import Case
-from workbench.evaluation.cases.world import alike
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.measures import distances
 from workbench.evaluation.measures.statistics import bench_intervals
@@ -24,8 +22,6 @@ DIVERSITY_PROMPTS = 4
 DIVERSITY_SAMPLES = 4
 Spread = dict[str, float]
 """Case -> spread of the answers to it."""
-REAL_POOL = 2000
-"""Scenes a category of the split among which pictures of the same description are looked for."""
 
 
 def unit_of(targets: Answers) -> float | None:
@@ -50,24 +46,12 @@ def model_spread(
     return {case.id: distances.mean_pairwise_distance(drawn[:, i]) / unit for i, case in enumerate(cases)}
 
 
-def world_spread(cases: Sequence[Case], unit: float, judge: LocalJudge, split: str, resolution: int) -> Spread:
-    """The same among renders of the world that a prompt describes equally well, of the cases that have several."""
-    found = alike(cases, split, resolution, REAL_POOL, DIVERSITY_SAMPLES)
-    return {
-        case: distances.mean_pairwise_distance(judge.see(images)[2]) / unit
-        for case, images in found.items()
-        if len(images) > 1
-    }
-
-
-def diversity_metrics(spread: Spread, teacher: Spread, real: Spread, num_bootstrap: int) -> Diversity | None:
-    """Mean spread with its interval, and its ratios to the teacher's and to the world's own over the same prompts."""
+def diversity_metrics(spread: Spread, teacher: Spread, num_bootstrap: int) -> Diversity | None:
+    """Mean spread with its interval, and its ratio to the teacher's over the same prompts."""
     if not spread:
         return None
     mean = bench_intervals({"t2i": np.array(list(spread.values()))[:, None]}, num_bootstrap)["mean"]
-    return Diversity(
-        **vars(mean), samples=DIVERSITY_SAMPLES, to_teacher=_ratio(spread, teacher), to_real=_ratio(spread, real)
-    )
+    return Diversity(**vars(mean), samples=DIVERSITY_SAMPLES, to_teacher=_ratio(spread, teacher))
 
 
 def _ratio(spread: Spread, reference: Spread) -> Value | None:

@@ -18,11 +18,11 @@ from workbench.evaluation.answers import CHUNK, Answers, answer, chunks, judge_i
 from workbench.evaluation.case_scores import CASES
 from workbench.evaluation.cases.case import BENCHES, Case
 from workbench.evaluation.cases.choose import benchmark_cases
-from workbench.evaluation.cases.world import is_of_world
 from workbench.evaluation.judges.choose import judges_of, local_judge
 from workbench.evaluation.judges.judge import NEEDS_LOCAL, Judge
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.measures import distances
+from workbench.evaluation.measures.ocr import TextReader, chosen_reader
 from workbench.evaluation.measures.statistics import bench_intervals, paired_differences
 from workbench.evaluation.metrics_file import (
     MEAN,
@@ -48,8 +48,9 @@ PARTIAL = Path("evaluation") / "partial"
 """Where an output folder keeps answers until its metrics are written."""
 CONSOLE = Console()
 WITHOUT_LOCAL = (
-    "no local judge: benchmark scores and their comparisons, diversity, Frechet distance, KID, precision, recall and "
-    f"words right are left out, since they use its scores or features ({NEEDS_LOCAL})"
+    "no local judge: benchmark scores and their comparisons, diversity, Frechet distance, KID, precision, recall, "
+    "words right, free choices, counts and order of objects are left out, since they use its scores, features or "
+    f"attributes ({NEEDS_LOCAL})"
 )
 COMPARED = (("student", "teacher_few_step"), ("student", "teacher"), ("teacher_few_step", "teacher"))
 
@@ -76,21 +77,23 @@ def evaluate(
     chosen, clock = recipe.evaluation, clock or Clock()
     judges = judges_of(chosen) if judges is None else judges
     local, num_bootstrap = local_judge(judges), chosen.num_bootstrap
-    if local is None:
-        CONSOLE.print(WITHOUT_LOCAL, soft_wrap=True)
     if cases is None:
         with clock.phase("cases"):
             cases = benchmark_cases(recipe.data, chosen)
     kept_answers = store or Store(out_folder / PARTIAL)
     paired = [case for group in chosen_cases(cases, chosen.vlm.pairs).values() for case in group]
     keep = [case.id for group in chosen_cases(cases).values() for case in group] + [case.id for case in paired]
-    targets = _judged_as_given(cases, "target", local, clock)
+    reader, unread = chosen_reader(chosen.ocr, cases)
+    left_out = ([WITHOUT_LOCAL] if local is None else []) + ([unread] if unread else [])
+    for line in left_out:
+        CONSOLE.print(line, soft_wrap=True)
+    targets = _judged_as_given(cases, "target", local, clock, reader)
     sources = _judged_as_given(cases, "source", local, clock)
     answers = {}
     for name, model in models.items():
         CONSOLE.print(f"{name}: {len(cases)} cases, {len(chosen.seeds)} seed(s), NFE {model.nfe}")
-        answers[name] = answer(model, cases, chosen.seeds, judges, keep, kept_answers, clock)
-    spreads, real = _spreads(models, cases, targets, local, recipe, kept_answers, clock)
+        answers[name] = answer(model, cases, chosen.seeds, judges, keep, kept_answers, clock, reader=reader)
+    spreads = _spreads(models, cases, targets, local, kept_answers, clock)
     of_teacher = spreads.get("teacher", {})
     with clock.phase("statistics"):
         metrics = Metrics(
@@ -105,16 +108,12 @@ def evaluate(
                     model,
                     answers[name],
                     targets,
-                    diversity.diversity_metrics(spreads[name], of_teacher, real, num_bootstrap),
+                    diversity.diversity_metrics(spreads[name], of_teacher, num_bootstrap),
                     num_bootstrap,
                 )
                 for name, model in models.items()
             },
-            ceiling=Ceiling(
-                _benches(targets, num_bootstrap),
-                secondary_metrics(targets, targets, num_bootstrap),
-                diversity.diversity_metrics(real, of_teacher, real, num_bootstrap),
-            ),
+            ceiling=Ceiling(_benches(targets, num_bootstrap), secondary_metrics(targets, targets, num_bootstrap)),
             floor=Floor(_benches(sources, num_bootstrap)),
             comparisons=compare_answers(answers, num_bootstrap, compared),
             few_step_selection=[dict(row) for row in selection],
@@ -122,6 +121,7 @@ def evaluate(
             if paired and len(models) > 1
             else {},
             vlm=judge_records(judges, answers, compared, num_bootstrap),
+            left_out=left_out,
         )
     with clock.phase("files"):
         if metrics.vlm:
@@ -140,27 +140,23 @@ def _spreads(
     cases: Sequence[Case],
     targets: Answers,
     local: LocalJudge | None,
-    recipe: Recipe,
     store: Store,
     clock: Clock,
-) -> tuple[dict[str, diversity.Spread], diversity.Spread]:
-    """Spread of the answers to one prompt, of every model and of the world itself, where one is defined."""
+) -> dict[str, diversity.Spread]:
+    """Spread of every model's answers to one prompt, where one is defined."""
     several = diversity.answered_often(cases)
     unit = diversity.unit_of(targets) if several else None
     if unit is None or local is None:
-        return {name: {} for name in models}, {}
-    spreads = {
-        name: diversity.model_spread(model, several, unit, local, store, clock) for name, model in models.items()
-    }
-    split = recipe.evaluation.split
-    if recipe.evaluation.cases or not all(is_of_world(case, split) for case in several):
-        return spreads, {}
-    with clock.phase("cases"):
-        return spreads, diversity.world_spread(several, unit, local, split, recipe.data.resolution)
+        return {name: {} for name in models}
+    return {name: diversity.model_spread(model, several, unit, local, store, clock) for name, model in models.items()}
 
 
 def _judged_as_given(
-    cases: Sequence[Case], which: Literal["target", "source"], local: LocalJudge | None, clock: Clock
+    cases: Sequence[Case],
+    which: Literal["target", "source"],
+    local: LocalJudge | None,
+    clock: Clock,
+    reader: TextReader | None = None,
 ) -> Answers:
     """Every case answered by its own target (the ceiling), or edits by their source as it was drawn (the floor)."""
     answers = Answers()
@@ -168,7 +164,7 @@ def _judged_as_given(
     for part in chunks(chosen, CHUNK):
         given = [case.target if which == "target" else case.source for case in part]
         images = [image for image in given if image is not None]
-        judge_into(answers, part, images, 0, [local] if local else [], clock)
+        judge_into(answers, part, images, 0, [local] if local else [], clock, reader)
     return answers
 
 

@@ -49,9 +49,22 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Bounded:
+    """A number of `n` answers together, NaN where n is too small to give one. low, high: its interval. real: what
+    as many other real pictures would get on average; collapsed: what always the commonest choice would get."""
+
+    value: float = math.nan
+    low: float | None = field(default=None, metadata=LEFT_OUT)
+    high: float | None = field(default=None, metadata=LEFT_OUT)
+    real: float | None = field(default=None, metadata=LEFT_OUT)
+    collapsed: float | None = field(default=None, metadata=LEFT_OUT)
+    n: int = 0
+
+
+@dataclass(frozen=True)
 class Diversity:
     """Mean spread of the answers to one prompt with its interval over n prompts, `samples` answers to each, and its
-    ratios to the teacher's spread and to the world's own."""
+    ratio to the teacher's spread."""
 
     mean: float = math.nan
     low: float | None = None
@@ -59,7 +72,6 @@ class Diversity:
     n: int = 0
     samples: int = 0
     to_teacher: Value | None = None
-    to_real: Value | None = None
 
     @property
     def interval(self) -> Interval:
@@ -68,7 +80,9 @@ class Diversity:
 
 @dataclass(frozen=True)
 class Secondary:
-    """Secondary metrics, no part of a score. target_distance: per category of edits."""
+    """Secondary metrics, no part of a score (docs/measures.md). target_distance: per category of edits. measures: by
+    the names of `MEASURES`. choices: total variation of what prompts leave open; variety: 1 - their mean.
+    category_frechet: T2I category -> Frechet distance."""
 
     word_accuracy: dict[str, Interval] = field(default_factory=dict)
     residual_noise: Interval | None = None
@@ -77,6 +91,10 @@ class Secondary:
     kid: Value | None = None
     precision: Value | None = None
     recall: Value | None = None
+    measures: dict[str, Interval] = field(default_factory=dict)
+    choices: dict[str, Bounded] = field(default_factory=dict)
+    variety: Bounded | None = None
+    category_frechet: dict[str, Bounded] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,7 +135,6 @@ class Ceiling:
 
     benches: Benches = benches()
     secondary: Secondary | None = field(default=None, metadata={**RENAMED, **LEFT_OUT})
-    diversity: Diversity | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +200,8 @@ class JudgeRecord:
 
 @dataclass(frozen=True)
 class Metrics:
-    """All of `metrics.json`. cases: the file that they come from, None for the world's. seconds: phase -> wall, cpu."""
+    """All of `metrics.json`. cases: the file that they come from, None for the world's. seconds: phase -> wall, cpu.
+    left_out: what was not measured, and why."""
 
     recipe: str = ""
     split: str = ""
@@ -199,6 +217,7 @@ class Metrics:
     preference: dict[str, Preference] = field(default_factory=dict, metadata=LEFT_OUT)
     vlm: dict[str, JudgeRecord] = field(default_factory=dict, metadata=LEFT_OUT)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def scored_on(self) -> str:

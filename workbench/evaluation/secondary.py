@@ -12,9 +12,12 @@ import numpy as np
 
 from workbench.evaluation.answers import Answers
 from workbench.evaluation.cases.case import BENCHES
-from workbench.evaluation.measures import distances
+from workbench.evaluation.measures import choices, distances
+from workbench.evaluation.measures.answer_measures import Measures
+from workbench.evaluation.measures.catalogue import MEASURES
+from workbench.evaluation.measures.category_frechet import category_frechet
 from workbench.evaluation.measures.statistics import Interval, bench_intervals
-from workbench.evaluation.metrics_file import Secondary, Value
+from workbench.evaluation.metrics_file import Bounded, Secondary, Value
 
 MIN_KID_IMAGES = 20
 """With fewer neither the scale of the features is known well, nor the width of the interval."""
@@ -38,6 +41,7 @@ def secondary_metrics(answers: Answers, targets: Answers, num_bootstrap: int) ->
             defects.setdefault(row.measures.defect, []).append((row.case, row.judgement.score))
     tables = {name: table for name, values in distance.items() if (table := _table(values)) is not None}
     kid, precision, recall = _distribution(answers, targets)
+    found = _choices(answers, targets)
     return Secondary(
         word_accuracy={bench: interval for bench, interval in word.items() if interval is not None},
         residual_noise=_interval([(r.case, r.measures.noise) for r in rows], num_bootstrap),
@@ -46,7 +50,64 @@ def secondary_metrics(answers: Answers, targets: Answers, num_bootstrap: int) ->
         kid=kid,
         precision=precision,
         recall=recall,
+        measures=_measures(answers, num_bootstrap),
+        choices=found,
+        variety=choices.variety(found),
+        category_frechet=_category_frechet(answers, targets),
     )
+
+
+def _measures(answers: Answers, num_bootstrap: int) -> dict[str, Interval]:
+    """Mean of every measure that any answer has. A case that has it under some seeds alone counts with their mean."""
+    found = {}
+    for name, measure in MEASURES.items():
+        cases: dict[str, list[float]] = {}
+        for row in answers.rows:
+            if row.bench == measure.bench and (value := measure.of(vars(row.measures))) is not None:
+                cases.setdefault(row.case, []).append(value)
+        interval = _interval([(case, float(np.mean(values))) for case, values in cases.items()], num_bootstrap)
+        if interval is not None:
+            found[name] = interval
+    return found
+
+
+def _choices(answers: Answers, targets: Answers) -> dict[str, Bounded]:
+    """What prompts leave open -> total variation of the answers' choices from those of the targets to the same
+    prompts."""
+    real = {row.case: row.measures for row in targets.rows if row.bench == BENCHES["t2i"]}
+    drawn: dict[str, list[Measures]] = {}
+    for row in answers.rows:
+        if row.case in real:
+            drawn.setdefault(row.case, []).append(row.measures)
+    found: dict[str, Bounded | None] = {}
+    for name in choices.COLOURS:
+        chosen = {case: str(of.choices[name]) for case, of in real.items() if of.choices and name in of.choices}
+        ours = [[(of.choices or {}).get(name, "") for of in drawn[case]] for case in chosen if case in drawn]
+        found[name] = choices.compared_choices(ours, [chosen[case] for case in chosen if case in drawn])
+    placed = {case: of.placement for case, of in real.items() if of.placement is not None and case in drawn}
+    for at, name in enumerate(choices.PLACES):
+        world = np.array([place[at] for place in placed.values()])
+        ours = [[_bin(of.placement, at, world) for of in drawn[case]] for case in placed]
+        found[name] = choices.compared_choices(ours, [_bin(place, at, world) for place in placed.values()])
+    return {name: of for name, of in found.items() if of is not None}
+
+
+def _bin(place: Sequence[float] | None, at: int, world: np.ndarray) -> str:
+    return "none" if place is None else str(int(choices.binned(np.array(place[at]), world)))
+
+
+def _category_frechet(answers: Answers, targets: Answers) -> dict[str, Bounded]:
+    """T2I category -> Frechet distance of the answers under the first seed from their targets."""
+    if not answers.features or not targets.features:
+        return {}
+
+    def features(of: Answers, category: str) -> np.ndarray:
+        rows = zip(of.rows, of.features, strict=True)
+        wanted = (BENCHES["t2i"], category, of.rows[0].seed)
+        return np.array([x for r, x in rows if (r.bench, r.category, r.seed) == wanted])
+
+    names = dict.fromkeys(row.category for row in answers.rows if row.bench == BENCHES["t2i"])
+    return {name: category_frechet(features(answers, name), features(targets, name)) for name in names}
 
 
 def _distribution(answers: Answers, targets: Answers) -> tuple[Value | None, Value | None, Value | None]:

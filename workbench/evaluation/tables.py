@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from workbench.evaluation.cases.case import BENCHES
+from workbench.evaluation.measures.catalogue import rows_of
 from workbench.evaluation.measures.statistics import Interval
 from workbench.evaluation.metrics_file import (
     MEAN,
@@ -28,6 +29,9 @@ def print_metrics(metrics: Metrics, console: Console) -> None:
     title = f"T2I-Bench and Editing-Bench, 1 to 5: {metrics.scored_on}, seeds {metrics.seeds}, {metrics.judge}"
     console.print(_scores(metrics, title))
     console.print(_secondary(metrics))
+    console.print(_measures(metrics))
+    for line in metrics.left_out:
+        console.print(f"left out: {line}", soft_wrap=True)
     for row in metrics.comparisons:
         console.print(_comparison(row))
     console.print(_seconds(metrics.seconds))
@@ -52,7 +56,7 @@ def _seconds(seconds: Mapping[str, Mapping[str, float]]) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="left" if column == "model" else "right")
+        table.add_column(column, justify="left" if column in ("model", "measure") else "right")
     return table
 
 
@@ -78,13 +82,27 @@ def _means(benches: Benches) -> list[str]:
 def _secondary(metrics: Metrics) -> Table:
     table = _table(
         "Secondary metrics (words: T2I / edits; intervals in metrics.json)", "model", "KID", "preci-\nsion", "recall",
-        "spread\n/ tea-\ncher", "/ real", "words\nright", "flat\nnoise", "target\ndist.",
+        "spread\n/ tea-\ncher", "words\nright", "flat\nnoise", "target\ndist.",
     )  # fmt: skip
-    rows = {name: (model.secondary, model.diversity) for name, model in metrics.models.items()}
-    rows["exact targets"] = (metrics.ceiling.secondary, metrics.ceiling.diversity)
-    for name, (secondary, diversity) in rows.items():
-        if secondary is not None:
-            table.add_row(name.replace("_", " "), *_secondary_cells(secondary, diversity or Diversity()))
+    spreads = {name.replace("_", " "): model.diversity for name, model in metrics.models.items()}
+    for name, secondary in _rows(metrics).items():
+        table.add_row(name, *_secondary_cells(secondary, spreads.get(name) or Diversity()))
+    return table
+
+
+def _rows(metrics: Metrics) -> dict[str, Secondary]:
+    """Every model with secondary metrics, and the exact targets."""
+    found = {name.replace("_", " "): model.secondary for name, model in metrics.models.items()}
+    found["exact targets"] = metrics.ceiling.secondary
+    return {name: secondary for name, secondary in found.items() if secondary is not None}
+
+
+def _measures(metrics: Metrics) -> Table:
+    """A row a measure, a column a model."""
+    models = _rows(metrics)
+    table = _table("What scores miss (docs/measures.md)", "measure", "n", *(name.replace(" ", "\n") for name in models))
+    for title, n, values in rows_of([*models.values()]):
+        table.add_row(title, str(n), *("\n".join(filter(None, value)).replace(", ", "\n") for value in values))
     return table
 
 
@@ -94,7 +112,6 @@ def _secondary_cells(secondary: Secondary, diversity: Diversity) -> list[str]:
         _value(secondary.precision),
         _value(secondary.recall),
         _value(diversity.to_teacher),
-        _value(diversity.to_real),
         " / ".join(_mean(secondary.word_accuracy.get(bench)) for bench in BENCHES.values()),
         _mean(secondary.residual_noise),
         _mean((secondary.target_distance or {}).get(MEAN), 3),

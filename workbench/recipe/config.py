@@ -468,6 +468,7 @@ class Evaluation:
     judges: `local`, the network that ships, by whose scores and features all benchmarks, studies and distances go, and
     which knows the world that ships alone; `second`, a network of another architecture, which chooses nothing and shows
     whether the first can be believed; `vlm`, vision-language judges. Scores of the others stand next to the first's.
+    ocr: whether a reader that others trained reads the texts that cases ask for; auto: where `rapidocr` is installed.
     """
 
     split: Literal["search", "report"] = "report"
@@ -484,6 +485,7 @@ class Evaluation:
     num_bootstrap: int = 1000
     milestone_cases: int = 0
     judges: list[str] = field(default_factory=lambda: ["local", "second"])
+    ocr: Literal["auto", "on", "off"] = "auto"
     vlm: Vlm = field(default_factory=Vlm)
 
     def __post_init__(self) -> None:

@@ -18,7 +18,8 @@ from workbench.common.files import write_bytes
 from workbench.common.jsonl import read_scalars
 from workbench.common.outside import read_json
 from workbench.evaluation import metrics_file
-from workbench.evaluation.metrics_file import MEAN, Ceiling, Diversity, Metrics, ModelMetrics, mean_of
+from workbench.evaluation.measures.catalogue import rows_of
+from workbench.evaluation.metrics_file import MEAN, Diversity, Metrics, mean_of
 from workbench.evaluation.sheet_index import Sheet, read_sheets
 from workbench.recipe import lambda_tables
 from workbench.recipe.reading import from_mapping
@@ -188,12 +189,12 @@ def _tables(recipe: dict[str, Any]) -> dict[str, list[list[float]]]:
 
 def _secondary(metrics: Metrics) -> list[dict[str, Any]]:
     """Name, secondary metrics and diversity of every model that has such, and of the exact targets."""
-    named: dict[str, ModelMetrics | Ceiling] = {words(name): model for name, model in metrics.models.items()}
-    named["Exact targets"] = metrics.ceiling
+    named = {words(name): (model.secondary, model.diversity) for name, model in metrics.models.items()}
+    named["Exact targets"] = (metrics.ceiling.secondary, None)
     return [
-        {"name": name, "of": found.secondary, "diversity": found.diversity or Diversity()}
-        for name, found in named.items()
-        if found.secondary is not None
+        {"name": name, "of": secondary, "diversity": diversity or Diversity()}
+        for name, (secondary, diversity) in named.items()
+        if secondary is not None
     ]
 
 
@@ -208,6 +209,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "metrics": metrics,
         "categories": _categories(metrics),
         "secondary": secondary,
+        "measures": rows_of([row["of"] for row in secondary]),
         "defects": sorted({name for row in secondary for name in row["of"].enhance_by_defect}),
         "score_chart": plots.score_chart(metrics.models, MODEL_TITLES, BENCH_TITLES),
         "curves": plots.training_curves(curves),

@@ -22,6 +22,7 @@ from workbench.evaluation.evaluate import PARTIAL, evaluate, select_few_step, se
 from workbench.evaluation.judges.choose import judges_of, local_judge
 from workbench.evaluation.judges.judge import LOCAL, NEEDS_LOCAL
 from workbench.evaluation.judges.local import LocalJudge
+from workbench.evaluation.measures.ocr import chosen_reader
 from workbench.evaluation.metrics_file import Metrics
 from workbench.evaluation.model_card import add_scores
 from workbench.evaluation.models import (
@@ -69,13 +70,14 @@ def evaluate_run(
     if dry_run:
         _print_cost(recipe, is_run=folder.is_run())
         return None
-    # An error about a judge comes before anything is drawn.
+    # An error about a judge, or a reader of text, comes before anything is drawn.
     judges = judges_of(recipe.evaluation)
     clock = Clock()
     with clock.phase("cases"):
         cases = benchmark_cases(recipe.data, recipe.evaluation)
     for judge in judges:
         judge.check(cases)
+    chosen_reader(recipe.evaluation.ocr, cases)
     models: dict[str, ModelUnderTest]
     if folder.is_run():
         models, selection = _models_of_run(recipe, folder, shared, clock, local_judge(judges))

@@ -77,7 +77,7 @@ def test_a_replication_tells_differences_from_noise(floor: Path) -> None:
     first = page[: page.index("<h2>Arms")]
     assert "Against t2i-only, score:" in first and "edit-only +0." in first and ">answered<" in first
     assert "4 NFE" in first and "9 finished" in first
-    assert page.count("5:5 better<") == 3 and "diversity</td>" in page
+    assert page.count("5:5 better<") == 3 and "variety</td>" in page
     assert "By category: 5:5 better in T2I landscape, " in first
     assert page.count('<span class="verdict better">3.') == 2 * 9, "two arms are better in each of nine categories"
     assert page.count("data:image/webp") == 3

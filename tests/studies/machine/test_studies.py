@@ -257,8 +257,8 @@ def test_the_score_is_the_mean_of_both_benches_on_the_search_split() -> None:
         study.objectives(metrics_of(3.0, 4.0, split="report"), ["score"])
     with pytest.raises(study.TrialFailed, match="no finite score"):
         study.objectives(metrics_of(math.nan, 4.0), ["score"])
-    with pytest.raises(study.TrialFailed, match="no finite diversity"):
-        study.objectives(metrics_of(3.0, 4.0), ["score", "diversity"])
+    with pytest.raises(study.TrialFailed, match="no finite variety"):
+        study.objectives(metrics_of(3.0, 4.0), ["score", "variety"])
 
 
 def test_hyperparameters_are_what_differs() -> None:

@@ -22,7 +22,8 @@ class Case:
 
     scene, source_scene: attributes of a right answer and of the source. named, kept: attributes that the prompt
     determines, and that an edit must leave alone. accepted: every right value of an attribute that has several. exact:
-    whether `target` is an edit's only right answer.
+    whether `target` is an edit's only right answer. text: what a right answer shows in letters, if it must. order:
+    names of `objects` that the prompt gives from left to right.
     """
 
     id: str
@@ -38,6 +39,8 @@ class Case:
     accepted: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     exact: bool = True
     seed: int | None = None
+    text: str = ""
+    order: tuple[str, ...] = ()
 
     @property
     def bench(self) -> str:

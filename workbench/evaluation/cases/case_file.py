@@ -2,7 +2,8 @@
 
     {"id": "my-1", "task": "edit", "category": "object", "instruction": "Add a tree.", "source": "my-1.png", "seed": 7,
      "target": "my-1-after.png", "scene": {"objects": ["tree"]}, "source_scene": {"objects": []},
-     "named": ["objects"], "kept": ["sky"], "accepted": {"objects": [["palm"], ["tree"]]}, "exact": false}
+     "named": ["objects"], "kept": ["sky"], "accepted": {"objects": [["palm"], ["tree"]]}, "exact": false,
+     "text": "OPEN", "order": ["tree", "car"]}
 
 Paths are relative to the file. id, task, category and prompt (or instruction) are needed, and source for an edit.
 """
@@ -27,6 +28,7 @@ from workbench.common.files import write_bytes
 from workbench.common.images import read_image
 from workbench.common.outside import LARGEST_WHOLE, LONGEST_TEXT, as_name, inside, parse, read_bytes
 from workbench.evaluation.cases.case import BENCHES, Case, slice_indices
+from workbench.evaluation.measures.text import folded
 
 MANY = 200
 """From so many cases on, reading and writing show a progress bar."""
@@ -129,7 +131,8 @@ def _parse(line: bytes, path: Path, where: str, prepare: Callable[[Image.Image],
         **{name: row.get(name, {}) for name in _MAPPINGS},
         **{name: tuple(row.get(name, ())) for name in _NAMES},
     }
-    return Case(**given, exact=row.get("exact", True), seed=row.get("seed"))
+    given |= {"exact": row.get("exact", True), "seed": row.get("seed"), "text": row.get("text", "")}
+    return Case(**given, order=tuple(row.get("order", ())))
 
 
 def _check(row: dict[str, Any], where: str) -> None:
@@ -164,6 +167,12 @@ def _check(row: dict[str, Any], where: str) -> None:
         if not _is_value(attribute, value):
             kind = "a list of names" if attribute in LISTS else "one name"
             raise UserError(f"{where}: {name} gives {attribute} as {json.dumps(value)}; it must be {kind}")
+    text = row.get("text", "")
+    if not isinstance(text, str) or (text and not folded(text)):
+        raise UserError(f"{where}: text must be letters or digits that a right answer shows, not {text!r}")
+    order = row.get("order", [])
+    if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
+        raise UserError(f"{where}: order must be a list of objects from left to right")
     if not isinstance(row.get("exact", True), bool):
         raise UserError(f"{where}: exact must be true or false, not {row['exact']!r}")
     for name in _NAMES:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from datamodules.openmoji import Sample, benchmark
 from workbench.evaluation.cases.case import Case, slice_indices
@@ -44,23 +43,16 @@ def _case(sample: Sample) -> Case:
         kept=tuple(sample.kept),
         accepted=dict(sample.accepted),
         exact=sample.exact,
+        text=str(sample.scene["word"]) if "word" in sample.named else "",
+        order=_left_to_right(sample),
     )
 
 
-def is_of_world(case: Case, split: str) -> bool:
-    """Whether a case is one that `world_cases` draws for the split."""
-    return benchmark.is_of_split(case.id, case.task, case.category, split)
-
-
-def alike(cases: Sequence[Case], split: str, resolution: int, pool: int, most: int) -> dict[str, list[np.ndarray]]:
-    """T2I case of the world -> up to `most` renders, (H, W, 3) uint8, of scenes of the split that share all that its
-    prompt names, looked for among the first `pool` of its category."""
-    described: dict[str, dict[str, str]] = {}
-    for case in cases:
-        wanted = benchmark.description(case.named, case.scene, case.accepted)
-        described.setdefault(case.category, {})[case.id] = wanted
-    return {
-        name: images
-        for category, of_category in described.items()
-        for name, images in benchmark.alike(category, of_category, split, resolution, pool, most).items()
-    }
+def _left_to_right(sample: Sample) -> tuple[str, ...]:
+    """The objects that a caption names, in its order, which is theirs from left to right; those that it calls by their
+    group are left out."""
+    if sample.task != "t2i" or "objects" not in sample.named:
+        return ()
+    found = {name: re.search(rf"\b{name}\b", sample.text) for name in sample.scene["objects"]}
+    starts = {name: match.start() for name, match in found.items() if match}
+    return tuple(sorted(starts, key=lambda name: starts[name]))

@@ -39,6 +39,8 @@ from workbench.common.fingerprint import fingerprint
 from workbench.evaluation.judges import local_network, networks
 from workbench.evaluation.judges.check import check_attributes
 from workbench.evaluation.judges.judge import LOCAL, Choice, Judged, Shown, Unanswered
+from workbench.evaluation.measures.layout import instances, places_of
+from workbench.evaluation.measures.text import word_score
 from workbench.evaluation.metrics_file import JudgeRecord
 
 if TYPE_CHECKING:
@@ -72,28 +74,12 @@ class Judgement:
         return {**axes, "attributes": self.attributes}
 
 
-def edit_distance(a: str, b: str) -> int:
-    """Levenshtein distance: fewest letters inserted, deleted or replaced that turn `a` into `b`."""
-    row = list(range(len(b) + 1))
-    for i, letter in enumerate(a, 1):
-        above, row[0] = row[0], i
-        for j, other in enumerate(b, 1):
-            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (letter != other))
-    return row[-1]
-
-
 def attribute_score(seen: Any, wanted: Any) -> float:
     """How right one attribute is, in [0, 1]: sets by the Jaccard index, words by edit distance, classes 0 or 1."""
     if isinstance(wanted, list | tuple | set | frozenset):
         a, b = set(seen), set(wanted)
         return len(a & b) / len(a | b) if a | b else 1.0
     return float(seen == wanted)
-
-
-def word_score(seen: str, wanted: str) -> float:
-    """1 - edit distance / length of the longer word."""
-    longest = max(len(seen), len(wanted))
-    return 1 - edit_distance(seen, wanted) / longest if longest else 1.0
 
 
 def best_score(name: str, seen: Any, accepted: Sequence[Any]) -> float:
@@ -250,5 +236,8 @@ def _attributes(
         for name in config.multi_label:
             present = (logits[name][row] > 0).tolist()
             attributes[name] = [value for value, there in zip(config.heads[name], present, strict=True) if there]
+            if (maps := logits.get(local_network.cells_of(name))) is not None:
+                seen = zip(config.heads[name], present, maps[row].numpy(), strict=True)
+                attributes[places_of(name)] = [(value, x) for value, there, of in seen if there for x in instances(of)]
         rows.append(attributes)
     return rows

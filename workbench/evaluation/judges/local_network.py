@@ -160,12 +160,18 @@ class JudgeNetwork(nn.Module):
         for name, head in self.multi.items():
             # An object is there if any position sees it; the soft maximum lets every position learn.
             cells = self.multi_local[name](F.silu(local)).flatten(2).float()
+            logits[cells_of(name)] = cells.unflatten(2, local.shape[2:])
             logits[name] = head(active) + cells.logsumexp(dim=2) - torch.tensor(float(cells.shape[2])).log()
         logits["word"] = self.reader(stage2, stage3)
         logits["technical"] = self.technical(active).squeeze(1)
         if self.rating is not None:
             logits["technical"] = logits["technical"] + self.rating(stage1, stage2, stage3)
         return features, logits
+
+
+def cells_of(name: str) -> str:
+    """Key of the map (B, K_h, h, w) of logits from which a multi-label attribute was recognised."""
+    return f"{name}_cells"
 
 
 def preprocess(images: Tensor, resolution: int) -> Tensor:

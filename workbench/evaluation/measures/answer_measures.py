@@ -4,20 +4,29 @@
 - residual noise: standard deviation of what is left on flat areas when the picture's own 5 x 5 mean is taken off, in
   grey levels of 255; from the median, so that the few edges in a flat area do not count.
 - target distance (edits with one right answer): mean absolute difference to the exact target, in [0, 1].
+- text: what a reader trained by others (OCR) makes of the text that was asked for (`text`).
+- displacement, colour: what an edit did to all that had to stay (`drift`).
+- count, order: objects as many as the prompt names, and from left to right as it names them (`layout`).
+- choices: what the prompt left open, as the judge sees it (`choices`); placement: of the subject of a portrait.
 - defect (edits that repair): what the source suffers from, so that each defect has a mean of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
 
+from workbench.evaluation.measures.choices import free_choices, placement
+from workbench.evaluation.measures.drift import drift
+from workbench.evaluation.measures.layout import count_score, order_score, places_of
+
 if TYPE_CHECKING:
     from workbench.evaluation.cases.case import Case
+    from workbench.evaluation.measures.ocr import TextReader
 
 FLAT_SHARE = 0.25
 """The flattest quarter of a picture counts as flat."""
@@ -36,6 +45,13 @@ class Measures:
     word: float | None = None
     target_distance: float | None = None
     defect: str | None = None
+    text: Mapping[str, float] | None = None
+    displacement: float | None = None
+    colour: float | None = None
+    count: float | None = None
+    order: float | None = None
+    choices: Mapping[str, str] | None = None
+    placement: Sequence[float] | None = None
 
 
 def residual_noise(image: np.ndarray) -> float:
@@ -56,14 +72,26 @@ def target_distance(image: np.ndarray, target: np.ndarray) -> float | None:
     return float(np.abs(image.astype(np.float32) - target.astype(np.float32)).mean()) / 255
 
 
-def measure(case: Case, image: np.ndarray, seen: Mapping[str, Any] | None) -> Measures:
-    """The measures of an answer (H, W, 3) uint8. seen: attributes that the local judge recognised in it, if it did."""
+def measure(
+    case: Case, image: np.ndarray, seen: Mapping[str, Any] | None, reader: TextReader | None = None
+) -> Measures:
+    """The measures of an answer (H, W, 3) uint8. seen: attributes that the local judge recognised in it, if it did.
+    reader: of the text that cases ask for; it is not read without one."""
     asks_word = "word" in case.named and "word" in case.scene
+    of_t2i, right = case.task == "t2i", case.target if case.exact else None
+    moved = drift(image, case.source, right) if case.source is not None else None
+    places = None if seen is None else seen.get(places_of("objects"))
+    lists = of_t2i and "objects" in case.named and "objects" in case.scene
     return Measures(
         noise=residual_noise(image),
         word=float(seen.get("word") == case.scene["word"]) if seen is not None and asks_word else None,
-        target_distance=target_distance(image, case.target)
-        if case.task == "edit" and case.exact and case.target is not None
-        else None,
+        target_distance=target_distance(image, right) if not of_t2i and right is not None else None,
         defect=case.source_scene.get("quality") if "quality" in case.named else None,
+        text=asdict(reader.measures(image, case.text)) if reader is not None and case.text else None,
+        displacement=None if moved is None else moved.displacement,
+        colour=None if moved is None else moved.colour,
+        count=count_score(places, len(case.scene["objects"])) if places is not None and lists else None,
+        order=order_score(places, case.order) if places is not None and len(case.order) > 1 else None,
+        choices=free_choices(case.named, case.scene, seen) if seen is not None and of_t2i else None,
+        placement=placement(image) if of_t2i and {"subject", "background"} <= case.scene.keys() else None,
     )
