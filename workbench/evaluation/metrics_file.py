@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import json
 import math
-import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 from workbench.common.outside import read_json
-from workbench.evaluation.cases.case import BENCHES
 from workbench.evaluation.measures.statistics import Interval
+from workbench.evaluation.metrics_json import INLINE, LEFT_OUT, RENAMED, from_plain, to_plain
 
 MEAN = "mean"
 """What a benchmark's mean over its categories is called among them."""
 Benches = dict[str, dict[str, Interval]]
 """Benchmark -> category or `mean` -> interval; benchmarks without cases are left out."""
-INLINE: Mapping[str, Any] = {"inline": True}
-"""Metadata of a field whose items stand in the object that holds it."""
-LEFT_OUT: Mapping[str, Any] = {"left_out": True}
-"""Metadata of a field that is not written where it is empty."""
-RENAMED: Mapping[str, Any] = {"older_key": "beside"}
-"""Metadata of a field that older files hold under another key."""
 
 
 def benches() -> Any:
@@ -226,7 +218,7 @@ class Metrics:
 
     def as_dict(self) -> dict[str, Any]:
         """The object that the file holds."""
-        found = _plain(self)
+        found = to_plain(self)
         assert isinstance(found, dict)
         return found
 
@@ -237,7 +229,7 @@ class Metrics:
 
 def from_dict(values: Mapping[str, Any]) -> Metrics:
     """The metrics in an object of `metrics.json`. Raises: ValueError or TypeError where it is none."""
-    found = _read(Metrics, values)
+    found = from_plain(Metrics, values)
     assert isinstance(found, Metrics)
     return found
 
@@ -254,63 +246,3 @@ def mean_of(found: Mapping[str, Mapping[str, Interval]], bench: str) -> Interval
     """A benchmark's mean over its categories; None without cases, or where a category has no score."""
     interval = found.get(bench, {}).get(MEAN)
     return None if interval is None or math.isnan(interval.mean) else interval
-
-
-def _plain(value: Any) -> Any:
-    """What JSON holds of a value; NaN is null."""
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if not is_dataclass(value):
-        return value
-    found: dict[str, Any] = {}
-    for item in fields(value):
-        inner = getattr(value, item.name)
-        if item.metadata.get("inline"):
-            found |= _plain(inner)
-        elif not item.metadata.get("left_out") or (inner is not None and inner != {}):
-            found[item.name] = _plain(inner)
-    return found
-
-
-def _read(kind: Any, value: Any) -> Any:
-    """`value` of a JSON file as `kind`: a dataclass, a dict, list or optional of such, or a plain value."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is types.UnionType:
-        return None if value is None else _read(arguments[0], value)
-    if origin is dict:
-        return {key: _read(arguments[1], item) for key, item in dict(value).items()}
-    if origin is list:
-        return [_read(arguments[0], item) for item in value]
-    if kind is Interval:
-        low, high = (_read(float | None, value.get(name)) for name in ("low", "high"))
-        return Interval(_read(float, value["mean"]), low, high, _read(int, value.get("n", 0)))
-    if kind is float and value is None:
-        return math.nan
-    if kind in (int, float, str):
-        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
-            raise TypeError(f"{value!r} is no {kind.__name__}")
-        return value
-    if not isinstance(kind, type) or not is_dataclass(kind):
-        return value
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{kind} needs an object, not {value!r}")
-    given: dict[str, Any] = {}
-    hints = _hints(kind)
-    for item in fields(kind):
-        older = item.metadata.get("older_key")
-        if item.metadata.get("inline"):
-            benchmarks = {bench: value[bench] for bench in BENCHES.values() if bench in value}
-            given[item.name] = _read(hints[item.name], benchmarks)
-        elif item.name in value or older in value:
-            given[item.name] = _read(hints[item.name], value[item.name if item.name in value else older])
-    return kind(**given)
-
-
-@cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    """Field of a dataclass -> its type."""
-    return get_type_hints(kind)
