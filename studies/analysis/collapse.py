@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from studies.analysis.arms import Arm, run_folder
 from studies.analysis.crossed import Contrast, Table, components, run_scores
 from studies.analysis.families import LEVEL, holm_levels
+from workbench.common.jsonl import MILESTONE_CASES, read_lines
 
 Milestones = Mapping[int, Table]
 """Student update -> scores (runs, cases) of an arm, of the same runs and cases at every update."""
+Case = tuple[str, str, str]
+"""(bench, category, case)."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,55 @@ def fall_of(milestones: Milestones) -> Fall | None:
     contrast = components([falls]).contrast([1.0])
     p = contrast.p() / 2 if contrast.value > 0 else 1 - contrast.p() / 2
     return Fall(tuple(updates[peak] for peak in peaks), float(run_scores(tops).mean()), contrast, p)
+
+
+def fall_rows(folder: Path, found: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Fall of every arm whose runs kept their cases at milestones, and whether it is an alarm."""
+    falls = {arm.name: fall for arm in found if (fall := fall_of(milestones_of(folder, arm))) is not None}
+    return [
+        {
+            "arm": arm,
+            "runs": len(fall.peaks),
+            "peaks": sorted({*fall.peaks}),
+            "peak": fall.on_peaks,
+            "last": fall.on_peaks - fall.contrast.value,
+            "fall": fall.contrast.value,
+            "p": fall.p,
+            "alarm": alarm,
+        }
+        for (arm, fall), alarm in zip(falls.items(), alarms(list(falls.values())), strict=True)
+    ]
+
+
+def milestones_of(folder: Path, arm: Arm) -> Milestones:
+    """Of the milestones and cases that all finished runs of the arm share."""
+    runs = [_scored_cases(run) for trial in arm.finished if (run := run_folder(folder, trial)) is not None]
+    updates = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
+    if not updates:
+        return {}
+    shared = sorted(set.intersection(*({*run[update]} for run in runs for update in updates)))
+    groups: dict[tuple[str, str], list[Case]] = {}
+    for case in shared:
+        groups.setdefault(case[:2], []).append(case)
+    return {
+        update: {
+            key: np.array([[run[update][case] for case in cases] for run in runs]) for key, cases in groups.items()
+        }
+        for update in updates
+    }
+
+
+def _scored_cases(run: Path) -> dict[int, dict[Case, float]]:
+    """Student update -> score of every case."""
+    return {
+        update: {
+            (bench, category, case): float(score)
+            for bench, of_bench in row.items()
+            for category, of_category in of_bench.items()
+            for case, score in of_category.items()
+        }
+        for update, row in read_lines(run / MILESTONE_CASES)
+    }
 
 
 def alarms(falls: Sequence[Fall]) -> list[bool]:

@@ -15,8 +15,8 @@ import numpy as np
 from studies.analysis import arms, power
 from studies.analysis.arms import Arm
 from studies.analysis.crossed import Components, Contrast, Quantile, Table, components, of_runs, run_scores, two_sided
-from studies.analysis.decisions import Decision, decide
-from studies.analysis.families import LargestT, against_first, holm_levels, pools_of
+from studies.analysis.decisions import Decision, decide, is_equivalent
+from studies.analysis.families import LargestT, against_first, all_pairs, holm_levels, pools_of
 from studies.analysis.power import CONFIDENCE
 from workbench.evaluation.measures.statistics import Interval
 
@@ -106,6 +106,29 @@ def against_reference(measured: Measured | None, margin: float) -> list[Row]:
     return rows
 
 
+def among_all(measured: Measured | None) -> list[Row]:
+    """Every arm less every other one, adjusted for all pairs (Tukey's test): a row an arm, its `cells` by the other's
+    name; none for fewer than three arms, which the comparison with the first one covers, or where nothing is known of
+    other seeds."""
+    if measured is None or len(measured.arms) < 3:
+        return []
+    names, contrasts = [arm.name for arm in measured.arms], all_pairs(len(measured.arms))
+    differences = [measured.found.contrast(row) for row in contrasts]
+    if not all(difference.known for difference in differences):
+        return []
+    quantile = LargestT(measured.found.correlation(contrasts)).quantile(CONFIDENCE)
+    cells: dict[str, dict[str, Row]] = {name: {} for name in names}
+    for row, difference in zip(contrasts, differences, strict=True):
+        a, b = names[int(row.argmax())], names[int(row.argmin())]
+        low, high = difference.interval(quantile)
+        for one, other, sign in ((a, b, 1), (b, a, -1)):
+            value = sign * difference.value
+            shown = "" if low <= 0 <= high else "better" if value > 0 else "worse"
+            bounds = sorted((sign * low, sign * high))
+            cells[one][other] = {"difference": value, "low": bounds[0], "high": bounds[1], "shown": shown}
+    return [{"name": name, "cells": of} for name, of in cells.items()]
+
+
 def _family(found: Components, contrasts: np.ndarray, differences: Sequence[Contrast]) -> tuple[Quantile, list[float]]:
     """What intervals reach to, and the adjusted p-values."""
     if len(differences) == 1 or not all(difference.known for difference in differences):
@@ -139,9 +162,10 @@ def _takes(measured: Measured, difference: Contrast, place: int, margin: float) 
     return " or ".join(ways) or f"more than {power.MAX_SEEDS} seeds an arm"
 
 
-def by_category(measured: Measured | None) -> Mapping[tuple[str, tuple[str, str]], str]:
-    """(arm, (bench, category)) -> "better" or "worse" than the reference arm there, where it is shown; Holm's procedure
-    over all arms and categories keeps one chance in twenty of any false one."""
+def by_category(measured: Measured | None, margin: float) -> Mapping[tuple[str, tuple[str, str]], str]:
+    """(arm, (bench, category)) -> "better" or "worse" than the reference arm there, where Holm's procedure shows it
+    (one chance in twenty of any false one among all arms and categories); otherwise "equivalent" within the margin, or
+    "undecided"."""
     if measured is None or not measured.compares or not measured.tables:
         return {}
     names, tested = [], []
@@ -151,9 +175,15 @@ def by_category(measured: Measured | None) -> Mapping[tuple[str, tuple[str, str]
             names.append((arm.name, key))
             tested.append(of_category.contrast(row))
     p = [difference.p() for difference in tested]
-    levels = holm_levels(p)
     return {
-        name: "better" if difference.value > 0 else "worse"
-        for name, difference, value, level in zip(names, tested, p, levels, strict=True)
-        if value <= level
+        name: _of_category(difference, value <= level, margin)
+        for name, difference, value, level in zip(names, tested, p, holm_levels(p), strict=True)
     }
+
+
+def _of_category(difference: Contrast, shown: bool, margin: float) -> str:
+    if not difference.known:
+        return ""
+    if shown:
+        return "better" if difference.value > 0 else "worse"
+    return "equivalent" if is_equivalent(difference, margin) else "undecided"

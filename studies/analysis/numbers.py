@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from studies.analysis import arms, power, replicates
-from studies.analysis.arms import Arm, Floor
+from studies.analysis.arms import Arm
 from studies.analysis.comparisons import Measured
 from studies.analysis.crossed import Table, components
 from workbench.common.jsonl import read_scalars
@@ -136,26 +136,6 @@ def _logged(run: Path | None) -> dict[str, dict[int, float]]:
             if values:
                 points.setdefault(_title(name), {})[update] = float(np.mean(values))
     return points
-
-
-def collapses(found: Sequence[Arm], floor: Floor | None) -> list[Row]:
-    """Arms whose score fell from its best milestone to its last by more than runs of one recipe differ: per arm the
-    update and the height of the peak, the end, the fall and whether it is an alarm (None if the noise is unknown)."""
-    rows = []
-    own = replicates.spread_of([arm.values("score") for arm in arms.replicated(found)])
-    noise = own or (floor.spreads.get("score") if floor else None)
-    for arm in found:
-        runs = [run for trial in arm.finished if (run := _milestones(trial).get("score at milestones"))]
-        shared = sorted(set.intersection(*(set(run) for run in runs))) if runs else []
-        if len(shared) < 2:
-            continue
-        mean = {update: float(np.mean([run[update] for run in runs])) for update in shared}
-        peak = max(mean, key=lambda update: mean[update])
-        fall = mean[peak] - mean[shared[-1]]
-        least = replicates.minimal_difference(noise, len(runs), len(runs), noise.df) if noise else None
-        row = {"arm": arm.name, "peak_update": peak, "peak": mean[peak], "last_update": shared[-1]}
-        rows.append({**row, "last": mean[shared[-1]], "fall": fall, "alarm": None if least is None else fall > least})
-    return rows
 
 
 def cost(found: Sequence[Arm]) -> Row:

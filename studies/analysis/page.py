@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 from datamodules.shards.counts import category_counts
 from datamodules.shares import category_shares, used_samples
-from studies.analysis import arms, comparisons, numbers, plots
+from studies.analysis import arms, collapse, comparisons, effects, importance, numbers, plots
 from studies.analysis.arms import Arm, Floor
 from studies.analysis.decisions import MARGIN
-from studies.analysis.verdict import TITLES, arms_verdict, noise_verdict, search_verdict
+from studies.analysis.verdict import TITLES, arms_verdict, effects_verdict, noise_verdict, search_verdict
 from workbench.common.errors import UserError
 from workbench.common.images import read_image
 from workbench.common.outside import read_json
@@ -61,13 +61,14 @@ def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, An
         "question": study.get("question") or "No question recorded.",
         "objectives": objectives,
         "reported": reported,
+        "split": study.get("split", "search"),
         "budget": arms.budget_of(study),
         "floor": floor,
         "floor_differs": floor is not None and bool(floor.budget) and floor.budget != arms.budget_of(study),
         **_arms_values(replicated, study, objectives[0], reported),
         **_search_values(drawn, study, objectives, floor),
         "curves": plots.curves_chart(numbers.curves(folder, found), [arm.name for arm in found]),
-        "collapses": numbers.collapses(found, floor),
+        "collapses": collapse.fall_rows(folder, replicated),
         "sheets": side_by_side(_columns(folder, replicated, drawn, study)),
         "cost": numbers.cost(found),
         "device": _device(folder, trials),
@@ -80,14 +81,15 @@ def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, An
 
 
 def _arms_values(found: Sequence[Arm], study: Any, objective: str, reported: list[str]) -> dict[str, Any]:
-    """The arms of a replication; empty sections for a search."""
-    reference, margin = study.get("reference"), MARGIN
+    """The arms of a replication or the runs of a screening; empty sections for a search."""
+    reference, margin, factors = study.get("reference"), study.get("margin", MARGIN), study.get("factors") or []
     measured = {name: comparisons.measure(found, name, reference) for name in reported}
     rows = numbers.arm_rows(found, measured)
     is_floor = len(found) == 1
     compared = [row for of in measured.values() for row in comparisons.against_reference(of, margin)]
     first = [{"name": row["name"], **row["objectives"][objective]} for row in rows if objective in row["objectives"]]
-    shown = comparisons.by_category(measured.get("score"))
+    shown = comparisons.by_category(measured.get("score"), margin)
+    matter = [row for of in measured.values() for row in effects.effect_rows(of, factors, margin)] if factors else []
     columns, categories = numbers.category_rows(found, shown)
     floors = []
     if is_floor:
@@ -98,6 +100,9 @@ def _arms_values(found: Sequence[Arm], study: Any, objective: str, reported: lis
         ]
     if is_floor:
         verdict = noise_verdict(floors[0] if floors else None)
+    elif factors:
+        left = effects.missing_runs(measured.get(objective), factors)
+        verdict = effects_verdict([row for row in matter if row["objective"] == objective], objective, margin, left)
     else:
         verdict = arms_verdict(rows, compared, objective, margin, shown)
     return {
@@ -105,9 +110,18 @@ def _arms_values(found: Sequence[Arm], study: Any, objective: str, reported: lis
         "verdicts": [verdict] if found else [],
         "arms_chart": plots.arms_chart(first, TITLES[objective]),
         "comparisons": compared,
+        "among_all": comparisons.among_all(measured.get(objective)),
+        "screening": bool(factors),
+        "effects": matter,
+        "effects_chart": plots.differences_chart(
+            [row for row in matter if row["objective"] == objective], f"{TITLES[objective]}, high level - low", margin
+        ),
+        "reference": reference,
         "margin": margin,
         "differences_chart": plots.differences_chart(
-            [row for row in compared if row["objective"] == objective], TITLES[objective], margin
+            [row for row in compared if row["objective"] == objective],
+            f"{TITLES[objective]}, arm - {reference}",
+            margin,
         ),
         "category_columns": columns,
         "categories": categories,
@@ -119,16 +133,18 @@ def _arms_values(found: Sequence[Arm], study: Any, objective: str, reported: lis
 def _search_values(drawn: Sequence[Any], study: Any, objectives: list[str], floor: Floor | None) -> dict[str, Any]:
     """The front of a search, what matters, and how it went; nothing without drawn trials."""
     scored = [trial for trial in drawn if all(name in trial["values"] for name in objectives)]
-    importance, front = study.get("importance") or {}, study.get("front") or []
+    front, values = study.get("front") or [], {name: [t["values"][name] for t in scored] for name in objectives}
+    matters = importance.importance(importance.drawn_trials(scored, study.get("space") or {}), values)
     searched = any(arm["name"] == arms.SEARCH for arm in study.get("arms", []))
     several = len(objectives) > 1
     best = sorted(scored, key=lambda trial: (trial["number"] not in front, -trial["values"][objectives[0]]))
     return {
         "searched": searched,
-        "search_verdict": search_verdict(scored, front, objectives, importance, floor) if searched else None,
+        "search_verdict": search_verdict(scored, front, objectives, matters, floor) if searched else None,
         "front_chart": plots.front_chart(scored, front, objectives) if several else "",
         "progress_chart": "" if several else plots.progress_chart(scored, objectives[0]),
-        "importance_chart": plots.importance_chart(importance),
+        "importance": matters,
+        "importance_chart": plots.importance_chart(matters),
         "slices_chart": plots.slices_chart(scored, objectives[0]),
         "best": [trial for trial in best if trial["number"] in front] if several else best[:MAX_FRONT],
     }

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from studies.analysis.importance import Importance
 from workbench.reporting.plots import INK, OTHER, STYLE, svg
 
 COLOURS = (*OTHER[:5], "#2aa7b8", "#c2557f", "#8a9a3b", "#6a5acd", "#a5724a", "#7c8aa5", "#444f5e")
@@ -69,7 +70,7 @@ def differences_chart(rows: Sequence[Mapping[str, Any]], label: str, margin: flo
         panel.axvspan(-margin, margin, color=INK, alpha=0.08, lw=0)
         panel.axvline(0, color=INK, lw=0.8)
         _name_rows(panel, [row["arm"] for row in shown])
-        panel.set_xlabel(f"{label}, arm - {shown[0]['reference']}; shaded: differences below the margin of {margin:g}")
+        panel.set_xlabel(f"{label}; shaded: differences below the margin of {margin:g}")
         figure.tight_layout()
     return svg(figure, "differences")
 
@@ -166,20 +167,24 @@ def progress_chart(trials: Sequence[Mapping[str, Any]], objective: str) -> str:
     return svg(figure, "progress")
 
 
-def importance_chart(importance: Mapping[str, Mapping[str, float]]) -> str:
-    """Share of each parameter, a bar an objective."""
+def importance_chart(importance: Mapping[str, Mapping[str, Importance]]) -> str:
+    """Share of each parameter, a bar an objective; pale where chance does as much."""
     if not importance:
         return ""
-    names = sorted(next(iter(importance.values())), key=lambda name: sum(of[name] for of in importance.values()))
+    names = sorted(next(iter(importance.values())), key=lambda name: sum(of[name].share for of in importance.values()))
     height = 0.8 / len(importance)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 0.9 + 0.13 * len(names) * (1 + len(importance))))
         panel = figure.subplots()
         for i, (objective, shares) in enumerate(importance.items()):
             places = np.arange(len(names)) + 0.4 - (i + 0.5) * height
-            panel.barh(places, [shares[name] for name in names], height=0.9 * height, color=colour(i), label=objective)
+            bars = panel.barh(
+                places, [shares[name].share for name in names], height=0.9 * height, color=colour(i), label=objective
+            )
+            for bar, name in zip(bars, names, strict=True):
+                bar.set_alpha(1.0 if shares[name].shown else 0.3)
         panel.set_yticks(range(len(names)), names)
-        panel.set_xlabel("importance, summing to 1")
+        panel.set_xlabel("importance, summing to 1; pale: no larger than chance makes the largest")
         panel.grid(axis="x")
         panel.legend(loc="lower right")
         figure.tight_layout()

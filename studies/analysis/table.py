@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy.engine import make_url
 
-from studies.analysis import arms, comparisons
+from studies.analysis import arms, comparisons, effects
 from studies.factors import level_text
 from studies.machine.trial_queue import SEARCH, error_of, is_duplicate
 from studies.study import Study
@@ -27,8 +27,6 @@ from workbench.evaluation.measures.statistics import Interval
 from workbench.recipe.config import Recipe
 
 SEARCH_ARM = SEARCH
-MIN_FOR_IMPORTANCE = 8
-"""With fewer drawn trials the best of them are too few to tell which parameters they share."""
 BEST_TRIALS = 5
 
 
@@ -59,7 +57,7 @@ def _without_password(word: str) -> str:
 
 
 def write_json(optuna_study: optuna.Study, study: Study, name: str, storage: str, path: Path) -> None:
-    """`study.json`: every trial by arm, failed and running ones too; of a search its front and what matters."""
+    """`study.json`: every trial by arm, failed and running ones too; of a search its front and its space."""
     trials = [trial for trial in optuna_study.get_trials(deepcopy=False) if not is_duplicate(trial)]
     replicated = any(arm_of(trial) != SEARCH_ARM for trial in trials)
     by_arm: dict[str, list[dict[str, Any]]] = {arm: [] for arm in study.ARMS if replicated}
@@ -69,7 +67,7 @@ def write_json(optuna_study: optuna.Study, study: Study, name: str, storage: str
     content = {
         "name": name,
         "question": study.QUESTION,
-        "reference": next(iter(study.ARMS)) if replicated else None,
+        "reference": next(iter(study.ARMS)) if replicated and not study.FACTORS else None,
         "objectives": list(study.OBJECTIVES),
         "margin": study.MARGIN,
         "split": study.SPLIT,
@@ -82,7 +80,7 @@ def write_json(optuna_study: optuna.Study, study: Study, name: str, storage: str
         "command": optuna_study.user_attrs.get("command", []),
         "arms": [{"name": arm, "trials": rows} for arm, rows in by_arm.items()],
         "front": [trial.number for trial in front(drawn)],
-        "importance": importance(drawn, study.OBJECTIVES),
+        "space": {name: distribution_to_json(of) for trial in drawn for name, of in trial.distributions.items()},
     }
     write_bytes(path, json.dumps(content, indent=1).encode())
 
@@ -123,24 +121,6 @@ def front(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     return [trial for trial in trials if not any(dominates(other, trial) for other in trials)]
 
 
-def importance(trials: Sequence[FrozenTrial], objectives: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Objective -> parameter -> share of what tells the best trials from the rest: functional analysis of variance in
-    closed form (PED-ANOVA, arXiv 2304.10255). Empty for too few trials."""
-    if len(trials) < MIN_FOR_IMPORTANCE:
-        return {}
-    drawn = optuna.create_study(directions=["maximize"] * len(objectives))
-    drawn.add_trials([trial for trial in trials])
-    best = min(0.5, max(0.1, BEST_TRIALS / len(trials)))
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=best)
-    with warnings.catch_warnings():
-        # It warns, always, that low values of its target are what it explains: hence the sign below.
-        warnings.simplefilter("ignore", UserWarning)
-        return {
-            name: get_param_importances(drawn, evaluator=evaluator, target=lambda trial, i=i: -trial.values[i])  # type: ignore[misc]
-            for i, name in enumerate(objectives)
-        }
-
-
 def print_table(folder: Path, console: Console) -> None:
     """Arms of the study in `folder` with their means and intervals, what the differences are worth, and the best of
     what was drawn."""
@@ -166,6 +146,12 @@ def _print_arms(
     console.print(
         f"Student on the {study['split']} split; n counts seeds, each a run of its own; intervals over seeds and cases."
     )
+    for row in effects.effect_rows(measured, study["factors"], study["margin"]) if study["factors"] else []:
+        takes = f" ({row['takes']} would decide)" if row["takes"] else ""
+        console.print(
+            f"{row['name']}: {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}): {row['kind']}{takes}",
+            markup=False,
+        )
     for row in comparisons.against_reference(measured, study["margin"]):
         span = "" if row["low"] is None else f" ({row['low']:+.3f} to {row['high']:+.3f})"
         takes = f" ({row['takes']} would decide)" if row["takes"] else ""

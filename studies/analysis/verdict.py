@@ -7,6 +7,7 @@ from typing import Any
 
 from studies.analysis import replicates
 from studies.analysis.arms import Floor
+from studies.analysis.importance import Importance
 from workbench.evaluation.measures.catalogue import MEASURES
 
 ENOUGH_SEEDS = 5
@@ -55,8 +56,7 @@ def arms_verdict(
     margin: float,
     categories: Mapping[tuple[str, tuple[str, str]], str],
 ) -> dict[str, Any]:
-    """Verdict of a replication; rows are the comparisons with the reference arm, categories where an arm is shown to be
-    better or worse than it."""
+    """Verdict of a replication; rows are the comparisons with the reference arm, categories the verdicts there."""
     compared = [row for row in rows if row["objective"] == objective]
     missing = [arm["name"] for arm in arms if not arm["seeds"]]
     of_kind = {kind: [row for row in compared if row["kind"] == kind] for kind in KINDS}
@@ -91,6 +91,8 @@ def arms_verdict(
 def _category_lines(categories: Mapping[tuple[str, tuple[str, str]], str]) -> list[str]:
     found: dict[str, dict[str, list[str]]] = {}
     for (arm, (bench, category)), kind in categories.items():
+        if kind not in ("better", "worse"):
+            continue
         name = f"{'T2I' if bench == 't2i_bench' else 'edit'} {category}"
         found.setdefault(arm, {}).setdefault(kind, []).append(name)
     parts = [
@@ -100,8 +102,37 @@ def _category_lines(categories: Mapping[tuple[str, tuple[str, str]], str]) -> li
     return [f"By category: {'; '.join(parts)}."] if parts else []
 
 
+def effects_verdict(rows: Sequence[Row], objective: str, margin: float, missing: int) -> dict[str, Any]:
+    """Verdict of a screening; rows are the main effects on the objective, `missing` runs have no score yet."""
+    if not rows:
+        return _verdict(
+            "not answered yet", [f"Main effects need every run of the design: {missing} have no score yet."]
+        )
+    of_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("matters", "equivalent", "undecided")}
+    lines = []
+    if of_kind["matters"]:
+        found = [
+            f"{row['name']} {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+            for row in of_kind["matters"]
+        ]
+        lines.append(f"What moves the {TITLES[objective]}, from the low level to the high one: {'; '.join(found)}.")
+    if of_kind["equivalent"]:
+        lines.append(f"By less than {margin:g}: {', '.join(row['name'] for row in of_kind['equivalent'])}.")
+    for row in of_kind["undecided"]:
+        lines.append(
+            f"Undecided: {row['name']} {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}). To show an "
+            f"effect of {margin:g}, or that there is none, takes {row['takes']}."
+        )
+    decided = len(of_kind["matters"]) + len(of_kind["equivalent"])
+    return _verdict("undecided" if not decided else "answered in part" if of_kind["undecided"] else "answered", lines)
+
+
 def search_verdict(
-    trials: Sequence[Row], front: Sequence[int], objectives: Sequence[str], importance: Row, floor: Floor | None
+    trials: Sequence[Row],
+    front: Sequence[int],
+    objectives: Sequence[str],
+    importance: Mapping[str, Mapping[str, Importance]],
+    floor: Floor | None,
 ) -> dict[str, Any]:
     """Verdict of a search; trials are the finished ones."""
     spreads = {name: floor.spreads[name] for name in objectives if name in floor.spreads} if floor else {}
@@ -115,15 +146,16 @@ def search_verdict(
     tops = {name: max(trials, key=lambda trial: trial["values"][name]) for name in objectives}
     parts = [f"{TITLES[name]} {trial['values'][name]:.3f} (trial {trial['number']})" for name, trial in tops.items()]
     lines.append(f"Best: {', '.join(parts)}.")
-    ranked = {name: sorted(shares, key=lambda key: -shares[key])[:3] for name, shares in importance.items()}
-    if ranked:
-        parts = [f"{TITLES[name]}: {', '.join(names)}" for name, names in ranked.items()]
+    if importance:
+        ranked = {name: [key for key, found in of.items() if found.shown] for name, of in importance.items()}
+        parts = [f"{TITLES[name]}: {', '.join(names) or 'nothing beyond chance'}" for name, names in ranked.items()]
         lines.append(f"What sets the best apart from the rest: {'; '.join(parts)}.")
     if least:
         parts = [f"{value:.3f} in {TITLES[name]}" for name, value in least.items()]
         lines.append(f"By the noise floor, single runs closer than {', '.join(parts)} cannot be told apart.")
     lines.append(
-        "The best of many draws looks better than it is: run it again under several seeds before believing it."
+        "The best of many draws looks better than it is: `workbench study FOLDER`, with the folder of this search, "
+        "runs it again under five fresh seeds, on cases that it was not chosen by."
     )
     enough = TRIALS_PER_PARAMETER * num_parameters
     if len(trials) < enough:

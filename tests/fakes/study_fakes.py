@@ -36,7 +36,8 @@ def base_recipe(*overrides: str) -> Recipe:
 class World:
     """score = 3 + effect(recipe) + N(0, seed_sd) of the run + N(0, case_sd) of the case + N(0, noise_sd) of both.
 
-    effect: of a recipe, in each bench. cases: a category. fails: run folder names that raise instead.
+    effect: of a recipe, in each bench. cases: a category. fails: run folder names that raise instead. trend: what
+    milestones after 10, 20... updates add to the scores of their cases.
     """
 
     effect: Callable[[Recipe, str], float] = lambda recipe, bench: 0.0
@@ -47,6 +48,7 @@ class World:
     fails: Mapping[str, str] = field(default_factory=dict)
     sheets: bool = False
     milestones: Callable[[Recipe, float], dict[str, float]] = lambda recipe, score: {}
+    trend: Callable[[Recipe], Sequence[float]] = lambda recipe: ()
 
     def __call__(self, recipe: Recipe, folder: Path) -> dict[str, Any]:
         """The run folder of `recipe` at `folder`; returns its metrics.json."""
@@ -81,9 +83,19 @@ class World:
         (folder / "metrics.json").write_text(json.dumps(metrics))
         (folder / "environment.json").write_text(json.dumps({"cuda_devices": [], "cpu_threads": 2}))
         self._curves(recipe, folder, run)
+        self._milestone_cases(recipe, folder, run)
         if self.sheets:
             write_sheets(folder, recipe.seed)
         return metrics
+
+    def _milestone_cases(self, recipe: Recipe, folder: Path, run: np.random.Generator) -> None:
+        rows = []
+        for place, added in enumerate(self.trend(recipe), start=1):
+            noise = self.noise_sd * run.standard_normal(self.cases) + 0.1 * self.seed_sd * run.standard_normal()
+            scores = {f"case-{i}": 3 + added + float(of_case) for i, of_case in enumerate(noise)}
+            rows.append({"update": 10 * place, "t2i_bench": {"text": scores, "portrait": scores}})
+        if rows:
+            (folder / "milestone_cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def _curves(self, recipe: Recipe, folder: Path, run: np.random.Generator) -> None:
         rows = [
@@ -125,11 +137,12 @@ def conduct(
         sampler=optuna.samplers.RandomSampler(seed=0),
     )  # fmt: skip
     table.describe(optuna_study, study, base, [folder.name])
+    recipes = {} if draws else {arm: vary(base, differences) for arm, differences in study.ARMS.items()}
     for seed in () if draws else seeds:
         for arm in study.ARMS:
             optuna_study.enqueue_trial({"arm": arm, "seed": seed}, user_attrs={"entry": f"{arm}@{seed}"})
     for _ in range(draws or len(seeds) * len(study.ARMS)):
-        _run(optuna_study, study, optuna_study.ask(), base, folder, world, bool(draws))
+        _run(optuna_study, study, optuna_study.ask(), base, folder, world, recipes)
     for _ in range(unfinished):
         optuna_study.enqueue_trial(
             {"arm": next(iter(study.ARMS)), "seed": 99}, user_attrs={"entry": f"{next(iter(study.ARMS))}@99"}
@@ -142,12 +155,19 @@ def conduct(
 
 
 def _run(
-    optuna_study: optuna.Study, study: Study, trial: optuna.Trial, base: Recipe, folder: Path, world: World, drawn: bool
+    optuna_study: optuna.Study,
+    study: Study,
+    trial: optuna.Trial,
+    base: Recipe,
+    folder: Path,
+    world: World,
+    recipes: Mapping[str, Recipe],
 ) -> None:
-    if drawn:
+    """recipes: of the arms; none for a draw."""
+    if not recipes:
         recipe, seed = study.suggest(trial, base), 0
     else:
-        recipe = vary(base, study.ARMS[trial.suggest_categorical("arm", tuple(study.ARMS))])
+        recipe = recipes[trial.suggest_categorical("arm", tuple(study.ARMS))]
         seed = trial.suggest_int("seed", 0, 99)
     run = f"trial-{trial.number:04d}"
     recipe = replace(recipe, seed=seed)

@@ -17,9 +17,10 @@ import pytest
 from rich.console import Console
 from study_fakes import World, base_recipe, conduct
 
-from studies.analysis import arms, comparisons, numbers, table
+from studies.analysis import arms, collapse, comparisons, effects, importance, numbers, table
 from studies.analysis.crossed import Table
 from studies.analysis.page import passes_per_prompt, report_study, side_by_side, study_values
+from studies.analysis.screening import design
 from studies.catalogue import KNOWN
 from studies.machine import study_file
 from studies.machine.hparams import log_trial
@@ -42,6 +43,12 @@ MIXTURE = StudyFile(
 def better_with_edits(recipe: Recipe, bench: str) -> float:
     """Half a point for any edits, a hundredth more for nothing but."""
     return {1.0: 0.0, 0.5: 0.5, 0.0: 0.51}[recipe.mixture.tasks["t2i"]]
+
+
+@pytest.fixture(autouse=True)
+def few_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is written in tenths of a second."""
+    monkeypatch.setattr(importance, "NUM_PERMUTATIONS", 5)
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +163,10 @@ def test_a_search_shows_its_front_and_what_matters(tmp_path: Path) -> None:
     best = max(memory.trials, key=lambda trial: trial.values[0])
     assert f"trial {best.number}" in first and "What sets the best apart from the rest" in first
     assert "<h2>Against" not in page and "importance, summing to 1" in page and "t2i share" in page
-    study = arms.read_study(tmp_path / "search")
-    assert study["front"] == [trial.number for trial in memory.best_trials]
-    assert sum(study["importance"]["t2i"].values()) == pytest.approx(1)
+    values = study_values(tmp_path / "search")
+    assert arms.read_study(tmp_path / "search")["front"] == [trial.number for trial in memory.best_trials]
+    assert sum(found.share for found in values["importance"]["t2i"].values()) == pytest.approx(1)
+    assert "share (p)" in page and "workbench study FOLDER" in first
 
 
 def test_arms_and_a_search_in_one_folder_keep_apart(tmp_path: Path) -> None:
@@ -215,27 +223,124 @@ def test_run_folders_may_lack_anything(tmp_path: Path, missing: str) -> None:
 
 
 def test_a_collapse_is_called_one_and_noise_is_not(tmp_path: Path) -> None:
-    def falls(recipe: Recipe, score: float) -> dict[str, float]:
-        depth = 0.8 if recipe.mixture.tasks["t2i"] == 1 else 0.001
-        return {"10": {"score": score - 0.5}, "20": {"score": score + depth}, "30": {"score": score}}  # type: ignore[dict-item]
+    def trend(recipe: Recipe) -> list[float]:
+        return [0.0, 0.8 if recipe.mixture.tasks["t2i"] == 1 else 0.001, 0.0]
 
-    conduct(MIXTURE, tmp_path / "mixture", World(milestones=falls), seeds=(0, 1, 2))
+    def scores(recipe: Recipe, score: float) -> dict[str, Any]:
+        return {"10": {"score": score - 0.5}, "30": {"score": score}}
+
+    conduct(MIXTURE, tmp_path / "mixture", World(trend=trend, milestones=scores), seeds=(0, 1, 2))
     found = arms.read_arms(tmp_path / "mixture", arms.read_study(tmp_path / "mixture"))
-    rows = {row["arm"]: row for row in numbers.collapses(found, None)}
-    assert rows["t2i-only"]["alarm"] and rows["t2i-only"]["peak_update"] == 20
-    assert not rows["5:5"]["alarm"] and rows["5:5"]["fall"] == pytest.approx(0.001)
+    rows = {row["arm"]: row for row in collapse.fall_rows(tmp_path / "mixture", found)}
+    assert rows["t2i-only"]["alarm"] and rows["t2i-only"]["peaks"] == [20] and rows["t2i-only"]["runs"] == 3
+    assert rows["t2i-only"]["fall"] == pytest.approx(0.8, abs=0.1)
+    assert not rows["5:5"]["alarm"] and rows["5:5"]["fall"] == pytest.approx(0.001, abs=0.1)
     page = report_study(tmp_path / "mixture").read_text()
-    assert page.count(">collapse<") == 1 and "score at milestones" in page
+    assert page.count(">collapse<") == 1 and page.count(">no collapse shown<") == 2 and "score at milestones" in page
 
 
-def test_a_search_calls_a_collapse_by_the_noise_floor_alone(floor: Path, tmp_path: Path) -> None:
-    def falls(recipe: Recipe, score: float) -> dict[str, float]:
-        return {"10": {"score": score + 0.3}, "20": {"score": score}}  # type: ignore[dict-item]
+def test_a_fall_is_of_the_milestones_and_cases_that_all_runs_have(tmp_path: Path) -> None:
+    conduct(MIXTURE, tmp_path / "s", World(trend=lambda recipe: [0.0, 1.0, 0.5]), seeds=(0, 1))
+    first = arms.read_arms(tmp_path / "s", arms.read_study(tmp_path / "s"))[0]
+    log = arms.run_folder(tmp_path / "s", first.finished[0])
+    assert log is not None
+    lines = (log / "milestone_cases.jsonl").read_text().replace('"case-7": ', '"other": ').splitlines()
+    (log / "milestone_cases.jsonl").write_text("\n".join([lines[0], lines[1], lines[2][:40]]))
+    found = collapse.milestones_of(tmp_path / "s", first)
+    assert list(found) == [10, 20] and {of.shape for of in found[10].values()} == {(2, 7)}
 
-    conduct(MIXTURE, tmp_path / "s", World(effect=better_with_any, seed_sd=0.01, milestones=falls), draws=6)
-    found = arms.read_arms(tmp_path / "s", arms.read_study(tmp_path / "s"))
-    assert [row["alarm"] for row in numbers.collapses(found, None)] == [None]
-    assert [row["alarm"] for row in numbers.collapses(found, arms.floor_of(floor))] == [True]
+
+def test_draws_of_a_search_are_no_arm_that_falls(tmp_path: Path) -> None:
+    world = World(effect=better_with_any, seed_sd=0.01, trend=lambda recipe: [0.3, 0.0])
+    conduct(MIXTURE, tmp_path / "s", world, draws=6)
+    assert study_values(tmp_path / "s")["collapses"] == []
+
+
+FACTORS = StudyFile(
+    QUESTION="Which factors?",
+    FACTORS={
+        "beta1": ({"optim": {"beta1": 0.1}}, {"optim": {"beta1": 0.9}}),
+        "EMA": ({}, {"optim": {"ema_decay": 0.5}}),
+        "R": ({}, {"dmd": {"fake_updates": 3}}),
+        "shift": ({}, {"dmd": {"student_shift": Times(2)}}),
+    },
+    MARGIN=0.2,
+)
+
+
+def test_a_screening_says_which_factors_matter(tmp_path: Path) -> None:
+    def effect(recipe: Recipe, bench: str) -> float:
+        return 0.4 * (recipe.optim.beta1 > 0.5) - 0.3 * (recipe.dmd.fake_updates == 3)
+
+    conduct(FACTORS, tmp_path / "s", World(effect=effect, noise_sd=0.02, seed_sd=0.02, cases=3), seeds=(0,))
+    page = report_study(tmp_path / "s").read_text()
+    first = page[: page.index("<h2>Main effects")]
+    assert "What moves the score, from the low level to the high one: beta1 +0." in first and "; R -0." in first
+    assert "By less than 0.2: " in first and ">answered<" in first and "Margin: a difference below 0.2 " in first
+    rows = {row["name"]: row for row in study_values(tmp_path / "s")["effects"] if row["objective"] == "score"}
+    assert rows["beta1"]["difference"] == pytest.approx(0.4, abs=0.05)
+    assert rows["R"]["difference"] == pytest.approx(-0.3, abs=0.05)
+    assert {rows[name]["kind"] for name in ("EMA", "shift")} == {"equivalent"}
+    assert "Lenth" in page and "<h2>Against" not in page and "dmd.student_shift x 2" in page
+    console = Console(record=True, width=200, file=io.StringIO())
+    table.print_table(tmp_path / "s", console)
+    assert "beta1: +0." in console.export_text()
+
+
+def test_runs_of_several_seeds_give_effects_over_fresh_runs_and_cases() -> None:
+    generator, factors = np.random.default_rng(0), [{"name": name, "low": "", "high": ""} for name in "abcd"]
+    found = []
+    for run, level in enumerate(design(4)):
+        runs = 3 + 0.2 * level[2] + 0.02 * generator.standard_normal((2, 1)) + 0.05 * generator.standard_normal((2, 20))
+        cases = [{("t2i_bench", "text", f"{i}", 0): float(x) for i, x in enumerate(of)} for of in runs]
+        finished = [{"values": {"t2i": float(of.mean())}} for of in runs]
+        found.append(arms.Arm(f"run-{run:02d}", finished, finished, cases))
+    generator.shuffle(found)  # type: ignore[arg-type]
+    measured = comparisons.measure(found, "t2i", None)
+    rows = effects.effect_rows(measured, factors, 0.05)
+    assert [row["kind"] for row in rows] == ["matters", *["equivalent"] * 3] and rows[0]["name"] == "c"
+    assert rows[0]["difference"] == pytest.approx(0.4, abs=0.03) and rows[0]["seeds"] == 2
+    undecided = effects.effect_rows(measured, factors, 0.004)[-1]
+    assert undecided["kind"] == "undecided" and "seeds a run" in undecided["takes"]
+    assert effects.effect_rows(comparisons.measure(found[1:], "t2i", None), factors, 0.05) == []
+
+
+def test_a_screening_waits_for_all_of_its_runs(tmp_path: Path) -> None:
+    world = World(fails={"trial-0003": "diverged"}, cases=1)
+    conduct(FACTORS, tmp_path / "s", world, seeds=(0,))
+    page = report_study(tmp_path / "s").read_text()
+    assert "Main effects need every run of the design: 1 have no score yet." in page and ">not answered yet<" in page
+
+
+def test_all_arms_are_compared_with_each_other(tmp_path: Path) -> None:
+    conduct(MIXTURE, tmp_path / "s", World(effect=better_with_edits, seed_sd=0.01), seeds=(0, 1, 2))
+    values = study_values(tmp_path / "s")
+    cells = {row["name"]: row["cells"] for row in values["among_all"]}
+    assert cells["edit-only"]["t2i-only"]["shown"] == "better" and cells["t2i-only"]["edit-only"]["shown"] == "worse"
+    assert cells["edit-only"]["5:5"]["shown"] == ""
+    one, other = cells["5:5"]["t2i-only"], cells["t2i-only"]["5:5"]
+    assert (one["low"], one["high"]) == pytest.approx((-other["high"], -other["low"]))
+    against_first = next(row for row in values["comparisons"] if row["arm"] == "5:5" and row["objective"] == "score")
+    assert one["difference"] == pytest.approx(against_first["difference"])
+    assert one["high"] - one["low"] > against_first["high"] - against_first["low"], "three pairs, not two"
+    assert "<h2>Among all arms" in report_study(tmp_path / "s").read_text()
+
+
+def test_the_first_screen_has_a_verdict_for_every_category_and_the_margin(tmp_path: Path) -> None:
+    world = World(effect=better_with_edits, seed_sd=0.002, noise_sd=0.002, cases=12)
+    conduct(replace(MIXTURE, MARGIN=0.25), tmp_path / "s", world, seeds=(0, 1, 2))
+    page = report_study(tmp_path / "s").read_text()
+    first = page[: page.index("<h2>Arms")]
+    assert first.count("<small>better</small>") == 18 and "Margin: a difference below 0.25 points" in first
+    study = arms.read_study(tmp_path / "s")
+    found = arms.read_arms(tmp_path / "s", study)
+    five = comparisons.measure(found, "score", "5:5")
+    verdicts = comparisons.by_category(five, 0.25)
+    assert [verdicts["t2i-only", key] for key in KEYS] == ["worse"] * 3
+    assert {verdicts["edit-only", key] for key in KEYS} <= {"better", "equivalent"}
+
+
+KEYS = [("t2i_bench", name) for name in ("landscape", "portrait", "text")]
 
 
 def test_a_trial_tried_again_counts_once(tmp_path: Path) -> None:
