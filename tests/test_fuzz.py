@@ -185,12 +185,17 @@ def test_cases(tmp_path: Path) -> None:
     def attempt(random_: random.Random, place: Path) -> str | None:
         picture = place / "b.png"
         Image.new("RGB", (32, 32), "red").save(picture)
-        match random_.choice(("json", "json", "json", "picture", "place")):
+        match random_.choice(("json", "json", "json", "picture", "place", "id")):
             case "json":
                 (place / "cases.jsonl").write_bytes(lines_of(random_, rows))
             case "picture":
                 (place / "cases.jsonl").write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
                 picture.write_bytes(bytes_of(random_, picture.read_bytes()))
+            case "id":
+                odd = random_.choice(
+                    ("../../../escaped", "/escaped", "..", "a/b", "nul\0", "x" * 300, "\u202e", "a\nb")
+                )
+                (place / "cases.jsonl").write_text(json.dumps({**rows[1], "id": odd}) + "\n")
             case "place":
                 odd = random_.choice(("/dev/zero", "/dev/stdin", ".", "b.png/x", "nul\0.png", "x" * 5000))
                 (place / "cases.jsonl").write_text(json.dumps({**rows[1], "source": odd}) + "\n")

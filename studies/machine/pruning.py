@@ -71,12 +71,12 @@ def noise_floor_of(folder: Path, objective: str) -> float | None:
         return None
     content = read_study(folder)
     arms = [arm for arm in content.get("arms", []) if arm["name"] != SEARCH]
-    trials = [trial for arm in arms for trial in arm["trials"] if objective in trial.get("values", {})]
-    finals = [float(trial["values"][objective]) for trial in trials]
-    series: dict[str, list[float]] = {}
+    trials = [trial for arm in arms for trial in arm["trials"] if objective in (trial.get("values") or {})]
+    series: dict[str, list[float | None]] = {"": [trial["values"][objective] for trial in trials]}
     for trial in trials:
         for update, scores in (trial.get("milestones") or {}).items():
             if objective in scores:
-                series.setdefault(update, []).append(float(scores[objective]))
-    spreads = [statistics.stdev(values) for values in (finals, *series.values()) if len(values) > 2]
+                series.setdefault(update, []).append(scores[objective])
+    finite = [[value for value in of if value is not None and math.isfinite(value)] for of in series.values()]
+    spreads = [statistics.stdev(values) for values in finite if len(values) > 2]
     return max(spreads) if spreads else None
