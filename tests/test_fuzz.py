@@ -47,6 +47,7 @@ from workbench.evaluation.measures.answer_measures import Measures
 from workbench.recipe.config import Data, Evaluation, Mixture, Model, Recipe
 from workbench.recipe.reading import flat_values, load, to_yaml
 from workbench.reporting.page import report
+from workbench.reporting.plots import inline_image
 from workbench.runs import checkpoint
 from workbench.runs.collapse import CollapseMonitor
 
@@ -363,6 +364,10 @@ def test_run_folders(tmp_path: Path) -> None:
         drop_lines_after(run / "metrics.jsonl", 2)
         if any(update > 2 for update, _ in read_scalars(run / "metrics.jsonl")):
             return "lines after the checkpoint"
+        if name == "recipe.yaml":
+            picture = run / "samples" / "evaluation" / "t2i-text.png"
+            picture.write_bytes(bytes_of(random_, picture.read_bytes()))
+            inline_image(picture, 16)
         if random_.random() < (0.5 if name.endswith(".json") else 0.05):
             page = report(run).read_text()
             if 'href="javascript' in page or "<script>alert" in page:

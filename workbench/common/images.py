@@ -13,7 +13,10 @@ from workbench.common.errors import UserError
 from workbench.common.outside import read_bytes
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
-_FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WEBP")
+"""Pillow's names of all that is opened: for some others it starts programs."""
+UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises of a picture that is broken."""
 LARGEST_PIXELS = 1 << 26
 """Width times height of a picture that is decoded: 200 MB."""
 _LARGEST_BYTES = 1 << 28
@@ -26,13 +29,12 @@ def decode_image(content: bytes, where: str, mend: str = "replace it or drop the
         `LARGEST_PIXELS`.
     """
     try:
-        # Other formats are not opened at all: for some of them Pillow starts programs.
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > LARGEST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels, {LARGEST_PIXELS:,} at most are read")
             upright = _eight_bit(ImageOps.exif_transpose(image))
             return upright.convert("RGBA" if upright.has_transparency_data else "RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except UNDECODABLE as error:
         reason = "it is no PNG, JPEG or WebP" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(f"{where}: the image does not decode ({reason}); {mend}") from error
 

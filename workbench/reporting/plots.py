@@ -15,8 +15,11 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from workbench.common.errors import UserError
+from workbench.common.images import FORMATS, UNDECODABLE
+from workbench.common.outside import read_bytes
 from workbench.evaluation.measures.statistics import Interval
 from workbench.evaluation.metrics_file import ModelMetrics
 
@@ -54,8 +57,8 @@ STYLE: Any = {
 def inline_image(path: Path, max_width: int) -> str:
     """A `data:` address of the picture as WebP, shrunk to at most `max_width` pixels; empty if it cannot be read."""
     try:
-        return inline_bytes(path.read_bytes(), max_width)
-    except (OSError, UnidentifiedImageError):
+        return inline_bytes(read_bytes(path, "it is left out"), max_width)
+    except (UserError, *UNDECODABLE):
         return ""
 
 
@@ -66,8 +69,8 @@ def inline_images(paths: Sequence[Path], max_width: int) -> list[str]:
 
 
 def inline_bytes(encoded: bytes, max_width: int) -> str:
-    """The same of an encoded picture. Raises: OSError or UnidentifiedImageError if it is none."""
-    with Image.open(io.BytesIO(encoded)) as opened:
+    """The same of an encoded picture. Raises: one of UNDECODABLE if it is none."""
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as opened:
         image = opened.convert("RGB")
     if image.width > max_width:
         image = image.resize((max_width, round(image.height * max_width / image.width)), Image.Resampling.LANCZOS)
