@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import Any, Literal, Protocol
-
-import optuna
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workbench.common.errors import UserError
 from workbench.evaluation.measures.catalogue import MEASURES
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import from_mapping
+
+if TYPE_CHECKING:
+    # Each trial's process reads this file, and needs no Optuna.
+    import optuna
 
 BENCHES = {"t2i": "t2i_bench", "editing": "editing_bench"}
 Sampler = Literal["tpe", "nsga2"]
@@ -69,7 +72,15 @@ class Study(Protocol):
 
 def vary(base: Recipe, differences: Differences) -> Recipe:
     """`base` with `differences` in it. Raises: UserError if the outcome is not a valid recipe."""
-    return from_mapping(_merged(base, differences), origin="study")
+    values = _merged(base, differences)
+    # An arm is varied for every one of its trials, by every process that asks.
+    key = repr(values)
+    if key not in _VARIED:
+        _VARIED[key] = from_mapping(values, origin="study")
+    return copy.deepcopy(_VARIED[key])
+
+
+_VARIED: dict[str, Recipe] = {}
 
 
 def _merged(part: Any, differences: Differences, prefix: str = "") -> dict[str, Any]:

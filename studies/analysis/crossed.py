@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, special
+import scipy
 
 Table = Mapping[tuple[str, str], np.ndarray]
 """(bench, category) -> scores (runs, cases)."""
@@ -78,17 +78,17 @@ class Contrast:
 
         if beyond(math.log(SMALLEST_P)) <= 0:
             return SMALLEST_P
-        return math.exp(optimize.brentq(beyond, math.log(SMALLEST_P), -1e-12))
+        return math.exp(scipy.optimize.brentq(beyond, math.log(SMALLEST_P), -1e-12))
 
 
 def two_sided(confidence: float) -> Quantile:
     """Student's t of a two-sided interval."""
-    return lambda df: float(special.stdtrit(df, (1 + confidence) / 2))
+    return lambda df: float(scipy.special.stdtrit(df, (1 + confidence) / 2))
 
 
 def one_sided(confidence: float) -> Quantile:
     """Student's t of a one-sided bound."""
-    return lambda df: float(special.stdtrit(df, confidence))
+    return lambda df: float(scipy.special.stdtrit(df, confidence))
 
 
 def total(parts: np.ndarray, dfs: np.ndarray) -> Variance:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special, stats
+import scipy
 
 from studies.analysis.crossed import Contrast, Quantile
 
@@ -46,7 +46,7 @@ class LargestT:
     def draws(self, df: float) -> np.ndarray:
         """Sorted draws of it, for variances estimated with `df` degrees of freedom."""
         if df not in self._sorted:
-            scale = np.sqrt(2 * special.gammaincinv(df / 2, self._uniform) / df) if math.isfinite(df) else 1.0
+            scale = np.sqrt(2 * scipy.special.gammaincinv(df / 2, self._uniform) / df) if math.isfinite(df) else 1.0
             self._sorted[df] = np.sort(self._normal / scale)
         return self._sorted[df]
 
@@ -85,7 +85,7 @@ def pools_of(groups: Sequence[np.ndarray], level: float = LEVEL) -> list[int]:
     rest, rest_df = squares.sum() - squares, dfs.sum() - dfs
     tested = np.flatnonzero((dfs > 0) & (rest_df > 0) & (rest > 0))
     ratios = squares[tested] * rest_df[tested] / (rest[tested] * dfs[tested])
-    p = stats.f.sf(ratios, dfs[tested], rest_df[tested])
+    p = scipy.stats.f.sf(ratios, dfs[tested], rest_df[tested])
     apart = tested[p <= holm_levels(p, level)]
     pools = np.zeros(len(groups), int)
     pools[apart] = 1 + np.arange(len(apart)) if len(apart) < len(groups) else np.arange(len(groups))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+import scipy
 
 from workbench.evaluation.measures.statistics import CONFIDENCE
 
@@ -25,7 +25,7 @@ class Spread:
     def interval(self) -> tuple[float, float]:
         """Bounds of the standard deviation of normal runs, by the chi-square distribution."""
         tail = (1 - CONFIDENCE) / 2
-        low, high = (math.sqrt(self.df / stats.chi2.ppf(p, self.df)) * self.sd for p in (1 - tail, tail))
+        low, high = (math.sqrt(self.df / scipy.stats.chi2.ppf(p, self.df)) * self.sd for p in (1 - tail, tail))
         return float(low), float(high)
 
 
@@ -46,13 +46,13 @@ def minimal_difference(spread: Spread, num_a: int, num_b: int, df: int) -> float
     """
     if df < 1:
         return math.inf
-    critical = stats.t.ppf((1 + CONFIDENCE) / 2, df)
+    critical = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, df)
     # Power of the noncentral t as a mean over what the estimated spread may be: scipy's own is NaN far out.
-    estimated = np.sqrt(stats.chi2.ppf((np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES, df) / df)
+    estimated = np.sqrt(scipy.stats.chi2.ppf((np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES, df) / df)
 
     def lacking(noncentrality: float) -> float:
-        above = stats.norm.cdf(noncentrality - critical * estimated)
-        return float(np.mean(above + stats.norm.cdf(-noncentrality - critical * estimated))) - POWER
+        above = scipy.stats.norm.cdf(noncentrality - critical * estimated)
+        return float(np.mean(above + scipy.stats.norm.cdf(-noncentrality - critical * estimated))) - POWER
 
-    noncentrality = optimize.brentq(lacking, 0.1, 4 * critical + 4)
+    noncentrality = scipy.optimize.brentq(lacking, 0.1, 4 * critical + 4)
     return float(noncentrality) * spread.sd * math.sqrt(1 / num_a + 1 / num_b)

@@ -9,7 +9,6 @@ another or with an interaction of two factors: resolution IV (Box, Hunter and Hu
 from __future__ import annotations
 
 import numpy as np
-from scipy import linalg
 
 from studies.analysis.crossed import Contrast, Variance
 
@@ -22,7 +21,8 @@ def columns(num_runs: int, odd: bool) -> np.ndarray:
     first."""
     sizes = {number: number.bit_count() for number in range(1, num_runs)}
     chosen = sorted((number for number, size in sizes.items() if size % 2 == odd), key=lambda number: sizes[number])
-    return -linalg.hadamard(num_runs)[:, chosen]
+    # Sylvester's matrix, entry by entry; scipy's would make every `workbench study` start later.
+    return -np.array([[(-1) ** (run & column).bit_count() for column in chosen] for run in range(num_runs)])
 
 
 def design(num_factors: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
@@ -17,6 +18,8 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from workbench.recipe import lambda_tables
 from workbench.recipe.config import Recipe
 from workbench.reporting.plots import lambda_picture
+
+Rows = tuple[tuple[float, ...], ...]
 
 
 def log_trial(folder: Path, recipe: Recipe, hparams: Mapping[str, str | float], metrics: Mapping[str, float]) -> None:
@@ -32,15 +35,18 @@ def log_trial(folder: Path, recipe: Recipe, hparams: Mapping[str, str | float], 
         Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in named.items()]),
     ]
     if lambdas:
-        summaries.append(_picture(Image.fromarray(lambda_picture(lambdas, ["base", *specialists]))))
+        rows = tuple((name, tuple(map(tuple, table))) for name, table in lambdas.items())
+        summaries.append(_lambda_summary(rows, ("base", *specialists)))
     writer = EventFileWriter(str(folder), filename_suffix=".hparams")
     for summary in summaries:
         writer.add_event(Event(wall_time=time.time(), step=0, summary=summary))
     writer.close()
 
 
-def _picture(image: Image.Image) -> Summary:
-    content = io.BytesIO()
+@lru_cache(maxsize=64)
+def _lambda_summary(tables: tuple[tuple[str, Rows], ...], teachers: tuple[str, ...]) -> Summary:
+    """Drawn once for all trials that share their tables, as the seeds of an arm do."""
+    image, content = Image.fromarray(lambda_picture(dict(tables), teachers)), io.BytesIO()
     image.save(content, "PNG")
     picture = Summary.Image(
         height=image.height, width=image.width, colorspace=3, encoded_image_string=content.getvalue()

@@ -19,10 +19,16 @@ from workbench.common.outside import read_json
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import recipe_hash
 
+BUSY = "another process still writes its run folder"
 INTERRUPTED = 130
 SECONDS_TO_STOP = 60.0
 LIBRARIES = ("workbench.runs.runner", "workbench.runs.inference")
 """What every trial imports, seconds of it: read once a worker, before it takes its first trial."""
+
+
+def lock_of(folder: Path) -> Path:
+    """Lock file of the only process that writes run folder `folder`; next to it, since a run folder begins empty."""
+    return folder.with_suffix(".lock")
 
 
 def run_trial(recipe: Recipe, folder: Path) -> dict[str, Any]:

@@ -22,8 +22,7 @@ from typing import Any
 
 from filelock import lock_descriptor
 
-from studies.machine.trial import INTERRUPTED, SECONDS_TO_STOP
-from studies.machine.trial_queue import BUSY, lock_of
+from studies.machine.trial import BUSY, INTERRUPTED, SECONDS_TO_STOP, lock_of
 from workbench.common.files import write_bytes
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import load, to_yaml

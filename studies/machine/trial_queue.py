@@ -17,11 +17,12 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.machine.storage import guard
+from studies.machine.trial import BUSY, lock_of
 
 MAX_REQUEUES = 2
 """So often an entry whose worker dies is tried again in one call: more than that, and it is the entry that kills."""
 SEARCH = "search"
-DIED, INTERRUPTED, BUSY = "its worker died", "interrupted", "another process still writes its run folder"
+DIED, INTERRUPTED = "its worker died", "interrupted"
 DUPLICATE = "queued twice"
 CUT_SHORT = (INTERRUPTED, BUSY)
 OVER = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -186,11 +187,6 @@ def error_of(trial: FrozenTrial) -> str | None:
 def is_duplicate(trial: FrozenTrial) -> bool:
     """Whether it is no attempt at all: queued though its entry was already."""
     return (error_of(trial) or "").startswith(DUPLICATE)
-
-
-def lock_of(folder: Path) -> Path:
-    """Lock file of the only process that writes run folder `folder`; next to it, since a run folder begins empty."""
-    return folder.with_suffix(".lock")
 
 
 def newest(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:

@@ -29,9 +29,9 @@ from studies.machine.options import Options
 from studies.machine.pruning import Milestones, read_milestones
 from studies.machine.session import LARGEST_SEED, StudySession, check_recipe, open_study, plan_of, retry_for, sampler_of
 from studies.machine.storage import DatabaseAway, Heartbeat
-from studies.machine.trial import LIBRARIES, run_trial
+from studies.machine.trial import BUSY, LIBRARIES, run_trial
 from studies.machine.trial_process import Stopped, TrialProcess, one_line
-from studies.machine.trial_queue import BUSY, INTERRUPTED, SEARCH, Call, Entry
+from studies.machine.trial_queue import INTERRUPTED, SEARCH, Call, Entry
 from studies.study import Study, objectives, vary
 from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe

@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import spearmanr
+import scipy
 
 from workbench.common.files import write_bytes
 from workbench.evaluation.answers import Answers
@@ -113,7 +113,9 @@ def agreement(answers: Mapping[str, Answers], judge: str) -> Agreement | None:
         return None
     # A constant has no ranks.
     known = len({*ours}) > 1 and len({*theirs}) > 1
-    return Agreement(int(alike), pairs, Value(float(spearmanr(ours, theirs).statistic), n=len(ours)) if known else None)
+    return Agreement(
+        int(alike), pairs, Value(float(scipy.stats.spearmanr(ours, theirs).statistic), n=len(ours)) if known else None
+    )
 
 
 def _differences(first: Answers, second: Answers, judge: str, bench: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

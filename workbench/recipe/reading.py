@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -66,7 +68,7 @@ def from_mapping(values: Any, overrides: Iterable[str] = (), origin: str = "reci
     values, layers = _switches(Recipe, values), [_switches(Recipe, layer) for layer in layers]
     part, hint = origin, ""
     try:
-        merged = OmegaConf.structured(Recipe)
+        merged = copy.deepcopy(_defaults())
         _clear_mappings(merged, Recipe, values)
         merged = OmegaConf.merge(merged, values)
         for item, layer in zip(overrides, layers, strict=True):
@@ -83,6 +85,12 @@ def from_mapping(values: Any, overrides: Iterable[str] = (), origin: str = "reci
     return recipe
 
 
+@cache
+def _defaults() -> DictConfig:
+    """The typed recipe of defaults. Walking its dataclasses takes longer than all the rest of reading a recipe."""
+    return OmegaConf.structured(Recipe)
+
+
 def _from_dots(item: str) -> Any:
     """Nested values of one `section.key=value`."""
     try:
@@ -94,7 +102,7 @@ def _from_dots(item: str) -> Any:
 
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe, every field spelled out."""
-    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(recipe)))
 
 
 def flat_values(value: Any, prefix: str = "") -> dict[str, str | float]:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from study_processes import FAKES, ROOT, completed, parent_of, start, trials, wait_for, writers
 
 from studies.machine import runner, session
-from studies.machine.trial_queue import lock_of
+from studies.machine.trial import lock_of
 from workbench.common.errors import UserError
 
 ALL = Counter((arm, seed) for arm in fake_study.ARMS for seed in (0, 1, 2))
