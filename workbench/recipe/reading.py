@@ -68,7 +68,7 @@ def from_mapping(values: Any, overrides: Iterable[str] = (), origin: str = "reci
     values, layers = _switches(Recipe, values), [_switches(Recipe, layer) for layer in layers]
     part, hint = origin, ""
     try:
-        merged = copy.deepcopy(_defaults())
+        merged: Any = copy.deepcopy(_defaults())
         _clear_mappings(merged, Recipe, values)
         merged = OmegaConf.merge(merged, values)
         for item, layer in zip(overrides, layers, strict=True):
