@@ -63,11 +63,6 @@ class Contrast:
         half = self.half_width(quantile)
         return self.value - half, self.value + half
 
-    def interval_on_these_cases(self, quantile: Quantile) -> tuple[float, float]:
-        """Bounds over fresh runs, scored on the same cases."""
-        half = quantile(self.runs.df) * math.sqrt(self.runs.value)
-        return self.value - half, self.value + half
-
     def p(self) -> float:
         """Two-sided p-value of the hypothesis that it is 0: one less the confidence of the interval that ends there."""
         if not self.known or self.value == 0:

@@ -154,7 +154,7 @@ def search_verdict(
         parts = [f"{value:.3f} in {TITLES[name]}" for name, value in least.items()]
         lines.append(f"By the noise floor, single runs closer than {', '.join(parts)} cannot be told apart.")
     lines.append(
-        "The best of many draws looks better than it is: `workbench study FOLDER`, with the folder of this search, "
+        "The best of many draws looks better than it is: workbench study FOLDER, with the folder of this search, "
         "runs it again under five fresh seeds, on cases that it was not chosen by."
     )
     enough = TRIALS_PER_PARAMETER * num_parameters

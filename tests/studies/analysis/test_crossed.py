@@ -44,7 +44,6 @@ def test_numbers_of_whole_runs_are_compared_by_students_t_and_apart_arms_by_welc
         assert found.p() == pytest.approx(test.pvalue, rel=1e-6)
         low, high = test.confidence_interval(0.95)
         assert found.interval(two_sided(0.95)) == pytest.approx((low, high))
-        assert found.interval_on_these_cases(two_sided(0.95)) == pytest.approx((low, high))
 
 
 def test_without_variance_between_runs_the_interval_is_that_of_paired_cases() -> None:
@@ -77,13 +76,3 @@ def test_intervals_cover_as_often_as_they_say(num_arms: int, seeds: int, seed_sd
         low, high = found.contrast(np.eye(num_arms)[0] - np.eye(num_arms)[1]).interval(two_sided(0.95))
         covered += low <= 0 <= high
     assert 0.928 <= covered / num <= 0.985
-
-
-def test_on_these_cases_only_fresh_runs_count() -> None:
-    generator, covered, narrower, num = np.random.default_rng(5), 0, 0, 600
-    for _ in range(num):
-        found = components(simulated(generator, 2, 3, 0.05, 0.0)).contrast([1, -1])
-        low, high = found.interval_on_these_cases(two_sided(0.95))
-        covered += low <= 0 <= high
-        narrower += high - low <= 2.000001 * found.half_width(two_sided(0.95))
-    assert 0.93 <= covered / num <= 0.97 and narrower == num
