@@ -36,7 +36,10 @@ def test_damages_start_at_nothing_and_grow() -> None:
 
 def test_the_table_of_a_few_cases() -> None:
     pytest.importorskip("rapidocr")
-    cases = [*world_cases("t2i", "search", 4, categories=["landscape", "text"]), *world_cases("edit", "search", 2, categories=["object"])]
+    cases = [
+        *world_cases("t2i", "search", 4, categories=["landscape", "text"]),
+        *world_cases("edit", "search", 2, categories=["object"]),
+    ]
     rows = table(cases, ["exchanged"])
     for name in ("t2i_words", "t2i_log_probability"):
         assert rows[name]["exchanged"].rank >= 0.9, name
