@@ -8,7 +8,7 @@ import pytest
 from random_adapter import write_adapter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from studies.analysis import arms
+from studies.analysis import arms, collapse
 from studies.machine import options
 from workbench.cli import main
 
@@ -35,6 +35,8 @@ def test_two_arms_of_the_guidance_study_from_data_to_report(
     finished = [name for name, arm in found.items() if arm.finished]
     assert finished == ["base-alone", "step-wise"]
     assert all(arms.tables([found[name]], "score")[0] for name in finished), "every case of every trial is known"
+    at_end = [collapse.milestones_of(folder, found[name]) for name in finished]
+    assert all(list(of) == [2] and len(of[2]) == 9 for of in at_end), "and at every milestone"
     page = (folder / "report.html").read_text()
     assert "score at milestones" in page and "Side by side" in page and page.count("data:image/webp") == 9
     (events,) = [EventAccumulator(str(run / "tensorboard")).Reload() for run in folder.glob("trial-*1")]
