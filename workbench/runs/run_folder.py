@@ -1,6 +1,6 @@
 """The run folder: what is in it, and whether a recipe may continue it.
 
-runs/NAME/  recipe.yaml  environment.json  metrics.jsonl  milestones.jsonl  metrics.json  tensorboard/  checkpoints/
+runs/NAME/  recipe.yaml  environment.json  metrics.jsonl  milestones.jsonl  milestone_cases.jsonl  metrics.json  tensorboard/  checkpoints/
             samples/  student/  report.html
 """
 
