@@ -1,7 +1,7 @@
 """The run folder: what is in it, and whether a recipe may continue it.
 
-runs/NAME/  recipe.yaml  environment.json  metrics.jsonl  milestones.jsonl  milestone_cases.jsonl  metrics.json  tensorboard/  checkpoints/
-            samples/  student/  report.html
+runs/NAME/  recipe.yaml  environment.json  metrics.jsonl  milestones.jsonl  milestone_cases.jsonl  metrics.json
+            tensorboard/  checkpoints/  samples/  student/  report.html
 """
 
 from __future__ import annotations
