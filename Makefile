@@ -77,8 +77,9 @@ demo: $(BASE_STAMP) ## pack, encode, distil, evaluate and report with the model 
 	@echo "The curves:      make tensorboard, then http://localhost:6006"
 	@echo "Draw something:  $(WORKBENCH) sample runs/demo/student \"a portrait of a cat\" --out cat.png"
 
-test: $(DEV_STAMP) ## all tests, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# Three on two cores: some tests mostly wait for processes.
+test: $(DEV_STAMP) ## all tests, three files at a time, the longest first
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(DEV_STAMP) ## what only a GPU shows (two for FSDP); the stock pipeline needs torchvision, which is installed first
 	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torchvision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -17,6 +18,26 @@ CAPTIONS = [
     for sky in ("clear", "cloudy", "starry")
     for word in ("CAT", "HELLO")
 ]
+
+
+LONGEST_FIRST = (
+    *(
+        "test_sharding",
+        "test_workers",
+        "test_postgres",
+        "test_runner",
+        "test_precision",
+        "test_studies",
+        "test_compile",
+    ),
+    *("test_page", "test_sanity", "test_build", "test_zoo_report", "test_bench", "test_second", "test_graph_steps"),
+    *("test_user_study", "test_study_smoke", "test_config", "test_distiller", "test_openmoji", "test_family"),
+)
+"""Files of ten seconds and more. One that began last would leave every other core without work."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.stem) if item.path.stem in LONGEST_FIRST else math.inf)
 
 
 @pytest.fixture(autouse=True, scope="session")
