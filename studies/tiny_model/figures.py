@@ -18,6 +18,7 @@ from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.evaluate import select_few_step
 from workbench.evaluation.judges import second
 from workbench.evaluation.judges.local import ASSET, LocalJudge
+from workbench.evaluation.measures.ocr import chosen_reader
 from workbench.evaluation.measures.statistics import Interval, bench_intervals
 from workbench.evaluation.models import FolderUnderTest, ModelUnderTest, few_step_candidates
 from workbench.evaluation.sheets import chosen_cases
@@ -153,7 +154,9 @@ class Zoo:
 
     def answers_of(self, model: ModelUnderTest) -> Answers:
         keep = [case.id for group in chosen_cases(self.cases).values() for case in group]
-        return answer(model, self.cases, self.seeds, [self.judge], keep, self.store)
+        # As an evaluation reads them, which takes up these answers.
+        reader, _ = chosen_reader("auto", self.cases)
+        return answer(model, self.cases, self.seeds, [self.judge], keep, self.store, reader=reader)
 
     @cached_property
     def targets(self) -> Answers:
