@@ -38,6 +38,12 @@ def judged(of: list[Case], images: list[np.ndarray]) -> Answers:
     return answers
 
 
+@cache
+def of_targets(task: str) -> Answers:
+    """The answers that exact targets get."""
+    return judged(cases(task), targets(cases(task)))
+
+
 def mean(answers: Answers, axis: str) -> float:
     values = [getattr(row.by_local, axis) for row in answers.rows]
     return float(np.mean([value for value in values if value is not None]))
@@ -52,19 +58,19 @@ def corrupted(images: list[np.ndarray], name: str, severity: float) -> list[np.n
 
 @pytest.mark.parametrize("task", ["t2i", "edit"])
 def test_the_same_images_scored_twice_give_the_same_numbers(task: str) -> None:
-    first, second = (judged(cases(task), targets(cases(task))) for _ in range(2))
+    first, second = of_targets(task), judged(cases(task), targets(cases(task)))
     assert first.rows == second.rows
     assert np.array_equal(np.stack(first.features), np.stack(second.features))
 
 
 @pytest.mark.parametrize("task", ["t2i", "edit"])
 def test_exact_targets_score_near_the_top(task: str) -> None:
-    assert mean(judged(cases(task), targets(cases(task))), "score") > 4.7
+    assert mean(of_targets(task), "score") > 4.7
 
 
 @pytest.mark.parametrize("task", ["t2i", "edit"])
 def test_shuffled_prompts_collapse_compliance_and_leave_quality_alone(task: str) -> None:
-    right = judged(cases(task), targets(cases(task)))
+    right = of_targets(task)
     # Images move by a few places, so most still answer a prompt of the same category.
     shuffled = judged(cases(task), targets(cases(task)[3:] + cases(task)[:3]))
     assert mean(right, "compliance") > 0.95 and mean(shuffled, "compliance") < 0.5
@@ -85,7 +91,7 @@ def test_a_model_that_returns_its_source_fails_edits_and_keeps_what_was_to_be_ke
     """Scored from the source as it was drawn, its defects included: no autoencoder in between."""
     of = cases("edit")
     copied = judged(of, [case.source for case in of if case.source is not None])
-    right = judged(of, targets(of))
+    right = of_targets("edit")
     assert mean(copied, "compliance") < 0.1 and mean(copied, "score") < 1.5
     kept = [
         (a.by_local.kept, b.by_local.kept)

@@ -70,12 +70,12 @@ def from_mapping(values: Any, overrides: Iterable[str] = (), origin: str = "reci
     try:
         merged: Any = copy.deepcopy(_defaults())
         _clear_mappings(merged, Recipe, values)
-        merged = OmegaConf.merge(merged, values)
+        merged = OmegaConf.unsafe_merge(merged, values)
         for item, layer in zip(overrides, layers, strict=True):
             part, hint = f"override {item!r}", BRACES if "{" in item else ""
             if item.partition("=")[2].lstrip().startswith("{"):
                 _clear_mappings(merged, Recipe, layer)
-            merged = OmegaConf.merge(merged, layer)
+            merged = OmegaConf.unsafe_merge(merged, layer)
         part, hint = origin, ""
         recipe = OmegaConf.to_object(merged)
     except UNREADABLE as error:
