@@ -13,13 +13,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import lock_descriptor
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from workbench.common.errors import UserError
 from workbench.common.outside import Outside, read_json
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 CHUNK_BYTES = 1 << 20
 LOCK = ".lock"
@@ -31,14 +33,17 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ERO
 
 def progress(download: bool = False) -> Progress:
     """Progress bar with the count done and the time left."""
-    count = TextColumn("{task.completed:,.0f} of {task.total:,.0f} bytes") if download else MofNCompleteColumn()
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
+    # Rich takes a tenth of a second to import, and most commands show no bar.
+    from rich import progress as bars
+
+    count = bars.TextColumn("{task.completed:,.0f} of {task.total:,.0f} bytes") if download else bars.MofNCompleteColumn()
+    return bars.Progress(
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
         count,
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +51,14 @@ def report(folder: Path) -> Path:
 
 def write_page(folder: Path, template: str, values: dict[str, Any], *packages: str) -> Path:
     """Render `template` into `report.html` of `folder`; `packages` bring templates of their own."""
+    path = folder / "report.html"
+    write_bytes(path, _environment(packages).get_template(template).render(**values).encode())
+    return path
+
+
+@cache
+def _environment(packages: tuple[str, ...]) -> Environment:
+    """Templates are compiled once a process."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "workbench.reporting")]),
         autoescape=True,
@@ -66,9 +75,7 @@ def write_page(folder: Path, template: str, values: dict[str, Any], *packages: s
         "mean_of": mean_of,
     }
     environment.globals |= {"bench_titles": BENCH_TITLES, "model_titles": MODEL_TITLES}
-    path = folder / "report.html"
-    write_bytes(path, environment.get_template(template).render(**values).encode())
-    return path
+    return environment
 
 
 def number(value: float | None, digits: int = 2) -> str:
