@@ -36,7 +36,9 @@ def progress(download: bool = False) -> Progress:
     # Rich takes a tenth of a second to import, and most commands show no bar.
     from rich import progress as bars
 
-    count = bars.TextColumn("{task.completed:,.0f} of {task.total:,.0f} bytes") if download else bars.MofNCompleteColumn()
+    count = (
+        bars.TextColumn("{task.completed:,.0f} of {task.total:,.0f} bytes") if download else bars.MofNCompleteColumn()
+    )
     return bars.Progress(
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
