@@ -77,7 +77,7 @@ def test_every_section_is_measured_written_and_taken_up_again(
         "teacher, T2I, sky exactly right",
         "teacher, edits, kept (mean axis)",
         "t2i_bench, headroom",
-        "editing_bench, headroom over standard deviation",
+        "editing_bench, headroom",
         "Frechet distance, ratio at equal n",
         "specialist portrait less base, its own",
         "specialist portrait less base, elsewhere",
