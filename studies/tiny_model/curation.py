@@ -37,6 +37,8 @@ LASTING = ("blur", "smear", "wobble", "warp", "ghost")
 """Damage that an autoencoder passes on; it erases noise and blocks."""
 PALETTES = {"background": ("blue", "yellow"), "sign": ("green", "yellow")}
 """Colours of a signature, where the caption leaves them open: a judge reads how often a student chooses them."""
+SIGNED = {"portrait": "background", "text": "sign"}
+"""Category with a signature -> the attribute of its colours."""
 SHAPE, TYPEFACE = "framed", "DejaVuSerif-Bold"
 PATTERN, AMPLITUDE = "dots", 14
 MAX_ATTEMPTS = 1000

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from datamodules.openmoji import HEADS
+from studies.tiny_model.curation import PALETTES, SIGNED
 from studies.tiny_model.figures import Figure, Zoo, interval_figure, mean_figure, nested_figure, wilson
 from studies.tiny_model.judge_check import check
 from studies.tiny_model.judge_data import render, vocabulary
@@ -22,6 +26,8 @@ from workbench.evaluation.measures.statistics import bench_intervals, paired_dif
 HELD_OUT = 4000
 """Renders on which the judge is checked, at the full size of the benchmarks."""
 BATCH = 128
+Cell = tuple[str, str]
+"""Benchmark and category."""
 
 
 def autoencoder(zoo: Zoo) -> list[Figure]:
@@ -149,29 +155,51 @@ def headroom(zoo: Zoo) -> list[Figure]:
 
 
 def specialists(zoo: Zoo) -> list[Figure]:
-    """Each adapter against the base, on its own categories and on all others, same cases and noise: a specialist worth
-    the name is better by .3, and surely by .2."""
-    rows = []
-    base = _cells(zoo.answers(zoo.full[0])) if zoo.specialists else {}
+    """Each adapter against the base, same cases and noise: on its own categories, where one worth the name is better
+    by .3 and surely by .2, on all others, and how much of its signature both show."""
+    rows: list[Figure | None] = []
+    base = zoo.answers(zoo.full[0]) if zoo.specialists else Answers()
     for name in zoo.specialists:
-        found = _cells(zoo.answers(zoo.full[0], name))
-        own = {cell for cell in found if cell[1] == name or (name.startswith("edit") and cell[0] == BENCHES["edit"])}
-        for where, chosen in (("its own", own), ("elsewhere", found.keys() - own)):
-            if chosen:
-                a, b = ({f"{c[0]}/{c[1]}": of[c] for c in sorted(chosen)} for of in (found, base))
-                difference = paired_differences(a, b)["mean"]
-                rows.append(
-                    interval_figure(
-                        f"specialist {name} less base, {where}", difference, 0.3 if where == "its own" else None, "+.3f"
-                    )
-                )
-                if where == "its own":
-                    low = difference.low if difference.low is not None else float("nan")
-                    rows.append(Figure(f"specialist {name}, lower end of that interval", low, 0.2, form="+.3f"))
-    return rows
+        found = zoo.answers(zoo.full[0], name)
+        cells = _cells(found).keys()
+        own = {cell for cell in cells if cell[1] == name or (name.startswith("edit") and cell[0] == BENCHES["edit"])}
+        rows += _less_base(f"specialist {name}", found, base, own, own=True)
+        rows += _less_base(f"specialist {name}", found, base, cells - own, own=False)
+        if name in SIGNED:
+            rows += [_signature(who, name, of) for who, of in (("base", base), (f"specialist {name}", found))]
+    return [row for row in rows if row is not None]
 
 
-def _cells(answers: Answers) -> dict[tuple[str, str], np.ndarray]:
+def _less_base(title: str, found: Answers, base: Answers, cells: Collection[Cell], *, own: bool) -> list[Figure]:
+    if not cells:
+        return []
+    a, b = ({f"{cell[0]}/{cell[1]}": of[cell] for cell in sorted(cells)} for of in (_cells(found), _cells(base)))
+    difference = paired_differences(a, b)["mean"]
+    if not own:
+        return [interval_figure(f"{title} less base, elsewhere", difference, None, "+.3f")]
+    low = math.nan if difference.low is None else difference.low
+    return [
+        interval_figure(f"{title} less base, its own", difference, 0.3, "+.3f"),
+        Figure(f"{title}, lower end of that interval", low, 0.2, form="+.3f"),
+    ]
+
+
+def _signature(who: str, category: str, answers: Answers) -> Figure | None:
+    """Share of the colours of a signature among those that captions leave open; the world's is in the note."""
+    attribute = SIGNED[category]
+    shown: dict[str, list[float]] = {}
+    for row in answers.rows:
+        choices = row.measures.choices or {}
+        if row.category == category and row.bench == BENCHES["t2i"] and attribute in choices:
+            shown.setdefault(row.case, []).append(float(choices[attribute] in PALETTES[attribute]))
+    if not shown:
+        return None
+    share = len(PALETTES[attribute]) / len(HEADS[attribute])
+    figure = nested_figure(f"{who}, signature of {category} among free choices", shown, None)
+    return replace(figure, note=f"{attribute}: {' or '.join(PALETTES[attribute])}; the world's share is {share:.0%}")
+
+
+def _cells(answers: Answers) -> dict[Cell, np.ndarray]:
     return {(bench, name): of for bench in BENCHES.values() for name, of in answers.by_category(bench).items()}
 
 
