@@ -16,6 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 TORCH_INDEX ?=
 RECIPE := studies/recipes/demo.yaml
+DEMO := studies/recipes/stepwise.yaml
 RUN ?= runs/demo
 LOGS ?= runs
 BENCH ?=
@@ -67,9 +68,9 @@ $(DEV_STAMP): $(BASE_STAMP)
 	@touch $@
 
 demo: $(BASE_STAMP) ## pack, encode, distil, evaluate and report with the model that ships; again: continues
-	$(WORKBENCH) pack $(RECIPE)
-	$(WORKBENCH) encode $(RECIPE)
-	$(WORKBENCH) distill $(RECIPE)
+	$(WORKBENCH) pack $(DEMO)
+	$(WORKBENCH) encode $(DEMO)
+	$(WORKBENCH) distill $(DEMO)
 	$(WORKBENCH) evaluate runs/demo
 	$(WORKBENCH) report runs/demo
 	@echo

@@ -64,5 +64,6 @@ def test_a_study_searches_on_the_search_split_whatever_it_is_told(tmp_path: Path
         return {"split": recipe.evaluation.split, "models": {"student": student}}
 
     words = ["smoke=true", f"folder={tmp_path / 'study'}", "seeds=0,1", "trials=6", "evaluation.split=report"]
+    words.append("teachers.specialists={portrait: portrait.st, text: text.st, editing: editing.st}")
     run_study("task-mixture", words, execute=execute)
     assert len(seen) == 6 and {*seen} == {"search"}
