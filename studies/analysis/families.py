@@ -85,7 +85,7 @@ def pools_of(groups: Sequence[np.ndarray], level: float = LEVEL) -> list[int]:
     rest, rest_df = squares.sum() - squares, dfs.sum() - dfs
     tested = np.flatnonzero((dfs > 0) & (rest_df > 0) & (rest > 0))
     ratios = squares[tested] * rest_df[tested] / (rest[tested] * dfs[tested])
-    p = scipy.stats.f.sf(ratios, dfs[tested], rest_df[tested])
+    p = scipy.special.fdtrc(dfs[tested], rest_df[tested], ratios)
     apart = tested[p <= holm_levels(p, level)]
     pools = np.zeros(len(groups), int)
     pools[apart] = 1 + np.arange(len(apart)) if len(apart) < len(groups) else np.arange(len(groups))

@@ -90,5 +90,5 @@ def case_share(runs: Variance, residual: Variance, confidence: float = CONFIDENC
     if not runs.df > 0 or runs.value == 0:
         return 0.0, 1.0
     estimate = residual.value / runs.value
-    low, high = (estimate * float(scipy.stats.f.ppf(p, runs.df, residual.df)) for p in (tail, 1 - tail))
+    low, high = (estimate * float(scipy.special.fdtri(runs.df, residual.df, p)) for p in (tail, 1 - tail))
     return min(1.0, low), min(1.0, high)
