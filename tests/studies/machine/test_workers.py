@@ -93,7 +93,7 @@ def test_trials_that_die_are_recorded_and_the_study_goes_on(folder: Path) -> Non
     assert Counter(trial["seed"] for trial in failed) == {1: 2, 2: 2, 3: 2}
     assert all(trial["error"].startswith(errors[trial["seed"]]) for trial in failed)
     (folder / "faults").unlink()
-    run_here(folder, "seeds=0,1,2,3")
+    run(folder, "workers=1", "seeds=0,1,2,3")
     assert completed(folder) == entries
     # Tried again in their own folders, from where they were.
     assert len(writers(folder)) == len(entries)
@@ -122,7 +122,7 @@ def test_a_supervisor_killed_by_force_takes_its_workers_along(folder: Path) -> N
     command.kill()
     wait_for(lambda: not any(Path(f"/proc/{process}").exists() for process in begun))
     (folder / "seconds").write_text("0.1")
-    run_here(folder, "seeds=0")
+    run(folder, "seeds=0")
     assert completed(folder) == {entry: 1 for entry in ALL if entry[1] == 0}
 
 
@@ -134,7 +134,7 @@ def test_an_interrupt_stops_all_workers_and_the_same_command_continues(folder: P
     command.communicate(timeout=60)
     assert {trial["error"] for trial in trials(folder)} == {"interrupted"}
     (folder / "seconds").write_text("0.1")
-    run_here(folder, "seeds=0")
+    run(folder, "workers=1", "seeds=0")
     assert completed(folder) == {entry: 1 for entry in ALL if entry[1] == 0}
     assert len(writers(folder)) == 2
 
