@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +26,8 @@ from workbench.evaluation.measures.statistics import bench_intervals, paired_dif
 HELD_OUT = 4000
 """Renders on which the judge is checked, at the full size of the benchmarks."""
 BATCH = 128
-Cell = tuple[str, str]
-"""Benchmark and category."""
+Cells = Mapping[tuple[str, str], np.ndarray]
+"""Benchmark and category -> scores (cases, seeds)."""
 
 
 def autoencoder(zoo: Zoo) -> list[Figure]:
@@ -159,21 +159,23 @@ def specialists(zoo: Zoo) -> list[Figure]:
     by .3 and surely by .2, on all others, and how much of its signature both show."""
     rows: list[Figure | None] = []
     base = zoo.answers(zoo.full[0]) if zoo.specialists else Answers()
+    of_base = _cells(base)
     for name in zoo.specialists:
         found = zoo.answers(zoo.full[0], name)
-        cells = _cells(found).keys()
+        cells = _cells(found)
         own = {cell for cell in cells if cell[1] == name or (name.startswith("edit") and cell[0] == BENCHES["edit"])}
-        rows += _less_base(f"specialist {name}", found, base, own, own=True)
-        rows += _less_base(f"specialist {name}", found, base, cells - own, own=False)
+        rows += _less_base(f"specialist {name}", {cell: cells[cell] for cell in own}, of_base, own=True)
+        rows += _less_base(f"specialist {name}", {cell: cells[cell] for cell in cells.keys() - own}, of_base, own=False)
         if name in SIGNED:
             rows += [_signature(who, name, of) for who, of in (("base", base), (f"specialist {name}", found))]
     return [row for row in rows if row is not None]
 
 
-def _less_base(title: str, found: Answers, base: Answers, cells: Collection[Cell], *, own: bool) -> list[Figure]:
-    if not cells:
+def _less_base(title: str, found: Cells, base: Cells, *, own: bool) -> list[Figure]:
+    """Over the cells of `found`."""
+    if not found:
         return []
-    a, b = ({f"{cell[0]}/{cell[1]}": of[cell] for cell in sorted(cells)} for of in (_cells(found), _cells(base)))
+    a, b = ({f"{cell[0]}/{cell[1]}": of[cell] for cell in sorted(found)} for of in (found, base))
     difference = paired_differences(a, b)["mean"]
     if not own:
         return [interval_figure(f"{title} less base, elsewhere", difference, None, "+.3f")]
@@ -199,7 +201,7 @@ def _signature(who: str, category: str, answers: Answers) -> Figure | None:
     return replace(figure, note=f"{attribute}: {' or '.join(PALETTES[attribute])}; the world's share is {share:.0%}")
 
 
-def _cells(answers: Answers) -> dict[Cell, np.ndarray]:
+def _cells(answers: Answers) -> dict[tuple[str, str], np.ndarray]:
     return {(bench, name): of for bench in BENCHES.values() for name, of in answers.by_category(bench).items()}
 
 

@@ -239,3 +239,10 @@ def test_every_option_of_the_method_is_on_its_page() -> None:
     page = (Path(__file__).parents[2] / "docs/method.md").read_text()
     keys = [f"dmd.{item.name}" for item in fields(Dmd)] + ["teachers.cfg_scale", "teachers.cfg_rescale"]
     assert [key for key in [*keys, "trainer.task_gradients_every"] if f"`{key}" not in page] == []
+
+
+def test_the_demo_differs_from_the_studies_base_by_its_guidance_alone() -> None:
+    demo, base = (load(f"studies/recipes/{name}.yaml") for name in ("stepwise", "demo"))
+    assert demo.guidance != base.guidance
+    teachers = replace(demo.teachers, specialists=base.teachers.specialists)
+    assert replace(demo, guidance=base.guidance, teachers=teachers) == base

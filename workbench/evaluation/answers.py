@@ -48,14 +48,15 @@ class Answers:
                 table.setdefault(row.category, {}).setdefault(row.case, []).append(row.judgement.score)
         return {category: np.array(list(cases.values())) for category, cases in table.items()}
 
-    def features_of(self, bench: str, seed: int | None = None) -> np.ndarray:
-        """Features (n, D) of the answers to one benchmark, under one seed or all; (0, 0) without any."""
+    def features_of(self, bench: str, seed: int | None = None, category: str | None = None) -> np.ndarray:
+        """Features (n, D) of the answers to one benchmark, under one seed or all, of one category or all; (0, 0)
+        without any."""
         if not self.features:
             return np.zeros((0, 0), np.float32)
         chosen = [
             feature
             for row, feature in zip(self.rows, self.features, strict=True)
-            if row.bench == bench and seed in (None, row.seed)
+            if row.bench == bench and seed in (None, row.seed) and category in (None, row.category)
         ]
         return np.stack(chosen) if chosen else np.zeros((0, 0), np.float32)
 

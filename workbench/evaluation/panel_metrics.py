@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -20,7 +20,7 @@ import scipy
 from workbench.common.files import write_bytes
 from workbench.evaluation.answers import Answers
 from workbench.evaluation.cases.case import BENCHES, Case
-from workbench.evaluation.judges.judge import Judge, Unanswered
+from workbench.evaluation.judges.judge import LOCAL, Judge, Scored, Unanswered
 from workbench.evaluation.measures.preference import Match, both_orders, strength_intervals
 from workbench.evaluation.measures.statistics import Interval, bench_intervals, paired_differences, verdict
 from workbench.evaluation.metrics_file import (
@@ -41,12 +41,15 @@ CaseScores = dict[str, dict[str, float | None]]
 
 
 def case_scores(answers: Answers, judge: str, bench: str) -> CaseScores:
-    """Scores of one judge in the order of the answers."""
+    """Scores of one judge, the local one too, in the order of the answers."""
+    replies: Sequence[Scored | Unanswered | None] = (
+        [row.judgement for row in answers.rows] if judge == LOCAL else answers.verdicts[judge]
+    )
     given: dict[str, dict[str, list[float]]] = {}
-    for row, reply in zip(answers.rows, answers.verdicts[judge], strict=True):
+    for row, reply in zip(answers.rows, replies, strict=True):
         if row.bench == bench:
             scores = given.setdefault(row.category, {}).setdefault(row.case, [])
-            if not isinstance(reply, Unanswered):
+            if reply is not None and not isinstance(reply, Unanswered):
                 scores.append(reply.score)
     return {
         category: {case: float(np.mean(scores)) if scores else None for case, scores in cases.items()}
@@ -102,47 +105,30 @@ def agreement(answers: Mapping[str, Answers], judge: str) -> Agreement | None:
     alike = pairs = 0
     ours: list[float] = []
     theirs: list[float] = []
-    for first, second in combinations(answers.values(), 2):
-        for bench in BENCHES.values():
-            for local, given in _differences(first, second, judge, bench):
-                pairs += 1
-                alike += np.sign(local.mean()) == np.sign(given.mean())
-                ours.extend(local)
-                theirs.extend(given)
+    for bench in BENCHES.values():
+        scores = {name: [case_scores(answers[name], by, bench) for by in (LOCAL, judge)] for name in answers}
+        for first, second in combinations(scores.values(), 2):
+            for category in first[0]:
+                local, given = _differences(first, second, category)
+                if local:
+                    pairs += 1
+                    alike += np.sign(np.mean(local)) == np.sign(np.mean(given))
+                    ours += local
+                    theirs += given
     if not pairs:
         return None
     # A constant has no ranks.
     known = len({*ours}) > 1 and len({*theirs}) > 1
-    return Agreement(
-        int(alike), pairs, Value(float(scipy.stats.spearmanr(ours, theirs).statistic), n=len(ours)) if known else None
-    )
+    correlation = Value(float(scipy.stats.spearmanr(ours, theirs).statistic), n=len(ours)) if known else None
+    return Agreement(int(alike), pairs, correlation)
 
 
-def _differences(first: Answers, second: Answers, judge: str, bench: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of every category: what two models' scores differ by, case by case, by the local judge and by `judge`."""
-    if not first.by_category(bench) or not second.by_category(bench):
-        return
-    by_judge = [case_scores(answers, judge, bench) for answers in (first, second)]
-    for category, of_first in by_judge[0].items():
-        of_second = by_judge[1].get(category, {})
-        local = [_local_scores(answers, bench, category) for answers in (first, second)]
-        rows = [
-            (local[0][case] - local[1][case], a - b)
-            for case, a in of_first.items()
-            if a is not None and (b := of_second.get(case)) is not None
-        ]
-        if rows:
-            ours, theirs = np.array(rows).T
-            yield ours, theirs
-
-
-def _local_scores(answers: Answers, bench: str, category: str) -> dict[str, float]:
-    """case -> mean of the local judge's scores over the seeds."""
-    given: dict[str, list[float]] = {}
-    for row in answers.rows:
-        if (row.bench, row.category) == (bench, category):
-            given.setdefault(row.case, []).append(row.by_local.score)
-    return {case: float(np.mean(scores)) for case, scores in given.items()}
+def _differences(first: Sequence[CaseScores], second: Sequence[CaseScores], category: str) -> list[list[float]]:
+    """What two models differ by, case by case, by each judge: over the cases that all judges scored for both."""
+    a, b = ([of.get(category, {}) for of in scores] for scores in (first, second))
+    rows = [[(x.get(case), y.get(case)) for x, y in zip(a, b, strict=True)] for case in a[0]]
+    known = [[x - y for x, y in row if x is not None and y is not None] for row in rows]
+    return [[row[at] for row in known if len(row) == len(first)] for at in range(len(first))]
 
 
 def judge_records(

@@ -100,14 +100,14 @@ def _category_frechet(answers: Answers, targets: Answers) -> dict[str, Bounded]:
     """T2I category -> Frechet distance of the answers under the first seed from their targets."""
     if not answers.features or not targets.features:
         return {}
-
-    def features(of: Answers, category: str) -> np.ndarray:
-        rows = zip(of.rows, of.features, strict=True)
-        wanted = (BENCHES["t2i"], category, of.rows[0].seed)
-        return np.array([x for r, x in rows if (r.bench, r.category, r.seed) == wanted])
-
-    names = dict.fromkeys(row.category for row in answers.rows if row.bench == BENCHES["t2i"])
-    return {name: category_frechet(features(answers, name), features(targets, name)) for name in names}
+    bench = BENCHES["t2i"]
+    return {
+        name: category_frechet(
+            answers.features_of(bench, answers.rows[0].seed, name),
+            targets.features_of(bench, targets.rows[0].seed, name),
+        )
+        for name in dict.fromkeys(row.category for row in answers.rows if row.bench == bench)
+    }
 
 
 def _distribution(answers: Answers, targets: Answers) -> tuple[Value | None, Value | None, Value | None]:

@@ -135,14 +135,11 @@ def _other_judges(metrics: Metrics) -> Table:
 
 
 def _agreement(judge: str, found: Agreement) -> str:
-    differences = (
-        ""
-        if found.differences is None
-        else (f"; rank correlation of differences case by case {found.differences.value:.2f}, n={found.differences.n}")
-    )
-    return (
-        f"judge {judge} orders {found.alike} of {found.pairs} pairs of models by category as the local one{differences}"
-    )
+    orders = f"judge {judge} orders {found.alike} of {found.pairs} pairs of models by category as the local one"
+    if found.differences is None:
+        return orders
+    value, n = found.differences.value, found.differences.n
+    return f"{orders}; rank correlation of differences case by case {value:.2f}, n={n}"
 
 
 def _preference(judge: str, found: Preference) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -23,26 +22,13 @@ def network_of(config: JudgeConfig) -> Network:
             return JudgeNetwork(config)
         case "transformer":
             return TransformerNetwork(config)
-        case other:
-            raise ValueError(f"no judge has the architecture {other!r}")
 
 
 def load(folder: Path) -> Network:
     """The judge saved in `folder`, in eval mode on the CPU. Raises UserError if it is missing or broken."""
     try:
-        raw: dict[str, Any] = read_json(folder / "config.json", dict, "`make zoo` trains one")
-        config = JudgeConfig(
-            heads={name: tuple(classes) for name, classes in raw["heads"].items()},
-            multi_label=tuple(raw["multi_label"]),
-            max_letters=raw["max_letters"],
-            resolution=raw["resolution"],
-            widths=tuple(raw["widths"]),
-            num_features=raw["num_features"],
-            rating_width=raw["rating_width"],
-            architecture=raw.get("architecture", "cnn"),
-        )
-        network = network_of(config)
+        network = network_of(read_json(folder / "config.json", JudgeConfig, "`make zoo` trains one"))
         network.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"no usable judge in {folder}: {str(error).splitlines()[0]}; `make zoo` trains one") from error
     return network.eval().requires_grad_(False)
