@@ -35,7 +35,7 @@ GUIDED := 'teachers.specialists=$(SPECIALISTS)'
 OPTIONS_teacher-guidance = $(GUIDED) evaluation.milestone_cases=$(if $(SMOKE),1,$(if $(findstring demo,$(RECIPE)),4,60))
 OPTIONS_task-mixture = $(GUIDED)
 OPTIONS_screening = $(GUIDED)
-OPTIONS_search = $(GUIDED)
+OPTIONS_search = $(GUIDED) $(if $(SMOKE),evaluation.t2i_cases=4)
 OPTIONS_method = $(if $(SMOKE),teachers.cfg_scale=3)
 
 VENV := .venv

@@ -26,6 +26,7 @@ from studies.machine.trial_queue import SEARCH, Call, Entry, TrialQueue
 from studies.study import Study, vary
 from workbench.common.errors import UserError, nearest
 from workbench.evaluation.measures.catalogue import TEXT_MEASURES
+from workbench.evaluation.measures.choices import MIN_CHOICES
 from workbench.evaluation.measures.ocr import installed
 from workbench.recipe import lambda_tables
 from workbench.recipe.config import Recipe
@@ -177,11 +178,17 @@ def _any_draw() -> optuna.Trial:
 
 
 def _check_objectives(study: Study, base: Recipe) -> None:
-    """Texts must be read where a study goes by them: a trial finds out at its end alone."""
+    """That a trial can have what the study goes by: it would find out at its end alone."""
     needed = [name for name in study.OBJECTIVES if name in TEXT_MEASURES]
     if needed and (base.evaluation.ocr == "off" or not installed()):
         raise UserError(
             f"the objective {needed[0]} needs OCR: pip install 'few-step-workbench[ocr]', and no evaluation.ocr=off"
+        )
+    cases = base.evaluation.t2i_cases
+    if "variety" in study.OBJECTIVES and not base.evaluation.cases and cases < MIN_CHOICES:
+        raise UserError(
+            f"the objective variety compares the choices in {MIN_CHOICES} or more answers of a category,"
+            f" evaluation.t2i_cases is {cases}"
         )
 
 

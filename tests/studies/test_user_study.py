@@ -129,6 +129,11 @@ def test_a_space_of_a_file_is_searched_without_being_asked() -> None:
             "arm 'a': .*schedules.t2i.weights names 'text', but teachers.specialists has none: add it",
         ),
         (ARMS.replace(HIGH, '{"dmd": 3}'), [], "arm 'high': study: dmd must be a mapping of keys"),
+        (
+            ARMS + "OBJECTIVES = ('score', 'variety')\n",
+            [],
+            "variety compares the choices in 2 or more answers of a category, evaluation.t2i_cases is 1",
+        ),
         ("raise SystemExit(3)", [], "does not run: SystemExit: 3"),
     ],
 )
