@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,6 +90,194 @@ def test_a_file_means_what_it_means_to_diffusers(
     for role in (TEACHER, STUDENT):
         merged = roles.merged_state(denoiser, role)
         assert all(torch.equal(merged[name], before[name]) for name in before)
+
+
+ADAPTED = (
+    *LAYERS,
+    *(f"transformer_blocks.1.img_mlp.{layer}" for layer in ("gate_layer", "proj")),
+    *("img_in", "txt_in.in_layer", "time_text_embed.timestep_embedder.linear_2", "modulation.1", "norm_out.linear"),
+)
+ALPHA = 7.0
+Halves = dict[str, tuple[Tensor, Tensor]]
+
+
+def random_halves(transformer: nn.Module, seed: int) -> Halves:
+    """Gate and up share their lora_A, as they do where the two are one layer."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name in ADAPTED:
+        rows, columns = transformer.get_submodule(name).weight.shape
+        down = 0.1 * torch.randn(3, columns, generator=generator)
+        found[name] = down, 0.1 * torch.randn(rows, 3, generator=generator)
+    gate, up = (f"transformer_blocks.1.img_mlp.{layer}" for layer in ("gate_layer", "proj"))
+    found[up] = found[gate][0], found[up][1]
+    return found
+
+
+def fused(halves: Halves) -> Halves:
+    gate, up = (f"transformer_blocks.1.img_mlp.{layer}" for layer in ("gate_layer", "proj"))
+    both = halves[gate][0], torch.cat([halves[gate][1], halves[up][1]])
+    return {name: value for name, value in halves.items() if name not in (gate, up)} | {
+        "transformer_blocks.1.img_mlp.gate_up": both
+    }
+
+
+def of_diffusers(halves: Halves, file: Path) -> None:
+    state = {}
+    for name, (down, up) in halves.items():
+        state |= {f"{name}.lora_A.weight": down.clone(), f"{name}.lora_B.weight": up}
+    settings = {"r": 3, "lora_alpha": ALPHA, "target_modules": list(halves)}
+    QwenImage21Pipeline.save_lora_weights(
+        file.parent, state, weight_name=file.name, transformer_lora_adapter_metadata=settings
+    )
+
+
+def save(halves: Halves, file: Path, layer: str, down: str, up: str, alpha: bool) -> None:
+    """layer: format of a layer's key. A file without alpha has it in B."""
+    state = {}
+    for name, (a, b) in halves.items():
+        key = layer.format(name.replace(".", "_") if "_{}" in layer else name)
+        scaled = (1 if alpha else ALPHA / 3) * b
+        state |= {f"{key}.{down}": a.clone(), f"{key}.{up}": scaled} | (
+            {f"{key}.alpha": torch.tensor(ALPHA)} if alpha else {}
+        )
+    save_file(state, file)
+
+
+def of_peft(halves: Halves, file: Path) -> None:
+    layers = {f"base_model.model.{name}": value for name, value in halves.items()}
+    state = {f"{name}.lora_{half}.weight": value[half == "B"] for name, value in layers.items() for half in "AB"}
+    save_file({name: value.clone() for name, value in state.items()}, file)
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": ALPHA, "use_rslora": False, "alpha_pattern": {}}
+    (file.parent / "adapter_config.json").write_text(json.dumps(config))
+
+
+def of_kohya(halves: Halves, file: Path) -> None:
+    save(fused(halves), file, "lora_unet_{}", "lora_down.weight", "lora_up.weight", True)
+
+
+def of_comfyui(halves: Halves, file: Path) -> None:
+    save(fused(halves), file, "diffusion_model.{}", "lora_down.weight", "lora_up.weight", True)
+
+
+def of_ai_toolkit(halves: Halves, file: Path) -> None:
+    save(fused(halves), file, "diffusion_model.{}", "lora_A.weight", "lora_B.weight", False)
+
+
+def of_converters(halves: Halves, file: Path) -> None:
+    save(halves, file, "diffusion_model.transformer.{}", "lora_A.weight", "lora_B.weight", True)
+
+
+def of_onetrainer(halves: Halves, file: Path) -> None:
+    save(halves, file, "lora_transformer_{}", "lora_down.weight", "lora_up.weight", True)
+
+
+def of_diffsynth(halves: Halves, file: Path) -> None:
+    save(halves, file, "{}", "lora_A.default.weight", "lora_B.default.weight", False)
+
+
+def of_videox(halves: Halves, file: Path) -> None:
+    save(halves, file, "{}", "lora_down", "lora_up", False)
+
+
+FORMS = (
+    *(of_diffusers, of_peft, of_kohya, of_comfyui, of_ai_toolkit, of_converters, of_onetrainer, of_diffsynth),
+    of_videox,
+)
+
+
+def latents(pipeline: QwenImage21Pipeline) -> Tensor:
+    noise = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(0))
+    settings = {"height": 64, "width": 64, "latents": noise, "sigmas": [1.0, 0.6], "output_type": "latent"}
+    return pipeline("a red house", **settings).images
+
+
+@pytest.fixture(scope="module")
+def stock_latents(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """What diffusers draws with two LoRA files, the first alone and both with strengths."""
+    pipeline, folder = QwenImage21Model.load(tiny_pipeline_folder).pipeline, tmp_path_factory.mktemp("stock")
+    found = {"none": latents(pipeline)}
+    for seed, name in enumerate(("first", "second")):
+        of_diffusers(random_halves(pipeline.transformer, seed), folder / f"{name}.safetensors")
+        pipeline.load_lora_weights(folder / f"{name}.safetensors", adapter_name=name)
+    pipeline.set_adapters(["first"], [1.0])
+    found["first"] = latents(pipeline)
+    pipeline.set_adapters(["first", "second"], [0.5, -0.25])
+    found["both"] = latents(pipeline)
+    return found
+
+
+@pytest.mark.parametrize("write", FORMS)
+@torch.no_grad()
+def test_every_form_of_keys_draws_what_diffusers_draws(
+    write: Callable[[Halves, Path], None], stock_latents: dict[str, Tensor], tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    pipeline, file = QwenImage21Model.load(tiny_pipeline_folder).pipeline, tmp_path / "adapter_model.safetensors"
+    write(random_halves(pipeline.transformer, 0), file)
+    roles.merge_loras(SplitTransformer(pipeline.transformer), [(file, 1.0)])
+    torch.testing.assert_close(latents(pipeline), stock_latents["first"], atol=1e-4, rtol=1e-4)
+    assert (stock_latents["first"] - stock_latents["none"]).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_two_files_are_summed_with_their_strengths(
+    stock_latents: dict[str, Tensor], tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    pipeline = QwenImage21Model.load(tiny_pipeline_folder).pipeline
+    files = [tmp_path / "first.safetensors", tmp_path / "second.safetensors"]
+    for seed, (write, file) in enumerate(zip((of_kohya, of_comfyui), files, strict=True)):
+        write(random_halves(pipeline.transformer, seed), file)
+    roles.merge_loras(SplitTransformer(pipeline.transformer), [(files[0], 0.5), (files[1], -0.25)])
+    torch.testing.assert_close(latents(pipeline), stock_latents["both"], atol=1e-4, rtol=1e-4)
+    assert (stock_latents["both"] - stock_latents["first"]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("diffusion_model.txt_in.text_norm.diff", "full-rank patches"),
+        ("diffusion_model.img_in.diff_b", "full-rank patches"),
+        ("lora_unet_transformer_blocks_0_attn_to_q.lokr_w1", "LoKr"),
+        ("transformer_blocks.0.attn.to_q.hada_w1_a", "LoHa"),
+        ("diffusion_model.transformer_blocks.0.attn.to_q.dora_scale", "DoRA"),
+        ("base_model.model.transformer_blocks.0.attn.to_q.lora_magnitude_vector.default.weight", "DoRA"),
+        ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "text encoder"),
+        ("text_encoder.model.layers.0.mlp.up_proj.lora_A.weight", "text encoder"),
+        ("transformer.transformer_blocks.0.attn.to_q.lora_B.bias", "biases"),
+        ("proj_out.weight", "full weights"),
+        ("something", "no known form"),
+    ],
+)
+def test_what_is_no_low_rank_update_is_named_by_its_kind(key: str, kind: str, tmp_path: Path) -> None:
+    file, down, up = tmp_path / "lora.safetensors", torch.ones(2, 8), torch.ones(8, 2)
+    state = {"transformer.x.to_q.lora_A.weight": down, "transformer.x.to_q.lora_B.weight": up}
+    save_file(state | {key: torch.ones(8)}, file)
+    with pytest.raises(UserError, match=rf"{re.escape(key)} is no part of a LoRA.* \(1 of its 3 keys; .*{kind}"):
+        lora_files.read(file)
+
+
+def test_all_keys_that_do_not_fit_are_counted(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    transformer, file = QwenImage21Model.load(tiny_pipeline_folder).pipeline.transformer, tmp_path / "lora.safetensors"
+    names = [f"transformer_blocks.{i}.img_mod.1" for i in range(12)]
+    save_file({f"diffusion_model.{name}.diff": torch.ones(3) for name in names}, file)
+    with pytest.raises(UserError, match=r"0\.img_mod\.1\.diff, .*\.\.\. \(12 in all\) are no part .*12 of its 12 keys"):
+        lora_files.read(file)
+    save(dict.fromkeys(names, (torch.ones(2, 8), torch.ones(8, 2))), file, "{}", "lora_A.weight", "lora_B.weight", True)
+    with pytest.raises(UserError, match=r"adapts transformer_blocks\.0.*\(12 in all\), which are no linear layers"):
+        roles.merge_loras(SplitTransformer(transformer), [(file, 1.0)])
+
+
+def test_a_layer_that_a_file_adapts_twice_is_refused(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    transformer, file = QwenImage21Model.load(tiny_pipeline_folder).pipeline.transformer, tmp_path / "lora.safetensors"
+    halves = random_halves(transformer, 0)
+    of_diffsynth(halves, file)
+    twice = {f"transformer.{name}": tensor for name, tensor in load_file(file).items()}
+    save_file(load_file(file) | twice, file)
+    with pytest.raises(UserError, match="has two weights for down of "):
+        lora_files.read(file)
+    save(halves | fused(halves), file, "{}", "lora_A", "lora_B", True)
+    with pytest.raises(UserError, match=r"adapts \S+(gate_layer|proj) twice"):
+        roles.merge_loras(SplitTransformer(transformer), [(file, 1.0)])
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])

@@ -11,11 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from workbench.backbones.lora_keys import FusedLayers
 from workbench.batch import Condition
 from workbench.method import rollout
 
@@ -92,9 +93,11 @@ class TransformerDenoiser(Denoiser):
 
     blocks: the repeated part of the network: sharded, compiled and recomputed block by block; LoRA adapts its linear
     layers. num_recomputed: how many of the blocks, the first ones, recompute their activations in the
-    backward pass. compiled: whether the blocks run compiled.
+    backward pass. compiled: whether the blocks run compiled. fused_layers: layers that LoRA files of other programs
+    adapt as one.
     """
 
+    fused_layers: ClassVar[FusedLayers] = {}
     blocks: nn.ModuleList
     num_recomputed: int
     compiled: bool

@@ -112,6 +112,12 @@ def install(module: nn.Module) -> None:
                 install(child)
 
 
+def base_linears(root: nn.Module) -> dict[str, nn.Linear]:
+    """Every linear layer of the stock network below `root` by its name there, with adapters over it or not."""
+    found = {name: module for name, module in root.named_modules() if isinstance(module, nn.Linear)}
+    return {name.removesuffix(".base_layer"): layer for name, layer in found.items() if ".lora_" not in name}
+
+
 Adapters = Mapping[str, tuple[Tensor, Tensor]]
 """Layer name, as in the stock network, -> (A (r, in), B (out, r)), alpha / r already in B: W' = W + B A."""
 

@@ -1,34 +1,36 @@
-"""LoRA files as diffusers writes and reads them: `transformer.LAYER.lora_A.weight` and `lora_B`.
+"""LoRA files in all forms of `lora_keys`, read and written, and summed with strengths.
 
-The scaling of an adapter, y = W x + scaling B A x, is read from the first of three places that has it:
-`LAYER.alpha` among the weights (scaling alpha / rank); `lora_adapter_metadata` in the header of the file, where peft's
-configuration goes; nowhere, which diffusers reads as 1. Files of other trainers write `lora_down` and `lora_up`.
+The scaling of an adapter, y = W x + scaling B A x, is read from the first of four places that has it:
+`LAYER.alpha` among the weights (scaling alpha / rank); `lora_adapter_metadata` in the header of the file, where
+diffusers puts PEFT's configuration; `adapter_config.json` next to an `adapter_model.safetensors`, where PEFT itself
+puts it; nowhere, which all programs read as 1.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, AliasChoices, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.backbones.finite import is_finite
 from workbench.backbones.lora import Adapters
+from workbench.backbones.lora_keys import FusedLayers, Part, kind_of, parse_key, spellings
 from workbench.common import files
-from workbench.common.errors import UserError
-from workbench.common.outside import Outside, parse
+from workbench.common.errors import UserError, shortened
+from workbench.common.outside import Outside, parse, read_json
 
-_KEY = re.compile(r"transformer\.(?P<layer>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up)(\.default)?\.weight")
-_ALPHA = re.compile(r"transformer\.(?P<layer>.+)\.alpha")
 METADATA = "lora_adapter_metadata"
+Shape = tuple[int, int]
+"""(out, in) of a linear layer."""
 _PATTERN = re.compile(r"(?:(?:\\[.dw]|[\w.^$|-]|\[[\w^-]+\])[*+?]?|\((?:\?:)?|\)(?![*+?{]))*")
 _MOST_REPETITIONS = 4
 
@@ -40,6 +42,11 @@ class AdapterLayer:
     down: Tensor
     up: Tensor
     scaling: float
+
+    @property
+    def shape(self) -> Shape:
+        """Of the layer that it adapts."""
+        return len(self.up), self.down.shape[1]
 
 
 def _harmless(pattern: str) -> str:
@@ -56,12 +63,16 @@ def _harmless(pattern: str) -> str:
 _LayerPattern = Annotated[str, AfterValidator(_harmless)]
 
 
-class _Header(Outside):
-    """What peft's configuration in the header of a file says of the scaling."""
+def _either(name: str) -> AliasChoices:
+    return AliasChoices(f"transformer.{name}", name)
 
-    alpha: float | None = Field(None, alias="transformer.lora_alpha")
-    patterns: dict[_LayerPattern, float] | None = Field(None, alias="transformer.alpha_pattern")
-    rank_stabilised: bool | None = Field(None, alias="transformer.use_rslora")
+
+class _PeftConfig(Outside):
+    """What PEFT's configuration says of the scaling; in the header of a file its fields have a prefix."""
+
+    alpha: float | None = Field(None, validation_alias=_either("lora_alpha"))
+    patterns: dict[_LayerPattern, float] | None = Field(None, validation_alias=_either("alpha_pattern"))
+    rank_stabilised: bool | None = Field(None, validation_alias=_either("use_rslora"))
 
     def scaling(self, layer: str, rank: int) -> float:
         """alpha / rank, or alpha / sqrt(rank) of a rank-stabilised adapter (arXiv 2312.03732); else 1."""
@@ -87,43 +98,100 @@ def read(path: Path) -> dict[str, AdapterLayer]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
-            metadata = (file.metadata() or {}).get(METADATA, "{}")
+            metadata = (file.metadata() or {}).get(METADATA)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"cannot read the LoRA file {path}: {error}") from error
-    header = parse(metadata, _Header, f"{path}, {METADATA}", "save the adapter again")
+    config = _config(path, metadata)
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not is_finite(tensor):
             raise UserError(f"{path}: {name} holds values that are no finite numbers; use another file")
-    halves, alphas = _sorted(path, tensors)
     layers = {}
-    for layer, parts in halves.items():
-        down, up = parts.get("down"), parts.get("up")
+    for layer, parts in _by_layer(path, tensors).items():
+        down, up, alpha = parts.get("down"), parts.get("up"), parts.get("alpha")
         if down is None or up is None or down.ndim != 2 or up.ndim != 2 or not 0 < down.shape[0] == up.shape[1]:
             raise UserError(f"{path}: {layer} needs lora_A (r, in) and lora_B (out, r), one of them is missing or odd")
-        alpha = alphas.get(layer)
-        scaling = alpha / len(down) if alpha is not None else header.scaling(layer, len(down))
+        scaling = float(alpha) / len(down) if alpha is not None else config.scaling(layer, len(down))
         layers[layer] = AdapterLayer(down.float(), up.float(), scaling)
     if not layers:
         raise UserError(f"{path} holds no LoRA weights of a transformer")
     return layers
 
 
-def _sorted(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
-    """Halves by layer, and alphas by layer."""
-    halves: dict[str, dict[str, Tensor]] = {}
-    alphas = {}
+def _config(path: Path, metadata: str | None) -> _PeftConfig:
+    beside = path.with_name("adapter_config.json")
+    if metadata is None and path.name == "adapter_model.safetensors" and beside.is_file():
+        return read_json(beside, _PeftConfig, "save the adapter again")
+    return parse(metadata or "{}", _PeftConfig, f"{path}, {METADATA}", "save the adapter again")
+
+
+def _by_layer(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[Part, Tensor]]:
+    """Halves and alpha of each layer, whose name is without prefixes."""
+    layers: dict[str, dict[Part, Tensor]] = {}
+    wrong = []
     for name, tensor in tensors.items():
-        if found := _KEY.fullmatch(name):
-            half = "down" if found["part"] in ("lora_A", "lora_down") else "up"
-            halves.setdefault(found["layer"], {})[half] = tensor
-        elif (found := _ALPHA.fullmatch(name)) and tensor.numel() == 1:
-            alphas[found["layer"]] = float(tensor)
-        else:
-            raise UserError(
-                f"{path}: {name} is no part of a LoRA as diffusers writes it (transformer.LAYER.lora_A.weight): save "
-                "it again with save_lora_weights"
-            )
-    return halves, alphas
+        key = parse_key(name)
+        if key is None or (key.part == "alpha" and tensor.numel() != 1):
+            wrong.append(name)
+        elif layers.setdefault(key.layer, {}).setdefault(key.part, tensor) is not tensor:
+            raise UserError(f"{path} has two weights for {key.part} of {key.layer}: use a file with one adapter")
+    if wrong:
+        kinds = ", ".join(sorted({kind_of(name) for name in wrong}))
+        raise UserError(
+            f"{path}: {listed(wrong)} {'is' if len(wrong) == 1 else 'are'} no part of a LoRA of a transformer "
+            f"({len(wrong):,} of its {len(tensors):,} keys; {kinds}): use a LoRA file without them"
+        )
+    return layers
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first ten names, and how many there are when they are more."""
+    shown = ", ".join(shortened(name, 100) for name in names[:10])
+    return shown if len(names) <= 10 else f"{shown}, ... ({len(names):,} in all)"
+
+
+def fit(adapter: Adapter, layers: Mapping[str, Shape], fused: FusedLayers, which: str, network: str) -> Adapter:
+    """`adapter` under the names of a network's own layers, a fused layer as the layers that it fuses.
+
+    layers: (out, in) of every layer that can be adapted. which, network: what errors call the LoRA and the network.
+
+    Raises:
+        UserError: layers that the network does not have, or of other sizes.
+    """
+    known = spellings(layers, fused)
+    if unknown := [name for name in adapter if name not in known]:
+        are = "which is no linear layer" if len(unknown) == 1 else "which are no linear layers"
+        raise UserError(f"{which} adapts {listed(unknown)}, {are} of {network}: it is of another model")
+    fitted: dict[str, AdapterLayer] = {}
+    for name, layer in adapter.items():
+        targets = known[name]
+        expected, found = (sum(layers[t][0] for t in targets), layers[targets[0]][1]), layer.shape
+        if expected != found:
+            raise UserError(f"{which} is of another model: {name} is {expected} here and {found} there")
+        for target, up in zip(targets, layer.up.split([layers[t][0] for t in targets]), strict=True):
+            if target in fitted:
+                raise UserError(f"{which} adapts {target} twice: use a file with one adapter")
+            fitted[target] = AdapterLayer(layer.down, up, layer.scaling)
+    return fitted
+
+
+def shape(linear: nn.Linear) -> Shape:
+    """Of a layer that can be adapted."""
+    return linear.out_features, linear.in_features
+
+
+def weighted_sum(adapters: Sequence[tuple[Adapter, float]]) -> Adapter:
+    """One adapter for the sum of several, each times its strength: of a layer's ranks together, with scaling 1.
+
+    The adapters name layers alike, as after `fit`.
+    """
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for adapter, strength in adapters:
+        for name, layer in adapter.items():
+            parts.setdefault(name, []).append((layer.down, strength * layer.scaling * layer.up))
+    return {
+        name: AdapterLayer(torch.cat([down for down, _ in halves]), torch.cat([up for _, up in halves], dim=1), 1.0)
+        for name, halves in parts.items()
+    }
 
 
 def write(adapters: Adapters, path: Path, *, header: Mapping[str, str], dtype: torch.dtype = torch.bfloat16) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from workbench.backbones import lora
+from workbench.backbones import lora, lora_files
 from workbench.backbones.base import NetworkFactory, RoleNetworks, TransformerDenoiser
 from workbench.backbones.lora_files import Adapter
 from workbench.backbones.placement import cast_parameters
@@ -92,17 +93,37 @@ def add_adapter(network: TransformerDenoiser, role: str, rank: int, alpha: float
 
 
 def adapt(network: TransformerDenoiser, role: str, adapter: Adapter) -> None:
-    """Give `network` a frozen adapter under the name of `role`."""
+    """Give `network` a frozen adapter under the name of `role`.
+
+    Raises:
+        UserError: the adapter is of another model.
+    """
     lora.install(network.blocks)
     linears = dict(lora.role_linears(network.transformer))
-    for name, layer in adapter.items():
-        if name not in linears:
-            raise UserError(f"the LoRA of {role} adapts {name}, which is no linear layer of the base teacher's blocks")
-        base = linears[name].base_layer
-        expected, found = (base.out_features, base.in_features), (len(layer.up), layer.down.shape[1])
-        if expected != found:
-            raise UserError(f"the LoRA of {role} is of another model: {name} is {expected} here and {found} there")
+    shapes = {name: lora_files.shape(layer.base_layer) for name, layer in linears.items()}
+    which, base = f"the LoRA of {role}", "the base teacher's blocks"
+    for name, layer in lora_files.fit(adapter, shapes, network.fused_layers, which, base).items():
         linears[name].load_adapter(role, layer.down, layer.up, layer.scaling)
+
+
+@torch.no_grad()
+def merge_loras(network: TransformerDenoiser, loras: Sequence[tuple[Path, float]]) -> None:
+    """Add LoRA files to the weights of `network`, each times its strength: W + sum of strength scaling B A, in place.
+
+    Any linear layer of the transformer may be adapted, in a block or not; weights keep their dtype.
+
+    Raises:
+        UserError: a file that is no LoRA, or one of another model.
+    """
+    linears = lora.base_linears(network.transformer)
+    shapes = {name: lora_files.shape(layer) for name, layer in linears.items()}
+    fitted = [
+        (lora_files.fit(lora_files.read(path), shapes, network.fused_layers, f"the LoRA {path}", "the base"), strength)
+        for path, strength in loras
+    ]
+    for name, layer in lora_files.weighted_sum(fitted).items():
+        weight = linears[name].weight
+        weight.copy_(weight.float() + (layer.up @ layer.down).to(weight.device))
 
 
 def trained_parameters(denoiser: nn.Module, role: str) -> dict[str, nn.Parameter]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import QwenImage21Transformer2DModel
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from workbench.backbones.base import Prefix, TransformerDenoiser
+from workbench.backbones.lora_keys import FusedLayers
 from workbench.backbones.qwen_image_21 import memory, sequence
 from workbench.backbones.qwen_image_21.blocks import (
     KeyValue,
@@ -53,6 +54,9 @@ class CachedPrefix(Prefix):
 
 class SplitTransformer(TransformerDenoiser):
     """`QwenImage21Transformer2DModel` as prefix and velocity, over the same parameters."""
+
+    # ComfyUI: gate, up = gate_up(x).chunk(2); out(silu(gate) * up)
+    fused_layers: ClassVar[FusedLayers] = {"img_mlp.gate_up": ("img_mlp.gate_layer", "img_mlp.proj")}
 
     def __init__(
         self, transformer: QwenImage21Transformer2DModel, gradient_checkpointing: bool = False, stored_blocks: int = 0
