@@ -270,6 +270,18 @@ def test_a_teacher_with_weight_in_any_category_of_the_task_is_run() -> None:
         assert set(network.evaluated) - {STUDENT, FAKE_SCORE} == expected
 
 
+def test_alone_a_teacher_without_weight_in_the_rows_at_hand_is_left_out_of_the_same_loss() -> None:
+    tables = {"t2i/text": [[0.5, 0.5]] * 2, "default": [[1.0, 0.0]] * 2}
+    for rows, expected in (([0, 2], {TEACHER}), ([0, 1], {TEACHER, SPECIALIST})):
+        losses = []
+        for skips in (False, True):
+            network = denoiser()
+            distiller = Distiller(network, make_recipe(tables=tables), CATEGORIES)
+            distiller.teachers.skips_unweighted = skips
+            losses.append(student_loss(distiller, batch_of("t2i", rows, 5), step=0))
+        assert torch.equal(*losses) and set(network.evaluated) - {STUDENT, FAKE_SCORE} == expected
+
+
 def test_a_teacher_of_a_category_that_is_not_planned_is_not_run() -> None:
     tables = {"t2i/text": [[0.0, 1.0]] * 2, "default": [[1.0, 0.0]] * 2}
     for shares, expected in (({"portrait": 1.0}, {TEACHER}), ({"portrait": 0.5, "text": 0.5}, {TEACHER, SPECIALIST})):
@@ -304,7 +316,7 @@ def test_guidance_compares_with_the_empty_prompt() -> None:
     def x0(scale: float, uncond: Condition | None) -> Tensor:
         recipe = make_recipe(teachers=Teachers(specialists={"text": "folder"}, cfg_scale=scale))
         teachers = Distiller(network, recipe, CATEGORIES).teachers
-        prefixes = teachers.prefixes(replace(batch, uncond=uncond), (True, False))
+        prefixes = teachers.prefixes(replace(batch, uncond=uncond), (True, False), weights)
         return mixed(teachers.predictions(prefixes, x_t, t), weights)
 
     teacher = RoleDenoiser(network, TEACHER)

@@ -63,7 +63,7 @@ def test_rescaled_teachers_predict_at_the_norm_of_the_prompt_alone() -> None:
     x_t, t, active = torch.randn(5, 16, 2, generator=torch.Generator().manual_seed(0)), torch.full((5,), 0.6), [True]
     recipe = make_recipe(teachers=replace(GUIDED, cfg_rescale=1.0))
     teachers = Distiller(denoiser(), recipe, CATEGORIES).teachers
-    prefixes = teachers.prefixes(batch, active)
+    prefixes = teachers.prefixes(batch, active, torch.ones(5, 1))
     rescaled = teachers.predictions(prefixes, x_t, t)[0]
     alone = teachers.predictions(prefixes, x_t, t, guided=False)[0]
     torch.testing.assert_close((x_t - rescaled).norm(dim=-1), (x_t - alone).norm(dim=-1))

@@ -136,6 +136,7 @@ class Distiller(RootModule):
         small = sum(parameter.numel() for parameter in self.parameters()) <= MAX_GRAPHED_PARAMETERS
         wanted = options.cuda_graphs == "on" or (options.cuda_graphs == "auto" and small)
         self._graph_runner = GraphRunner() if single and wanted else None
+        self.teachers.skips_unweighted = self._graph_runner is None and self.device_mesh is None
 
     def training_step(self, data: StepData, _: int) -> None:
         with uncached_casts():

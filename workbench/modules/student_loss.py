@@ -63,7 +63,7 @@ class StudentLoss:
         """
         prefix = self.student.network.prefix(batch.condition)
         x = self.student.draw(batch, numbers, step, state=state, prefix=prefix)
-        of_teachers = self.teachers.prefixes(batch, active)
+        of_teachers = self.teachers.prefixes(batch, active, weights)
         terms, seen = {}, None
         if step > 0 or self.options.first_step == "added":
             direction, seen, adversary = self._direction(batch, numbers, x.detach(), step, weights, of_teachers)

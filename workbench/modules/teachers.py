@@ -22,9 +22,14 @@ class TeacherEnsemble(L.LightningModule):
     networks: the base teacher first, then the specialists, in the order of the lambda table's columns.
     cfg_rescale: see `guidance.rescale`.
 
-    Teachers that are not `active` are not run: their weight must be 0 in every row that any rank holds, so that all
-    ranks run the same forwards. weights: (B, M + 1).
+    skips_unweighted: whether an `active` teacher is left out of a batch in which no row gives it weight; else all run,
+    so that ranks run the same forwards and updates the same kernels. The mixture is the same, in every bit.
+
+    Teachers that are not `active` are not run: their weight must be 0 in every row that any rank holds. weights:
+    (B, M + 1).
     """
+
+    skips_unweighted = False
 
     def __init__(self, networks: Sequence[RoleDenoiser], cfg_scale: float, cfg_rescale: float = 0.0) -> None:
         super().__init__()
@@ -34,10 +39,12 @@ class TeacherEnsemble(L.LightningModule):
         self._constants: dict[tuple[int, Layout], Prefix] = {}
 
     @torch.no_grad()
-    def prefixes(self, batch: Batch, active: Sequence[bool]) -> TeacherPrefixes:
-        """Prefixes of each active teacher, keyed by column, for any number of evaluations. The prefix of a constant
+    def prefixes(self, batch: Batch, active: Sequence[bool], weights: Tensor) -> TeacherPrefixes:
+        """Prefixes of each teacher that runs, keyed by column, for any number of evaluations. The prefix of a constant
         empty prompt is computed once per teacher and layout, and kept."""
         found: TeacherPrefixes = {}
+        if self.skips_unweighted:
+            active = [run and has for run, has in zip(active, (weights > 0).any(dim=0).tolist(), strict=True)]
         for m, network in ((m, self.networks[m]) for m, is_active in enumerate(active) if is_active):
             uncond = batch.uncond if self.cfg_scale != 1 else None
             if uncond is not None and batch.uncond_is_constant:

@@ -106,8 +106,8 @@ def _guidance(recipe: Recipe, module: Distiller) -> Table:
 
 
 def _routing(recipe: Recipe, module: Distiller) -> Table:
-    """What the lambda table costs: each teacher with weight in any planned category of a task runs on all of it."""
-    table = Table(title="teacher evaluations per sample, by graded student step", title_justify="left")
+    """What the lambda table costs at most: where all samples need all teachers with weight in a planned category."""
+    table = Table(title="teacher evaluations per sample at most, by graded student step", title_justify="left")
     for name in ("task", *(f"step {k}" for k in range(module.student.num_steps)), "mean", "teachers run"):
         table.add_column(name, justify="left" if name in ("task", "teachers run") else "right")
     for task, steps in module.active.items():
