@@ -10,15 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import QwenImage21Pipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from stock_student import stock_latents as stock_latents_of
 from torch import Tensor, nn
 
 from workbench.backbones import lora_files, roles
+from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import STUDENT, TEACHER
 from workbench.common.errors import UserError
+from workbench.method.rollout import Sampling
 from workbench.recipe.config import Model
+from workbench.sampling.sampler import Request, Sampler
 
 SPECIALIST = "teacher_text"
 LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.img_mlp.out", "transformer_blocks.0.attn.to_out.0")
@@ -217,6 +222,28 @@ def test_every_form_of_keys_draws_what_diffusers_draws(
     roles.merge_loras(SplitTransformer(pipeline.transformer), [(file, 1.0)])
     torch.testing.assert_close(latents(pipeline), stock_latents["first"], atol=1e-4, rtol=1e-4)
     assert (stock_latents["first"] - stock_latents["none"]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("source", [None, "edit"])
+@torch.no_grad()
+def test_a_specialist_of_all_layers_draws_what_diffusers_draws(
+    source: str | None, tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    """Inside the blocks and outside, over the shared base, whose own roles see nothing of it."""
+    loaded, file = QwenImage21Model.load(tiny_pipeline_folder), tmp_path / "lora.safetensors"
+    base = QwenImage21Model.load(tiny_pipeline_folder)
+    of_diffusers(random_halves(base.transformer, 0), file)
+    denoiser = roles.build(SplitTransformer, base.transformer, Model(), specialists={"text": lora_files.read(file)})
+    picture = Image.new("RGB", (64, 64), "red") if source else None
+    request, sampling = Request("a red house", source=picture, height=64, width=64), Sampling(2, times=(1.0, 0.6))
+    drawn = {
+        role: Sampler(base, RoleDenoiser(denoiser, role))([request], sampling).latents[0]
+        for role in (SPECIALIST, TEACHER)
+    }
+    torch.testing.assert_close(drawn[TEACHER], stock_latents_of(loaded, request, sampling), atol=1e-4, rtol=1e-4)
+    loaded.pipeline.load_lora_weights(file)
+    torch.testing.assert_close(drawn[SPECIALIST], stock_latents_of(loaded, request, sampling), atol=1e-4, rtol=1e-4)
+    assert (drawn[SPECIALIST] - drawn[TEACHER]).abs().max() > 0.01
 
 
 @torch.no_grad()

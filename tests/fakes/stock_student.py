@@ -13,6 +13,7 @@ from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.load import single_role
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.method import rng
+from workbench.method.rollout import Sampling
 from workbench.sampling.sampler import NOISE_STREAM, Request, Sampler
 
 
@@ -20,18 +21,24 @@ def own_and_stock(student: QwenImage21Model, request: Request) -> tuple[torch.Te
     """Latents (N, C) of a request at 64 x 64 pixels, as the student's folder says to sample."""
     how = student.default_sampling()
     (ours,) = Sampler(student, RoleDenoiser(single_role(student), "teacher"))([request], how).latents
+    return ours, stock_latents(student, request, how)
+
+
+def stock_latents(student: QwenImage21Model, request: Request, how: Sampling) -> torch.Tensor:
+    """What the stock pipeline makes of it, over the times of the folder where `how` has none."""
     fresh = [noise(student, request, f"{NOISE_STREAM}/fresh{k}") for k in range(how.steps - 1)]
-    with renoised_by([*fresh, torch.zeros_like(ours)[None]]):
-        stock = student.pipeline(
+    start = noise(student, request, NOISE_STREAM)
+    with renoised_by([*fresh, torch.zeros_like(start)]):
+        return student.pipeline(
             request.prompt,
             image=request.source,
             height=64,
             width=64,
             output_resolution=64,
-            latents=noise(student, request, NOISE_STREAM),
+            latents=start,
+            sigmas=list(how.times) if how.times else None,
             output_type="latent",
         ).images[0]
-    return ours, stock
 
 
 def noise(student: QwenImage21Model, request: Request, stream: str) -> torch.Tensor:

@@ -94,10 +94,12 @@ class TransformerDenoiser(Denoiser):
     blocks: the repeated part of the network: sharded, compiled and recomputed block by block; LoRA adapts its linear
     layers. num_recomputed: how many of the blocks, the first ones, recompute their activations in the
     backward pass. compiled: whether the blocks run compiled. fused_layers: layers that LoRA files of other programs
-    adapt as one.
+    adapt as one. adaptable: linear layers outside the blocks that a LoRA file may adapt too, since the network looks up
+    the role's adapter there.
     """
 
     fused_layers: ClassVar[FusedLayers] = {}
+    adaptable: ClassVar[tuple[str, ...]] = ()
     blocks: nn.ModuleList
     num_recomputed: int
     compiled: bool

@@ -112,6 +112,15 @@ def install(module: nn.Module) -> None:
                 install(child)
 
 
+def wrap(linear: nn.Linear, *roots: nn.Module) -> None:
+    """Put one `RoleLinear` in the place of `linear`, wherever it stands below `roots`."""
+    wrapped = RoleLinear(linear)
+    for parent in [module for root in roots for module in root.modules()]:
+        for name, child in parent.named_children():
+            if child is linear and parent is not wrapped:
+                setattr(parent, name, wrapped)
+
+
 def base_linears(root: nn.Module) -> dict[str, nn.Linear]:
     """Every linear layer of the stock network below `root` by its name there, with adapters over it or not."""
     found = {name: module for name, module in root.named_modules() if isinstance(module, nn.Linear)}

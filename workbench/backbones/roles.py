@@ -99,11 +99,15 @@ def adapt(network: TransformerDenoiser, role: str, adapter: Adapter) -> None:
         UserError: the adapter is of another model.
     """
     lora.install(network.blocks)
-    linears = dict(lora.role_linears(network.transformer))
-    shapes = {name: lora_files.shape(layer.base_layer) for name, layer in linears.items()}
-    which, base = f"the LoRA of {role}", "the base teacher's blocks"
-    for name, layer in lora_files.fit(adapter, shapes, network.fused_layers, which, base).items():
-        linears[name].load_adapter(role, layer.down, layer.up, layer.scaling)
+    linears, adapted = lora.base_linears(network.transformer), dict(lora.role_linears(network.transformer))
+    known = {name: lora_files.shape(layer) for name, layer in linears.items() if name in {*adapted, *network.adaptable}}
+    which, base = f"the LoRA of {role}", "the base teacher's blocks or embeddings"
+    fitted = lora_files.fit(adapter, known, network.fused_layers, which, base)
+    for name in fitted.keys() - adapted.keys():
+        lora.wrap(linears[name], network, network.transformer)
+    adapted = dict(lora.role_linears(network.transformer))
+    for name, layer in fitted.items():
+        adapted[name].load_adapter(role, layer.down, layer.up, layer.scaling)
 
 
 @torch.no_grad()

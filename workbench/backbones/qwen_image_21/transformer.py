@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from workbench.backbones.base import Prefix, TransformerDenoiser
+from workbench.backbones.lora import project, projection
 from workbench.backbones.lora_keys import FusedLayers
 from workbench.backbones.qwen_image_21 import memory, sequence
 from workbench.backbones.qwen_image_21.blocks import (
@@ -57,6 +58,10 @@ class SplitTransformer(TransformerDenoiser):
 
     # ComfyUI: gate, up = gate_up(x).chunk(2); out(silu(gate) * up)
     fused_layers: ClassVar[FusedLayers] = {"img_mlp.gate_up": ("img_mlp.gate_layer", "img_mlp.proj")}
+    adaptable: ClassVar[tuple[str, ...]] = (
+        *("img_in", "txt_in.in_layer", "txt_in.out_layer", "modulation.1", "norm_out.linear", "proj_out"),
+        *(f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)),
+    )
 
     def __init__(
         self, transformer: QwenImage21Transformer2DModel, gradient_checkpointing: bool = False, stored_blocks: int = 0
@@ -105,8 +110,9 @@ class SplitTransformer(TransformerDenoiser):
         layout, device = condition.layout, condition.prompt.device
         segments = self._segments_of(layout, device)
         start, end, mask = segments[-1] if shared is not None else (0, 0, None)
-        x = self._graded(self._embedded(condition) if shared is None else self._text(condition, end - start))
-        modulation, _ = self._modulation(torch.zeros(1, device=device), x.dtype)
+        text = self._text(condition, role, None if shared is None else end - start)
+        x = self._graded(self._embedded(condition, text, role) if shared is None else text)
+        modulation, _ = self._modulation(torch.zeros(1, device=device), x.dtype, role)
         rotary = self.table.prefix(layout, device)[:, start:]
         keys_values = []
         for i in range(len(self.blocks)):
@@ -134,14 +140,17 @@ class SplitTransformer(TransformerDenoiser):
     def _evaluated(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> tuple[Tensor, Tensor]:
         """The velocity, and the target tokens after the first half of the blocks."""
         assert isinstance(prefix, CachedPrefix)
-        x = self._graded(self.embed["img_in"](x_t.to(self._dtype)))
+        x = self._graded(_linear(self.embed["img_in"], x_t.to(self._dtype), role))
         features, last_of_half = x, (len(self.blocks) - 1) // 2
-        modulation, temb = self._modulation(t, x.dtype)
+        modulation, temb = self._modulation(t, x.dtype, role)
         for i, context in enumerate(prefix.keys_values):
             attend = TargetAttention(context, prefix.key_valid)
             x, _ = self._run(i, x, modulation, prefix.rotary, attend, role)
             features = x if i == last_of_half else features
-        return self.embed["proj_out"](self.embed["norm_out"](x, temb)).to(x_t.dtype), features
+        norm: Any = self.embed["norm_out"]
+        scale = _linear(norm.linear, norm.silu(temb).to(x.dtype), role)
+        x = norm.norm(x) * (1 + scale.unsqueeze(1))
+        return _linear(self.embed["proj_out"], x, role).to(x_t.dtype), features
 
     def activation_bytes(self, condition: Condition, role: str, dtype: torch.dtype) -> int:
         return memory.activation_bytes(self.blocks, self.num_recomputed, condition, role, dtype)
@@ -150,17 +159,19 @@ class SplitTransformer(TransformerDenoiser):
         numbers = 2 * len(self.blocks) * self.transformer.inner_dim
         return len(condition.lengths) * sequence.num_prefix_tokens(condition.layout) * numbers * dtype.itemsize
 
-    def _text(self, condition: Condition, last: int | None = None) -> Tensor:
+    def _text(self, condition: Condition, role: str, last: int | None) -> Tensor:
         """Embedded text, (B, L, width), or the last tokens of it."""
         prompt = condition.prompt if last is None else condition.prompt[:, -last:]
-        return self.embed["txt_in"](prompt.to(self._dtype))
+        text: Any = self.embed["txt_in"]
+        hidden = text.act(_linear(text.in_layer, text.text_norm(prompt.to(self._dtype)), role))
+        return _linear(text.out_layer, hidden, role)
 
-    def _embedded(self, condition: Condition) -> Tensor:
+    def _embedded(self, condition: Condition, text: Tensor, role: str) -> Tensor:
         """Text and references in one sequence, (B, P, width)."""
         references = None
         if condition.references is not None:
-            references = self.embed["img_in"](condition.references.to(self._dtype))
-        return sequence.join(self._text(condition), references, condition.layout)
+            references = _linear(self.embed["img_in"], condition.references.to(self._dtype), role)
+        return sequence.join(text, references, condition.layout)
 
     def _segments_of(self, layout: Layout, device: torch.device) -> tuple[Segment, ...]:
         """Built once for a layout and device, so that a captured step builds no masks."""
@@ -178,14 +189,15 @@ class SplitTransformer(TransformerDenoiser):
     @property
     def _dtype(self) -> torch.dtype:
         """Present dtype of the weights: bfloat16 inside a sharded forward that computes in it."""
-        weight = self.embed["img_in"].weight
-        assert isinstance(weight, Tensor)
-        return weight.dtype
+        return projection(self.embed["img_in"], None, torch.float32).weight.dtype
 
-    def _modulation(self, t: Tensor, dtype: torch.dtype) -> tuple[Modulation, Tensor]:
+    def _modulation(self, t: Tensor, dtype: torch.dtype, role: str) -> tuple[Modulation, Tensor]:
         time: Any = self.embed["time_text_embed"]
-        temb = time.timestep_embedder(time.time_proj(t.float()).to(dtype))
-        scale_1, gate_1, scale_2, gate_2 = self.embed["modulation"](temb).unsqueeze(1).chunk(4, dim=-1)
+        embedder, modulation = time.timestep_embedder, self.embed["modulation"]
+        hidden = embedder.act(_linear(embedder.linear_1, time.time_proj(t.float()).to(dtype), role))
+        temb = _linear(embedder.linear_2, hidden, role)
+        activation, linear = modulation.children()
+        scale_1, gate_1, scale_2, gate_2 = _linear(linear, activation(temb), role).unsqueeze(1).chunk(4, dim=-1)
         return (1 + scale_1, gate_1.tanh(), 1 + scale_2, gate_2.tanh()), temb
 
     def _graded(self, x: Tensor) -> Tensor:
@@ -199,6 +211,11 @@ class SplitTransformer(TransformerDenoiser):
             # No block draws random numbers, and saving their state is what a CUDA graph cannot hold.
             return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
         return block(*args)
+
+
+def _linear(layer: nn.Module, x: Tensor, role: str) -> Tensor:
+    """A linear layer outside the blocks, with the adapter of `role` if it has one."""
+    return project(projection(layer, role, x.dtype), x)
 
 
 def _joined(context: KeyValue, new: KeyValue) -> KeyValue:
