@@ -116,7 +116,10 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("export", help=text, description=text, parents=[common])
     command.add_argument("run", metavar="RUN", type=Path)
     command.add_argument("folder", metavar="OUT", type=Path, help="a folder; with --lora a .safetensors file")
-    command.add_argument("--lora", action="store_true", help="what diffusers' load_lora_weights loads")
+    command.add_argument("--lora", action="store_true", help="a LoRA file over the teacher, of a run of LoRA roles")
+    text = "names of the LoRA's weights: diffusers (load_lora_weights, the default) or comfyui"
+    command.add_argument("--format", choices=("diffusers", "comfyui"), help=text)
+    _add_overrides(command, "license=NAME base_model=OWNER/NAME for the card, model.folder=TEACHER, trainer.keep=best")
 
     text = "run a study: arms times seeds, each trial an ordinary run; the same command continues it"
     more = "also: seeds=0,1,2 arms=A,B trials=N search=true workers=N devices=0,1 budget=MINUTES folder=F recipe=FILE"
@@ -135,10 +138,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_overrides(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="change the recipe, e.g. trainer.updates=50 seed=1"
-    )
+def _add_overrides(
+    command: argparse.ArgumentParser, text: str = "change the recipe, e.g. trainer.updates=50 seed=1"
+) -> None:
+    command.add_argument("overrides", metavar="key=value", nargs="*", help=text)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -163,13 +166,9 @@ def _run(arguments: argparse.Namespace) -> None:
             compare_runs(first, second)
         case "export":
             run = _folder(arguments.run, "run")
-            from workbench.runs.runner import export_run
+            from workbench.runs.exporting import export_and_say
 
-            sigmas = export_run(run, arguments.folder, arguments.lora)
-            print(f"wrote {arguments.folder}")
-            if arguments.lora:
-                grid = ", ".join(f"{sigma:.6g}" for sigma in sigmas)
-                print(f'over the teacher: pipeline.load_lora_weights("{arguments.folder}"), then sigmas=[{grid}]')
+            export_and_say(run, arguments.folder, arguments.lora, arguments.format, arguments.overrides)
         case "study":
             from studies.machine.runner import run_study
 

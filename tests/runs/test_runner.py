@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from diffusers import QwenImage21Transformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -19,13 +20,15 @@ from stock_student import own_and_stock
 
 from datamodules.shards.encoded import EncodedDataset
 from datamodules.shards.pack import pack
-from workbench.backbones import families
+from workbench.backbones import families, lora_files, roles
 from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.load import single_role
 from workbench.backbones.qwen_image_21 import text_encoder
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.backbones.qwen_image_21.prompts import PromptTokenizer
+from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.batch import CaptionStep, conditions
+from workbench.cli import main
 from workbench.common.errors import UserError
 from workbench.evaluation.answer_cache import Store
 from workbench.method import rollout
@@ -36,8 +39,9 @@ from workbench.recipe.config import Dmd, Guidance, Recipe, Schedule, Teachers
 from workbench.recipe.reading import from_mapping
 from workbench.runs import checkpoint, inference, milestones, preflight, runner
 from workbench.runs.encoding import encode
+from workbench.runs.exporting import export_run
 from workbench.runs.run_folder import RunFolder
-from workbench.runs.runner import distill, export_run, pretrain
+from workbench.runs.runner import distill, pretrain
 from workbench.sampling.sampler import Request
 
 SAMPLES = {
@@ -371,6 +375,80 @@ def test_lora_roles_train_and_export(recipe: Recipe, tmp_path: Path) -> None:
     name = "transformer_blocks.0.attn.to_q"
     weight = fused.get(f"{name}.weight", fused.get(f"{name}.base_layer.weight"))
     torch.testing.assert_close(weight.float(), merged[f"{name}.weight"].float(), atol=2e-3, rtol=2e-2)
+    for form in ("diffusers", "comfyui"):
+        export_run(run, tmp_path / f"{form}.safetensors", lora=True, form=form)
+    files = [load_file(tmp_path / f"{form}.safetensors") for form in ("diffusers", "comfyui")]
+    assert not files[0].keys() & files[1].keys()
+    weights = []
+    for form in ("diffusers", "comfyui"):
+        network = SplitTransformer(QwenImage21Model.load(Path(recipe.model.folder)).transformer)
+        roles.merge_loras(network, [(tmp_path / f"{form}.safetensors", 1.0)])
+        weights.append(network.transformer.state_dict())
+    assert all(torch.allclose(weights[0][name], value, atol=1e-6) for name, value in weights[1].items())
+    card = (tmp_path / "comfyui.md").read_text()
+    assert "`1, 0.9, 0.75, 0.5, 0`" in card and "`euler`" in card and "base_model" not in card
+    second = replace(small, model=replace(small.model, student=str(tmp_path / "comfyui.safetensors")))
+    still = replace(second, optim=replace(second.optim, student_lr=1e-12))
+    again = distill(in_folder(still, tmp_path / "again", updates=1))
+    export_run(again, tmp_path / "again.safetensors", lora=True)
+    first, second = (lora_files.read(tmp_path / f"{file}.safetensors") for file in ("diffusers", "again"))
+    for layer, adapter in first.items():
+        torch.testing.assert_close(second[layer].down, adapter.down, atol=1e-6, rtol=1e-2)
+        torch.testing.assert_close(second[layer].up, adapter.up, atol=1e-6, rtol=1e-2)
+
+
+def test_a_copied_run_is_exported_without_its_data_and_with_a_licence(
+    recipe: Recipe, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shards stay behind, the teacher lies elsewhere, and the card says what the command was told."""
+    run, teacher = tmp_path / "copied", tmp_path / "moved"
+    shutil.copytree(finished, run)
+    shutil.copytree(recipe.model.folder, teacher)
+    text = (run / "recipe.yaml").read_text()
+    for gone in (recipe.data.encoded, recipe.model.folder):
+        text = text.replace(gone, str(tmp_path / "gone"))
+    (run / "recipe.yaml").write_text(text)
+    out = tmp_path / "student"
+    assert main(["export", str(run), str(out), f"model.folder={teacher}"]) == 0
+    assert "lacks what" in (said := capsys.readouterr().out) and "model.license=apache-2.0" in said.replace("\n", " ")
+    assert "license" not in front_matter(out / "README.md")
+    assert "not stated by the teacher" in (out / "README.md").read_text()
+    told = ["license=apache-2.0", "base_model=me/teacher"]
+    assert main(["export", str(run), str(out), f"model.folder={teacher}", *told]) == 0
+    assert "lacks what" not in capsys.readouterr().out
+    front = front_matter(out / "README.md")
+    assert (front["license"], front["base_model"]) == ("apache-2.0", "me/teacher")
+    assert front["pipeline_tag"] == "text-to-image" and {"image-to-image", "distillation"} < set(front["tags"])
+    count = sum(sum(of_task.values()) for of_task in SAMPLES.values())
+    assert f"{count} samples of" in (out / "README.md").read_text()
+
+
+def front_matter(card: Path) -> dict[str, Any]:
+    return yaml.safe_load(card.read_text().split("---\n")[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lora", "RUN", "data.encoded=x"], "stands where the file or folder to write belongs"),
+        (["RUN", "OUT", "dmd.student_steps=8"], "export takes no dmd.student_steps"),
+        (["RUN", "OUT", "license=no such"], "model.license is a licence as the Hub spells it"),
+        (["RUN", "OUT", "--format", "comfyui"], "add --lora"),
+        (["--lora", "RUN", "OUT"], "name a .safetensors file"),
+        (["--lora", "RUN", "OUT.safetensors"], "trained full weights"),
+    ],
+)
+def test_an_export_that_cannot_be_is_one_line_and_writes_nothing(
+    words: list[str],
+    said: str,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", *(word.replace("RUN", str(finished)) for word in words)]) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_run_with_a_specialist_from_a_lora_file(

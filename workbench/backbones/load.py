@@ -29,15 +29,12 @@ def load_roles(recipe: Recipe, teacher: PipelineModel, dtype: torch.dtype | None
     Raises:
         UserError: a folder or file that cannot be used, or a student of another architecture than the teacher.
     """
-    student = load_for_training(recipe, recipe.model.student) if recipe.model.student else None
-    if student is not None:
-        _require_alike(student.architecture, teacher.architecture, recipe.model)
     specialists = {name: load_specialist(recipe, where) for name, where in recipe.teachers.specialists.items()}
     return roles.build(
         teacher.network,
         teacher.transformer,
         recipe.model,
-        student=student.transformer if student is not None else None,
+        student=_load_start(recipe, teacher),
         specialists=specialists,
         seed=recipe.seed,
         frozen_dtype=dtype,
@@ -49,10 +46,25 @@ def single_role(model: PipelineModel, role: str = roles.TEACHER) -> RoleNetworks
     return RoleNetworks({role: model.network(model.transformer)}, {role: role})
 
 
+def _load_start(recipe: Recipe, teacher: PipelineModel) -> nn.Module | lora_files.Adapter | None:
+    """What the student starts from, if not from the base teacher."""
+    where = recipe.model.student
+    if where is None or where.endswith(".safetensors"):
+        return _read_lora(where) if where else None
+    student = load_for_training(recipe, where)
+    _require_alike(student.architecture, teacher.architecture, recipe.model)
+    return student.transformer
+
+
 def load_specialist(recipe: Recipe, where: str) -> nn.Module | lora_files.Adapter:
     """A LoRA file, which may be one of a folder that ships, or the transformer of a pipeline folder."""
     if not where.endswith(".safetensors"):
         return families.load(where, transformer_dtype=frozen_dtype(recipe), text_encoder=False).transformer
+    return _read_lora(where)
+
+
+def _read_lora(where: str) -> lora_files.Adapter:
+    """A file's path, or `tiny/NAME.safetensors` of those that ship."""
     folder, _, file = where.partition("/")
     return lora_files.read(families.SHIPPED[folder] / file if folder in families.SHIPPED else Path(where))
 

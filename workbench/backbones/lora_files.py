@@ -170,8 +170,14 @@ def fit(adapter: Adapter, layers: Mapping[str, Shape], fused: FusedLayers, which
         for target, up in zip(targets, layer.up.split([layers[t][0] for t in targets]), strict=True):
             if target in fitted:
                 raise UserError(f"{which} adapts {target} twice: use a file with one adapter")
-            fitted[target] = AdapterLayer(layer.down, up, layer.scaling)
+            fitted[target] = _without_zeros(AdapterLayer(layer.down, up, layer.scaling))
     return fitted
+
+
+def _without_zeros(layer: AdapterLayer) -> AdapterLayer:
+    """The same update without the ranks whose B is zero, which a fused layer has where it was put together from two."""
+    used = layer.up.any(dim=0)
+    return layer if used.all() or not used.any() else AdapterLayer(layer.down[used], layer.up[:, used], layer.scaling)
 
 
 def shape(linear: nn.Linear) -> Shape:
@@ -194,10 +200,36 @@ def weighted_sum(adapters: Sequence[tuple[Adapter, float]]) -> Adapter:
     }
 
 
-def write(adapters: Adapters, path: Path, *, header: Mapping[str, str], dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write a file for diffusers' `load_lora_weights` and for `teachers.specialists`; `header` goes along as metadata.
+@dataclass(frozen=True)
+class Form:
+    """How a program names what a LoRA file holds. fuses: as one layer what the program fuses."""
 
-    The file carries no alpha: it is in B, and a missing alpha means W + B A.
+    prefix: str
+    down: str
+    up: str
+    alpha: bool
+    fuses: bool
+
+
+FORMS = {
+    "diffusers": Form("transformer.", "lora_A.weight", "lora_B.weight", alpha=False, fuses=False),
+    "comfyui": Form("diffusion_model.", "lora_down.weight", "lora_up.weight", alpha=True, fuses=True),
+}
+"""Forms that are written: for diffusers' `load_lora_weights`, and for ComfyUI and what reads its files."""
+
+
+def write(
+    adapters: Adapters,
+    path: Path,
+    *,
+    header: Mapping[str, str],
+    dtype: torch.dtype = torch.bfloat16,
+    form: Form = FORMS["diffusers"],
+    fused: FusedLayers | None = None,
+) -> None:
+    """Write a LoRA file, which `teachers.specialists` reads too; `header` goes along as metadata.
+
+    The scaling is in B: a file without alpha means W + B A, and an alpha that is written is the rank.
 
     Raises:
         UserError: `path` is a folder, or the disk is full or cannot be written. ValueError: no adapters.
@@ -207,7 +239,28 @@ def write(adapters: Adapters, path: Path, *, header: Mapping[str, str], dtype: t
     if not adapters:
         raise ValueError("there are no adapters to export")
     state = {}
-    for name, (down, up) in adapters.items():
-        state[f"transformer.{name}.lora_A.weight"] = down.detach().to("cpu", dtype).contiguous()
-        state[f"transformer.{name}.lora_B.weight"] = up.detach().to("cpu", dtype).contiguous()
+    for name, (down, up) in (fuse(adapters, fused or {}) if form.fuses else adapters).items():
+        layer = f"{form.prefix}{name}"
+        state[f"{layer}.{form.down}"] = down.detach().to("cpu", dtype).contiguous()
+        state[f"{layer}.{form.up}"] = up.detach().to("cpu", dtype).contiguous()
+        if form.alpha:
+            state[f"{layer}.alpha"] = torch.tensor(float(len(down)))
     files.write_bytes(path, save(state, metadata={"format": "pt", **header}))
+
+
+def fuse(adapters: Adapters, fused: FusedLayers) -> Adapters:
+    """The same updates with each group of layers that a program fuses as one layer.
+
+    A = [A_1; A_2] and B = diag(B_1, B_2), so that B A = [B_1 A_1; B_2 A_2]; a layer of the group without an adapter
+    counts as one of its neighbour's size whose update is zero.
+    """
+    found = dict(adapters)
+    for fused_name, parts in fused.items():
+        blocks = {name.removesuffix(part) for name in adapters for part in parts if name.endswith(f".{part}")}
+        for block in blocks:
+            halves = [found.pop(f"{block}{part}", None) for part in parts]
+            rows = next(len(half[1]) for half in halves if half is not None)
+            ups = [half[1] if half is not None else torch.zeros(rows, 0) for half in halves]
+            down = torch.cat([half[0] for half in halves if half is not None])
+            found[f"{block}{fused_name}"] = down, torch.block_diag(*(up.to(down.device) for up in ups))
+    return found

@@ -33,7 +33,7 @@ def build(
     base: nn.Module,
     model: Model,
     *,
-    student: nn.Module | None = None,
+    student: nn.Module | Adapter | None = None,
     specialists: Mapping[str, nn.Module | Adapter] | None = None,
     seed: int = 0,
     frozen_dtype: torch.dtype | None = None,
@@ -41,14 +41,15 @@ def build(
     """Networks of the roles student, fake score, teacher and one per specialist.
 
     factory: makes the family's denoiser from a transformer.
-    base: transformer of the base teacher. student: one that the student starts from, if not at the base.
+    base: transformer of the base teacher. student: what the student starts from, if not at the base: a transformer, or
+    an adapter, which full copies have added to the base; LoRA roles start from adapters alone.
     specialists: each a transformer, or an adapter over the base teacher's, whose weights it then shares.
     frozen_dtype: storage of frozen weights, cast in place; trained ones keep their dtype, adapters are float32.
     Only student and fake score are left trainable; the fake score starts at the base, which is a denoiser at every
     noise level, where a few-step student is one at its own times alone.
 
     Raises:
-        UserError: LoRA roles that start elsewhere than at the base teacher, or an adapter that does not fit it.
+        UserError: an adapter that does not fit the base or, for the student's start, `model.lora_rank`.
     """
 
     def network(transformer: nn.Module) -> TransformerDenoiser:
@@ -58,19 +59,24 @@ def build(
     network_of_role = {TEACHER: TEACHER}
     match model.roles:
         case "full":
-            for role, start in ((STUDENT, base if student is None else student), (FAKE_SCORE, base)):
-                networks[role] = network(copy.deepcopy(start).requires_grad_(True))
+            start = student if isinstance(student, nn.Module) else base
+            for role, transformer in ((STUDENT, start), (FAKE_SCORE, base)):
+                networks[role] = network(copy.deepcopy(transformer).requires_grad_(True))
                 network_of_role[role] = role
+            if student is not None and not isinstance(student, nn.Module):
+                _merge(networks[STUDENT], [(student, 1.0, "model.student")])
             cast_parameters(base, frozen_dtype)
         case "lora":
-            if student is not None:
+            if isinstance(student, nn.Module):
                 raise UserError(
-                    "model.roles=lora starts at the base teacher: leave model.student out, or use roles=full"
+                    "model.roles=lora starts a student from a LoRA file over the base: name one, or use roles=full"
                 )
             cast_parameters(base, frozen_dtype)
             for role in (STUDENT, FAKE_SCORE):
                 add_adapter(networks[TEACHER], role, model.lora_rank, model.lora_alpha, seed)
                 network_of_role[role] = TEACHER
+            if student is not None:
+                _start_adapter(networks[TEACHER], STUDENT, student)
     for name, specialist in (specialists or {}).items():
         role = f"{TEACHER}_{name}"
         match specialist:
@@ -111,6 +117,23 @@ def adapt(network: TransformerDenoiser, role: str, adapter: Adapter) -> None:
 
 
 @torch.no_grad()
+def _start_adapter(network: TransformerDenoiser, role: str, adapter: Adapter) -> None:
+    """Let the fresh adapter of `role` start as `adapter`, which may have a smaller rank: the rest adds nothing yet."""
+    linears = {name: layer for name, layer in lora.role_linears(network.transformer) if role in layer.scaling}
+    shapes = {name: lora_files.shape(layer.base_layer) for name, layer in linears.items()}
+    fitted = lora_files.fit(
+        adapter, shapes, network.fused_layers, "model.student", "the blocks, which LoRA roles train"
+    )
+    rank = max(len(layer.down) for layer in fitted.values())
+    for name, layer in fitted.items():
+        down, up, r = linears[name].lora_A[role].weight, linears[name].lora_B[role].weight, len(layer.down)
+        assert isinstance(down, Tensor) and isinstance(up, Tensor)
+        if rank > len(down):
+            raise UserError(f"model.student has adapters of rank {rank}: set model.lora_rank={rank} or more")
+        down[:r] = layer.down
+        up[:, :r] = layer.up * (layer.scaling / linears[name].scaling[role])
+
+
 def merge_loras(network: TransformerDenoiser, loras: Sequence[tuple[Path, float]]) -> None:
     """Add LoRA files to the weights of `network`, each times its strength: W + sum of strength scaling B A, in place.
 
@@ -119,11 +142,17 @@ def merge_loras(network: TransformerDenoiser, loras: Sequence[tuple[Path, float]
     Raises:
         UserError: a file that is no LoRA, or one of another model.
     """
+    _merge(network, [(lora_files.read(path), strength, f"the LoRA {path}") for path, strength in loras])
+
+
+@torch.no_grad()
+def _merge(network: TransformerDenoiser, loras: Sequence[tuple[Adapter, float, str]]) -> None:
+    """As `merge_loras`, from adapters with their strengths, and what errors call them."""
     linears = lora.base_linears(network.transformer)
     shapes = {name: lora_files.shape(layer) for name, layer in linears.items()}
     fitted = [
-        (lora_files.fit(lora_files.read(path), shapes, network.fused_layers, f"the LoRA {path}", "the base"), strength)
-        for path, strength in loras
+        (lora_files.fit(adapter, shapes, network.fused_layers, which, "the base"), strength)
+        for adapter, strength, which in loras
     ]
     for name, layer in lora_files.weighted_sum(fitted).items():
         weight = linears[name].weight

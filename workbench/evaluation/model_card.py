@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from workbench.common import files
 from workbench.evaluation.cases.case import BENCHES
@@ -12,43 +16,94 @@ from workbench.evaluation.metrics_file import Metrics, mean_of
 from workbench.method.rollout import Sampling
 
 SCORES_HEADING = "## Scores"
+TASK_TAGS = {"t2i": "text-to-image", "edit": "image-to-image"}
+ASKED_FOR = ("license", "base_model")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a student comes from, for its model card."""
+    """Where a student comes from, for its model card.
+
+    licence: of the data. fields: of the card's front matter, as far as they are known. tasks: that it was trained for.
+    resolution: side in pixels of the pictures that it was trained on.
+    """
 
     title: str
     recipe_hash: str
     data: str
     licence: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    tasks: Sequence[str] = tuple(TASK_TAGS)
+    resolution: int = 128
+
+    @property
+    def missing(self) -> list[str]:
+        """Fields that the card should have and that nobody has said."""
+        return [name for name in ASKED_FOR if not self.fields.get(name)]
 
 
 def model_card(origin: Origin, pipeline_class: str, how: Sampling) -> str:
     """Markdown for a student that `pipeline_class` of diffusers samples as `how` says."""
     times = how.grid()[:-1].tolist()
     solver = "noised again between them (`stochastic_sampling`)" if how.stochastic else "Euler"
-    lines = [
-        "---",
-        "library_name: diffusers",
-        "tags: [text-to-image, image-to-image, distillation]",
-        "---",
-        f"# {origin.title}",
-        "",
-        f"- Network evaluations an image (NFE): **{how.nfe}**, without guidance (`true_cfg_scale=1`).",
-        f"- Times (`sample_sigmas`): {', '.join(f'{time:.6g}' for time in times)}, then 0; {solver}.",
-        f"- Recipe: `{origin.recipe_hash}`",
-        f"- Data: {origin.data}",
-        f"- Licence: {origin.licence}",
-        "",
-        "```python",
-        "# pip install diffusers transformers torchvision",
+    code = [
         f"from diffusers import {pipeline_class}",
         f'pipeline = {pipeline_class}.from_pretrained("FOLDER")',
-        'pipeline("PROMPT", output_resolution=128).images[0]',
-        "```",
+        f'pipeline("PROMPT", output_resolution={origin.resolution}).images[0]',
     ]
-    return "\n".join(lines) + "\n"
+    grid = f"- Times (`sample_sigmas`): {', '.join(f'{time:.6g}' for time in times)}, then 0; {solver}."
+    return _card(origin, "finetune", how, [grid], ["# pip install diffusers transformers torchvision", *code])
+
+
+def lora_card(origin: Origin, pipeline_class: str, how: Sampling, file: str, comfyui: bool) -> str:
+    """Markdown for a student in the LoRA file `file`, with the sigmas to type into ComfyUI or to give diffusers."""
+    sigmas = ", ".join(f"{time:.6g}" for time in how.grid().tolist())
+    sampler = "lcm" if how.stochastic else "euler"
+    if comfyui:
+        lines = [
+            f"- ComfyUI: put `{file}` into `models/loras`, load it at strength 1 (`LoraLoaderModelOnly`).",
+            f"- Sigmas to type (`ManualSigmas`): `{sigmas}`",
+            f"- Sampler `{sampler}` (`KSamplerSelect`), cfg 1; no shift is added to typed sigmas.",
+        ]
+        return _card(origin, "adapter", how, lines, [])
+    scheduler = "FlowMatchEulerDiscreteScheduler"
+    settings = f"shift=1.0, use_dynamic_shifting=False, stochastic_sampling={how.stochastic}"
+    code = [
+        "# pip install diffusers transformers torchvision peft",
+        f"from diffusers import {scheduler}, {pipeline_class}",
+        f'pipeline = {pipeline_class}.from_pretrained("BASE MODEL")',
+        f"pipeline.scheduler = {scheduler}({settings})",
+        f'pipeline.load_lora_weights("{file}")',
+        f'pipeline("PROMPT", output_resolution={origin.resolution}, sigmas=[{sigmas.rpartition(", ")[0]}]).images[0]',
+    ]
+    return _card(origin, "adapter", how, [f"- Sigmas: {sigmas}."], code)
+
+
+def _card(origin: Origin, relation: str, how: Sampling, lines: list[str], code: list[str]) -> str:
+    fields = origin.fields
+    tags = [TASK_TAGS[task] for task in TASK_TAGS if task in origin.tasks]
+    mine = {"library_name": "diffusers", "pipeline_tag": tags[0] if tags else "text-to-image"}
+    more = {name: value for name, value in fields.items() if name != "tags"}
+    if "base_model" in more:
+        more["base_model_relation"] = relation
+    added = ["distillation", *(["lora"] if relation == "adapter" else []), *fields.get("tags", [])]
+    front = mine | more | {"tags": list(dict.fromkeys([*tags, *added]))}
+    licence = fields.get("license_name") or fields.get("license")
+    return "\n".join(
+        [
+            *("---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(), "---"),
+            *(f"# {origin.title}", ""),
+            f"- Network evaluations an image (NFE): **{how.nfe}**, without guidance (`true_cfg_scale=1`).",
+            *lines,
+            f"- Licence: {licence or '**not stated by the teacher: ask who made it before passing this on**'}",
+            f"- Base model: {fields.get('base_model') or 'the teacher, whose name on the Hub is not stated'}",
+            f"- Recipe: `{origin.recipe_hash}`",
+            f"- Data: {origin.data}",
+            f"- Licence of the data: {origin.licence}",
+            *(["", "```python", *code, "```"] if code else []),
+            "",
+        ]
+    )
 
 
 def add_scores(folder: Path, metrics: Metrics) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,10 +19,13 @@ class Model:
     """Which weights play which role.
 
     folder: diffusers pipeline folder of the base teacher; `tiny` names the one that ships.
-    student: folder to start the student from; the base teacher when absent. The fake score starts at the base teacher.
+    student: what the student starts from, the base teacher when absent: a pipeline folder, such as `RUN/student`, or a
+    LoRA file over the base teacher; with `lora` roles a LoRA file alone. The fake score starts at the base teacher.
     roles: `full` copies of the weights, or `lora` adapters over one shared frozen base.
     gradient_checkpointing: recompute the activations of blocks in the backward pass, except in the last
     `stored_blocks` of each network: some seconds for some memory.
+    license, base_model: of the teacher, for the model card of a student, where the teacher's folder does not say them:
+    a licence as the Hub spells it, and the teacher's name there (`OWNER/NAME`).
     """
 
     folder: str = "tiny"
@@ -31,8 +35,23 @@ class Model:
     lora_alpha: float = 32.0
     gradient_checkpointing: bool = False
     stored_blocks: int = 0
+    license: str = ""
+    base_model: str = ""
 
     def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"[\w.+-]{0,80}", self.license) is not None,
+            f"model.license is a licence as the Hub spells it, such as apache-2.0 or other, not {self.license!r}",
+        )
+        require(
+            re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)?", self.base_model) is not None,
+            f"model.base_model is a name on the Hub, OWNER/NAME, not {self.base_model!r}",
+        )
+        require(
+            self.roles == "full" or self.student is None or self.student.endswith(".safetensors"),
+            f"model.roles=lora starts a student from a LoRA file, not from {self.student}: `workbench export --lora "
+            "RUN student.safetensors`, then model.student=student.safetensors; or set model.roles=full",
+        )
         positive("model", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
         require(self.stored_blocks >= 0, f"model.stored_blocks must not be negative, got {self.stored_blocks}")
         require(

@@ -1,7 +1,7 @@
 """The run folder: what is in it, and whether a recipe may continue it.
 
-runs/NAME/  recipe.yaml  environment.json  metrics.jsonl  milestones.jsonl  milestone_cases.jsonl  metrics.json
-            tensorboard/  checkpoints/  samples/  student/  report.html
+runs/NAME/  recipe.yaml  environment.json  data.json  metrics.jsonl  milestones.jsonl  milestone_cases.jsonl
+            metrics.json  tensorboard/  checkpoints/  samples/  student/  report.html
 """
 
 from __future__ import annotations
@@ -73,6 +73,11 @@ class RunFolder:
     @property
     def teacher(self) -> Path:
         return self.path / "teacher"
+
+    @property
+    def data(self) -> Path:
+        """What the model card says of the data."""
+        return self.path / "data.json"
 
     @property
     def specialist(self) -> Path:

@@ -5,9 +5,8 @@ recipe -> encoded shards -> datamodule -> roles -> trainer -> run folder -> pipe
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,30 +16,23 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
-from torch import Tensor
 
 from datamodules.distillation import DistillationData
 from datamodules.pretraining import PretrainingData, ShardSource, Source
 from datamodules.shards.encoded import EncodedDataset
 from workbench.backbones import families, lora_files, roles
 from workbench.backbones.base import RoleNetworks
-from workbench.backbones.folders import sample_sigmas
 from workbench.backbones.load import load_for_training, load_roles, single_role
 from workbench.backbones.lora import role_adapters
 from workbench.backbones.placement import frozen_dtype
-from workbench.common.console import say
 from workbench.common.errors import UserError
-from workbench.common.jsonl import read_scalars
-from workbench.evaluation.model_card import Origin, model_card
 from workbench.modules.distiller import Distiller
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
 from workbench.recipe.config import Recipe
-from workbench.recipe.reading import recipe_hash
-from workbench.recipe.student_times import student_sampling
 from workbench.runs import checkpoint, machine, milestones, plan, preflight
 from workbench.runs.callbacks import Averaging, Checkpointing, Grid, Milestones, Resuming, SampleGrid
-from workbench.runs.collapse import CollapseMonitor
+from workbench.runs.exporting import export_student, record_data, return_to_best
 from workbench.runs.run_folder import RunFolder
 from workbench.runs.scalars import DataWait, Metrics
 
@@ -75,6 +67,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         plan.show(recipe, module, denoiser, data, partial(_seconds_per_update, recipe, module, data), Console())
         return folder.path
     with _begun(folder, recipe, "trainer.updates", recipe.trainer.updates):
+        record_data(folder, dataset)
         averaging = Averaging(recipe.optim.ema_decay)
         grid = milestones.distillation_grid(recipe, teacher, data)
         scores = milestones.distillation_scores(recipe, teacher) if recipe.evaluation.milestone_cases else None
@@ -84,7 +77,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         milestone_log = Milestones(folder.milestones, best, recipe.trainer.sample_every, averaging, distance, scores)
         _fit(recipe, folder, module, data, averaging, grid, samples_per_update, milestone_log)
         if best is not None:
-            _return_to_best(best, milestone_log.monitor, averaging.average.average)
+            return_to_best(best, milestone_log.monitor, averaging.average.average)
         _export_student(recipe, folder, denoiser, averaging, module.trainer.is_global_zero)
     return folder.path
 
@@ -133,39 +126,6 @@ def pretrain(recipe: Recipe, source: Source | None = None, pictured: Source | No
             return folder.specialist
         base.export_pretrained(families.resolve(recipe.model.folder), folder.teacher)
         return folder.teacher
-
-
-def export_run(run: Path, out: Path, lora: bool) -> list[float]:
-    """Write the averaged student of `run`'s newest checkpoint, or with `trainer.keep=best` of its best milestone, to
-    `out`: a pipeline folder, or a LoRA file. Returns the times that it is sampled at, from 1 down, without the 0.
-
-    Raises:
-        UserError: no run, no checkpoint, or `--lora` for a student with full weights.
-    """
-    folder = RunFolder(run)
-    recipe = folder.read_recipe()
-    found = checkpoint.newest_whole(folder.checkpoints)
-    if found is None:
-        raise UserError(f"{run} has no checkpoint yet: let it reach trainer.checkpoint_every updates")
-    if lora and recipe.model.roles != "lora":
-        raise UserError(f"{run} trained full weights (model.roles=full): export without --lora")
-    teacher = families.load(recipe.model.folder, text_encoder=False)
-    denoiser = load_roles(recipe, teacher)
-    trained = roles.trained_parameters(denoiser, roles.STUDENT)
-    average = {name: parameter.detach() for name, parameter in trained.items()}
-    checkpoint.load(found[0], {"average": average})
-    if recipe.trainer.keep == "best":
-        _return_to_best(folder.checkpoints, CollapseMonitor.of(read_scalars(folder.milestones)), average)
-    how = student_sampling(recipe.dmd)
-    sigmas = sample_sigmas(how.grid())
-    if lora:
-        adapters = role_adapters(denoiser.network(roles.STUDENT).transformer, roles.STUDENT)
-        header = {"sample_sigmas": json.dumps(sigmas), "recipe_hash": recipe_hash(recipe)}
-        header |= {"stochastic_sampling": "true"} if how.stochastic else {}
-        lora_files.write(adapters, out, header=header)
-    else:
-        _export(recipe, roles.merged_state(denoiser, roles.STUDENT), out)
-    return sigmas
 
 
 @contextmanager
@@ -232,32 +192,7 @@ def _export_student(
     state = roles.merged_state(denoiser, roles.STUDENT)
     averaging.average.swap()
     if writes:
-        _export(recipe, state, folder.student)
-
-
-def _return_to_best(folder: Path, monitor: CollapseMonitor, average: Mapping[str, Tensor]) -> None:
-    """Read the weights of the best milestone into `average`, where the last one is clearly worse."""
-    best = monitor.best_to_keep()
-    if best is None:
-        return
-    if not checkpoint.has_best(folder, best):
-        say(f"the student of update {best} was better, but its weights are gone or damaged: the last one is kept")
-        return
-    checkpoint.load_best(folder, average, best)
-    say(f"the student of update {best} is delivered: at the end of the run it was clearly worse")
-
-
-def _export(recipe: Recipe, student_state: Mapping[str, Tensor], out: Path) -> None:
-    """Write the student as a pipeline folder with its model card."""
-    dataset, teacher = EncodedDataset(recipe.data.encoded), families.resolve(recipe.model.folder)
-    origin = Origin(
-        title=f"Distilled from {recipe.model.folder}",
-        recipe_hash=recipe_hash(recipe),
-        data=f"{len(dataset)} samples of {', '.join(dataset.categories)}",
-        licence=dataset.attribution,
-    )
-    family, how = families.family_of(teacher), student_sampling(recipe.dmd)
-    family.export(teacher, student_state, how, out, model_card(origin, family.class_name, how))
+        export_student(folder, recipe, state, folder.student)
 
 
 def _seconds_per_update(recipe: Recipe, module: Distiller, data: DistillationData) -> float:

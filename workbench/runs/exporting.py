@@ -1,0 +1,194 @@
+"""A run's student on its way out: the pipeline folder or LoRA file, and the model card with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from datamodules.shards.encoded import EncodedDataset
+from workbench.backbones import families, lora_files, roles
+from workbench.backbones.folders import sample_sigmas
+from workbench.backbones.load import load_roles
+from workbench.backbones.lora import role_adapters
+from workbench.backbones.provenance import stated_by
+from workbench.common import files
+from workbench.common.console import say
+from workbench.common.errors import UserError
+from workbench.common.jsonl import read_scalars
+from workbench.common.outside import Count, Outside, read_json
+from workbench.evaluation.model_card import Origin, lora_card, model_card
+from workbench.method.rollout import Sampling
+from workbench.recipe.config import Guidance, Recipe
+from workbench.recipe.reading import recipe_hash
+from workbench.recipe.student_times import student_sampling
+from workbench.runs import checkpoint
+from workbench.runs.collapse import CollapseMonitor
+from workbench.runs.run_folder import RunFolder
+
+SHORT_KEYS = {"license": "model.license", "base_model": "model.base_model"}
+KEYS = (*SHORT_KEYS.values(), "model.folder", "trainer.keep", "data.encoded")
+"""What an export may change: where the teacher lies, what the card says, which student."""
+
+
+class DataRecord(Outside):
+    """What a card says of the data, kept in the run folder, which may outlive the shards."""
+
+    samples: Count
+    categories: list[str]
+    attribution: str
+
+
+@rank_zero_only
+def record_data(folder: RunFolder, dataset: EncodedDataset) -> None:
+    """Keep in the run folder what the card says of the data."""
+    record = DataRecord(samples=len(dataset), categories=list(dataset.categories), attribution=dataset.attribution)
+    files.write_json(folder.data, record.model_dump())
+
+
+def export_and_say(run: Path, out: Path, lora: bool, form: str | None, overrides: Iterable[str]) -> None:
+    """`export_run`, and in words what was written and how it is sampled."""
+    if re.match(r"[a-z_]+(\.[a-z_]+)*=", str(out)):
+        raise UserError(f"{out} stands where the file or folder to write belongs: export RUN OUT [key=value ...]")
+    if form is not None and not lora:
+        raise UserError(f"--format {form} is a form of LoRA files: add --lora")
+    sigmas = export_run(run, out, lora, overrides, form or "diffusers")
+    print(f"wrote {out}")
+    if lora:
+        print(f"wrote {out.with_suffix('.md')}")
+        grid = ", ".join(f"{sigma:.6g}" for sigma in sigmas)
+        if form == "comfyui":
+            print(f"in ComfyUI: LoraLoaderModelOnly at strength 1, cfg 1, sigmas {grid}, 0")
+        else:
+            print(f'over the teacher: pipeline.load_lora_weights("{out}"), then sigmas=[{grid}]')
+
+
+def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), form: str = "diffusers") -> list[float]:
+    """Write the averaged student of `run`'s newest checkpoint, or with `trainer.keep=best` of its best milestone, to
+    `out`: a pipeline folder, or a LoRA file in one of `lora_files.FORMS` with its card next to it. Returns the times
+    that it is sampled at, from 1 down, without the 0.
+
+    overrides: of `KEYS` and `SHORT_KEYS`.
+
+    Raises:
+        UserError: no run, no checkpoint, an override of another key, or a LoRA of a student with full weights.
+    """
+    folder = RunFolder(run)
+    recipe = folder.read_recipe(_checked(overrides))
+    if lora and out.suffix != ".safetensors":
+        raise UserError(f"{out}: name a .safetensors file to write")
+    found = checkpoint.newest_whole(folder.checkpoints)
+    if found is None:
+        raise UserError(f"{run} has no checkpoint yet: let it reach trainer.checkpoint_every updates")
+    if lora and recipe.model.roles != "lora":
+        raise UserError(f"{run} trained full weights (model.roles=full): export without --lora")
+    teacher = families.load(recipe.model.folder, text_encoder=False)
+    # The checkpoint holds all that was trained: neither specialists nor what the student started from are needed.
+    trained_alone = replace(
+        recipe,
+        model=replace(recipe.model, student=None),
+        teachers=replace(recipe.teachers, specialists={}),
+        guidance=Guidance(),
+    )
+    denoiser = load_roles(trained_alone, teacher)
+    trained = roles.trained_parameters(denoiser, roles.STUDENT)
+    average = {name: parameter.detach() for name, parameter in trained.items()}
+    checkpoint.load(found[0], {"average": average})
+    if recipe.trainer.keep == "best":
+        return_to_best(folder.checkpoints, CollapseMonitor.of(read_scalars(folder.milestones)), average)
+    how = student_sampling(recipe.dmd)
+    if lora:
+        network = denoiser.network(roles.STUDENT)
+        chosen, adapters = lora_files.FORMS[form], role_adapters(network.transformer, roles.STUDENT)
+        header = _header(recipe, how)
+        lora_files.write(adapters, out, header=header, form=chosen, fused=network.fused_layers)
+        _write_lora_card(folder, recipe, out, form == "comfyui")
+    else:
+        export_student(folder, recipe, roles.merged_state(denoiser, roles.STUDENT), out)
+    return sample_sigmas(how.grid())
+
+
+def export_student(folder: RunFolder, recipe: Recipe, student_state: Mapping[str, Tensor], out: Path) -> None:
+    """Write a run's student as a pipeline folder with its model card."""
+    teacher, how = families.resolve(recipe.model.folder), student_sampling(recipe.dmd)
+    family, origin = families.family_of(teacher), _origin(folder, recipe)
+    family.export(teacher, student_state, how, out, model_card(origin, family.class_name, how))
+
+
+def return_to_best(folder: Path, monitor: CollapseMonitor, average: Mapping[str, Tensor]) -> None:
+    """Read the weights of the best milestone into `average`, where the last one is clearly worse."""
+    best = monitor.best_to_keep()
+    if best is None:
+        return
+    if not checkpoint.has_best(folder, best):
+        say(f"the student of update {best} was better, but its weights are gone or damaged: the last one is kept")
+        return
+    checkpoint.load_best(folder, average, best)
+    say(f"the student of update {best} is delivered: at the end of the run it was clearly worse")
+
+
+def _checked(overrides: Iterable[str]) -> list[str]:
+    """The overrides under the recipe's own keys."""
+    checked = []
+    for item in overrides:
+        key, _, value = item.partition("=")
+        key = SHORT_KEYS.get(key, key)
+        if key not in KEYS:
+            known = ", ".join((*SHORT_KEYS, *KEYS[len(SHORT_KEYS) :]))
+            raise UserError(f"export takes no {key}: the student is exported as it was trained; it takes {known}")
+        checked.append(f"{key}={value}")
+    return checked
+
+
+def _header(recipe: Recipe, how: Sampling) -> dict[str, str]:
+    header = {"sample_sigmas": json.dumps(sample_sigmas(how.grid())), "recipe_hash": recipe_hash(recipe)}
+    return header | ({"stochastic_sampling": "true"} if how.stochastic else {})
+
+
+def _write_lora_card(folder: RunFolder, recipe: Recipe, out: Path, comfyui: bool) -> None:
+    family, how = families.family_of(families.resolve(recipe.model.folder)), student_sampling(recipe.dmd)
+    text = lora_card(_origin(folder, recipe), family.class_name, how, out.name, comfyui)
+    files.write_bytes(out.with_suffix(".md"), text.encode())
+
+
+def _origin(folder: RunFolder, recipe: Recipe) -> Origin:
+    """What the card says, from the recipe, the teacher's folder and the run folder; a line asks for what is missing."""
+    stated = stated_by(families.resolve(recipe.model.folder))
+    if recipe.model.license:
+        stated = {name: value for name, value in stated.items() if not name.startswith("license")}
+        stated["license"] = recipe.model.license
+    if recipe.model.base_model:
+        stated["base_model"] = recipe.model.base_model
+    data = _data(folder, recipe)
+    origin = Origin(
+        title=f"Distilled from {stated.get('base_model') or recipe.model.folder}",
+        recipe_hash=recipe_hash(recipe),
+        data=f"{data.samples} samples of {', '.join(data.categories)}",
+        licence=data.attribution,
+        fields=stated,
+        tasks=[task for task, share in recipe.mixture.tasks.items() if share > 0],
+        resolution=recipe.data.resolution,
+    )
+    ships = recipe.model.folder in families.SHIPPED
+    if missing := [f"model.{name}" for name in origin.missing if not (ships and name == "base_model")]:
+        say(
+            f"the model card lacks what {recipe.model.folder} does not say: {', '.join(missing)}; give "
+            f"{' '.join(f'{key}={EXAMPLES[key]}' for key in missing)}"
+        )
+    return origin
+
+
+EXAMPLES = {"model.license": "apache-2.0", "model.base_model": "OWNER/NAME"}
+
+
+def _data(folder: RunFolder, recipe: Recipe) -> DataRecord:
+    """As recorded; of a run from before there was a record, from its shards."""
+    if folder.data.is_file():
+        return read_json(folder.data, DataRecord, "copy the run folder again")
+    dataset = EncodedDataset(recipe.data.encoded)
+    return DataRecord(samples=len(dataset), categories=list(dataset.categories), attribution=dataset.attribution)
