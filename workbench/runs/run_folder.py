@@ -188,4 +188,5 @@ def _training(recipe: Recipe) -> Recipe:
     trainer = replace(recipe.trainer, **kept, **neutral)  # type: ignore[arg-type]
     data = replace(recipe.data, num_workers=0, raw="", encode_batch_size=1)
     pretraining = replace(recipe.pretrain, steps=1)
-    return replace(recipe, trainer=trainer, pretrain=pretraining, evaluation=Evaluation(), data=data)
+    model = replace(recipe.model, license="", base_model="")
+    return replace(recipe, model=model, trainer=trainer, pretrain=pretraining, evaluation=Evaluation(), data=data)
