@@ -67,6 +67,7 @@ class EncodedDataset:
         self.address = address
         index = read_index(address)
         self.pipeline_fingerprint, self.attribution = index.pipeline, index.attribution
+        self._index = index
         self.categories, self.samples, self._members = index.categories, index.samples, index.members
         try:
             self.geometries = tuple(geometry_from_json(value) for value in index.geometries)
@@ -91,6 +92,11 @@ class EncodedDataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def content(self) -> str:
+        """Hash of what training reads; see `Index.content`."""
+        return self._index.content
 
     @property
     def embedding_dim(self) -> int:

@@ -55,6 +55,20 @@ class Index:
     samples: SampleTable
     members: list[dict[str, tuple[int, ...]]]
 
+    @property
+    def content(self) -> str:
+        """Hash of what training reads: the arrays of every sample in their order, however they are cut into shards
+        and whatever else the shards keep."""
+        arrays = [
+            sorted((name, *place[2:]) for name, place in of.items() if name.endswith(".npy")) for of in self.members
+        ]
+        if any(len(place) < 3 for of in arrays for place in of):
+            # Written before every member had its CRC-32.
+            arrays = [[shard[2] for shard in self.shards[:-1]]]
+        table = self.samples
+        columns = [column.tolist() for column in (table.category, table.geometry, table.length, table.uncond_length)]
+        return files.settings_hash([table.keys, self.categories, self.geometries, columns, arrays, self.shards[-1][2]])
+
 
 def sort_categories(names: set[str]) -> tuple[str, ...]:
     """Qualified names (`task/category`): those of the world in its own order, then the others by name."""

@@ -16,10 +16,10 @@ import yaml
 from diffusers import QwenImage21Transformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
+from small_runs import in_folder, student_weights
 from stock_student import own_and_stock
 
 from datamodules.shards.encoded import EncodedDataset
-from datamodules.shards.pack import pack
 from workbench.backbones import families, lora_files, roles
 from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.load import single_role
@@ -36,65 +36,11 @@ from workbench.modules import pretrainer
 from workbench.modules.distiller import Distiller
 from workbench.modules.pretrainer import Pretrainer
 from workbench.recipe.config import Dmd, Guidance, Recipe, Schedule, Teachers
-from workbench.recipe.reading import from_mapping
 from workbench.runs import checkpoint, inference, milestones, preflight, runner
-from workbench.runs.encoding import encode
 from workbench.runs.exporting import export_run
-from workbench.runs.run_folder import RunFolder
+from workbench.runs.run_folder import Beginning, RunFolder
 from workbench.runs.runner import distill, pretrain
 from workbench.sampling.sampler import Request
-
-SAMPLES = {
-    "t2i": {"landscape": 3, "portrait": 3, "text": 3},
-    "edit": {"scene": 2, "enhance": 2, "object": 2, "text": 2, "identity": 2, "style": 2},
-}
-
-
-@pytest.fixture(scope="module")
-def recipe(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    root = tmp_path_factory.mktemp("runner")
-    made = from_mapping(
-        {
-            "model": {"folder": str(tiny_pipeline_folder)},
-            "data": {
-                "samples": SAMPLES,
-                "resolution": 64,
-                "raw": str(root / "raw"),
-                "encoded": str(root / "encoded"),
-                "keep_raw": True,
-                "num_workers": 0,
-            },
-            "mixture": {"batch_size": 4},
-            "dmd": {"fake_updates": 1},
-            "optim": {"warmup_updates": 1, "student_lr": 1e-3},
-            "pretrain": {"steps": 3, "warmup_steps": 1},
-            "trainer": {
-                "folder": str(root / "run"),
-                "accelerator": "cpu",
-                "updates": 4,
-                "log_every": 1,
-                "checkpoint_every": 2,
-                "sample_every": 4,
-            },
-            "evaluation": {"teacher_steps": 3, "num_bootstrap": 50},
-        }
-    )
-    pack(made)
-    encode(made)
-    return made
-
-
-def in_folder(recipe: Recipe, folder: Path, **trainer: object) -> Recipe:
-    return replace(recipe, trainer=replace(recipe.trainer, folder=str(folder), **trainer))  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def finished(recipe: Recipe) -> Path:
-    return distill(recipe)
-
-
-def student_weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "student" / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
 def test_a_run_folder_holds_what_it_promises(finished: Path, recipe: Recipe) -> None:
@@ -178,11 +124,11 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line(
 def test_a_run_folder_serves_one_process(recipe: Recipe, tmp_path: Path) -> None:
     busy = in_folder(recipe, tmp_path / "run")
     with (
-        RunFolder(tmp_path / "run").begun(busy),
+        RunFolder(tmp_path / "run").begun(Beginning(busy)),
         pytest.raises(UserError, match=f"process {os.getpid()} on "),
     ):
         distill(busy)
-    with RunFolder(tmp_path / "run").begun(busy):
+    with RunFolder(tmp_path / "run").begun(Beginning(busy)):
         pass
 
 
@@ -310,12 +256,12 @@ def test_what_a_killed_beginning_left_is_no_obstacle(recipe: Recipe, tmp_path: P
     (tmp_path / ".recipe.yaml.123.part").write_text("half")
     (tmp_path / "environment.json").write_text("{}")
     folder = RunFolder(tmp_path)
-    with folder.begun(recipe):
+    with folder.begun(Beginning(recipe)):
         assert folder.read_recipe() == recipe
     folder.recipe.unlink()
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="is not empty and no run"):
-        folder.check(recipe)
+        folder.check(Beginning(recipe))
 
 
 def test_a_planned_sample_without_target_is_named_before_training(

@@ -50,7 +50,7 @@ def _load_start(recipe: Recipe, teacher: PipelineModel) -> nn.Module | lora_file
     """What the student starts from, if not from the base teacher."""
     where = recipe.model.student
     if where is None or where.endswith(".safetensors"):
-        return _read_lora(where) if where else None
+        return lora_files.read(lora_file(where)) if where else None
     student = load_for_training(recipe, where)
     _require_alike(student.architecture, teacher.architecture, recipe.model)
     return student.transformer
@@ -60,13 +60,13 @@ def load_specialist(recipe: Recipe, where: str) -> nn.Module | lora_files.Adapte
     """A LoRA file, which may be one of a folder that ships, or the transformer of a pipeline folder."""
     if not where.endswith(".safetensors"):
         return families.load(where, transformer_dtype=frozen_dtype(recipe), text_encoder=False).transformer
-    return _read_lora(where)
+    return lora_files.read(lora_file(where))
 
 
-def _read_lora(where: str) -> lora_files.Adapter:
-    """A file's path, or `tiny/NAME.safetensors` of those that ship."""
+def lora_file(where: str) -> Path:
+    """Path of a LoRA file; `tiny/NAME.safetensors` is one of those that ship."""
     folder, _, file = where.partition("/")
-    return lora_files.read(families.SHIPPED[folder] / file if folder in families.SHIPPED else Path(where))
+    return families.SHIPPED[folder] / file if folder in families.SHIPPED else Path(where)
 
 
 def _require_alike(student: Mapping[str, Any], teacher: Mapping[str, Any], model: Model) -> None:

@@ -95,10 +95,15 @@ def settings_hash(settings: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
+def free_bytes(folder: Path) -> int:
+    """Free space of the disk that `folder` lies on, or would."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
 def require_space(folder: Path, num_bytes: int, what: str) -> None:
     """UserError unless the disk that holds `folder` has `num_bytes` free."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if free < num_bytes:
         raise UserError(
             f"{what} needs about {num_bytes / 1e6:,.0f} MB in {folder}, {free / 1e6:,.0f} MB are free; "

@@ -395,9 +395,12 @@ class Trainer:
     task_gradients_every: student updates between two looks at how much of the gradient each task has (`task_gradients/`
     and `per_step/gradient_norm/TASK`), 0 for none; a look holds one more copy of the student's gradient.
     keep: the student that a run delivers: its last, or the best of its milestones where that is clearly better.
+    start: a run whose newest checkpoint a new distillation starts from, at update 0: the weights of student and fake
+    score, the student's average and the optimisers' moments (docs/runs.md).
     """
 
     folder: str = "runs/distill"
+    start: str = ""
     updates: int = 200
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
@@ -553,6 +556,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         bounded("", self)
+        require(
+            not self.trainer.start or self.model.student is None,
+            "trainer.start and model.student both say where the student starts: leave out one of them",
+        )
         require(
             not self.dmd.decoupled or (self.teachers.cfg_scale > 1 and self.teachers.cfg_rescale == 0),
             "dmd.decoupled splits guidance off: it needs teachers.cfg_scale above 1 and no teachers.cfg_rescale",

@@ -19,7 +19,7 @@ from workbench.common.files import whole_file
 from workbench.common.jsonl import MILESTONE_CASES, drop_lines_after, read_scalars
 from workbench.engine.optimisation import MovingAverage
 from workbench.modules.root import RootModule
-from workbench.runs import checkpoint
+from workbench.runs import checkpoint, continuing
 from workbench.runs.collapse import PATIENCE, CollapseMonitor
 
 Grid = Callable[[RootModule], np.ndarray]
@@ -64,13 +64,22 @@ class Averaging(L.Callback):
 class Resuming(L.Callback):
     """Loads the newest whole checkpoint, and tells data and log where the run goes on.
 
-    num_done: updates of that checkpoint. logger: makes the log of a run that goes on after so many updates.
+    num_done: updates of that checkpoint. logger: makes the log of a run that goes on after so many updates. start: what
+    a run without a checkpoint starts from, at update 0.
     """
 
     num_done = 0
 
-    def __init__(self, folder: Path, averaging: Averaging, data: StartsAt, logger: Callable[[int], Logger]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        averaging: Averaging,
+        data: StartsAt,
+        logger: Callable[[int], Logger],
+        start: continuing.Start | None = None,
+    ) -> None:
         self.folder, self.averaging, self.data, self.logger = folder, averaging, data, logger
+        self.start = start
         self._found: tuple[Path, checkpoint.Progress] | None = None
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -92,6 +101,9 @@ class Resuming(L.Callback):
             checkpoint.load(path, _state(trainer, module, self.averaging))
             module.num_updates = progress.num_updates
             module.skips.restart(progress.num_skipped)
+        elif self.start is not None:
+            student = list(module.averaged_parameters())
+            continuing.load_start(self.start, _state(trainer, module, self.averaging), student)
 
 
 class Checkpointing(L.Callback):

@@ -31,6 +31,8 @@ from workbench.runs.safe_reader import SafeReader
 
 _NAME = re.compile(r"update-(\d{6,})")
 KEPT = 2
+BYTES_PER_TRAINED = 3 * 4
+"""The parameter and two moments, in float32."""
 PROGRESS = "progress.json"
 Item = TypeVar("Item")
 Result = TypeVar("Result")

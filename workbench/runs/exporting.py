@@ -83,6 +83,8 @@ def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), 
     if lora and out.suffix != ".safetensors":
         raise UserError(f"{out}: name a .safetensors file to write")
     found = checkpoint.newest_whole(folder.checkpoints)
+    if found is None and folder.student.is_dir():
+        raise UserError(f"{run} is finished and its checkpoints are deleted: its student is {folder.student}")
     if found is None:
         raise UserError(f"{run} has no checkpoint yet: let it reach trainer.checkpoint_every updates")
     if lora and recipe.model.roles != "lora":

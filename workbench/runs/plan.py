@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -10,12 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.distillation import DistillationData
-from workbench.backbones import placement
+from workbench.backbones import families, placement
 from workbench.backbones.base import RoleNetworks
 from workbench.backbones.roles import STUDENT, teacher_roles
+from workbench.common import files
 from workbench.modules.distiller import Distiller
 from workbench.modules.teachers import evaluations
 from workbench.recipe.config import Recipe
+from workbench.runs import checkpoint
 
 
 def show(
@@ -24,14 +27,17 @@ def show(
     networks: RoleNetworks,
     data: DistillationData,
     seconds_per_update: Callable[[], float],
+    status: str,
     console: Console,
 ) -> None:
     """Print the plan of a distillation run, once however many ranks make it.
 
     seconds_per_update: measures on this machine; on every rank, and last, since it shards what the plan is read from.
+    status: what the run folder holds, one line.
     """
     updates = recipe.trainer.updates
     show_line = rank_zero_only(console.print)
+    show_line(status, markup=False, soft_wrap=True)
     show_line(
         f"{updates} student updates of {recipe.mixture.batch_size} samples, each after {recipe.dmd.fake_updates} "
         f"fake-score updates; student times {', '.join(f'{t:.3f}' for t in module.student.times.tolist())}"
@@ -40,6 +46,7 @@ def show(
     show_line(_guidance(recipe, module))
     show_line(_routing(recipe, module))
     show_line(_memory(recipe, module, networks, data))
+    show_line(_disk(recipe, module), soft_wrap=True)
     seconds = seconds_per_update()
     show_line(f"time: {seconds:.2f} s per update here, {seconds * updates / 60:.1f} min for all (training alone)")
 
@@ -70,6 +77,22 @@ def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: Dis
         f"{line}; activations {each} GiB{halved}; prefixes of teacher and fake score {prefixes / 2**30:.2f} GiB; "
         f"peak about {peak / 2**30:.2f} GiB"
     )
+
+
+def _disk(recipe: Recipe, module: Distiller) -> str:
+    """Checkpoints that are kept, one more while it is written, the student's folder, and what is free."""
+    averaged = 4 * sum(parameter.numel() for parameter in module.parameters_of(STUDENT))
+    saved = checkpoint.BYTES_PER_TRAINED * _trained(module) + averaged
+    student = sum(file.stat().st_size for file in families.resolve(recipe.model.folder).rglob("*") if file.is_file())
+    best = averaged if recipe.trainer.keep == "best" else 0
+    most = (checkpoint.KEPT + 1) * saved + 2 * best + student
+    free = files.free_bytes(Path(recipe.trainer.folder))
+    line = (
+        f"disk: {most / 1e6:,.0f} MB at most in {recipe.trainer.folder}: {checkpoint.KEPT} checkpoints of "
+        f"{saved / 1e6:,.0f} MB, another while it is written, the student {student / 1e6:,.0f} MB; pictures and logs "
+        f"come on top; {free / 1e6:,.0f} MB are free"
+    )
+    return f"{line}: free some, or choose another trainer.folder" if free < most else line
 
 
 def largest(counts: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -1,39 +1,55 @@
-"""The run folder: what is in it, and whether a recipe may continue it.
+"""The run folder: what is in it, and whether a recipe may continue it. Imports no torch.
 
-runs/NAME/  recipe.yaml  environment.json  data.json  metrics.jsonl  milestones.jsonl  milestone_cases.jsonl
-            metrics.json  tensorboard/  checkpoints/  samples/  student/  report.html
+runs/NAME/  recipe.yaml  run.json  environment.json  data.json  metrics.jsonl  milestones.jsonl  metrics.json
+            milestone_cases.jsonl  tensorboard/  checkpoints/  samples/  student/  report.html
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import sys
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
-from lightning.pytorch.utilities import rank_zero_only
 
 from workbench.common import files
 from workbench.common.errors import UserError
-from workbench.recipe.config import Evaluation, Recipe
-from workbench.recipe.reading import flat_values, load, to_yaml
+from workbench.common.outside import Count, Outside, read_json
+from workbench.recipe.config import Recipe
+from workbench.recipe.effects import Command, differences
+from workbench.recipe.reading import load, to_yaml
+from workbench.runs import environment
 
-PACKAGES = (
-    "few-step-workbench",
-    "torch",
-    "diffusers",
-    "transformers",
-    "lightning",
-    "optuna",
-    "omegaconf",
-    "webdataset",
-    "safetensors",
-)
+_CHECKPOINT = re.compile(r"update-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A command that begins a run or goes on with it.
+
+    inputs: key of the recipe -> hash of the data or weights that it names.
+    """
+
+    recipe: Recipe
+    command: Command = "distill"
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Updates of the whole run."""
+        return self.recipe.trainer.updates if self.command == "distill" else self.recipe.pretrain.steps
+
+    @property
+    def total_key(self) -> str:
+        return "trainer.updates" if self.command == "distill" else "pretrain.steps"
+
+
+class Record(Outside):
+    """The content of `run.json`. finished: updates of the student (or teacher) that was delivered, None until then."""
+
+    command: Command = "distill"
+    inputs: dict[str, str] = {}
+    finished: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,10 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.yaml"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "run.json"
 
     @property
     def environment(self) -> Path:
@@ -98,95 +118,104 @@ class RunFolder:
             raise UserError(f"{self.path} is no run folder: it has no recipe.yaml")
         return load(self.recipe, overrides or [])
 
+    def read_record(self) -> Record:
+        """What is known of the run besides its recipe; nothing for runs of before there was a `run.json`."""
+        try:
+            return read_json(self.record, Record, "")
+        except UserError:
+            return Record()
+
+    def checkpoint_updates(self) -> list[int]:
+        """Updates of the checkpoints that are there, damaged ones too, in order."""
+        found = (_CHECKPOINT.fullmatch(path.name) for path in self.checkpoints.glob("update-*"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def delivered(self) -> Path | None:
+        """The student, or what pretraining made, if a run has ended here."""
+        return next((path for path in (self.student, self.teacher, self.specialist) if path.exists()), None)
+
+    def finished(self) -> int | None:
+        """Updates of the finished run, None while there is something left to do."""
+        if self.delivered() is None:
+            return None
+        saved = self.checkpoint_updates()
+        if not self.record.is_file():
+            # Of before there was a `run.json`.
+            recipe = self.read_recipe()
+            total = recipe.trainer.updates if self.student.exists() else recipe.pretrain.steps
+            return total if not saved or saved[-1] == total else None
+        finished = self.read_record().finished
+        return finished if finished is not None and (not saved or saved[-1] <= finished) else None
+
     @contextmanager
-    def begun(self, recipe: Recipe) -> Iterator[None]:
-        """Claim the folder for `recipe` and hold it; a run of the same recipe in it continues.
+    def begun(self, beginning: Beginning, update: int = 0) -> Iterator[None]:
+        """Claim the folder and hold it; a run whose numbers the recipe does not alter continues, at `update`.
 
         Raises:
             UserError: as `check`, or another process holds it.
         """
-        self.check(recipe)
+        self.check(beginning)
+        first = is_first_rank()
         # One rank holds the folder for all.
-        with files.only_one(self.path, "trainer.folder") if _is_first_rank() else nullcontext():
-            self._claim(recipe)
+        with files.only_one(self.path, "trainer.folder") if first else nullcontext():
+            if first:
+                self._claim(beginning, update)
             yield
+            if first:
+                self._record(beginning, beginning.total)
 
-    def _claim(self, recipe: Recipe) -> None:
-        files.write_bytes(self.recipe, to_yaml(recipe).encode())
-        files.write_bytes(self.environment, (json.dumps(environment(), indent=1) + "\n").encode())
+    def _claim(self, beginning: Beginning, update: int) -> None:
+        # Before the recipe: without it this is no run yet.
+        environment.record(self.environment, update)
+        self._record(beginning, None)
+        files.write_bytes(self.recipe, to_yaml(beginning.recipe).encode())
 
-    def check(self, recipe: Recipe) -> None:
-        """Whether `recipe` may begin or continue here; writes nothing.
+    def _record(self, beginning: Beginning, finished: int | None) -> None:
+        inputs = {**(self.read_record().inputs if self.is_run() else {}), **beginning.inputs}
+        record = Record(command=beginning.command, inputs=inputs, finished=finished)
+        files.write_bytes(self.record, record.model_dump_json().encode())
+
+    def check(self, beginning: Beginning) -> None:
+        """Whether a command may begin or continue here; writes nothing.
 
         Raises:
-            UserError: the folder holds another run, or something else.
+            UserError: the folder holds a run of other numbers, one that is finished and cannot go on, or something
+                else.
         """
         if self.is_run():
-            if not _continues(self.read_recipe(), recipe):
+            self._check_recipe(beginning)
+            done = self.delivered()
+            if done is not None and not self.checkpoint_updates():
                 raise UserError(
-                    f"{self.path} holds a run of another recipe ({_difference(self.read_recipe(), recipe)}): choose "
-                    "another trainer.folder, or delete that one"
+                    f"{self.path} is finished and its checkpoints are deleted, so it cannot go on; {done} is kept: "
+                    f"choose another trainer.folder{self._start_from_student(beginning)}"
                 )
         elif self.path.exists() and not all(map(self._is_of_a_beginning, self.path.iterdir())):
             raise UserError(f"{self.path} is not empty and no run: choose another trainer.folder")
 
+    def _check_recipe(self, beginning: Beginning) -> None:
+        record, before = self.read_record(), self.read_recipe()
+        if self.record.is_file() and record.command != beginning.command:
+            raise UserError(f"{self.path} holds a run of `workbench {record.command}`: choose another trainer.folder")
+        changed = differences(before, beginning.recipe, beginning.command, (record.inputs, beginning.inputs))
+        if changed:
+            fork = f", with trainer.start={self.path} to start from this one" if beginning.command == "distill" else ""
+            raise UserError(
+                f"{self.path} holds a run of another recipe ({'; '.join(changed)}): choose another trainer.folder"
+                f"{fork}, or delete that run"
+            )
+
+    def _start_from_student(self, beginning: Beginning) -> str:
+        full = beginning.command == "distill" and beginning.recipe.model.roles == "full"
+        return f" (model.student={self.student} starts from its student)" if full and self.student.exists() else ""
+
     def _is_of_a_beginning(self, path: Path) -> bool:
         """Whether a `begin` that was killed may have left it."""
-        return path in (self.environment, self.path / files.LOCK) or path.match(".*.part")
+        return path in (self.environment, self.record, self.path / files.LOCK) or path.match(".*.part")
 
 
-_is_first_rank = rank_zero_only(lambda: True, default=False)
+def is_first_rank() -> bool:
+    """Whether this process is the first of the run's ranks, or the only one."""
+    from lightning.pytorch.utilities import rank_zero_only
 
-
-def environment() -> dict[str, object]:
-    """Versions and machine, for `environment.json`."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "command": " ".join(["workbench", *sys.argv[1:]]),
-        "cpu_threads": torch.get_num_threads(),
-        "cuda_devices": devices,
-        "packages": versions,
-    }
-
-
-def _continues(before: Recipe, now: Recipe) -> bool:
-    """Whether two recipes train alike: how long, where and how often things are written may differ."""
-    return _training(before) == _training(now)
-
-
-def _difference(before: Recipe, now: Recipe) -> str:
-    """The first keys that train otherwise, `section.key: before, now`."""
-    flat = [flat_values(_training(recipe)) for recipe in (before, now)]
-    keys = [key for key in flat[0].keys() | flat[1].keys() if flat[0].get(key) != flat[1].get(key)]
-    changes = [f"{key} was {flat[0].get(key)}, is {flat[1].get(key)}" for key in sorted(keys)[:3]]
-    return "; ".join(changes) + ("; ..." if len(keys) > 3 else "")
-
-
-def _training(recipe: Recipe) -> Recipe:
-    """The recipe with all that does not change what is trained set to one value."""
-    kept = {"updates": 1, "folder": "", "log_every": 1, "checkpoint_every": 1, "sample_every": 1}
-    neutral = {
-        "devices": 1,
-        "num_nodes": 1,
-        "strategy": "auto",
-        "accelerator": "auto",
-        "max_skipped_updates": 0,
-        "task_gradients_every": 0,
-        "cuda_graphs": "auto",
-        "deterministic": False,
-        "keep": "last",
-    }
-
-    trainer = replace(recipe.trainer, **kept, **neutral)  # type: ignore[arg-type]
-    data = replace(recipe.data, num_workers=0, raw="", encode_batch_size=1)
-    pretraining = replace(recipe.pretrain, steps=1)
-    model = replace(recipe.model, license="", base_model="")
-    return replace(recipe, model=model, trainer=trainer, pretrain=pretraining, evaluation=Evaluation(), data=data)
+    return bool(rank_zero_only(lambda: True, default=False)())

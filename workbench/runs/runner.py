@@ -6,8 +6,6 @@ recipe -> encoded shards -> datamodule -> roles -> trainer -> run folder -> pipe
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,17 +28,18 @@ from workbench.modules.distiller import Distiller
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
 from workbench.recipe.config import Recipe
-from workbench.runs import checkpoint, machine, milestones, plan, preflight
+from workbench.runs import continuing, machine, milestones, plan, preflight
 from workbench.runs.callbacks import Averaging, Checkpointing, Grid, Milestones, Resuming, SampleGrid
 from workbench.runs.exporting import export_student, record_data, return_to_best
-from workbench.runs.run_folder import RunFolder
+from workbench.runs.inputs import hashes_of
+from workbench.runs.run_folder import Beginning, RunFolder
 from workbench.runs.scalars import DataWait, Metrics
 
 
 def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     """Distil into `recipe.trainer.folder`, from its newest checkpoint if it has one; returns the folder.
 
-    dry_run: print the plan, its memory and its time, and write nothing.
+    dry_run: print the plan, its memory, disk and time, and what the command would do in the folder; write nothing.
 
     Raises:
         UserError: anything in the recipe, the data or the folder that the user can fix.
@@ -48,6 +47,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     machine.check(recipe.trainer)
     folder = RunFolder(Path(recipe.trainer.folder))
     dataset = EncodedDataset(recipe.data.encoded)
+    beginning, start = continuing.distillation(folder, recipe, dataset.content)
     data = DistillationData(
         dataset,
         recipe.mixture,
@@ -64,9 +64,10 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         denoiser.compile_blocks()
     module = Distiller(denoiser, recipe, data.categories)
     if dry_run:
-        plan.show(recipe, module, denoiser, data, partial(_seconds_per_update, recipe, module, data), Console())
+        line = continuing.status(folder, beginning, start)
+        plan.show(recipe, module, denoiser, data, partial(_seconds_per_update, recipe, module, data), line, Console())
         return folder.path
-    with _begun(folder, recipe, "trainer.updates", recipe.trainer.updates):
+    with continuing.held(folder, beginning):
         record_data(folder, dataset)
         averaging = Averaging(recipe.optim.ema_decay)
         grid = milestones.distillation_grid(recipe, teacher, data)
@@ -75,7 +76,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         best = folder.checkpoints if recipe.trainer.keep == "best" else None
         distance = milestones.distillation_distance(recipe, data)
         milestone_log = Milestones(folder.milestones, best, recipe.trainer.sample_every, averaging, distance, scores)
-        _fit(recipe, folder, module, data, averaging, grid, samples_per_update, milestone_log)
+        _fit(recipe, folder, module, data, averaging, grid, samples_per_update, milestone_log, start=start)
         if best is not None:
             return_to_best(best, milestone_log.monitor, averaging.average.average)
         _export_student(recipe, folder, denoiser, averaging, module.trainer.is_global_zero)
@@ -95,11 +96,18 @@ def pretrain(recipe: Recipe, source: Source | None = None, pictured: Source | No
     machine.check(recipe.trainer)
     if recipe.trainer.strategy == "fsdp":
         raise UserError("pretraining runs on one device: set trainer.strategy=auto")
+    if recipe.trainer.start:
+        raise UserError("trainer.start is for distillation: pretraining starts from model.folder")
     folder = RunFolder(Path(recipe.trainer.folder))
+    dataset = EncodedDataset(recipe.data.encoded) if source is None else None
+    content = dataset.content if dataset is not None else None
+    beginning = Beginning(recipe, "pretrain", hashes_of(recipe, content, "pretrain"))
+    continuing.num_done(folder, beginning)
     base = families.load(recipe.model.folder)
     text = base.trainable_text()
     if source is None:
-        source = ShardSource(EncodedDataset(recipe.data.encoded), text.tokenize)
+        assert dataset is not None
+        source = ShardSource(dataset, text.tokenize)
     data, drawn = (
         PretrainingData(
             samples,
@@ -116,7 +124,7 @@ def pretrain(recipe: Recipe, source: Source | None = None, pictured: Source | No
         base.transformer.requires_grad_(False)
         roles.add_adapter(denoiser.network(roles.TEACHER), roles.TEACHER, rank, alpha=rank, seed=recipe.seed)
     module = Pretrainer(denoiser, text, recipe)
-    with _begun(folder, recipe, "pretrain.steps", recipe.pretrain.steps):
+    with continuing.held(folder, beginning):
         averaging = Averaging(recipe.pretrain.ema_decay)
         grid = milestones.pretraining_grid(recipe, base, drawn)
         _fit(recipe, folder, module, data, averaging, grid, recipe.mixture.batch_size)
@@ -128,20 +136,6 @@ def pretrain(recipe: Recipe, source: Source | None = None, pictured: Source | No
         return folder.teacher
 
 
-@contextmanager
-def _begun(folder: RunFolder, recipe: Recipe, key: str, total: int) -> Iterator[None]:
-    """Claim and hold the folder, unless its run has gone further than the `total` updates of the recipe's `key`."""
-    folder.check(recipe)
-    found = checkpoint.newest(folder.checkpoints)
-    if found is not None and found[1].num_updates > total:
-        raise UserError(
-            f"{folder.path} has done {found[1].num_updates} updates, and {key} is {total}: set it to as many or more, "
-            "or choose another trainer.folder"
-        )
-    with folder.begun(recipe):
-        yield
-
-
 def _fit(
     recipe: Recipe,
     folder: RunFolder,
@@ -151,15 +145,16 @@ def _fit(
     grid: Grid,
     samples_per_update: int,
     *more: L.Callback,
+    start: continuing.Start | None = None,
 ) -> None:
-    """Train from the newest checkpoint to the end."""
+    """Train from the newest checkpoint, or from `start`, to the end."""
     options = recipe.trainer
     wait = DataWait()
 
     def logger(done: int) -> TensorBoardLogger:
         return TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=done + 1 if done else None)
 
-    resuming = Resuming(folder.checkpoints, averaging, data, logger)
+    resuming = Resuming(folder.checkpoints, averaging, data, logger, start)
     callbacks: list[L.Callback] = [
         averaging,
         resuming,
