@@ -59,7 +59,7 @@ class Index:
     def content(self) -> str:
         """Hash of what training reads: the arrays of every sample in their order, however they are cut into shards
         and whatever else the shards keep."""
-        arrays = [
+        arrays: list[Any] = [
             sorted((name, *place[2:]) for name, place in of.items() if name.endswith(".npy")) for of in self.members
         ]
         if any(len(place) < 3 for of in arrays for place in of):
