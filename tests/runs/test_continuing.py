@@ -293,10 +293,8 @@ def test_a_full_disk_is_one_line_with_the_path_and_what_to_do(
         raise full
 
     monkeypatch.setattr(TensorBoardLogger, "log_metrics", write)
-    run = tmp_path / "run"
-    with pytest.raises(
-        UserError, match=rf"cannot write {run}: the disk is full.* the same command again: it continues"
-    ):
+    run, hook = tmp_path / "run", threading.excepthook
+    with pytest.raises(UserError, match=rf"cannot write {run}: the disk is full.* same command again: it continues"):
         distill(in_folder(recipe, run))
     assert "Traceback" not in capfd.readouterr().err
     assert threading.excepthook is hook
