@@ -13,7 +13,6 @@ import optuna
 from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from sqlalchemy.engine import make_url
 
@@ -22,6 +21,7 @@ from studies.factors import level_text
 from studies.machine.trial_queue import SEARCH, error_of, is_duplicate
 from studies.study import Study
 from workbench.common.files import write_bytes
+from workbench.common.tables import Table
 from workbench.evaluation.cases.count import count_cases
 from workbench.evaluation.measures.statistics import Interval
 from workbench.recipe.config import Recipe

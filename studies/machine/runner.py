@@ -32,6 +32,7 @@ from studies.machine.trial_queue import SEARCH, Call
 from studies.machine.workers import Worker
 from studies.study import Study, vary
 from workbench.common.errors import UserError
+from workbench.common.tables import stdout_console
 from workbench.recipe.config import Recipe
 
 RunTrial = Callable[[Recipe, Path], dict[str, Any]]
@@ -60,7 +61,7 @@ def run_study(
     plan = plan_of(name, arguments, study or study_named(name))
     if execute is None and worker is WORKER:
         _check_data(plan)
-    console = Console()
+    console = stdout_console()
     retry = retry_for(plan.options)
     retry.say = lambda line: console.print(line, markup=False)
     session = open_study(plan, retry, intervals, is_first=True)

@@ -22,7 +22,6 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from studies.tiny_model import judge, vae
@@ -35,6 +34,7 @@ from studies.tiny_model.world_source import world_sources
 from workbench.backbones import families
 from workbench.common.errors import UserError
 from workbench.common.fingerprint import fingerprint
+from workbench.common.tables import Table
 from workbench.recipe import reading
 from workbench.recipe.config import Recipe
 from workbench.runs.runner import pretrain

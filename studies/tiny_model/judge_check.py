@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from rich.table import Table
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from datamodules.openmoji import MULTI_LABEL
 from studies.tiny_model.corruptions import CORRUPTIONS, corrupt
 from studies.tiny_model.judge_data import COLUMNS, SINGLE_LABEL, is_clean
+from workbench.common.tables import Table
 from workbench.evaluation.judges.local_network import preprocess
 from workbench.evaluation.judges.networks import Network
 

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from studies.tiny_model import measured
 from studies.tiny_model.figures import PARTS, Figure, Options, Zoo
@@ -23,6 +22,7 @@ from workbench.common.arguments import read_options
 from workbench.common.errors import UserError
 from workbench.common.files import settings_hash, write_bytes
 from workbench.common.fingerprint import fingerprint
+from workbench.common.tables import Table
 from workbench.evaluation.sheets import write_grids
 
 FORMAT = 1

@@ -10,6 +10,11 @@ from safetensors.torch import load_file
 
 from workbench.recipe.config import Recipe
 
+SAMPLES = {
+    "t2i": {"landscape": 3, "portrait": 3, "text": 3},
+    "edit": {"scene": 2, "enhance": 2, "object": 2, "text": 2, "identity": 2, "style": 2},
+}
+
 
 def in_folder(recipe: Recipe, folder: Path, **trainer: object) -> Recipe:
     return replace(recipe, trainer=replace(recipe.trainer, folder=str(folder), **trainer))  # type: ignore[arg-type]

@@ -5,17 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from small_runs import SAMPLES
 
 from datamodules.shards.pack import pack
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import from_mapping
 from workbench.runs.encoding import encode
 from workbench.runs.runner import distill
-
-SAMPLES = {
-    "t2i": {"landscape": 3, "portrait": 3, "text": 3},
-    "edit": {"scene": 2, "enhance": 2, "object": 2, "text": 2, "identity": 2, "style": 2},
-}
 
 
 @pytest.fixture(scope="session")

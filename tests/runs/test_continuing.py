@@ -26,9 +26,9 @@ from workbench.recipe.config import Recipe
 from workbench.recipe.reading import load, to_yaml
 from workbench.runs import checkpoint, continuing, environment, inputs, runner
 from workbench.runs.encoding import encode
+from workbench.runs.exporting import export_run
 from workbench.runs.inputs import weights_hash
 from workbench.runs.run_folder import Beginning, RunFolder
-from workbench.runs.exporting import export_run
 from workbench.runs.runner import distill, pretrain
 
 

@@ -16,7 +16,7 @@ import yaml
 from diffusers import QwenImage21Transformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
-from small_runs import in_folder, student_weights
+from small_runs import SAMPLES, in_folder, student_weights
 from stock_student import own_and_stock
 
 from datamodules.shards.encoded import EncodedDataset

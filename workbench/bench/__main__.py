@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from workbench.bench.engines import MixBenchmark
 from workbench.bench.options import Options, read
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
+from workbench.common.tables import Table, stdout_console
 
 Results = dict[str, dict[str, Any]]
 
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: Options) -> Results:
     """Measure every mix and print it; results by mix, then by engine."""
-    console = Console()
+    console = stdout_console()
     if options.threads:
         torch.set_num_threads(options.threads)
     machine = _machine(options.torch_device)

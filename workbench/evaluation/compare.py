@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from workbench.common.errors import UserError
+from workbench.common.tables import Table, stdout_console
 from workbench.evaluation import metrics_file
 from workbench.evaluation.case_scores import Key, read_measures, read_scores
 from workbench.evaluation.measures.catalogue import MEASURES, VARIETY, numbers_of
@@ -49,7 +49,7 @@ def compare_scores(a: Mapping[Key, float], b: Mapping[Key, float]) -> dict[str, 
 
 def compare_runs(first: Path, second: Path, console: Console | None = None) -> dict[str, dict[str, Interval]]:
     """Print and return the paired differences `first` - `second`. Raises UserError if they share no case."""
-    console = console or Console()
+    console = console or stdout_console()
     scores = [read_scores(folder) for folder in (first, second)]
     models = [subject_of(of_run, folder) for of_run, folder in zip(scores, (first, second), strict=True)]
     a, b = (of_run[model] for of_run, model in zip(scores, models, strict=True))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.table import Table
 
+from workbench.common.tables import Table
 from workbench.evaluation.cases.case import BENCHES
 from workbench.evaluation.measures.catalogue import rows_of
 from workbench.evaluation.measures.statistics import Interval

@@ -15,6 +15,7 @@ from workbench.common.clock import Clock
 from workbench.common.errors import UserError
 from workbench.common.files import whole_file
 from workbench.common.images import read_image
+from workbench.common.tables import stdout_console
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.cases.case_file import write_jsonl
 from workbench.evaluation.cases.choose import benchmark_cases
@@ -88,7 +89,7 @@ def evaluate_run(
     metrics = evaluate(models, recipe, out, cases=cases, judges=judges, selection=selection, clock=clock)
     if folder.is_run():
         add_scores(folder.student, metrics)
-    print_metrics(metrics, Console())
+    print_metrics(metrics, stdout_console())
     return metrics
 
 

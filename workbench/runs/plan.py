@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.table import Table
 
 from datamodules.distillation import DistillationData
 from workbench.backbones import families, placement
 from workbench.backbones.base import RoleNetworks
 from workbench.backbones.roles import STUDENT, teacher_roles
 from workbench.common import files
+from workbench.common.tables import Table
 from workbench.modules.distiller import Distiller
 from workbench.modules.teachers import evaluations
 from workbench.recipe.config import Recipe

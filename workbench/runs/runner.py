@@ -13,7 +13,6 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from rich.console import Console
 
 from datamodules.distillation import DistillationData
 from datamodules.pretraining import PretrainingData, ShardSource, Source
@@ -24,6 +23,7 @@ from workbench.backbones.load import load_for_training, load_roles, single_role
 from workbench.backbones.lora import role_adapters
 from workbench.backbones.placement import frozen_dtype
 from workbench.common.errors import UserError
+from workbench.common.tables import stdout_console
 from workbench.modules.distiller import Distiller
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
@@ -65,7 +65,8 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     module = Distiller(denoiser, recipe, data.categories)
     if dry_run:
         line = continuing.status(folder, beginning, start)
-        plan.show(recipe, module, denoiser, data, partial(_seconds_per_update, recipe, module, data), line, Console())
+        measure = partial(_seconds_per_update, recipe, module, data)
+        plan.show(recipe, module, denoiser, data, measure, line, stdout_console())
         return folder.path
     with continuing.held(folder, beginning):
         record_data(folder, dataset)
