@@ -207,6 +207,20 @@ class DistillationData(LightningDataModule):
                 batches.append(collate(self.dataset, indices, rows[part], weight[part], num_samples, guided, targets))
         return tuple(batches)
 
+    def of_each_shape(self, world: int = 1) -> list[tuple[Batch, Batch]]:
+        """A batch of every shape that a rank sees, as the student's updates have it and as the fake score's have it."""
+        return [
+            (
+                self._sample_batch(samples, self.guided, True),
+                self._sample_batch(samples, False, self.fake_targets),
+            )
+            for samples in self.plan.shapes(self.num_steps, world).values()
+        ]
+
+    def _sample_batch(self, samples: np.ndarray, guided: bool, targets: bool) -> Batch:
+        rows = np.arange(len(samples))
+        return collate(self.dataset, samples, rows, np.ones(len(rows)), len(rows), guided, targets)
+
     def batches_for(self, indices: Sequence[int], guided: bool = True) -> tuple[Batch, ...]:
         """As the function of this name, over this datamodule's samples."""
         return batches_for(self.dataset, indices, guided)

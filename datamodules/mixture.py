@@ -25,6 +25,8 @@ from workbench.batch import TASKS, Task
 from workbench.recipe.config import Mixture
 
 STUDENT = "student"
+STEPS_SEEN = 1000
+"""Steps of a plan whose shapes are looked at: counts differ by one from step to step, and come back soon."""
 
 
 def fake_stream(update: int) -> str:
@@ -160,6 +162,19 @@ class MixturePlan:
             kept = (pass_, _generator(self.seed, "pass", stream, cell, pass_).permutation(size))
             self._permutations[stream, cell] = kept
         return kept[1]
+
+    def shapes(self, num_steps: int, world: int = 1) -> dict[tuple[int, int], np.ndarray]:
+        """Shapes of a rank's micro-batches in the first `num_steps` steps, by geometry and number of rows, each with as
+        many samples that have it, (rows,) int64."""
+        found: dict[tuple[int, int], np.ndarray] = {}
+        counts = [self.drawn(step) for step in range(min(num_steps, self._period, STEPS_SEEN) + 1)]
+        for before, after in zip(counts, counts[1:], strict=False):
+            for group, in_group in zip(self._groups, self._split(after - before), strict=True):
+                of_rank = -(-sum(in_group) // world)
+                for part in micro_batches(of_rank, self.micro_batch_size):
+                    rows = part.stop - part.start
+                    found.setdefault((group.geometry, rows), np.resize(np.concatenate(group.members), rows))
+        return found
 
     def realised(self, num_steps: int) -> dict[str, int]:
         """Samples of each category that one stream draws in the first `num_steps` steps."""

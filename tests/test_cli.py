@@ -51,6 +51,12 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
             1,
             "error: unexpected ZeroDivisionError: division by zero (run again with --debug for the traceback)",
         ),
+        (
+            RuntimeError("x" * 1000),
+            1,
+            f"error: unexpected RuntimeError: {'x' * 400} [... 400 characters ...] {'x' * 200}"
+            " (run again with --debug for the traceback)",
+        ),
         (KeyboardInterrupt(), 130, "interrupted: the same command continues"),
     ],
 )

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from workbench.common.errors import UserError
+from workbench.common.errors import UserError, shortened
 
 RECIPE_COMMANDS = {
     "pack": "draw the world, or read one's own images, into raw WebDataset shards",
@@ -25,6 +25,8 @@ RECIPE_COMMANDS = {
     "pretrain": "train a teacher by flow matching",
     "distill": "distil the teacher into a few-step student; the same command continues an interrupted run",
 }
+LONGEST_UNEXPECTED = 600
+"""Characters of an unexpected error's message: a compiler's is a hundred thousand."""
 MENDABLE_ERRNOS = (
     errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR,
     errno.ENOTDIR,
@@ -264,7 +266,8 @@ def _report(error: Exception) -> int:
             return _fail(2, f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}")
         case _:
             hint = "(run again with --debug for the traceback)"
-            return _fail(1, f"error: unexpected {type(error).__name__}: {error} {hint}")
+            told = shortened(" ".join(str(error).split()), LONGEST_UNEXPECTED)
+            return _fail(1, f"error: unexpected {type(error).__name__}: {told} {hint}")
 
 
 def _fail(code: int, message: str) -> int:

@@ -41,7 +41,8 @@ def test_one_update_over_a_billion_parameters(bench: Bench, tmp_path: Path, caps
     bench.run("pack", *settings)
     bench.run("encode", *settings)
     capsys.readouterr()
-    bench.run("distill", "--dry-run", *settings)
+    recomputed = (*settings, "model.stored_blocks=0")
+    bench.run("distill", "--dry-run", *recomputed)
     plan = capsys.readouterr().out.replace("\n", " ")
     planned = re.search(r"peak about ([\d.]+) +GiB", plan)
     frozen = re.search(r"([\d.]+) M +frozen", plan)
@@ -50,12 +51,18 @@ def test_one_update_over_a_billion_parameters(bench: Bench, tmp_path: Path, caps
 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    bench.run("distill", *settings)
+    bench.run("distill", *recomputed)
     peak = torch.cuda.max_memory_allocated() / 2**30
     assert peak < 1.25 * float(planned.group(1)), f"{peak:.2f} GiB taken, {planned.group(1)} planned"
     (row,) = losses(out)
     assert all(torch.tensor(value).isfinite() for name, value in row.items() if name.startswith("loss/"))
     assert row["gradient_norm/student"] > 0
+
+    capsys.readouterr()
+    bench.run("distill", *settings, "trainer.updates=2", f"trainer.folder={tmp_path / 'stored'}")
+    printed = capsys.readouterr().out
+    assert f"{SIZES.blocks} of {SIZES.blocks} blocks keep their activations" in printed, printed
+    assert [row["throughput/compilations"] for row in losses(tmp_path / "stored")] == [0, 0]
 
     adapter = tmp_path / "student.safetensors"
     assert cli.main(["export", str(out), str(adapter), "--lora"]) == 0

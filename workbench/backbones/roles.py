@@ -53,7 +53,9 @@ def build(
     """
 
     def network(transformer: nn.Module) -> TransformerDenoiser:
-        return factory(transformer, model.gradient_checkpointing, model.stored_blocks)
+        # Where it is for the run to choose, all are recomputed until it has.
+        stored = model.stored_blocks if isinstance(model.stored_blocks, int) else 0
+        return factory(transformer, model.gradient_checkpointing, stored)
 
     networks = {TEACHER: network(base.requires_grad_(False))}
     network_of_role = {TEACHER: TEACHER}

@@ -25,6 +25,7 @@ from workbench.bench import data, measure, warm_up
 from workbench.bench.options import Options
 from workbench.bench.plain import PlainEngine
 from workbench.common.errors import UserError
+from workbench.modules import rehearsal
 from workbench.modules.distiller import Distiller
 from workbench.recipe.config import Dmd, Guidance, Mixture, Model, Recipe, Teachers, Trainer
 
@@ -88,9 +89,9 @@ class MixBenchmark:
 
     def _ours(self, name: str, recipe: Recipe) -> None:
         options = self.options
-        prepared = {} if options.in_turns else self._prepare(recipe)
         with_plain = options.in_turns and options.engine == "both" and "plain" not in self.results
         engine = Distiller(self.denoiser, recipe, data.CATEGORIES)
+        prepared = {} if options.in_turns else self._prepare(engine)
         ours, plain = measure.alternate(
             engine, self.plain if with_plain else None, self.steps, warmup=options.num_warmup
         )
@@ -118,28 +119,22 @@ class MixBenchmark:
         found = measure.phases(self.denoiser, self.recipe, self.steps[:few], warmup=self.options.num_warmup)
         self._keep("phases_s", dict(found))
 
-    def _prepare(self, recipe: Recipe) -> dict[str, float]:
-        """Run every kind of evaluation once, and keep the activations of as many blocks as asked for."""
-        step = self.steps[0]
-        every_kind = partial(warm_up.evaluate_every_role, self.denoiser, recipe, step)
-        self._store(0)
-        seconds = self._seconds(every_kind)
-        stored = self.options.stored_blocks if self.options.stored_blocks >= 0 else self._most_stored(step)
-        self._store(stored)
-        # A block that keeps its activations is compiled otherwise than one that is recomputed.
-        return {"warm_up_s": round(seconds + self._seconds(every_kind), 2), "stored": min(stored, self.num_blocks)}
-
-    def _store(self, count: int) -> None:
-        """Keep the activations of `count` blocks of the trained networks from now on."""
-        if self.options.gradient_checkpointing:
-            for role in (STUDENT, FAKE_SCORE):
-                self.denoiser.network(role).num_recomputed = max(0, self.num_blocks - count)
-
-    def _most_stored(self, step: StepData) -> int:
-        if self.device.type != "cuda":
-            return self.num_blocks
-        limit = int(self.options.memory_gib * 2**30)
-        return warm_up.most_stored(self.denoiser, step.student[0].to(self.device), self.num_blocks, self._store, limit)
+    def _prepare(self, engine: Distiller) -> dict[str, float]:
+        """Rehearse as a run does before its first update, with as many blocks stored as asked for."""
+        step, options = self.steps[0], self.options
+        pairs = [rehearsal.Pair(*batches) for batches in zip(step.student, step.fake[0], strict=True)]
+        limit = None
+        if options.gradient_checkpointing and options.stored_blocks < 0 and self.device.type == "cuda":
+            limit = int(options.memory_gib * 2**30) or rehearsal.available_bytes(self.device)
+            # A run's optimisers have their moments by then.
+            limit -= 8 * sum(parameter.numel() for parameter in engine.parameters() if parameter.requires_grad)
+        elif options.gradient_checkpointing:
+            networks = [self.denoiser.network(role) for role in (STUDENT, FAKE_SCORE)]
+            rehearsal.store(networks, self.num_blocks if options.stored_blocks < 0 else options.stored_blocks)
+        started = time.perf_counter()
+        stored = rehearsal.prepare(engine.to(self.device), pairs, limit, lambda: None)
+        measure.synchronise(self.device)
+        return {"warm_up_s": round(time.perf_counter() - started, 2), "stored": stored}
 
     def _seconds(self, run: Callable[[], None]) -> float:
         started = time.perf_counter()

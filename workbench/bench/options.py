@@ -47,7 +47,7 @@ class Options:
     model: pipeline folder, or `random:blocks=8,width=256,heads=4,text=192,channels=64` (these are the defaults).
     specialists: random adapters over the base teacher, one teacher a student step, so that they cost memory alone.
     gradient_checkpointing: of both engines; stored_blocks: blocks of this engine that keep their activations all the
-    same, -1 for as many as leave the peak at memory_gib.
+    same, -1 for as many as leave the peak at memory_gib, 0 for what a run takes of the GPU.
     batch_size: samples of each task. text_tokens: of the longest prompt; padded: prompts differ in length.
     side: latent tokens of an image's edge. mix: t2i, edit, 5:5 (both in one step), apart (t2i, then edit) or all three.
     repeats: measured iterations of each engine, after `warmup` others (-1: as many as graphs need to be recorded).
@@ -70,7 +70,7 @@ class Options:
     specialists: int = 0
     gradient_checkpointing: bool = False
     stored_blocks: int = 0
-    memory_gib: float = 44.0
+    memory_gib: float = 0.0
     batch_size: int = 16
     text_tokens: int = 24
     padded: bool = True

@@ -23,7 +23,8 @@ class Model:
     LoRA file over the base teacher; with `lora` roles a LoRA file alone. The fake score starts at the base teacher.
     roles: `full` copies of the weights, or `lora` adapters over one shared frozen base.
     gradient_checkpointing: recompute the activations of blocks in the backward pass, except in the last
-    `stored_blocks` of each network: some seconds for some memory.
+    `stored_blocks` of each network: some seconds for some memory. auto: as many as a GPU has memory for, measured
+    before the first update; none on a CPU.
     license, base_model: of the teacher, for the model card of a student, where the teacher's folder does not say them:
     a licence as the Hub spells it, and the teacher's name there (`OWNER/NAME`).
     """
@@ -34,7 +35,7 @@ class Model:
     lora_rank: int = 32
     lora_alpha: float = 32.0
     gradient_checkpointing: bool = False
-    stored_blocks: int = 0
+    stored_blocks: int | str = "auto"
     license: str = ""
     base_model: str = ""
 
@@ -53,9 +54,13 @@ class Model:
             "RUN student.safetensors`, then model.student=student.safetensors; or set model.roles=full",
         )
         positive("model", lora_rank=self.lora_rank, lora_alpha=self.lora_alpha)
-        require(self.stored_blocks >= 0, f"model.stored_blocks must not be negative, got {self.stored_blocks}")
+        given = self.stored_blocks
         require(
-            self.gradient_checkpointing or self.stored_blocks == 0,
+            given == "auto" or (type(given) is int and given >= 0),
+            f"model.stored_blocks must be auto, or a number of blocks from 0 on, got {given}",
+        )
+        require(
+            self.gradient_checkpointing or self.stored_blocks in ("auto", 0),
             "model.stored_blocks does nothing without model.gradient_checkpointing=true: all blocks are stored then",
         )
 

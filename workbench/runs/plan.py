@@ -19,6 +19,7 @@ from workbench.modules.distiller import Distiller
 from workbench.modules.teachers import evaluations
 from workbench.recipe.config import Recipe
 from workbench.runs import checkpoint
+from workbench.runs.preparation import stores_by_memory
 
 
 def show(
@@ -72,6 +73,8 @@ def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: Dis
     )
     each = ", ".join(f"{task} {count / 2**30:.2f}" for task, count in parts.items())
     halved = ", about half of it in compiled blocks" if student.compiled else ""
+    if stores_by_memory(recipe):
+        halved += " with every block recomputed (on a GPU as many are stored as fit, see below)"
     peak = state + max(parts.values()) + prefixes
     return (
         f"{line}; activations {each} GiB{halved}; prefixes of teacher and fake score {prefixes / 2**30:.2f} GiB; "

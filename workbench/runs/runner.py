@@ -32,6 +32,7 @@ from workbench.runs import continuing, machine, milestones, plan, preflight
 from workbench.runs.callbacks import Averaging, Checkpointing, Grid, Milestones, Resuming, SampleGrid
 from workbench.runs.exporting import export_student, record_data, return_to_best
 from workbench.runs.inputs import hashes_of
+from workbench.runs.preparation import Preparation, keep_compiled
 from workbench.runs.run_folder import Beginning, RunFolder
 from workbench.runs.scalars import DataWait, Metrics
 
@@ -61,6 +62,8 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     preflight.check_data(dataset, teacher, recipe)
     denoiser = load_roles(recipe, teacher, frozen_dtype(recipe))
     if machine.compiles(recipe.trainer, denoiser):
+        if not dry_run:
+            keep_compiled(folder.path)
         denoiser.compile_blocks()
     module = Distiller(denoiser, recipe, data.categories)
     if dry_run:
@@ -159,6 +162,7 @@ def _fit(
     callbacks: list[L.Callback] = [
         averaging,
         resuming,
+        *([Preparation(data)] if isinstance(data, DistillationData) else []),
         Metrics(folder.scalars, options.log_every, data, samples_per_update, wait),
         SampleGrid(folder.samples, options.sample_every, averaging, grid),
         Checkpointing(folder.checkpoints, options.checkpoint_every, averaging),
@@ -196,7 +200,15 @@ def _seconds_per_update(recipe: Recipe, module: Distiller, data: DistillationDat
     brief = replace(recipe, trainer=replace(recipe.trainer, updates=2))
     data.num_steps = 2
     module.total_updates = 2
-    trainer = machine.make_trainer(brief, logger=False, enable_progress_bar=False)
-    started = time.perf_counter()
+    clock = _FirstBatch()
+    callbacks = [Preparation(data), clock]
+    trainer = machine.make_trainer(brief, logger=False, enable_progress_bar=False, callbacks=callbacks)
     trainer.fit(module, datamodule=data)
-    return (time.perf_counter() - started) / 2
+    return (time.perf_counter() - clock.started) / 2
+
+
+class _FirstBatch(L.Callback):
+    started = 0.0
+
+    def on_train_start(self, *_: object) -> None:
+        self.started = time.perf_counter()

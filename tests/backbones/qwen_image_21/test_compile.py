@@ -20,9 +20,9 @@ from workbench.backbones.base import RoleDenoiser, RoleNetworks
 from workbench.backbones.lora_files import AdapterLayer
 from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, TEACHER
-from workbench.batch import Batch, Condition, Layout, Reference
-from workbench.bench import data, warm_up
-from workbench.recipe.config import Model, Recipe, Teachers, Trainer
+from workbench.batch import Condition, Layout, Reference
+from workbench.bench import data
+from workbench.recipe.config import Model, Recipe, Trainer
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -147,29 +147,6 @@ def test_shapes_beyond_the_limit_run_uncompiled(condition: Condition) -> None:
         found = denoiser.velocity(prefix, x_t, x_t[:, 0, 0], TEACHER)
     assert counters["stats"]["unique_graphs"] == 1
     torch.testing.assert_close(found, build("lora").velocity(prefix, x_t, x_t[:, 0, 0], TEACHER))
-
-
-def test_the_benchmarks_warm_up_leaves_nothing_to_compile(condition: Condition) -> None:
-    torch._dynamo.reset()
-    denoiser = build("lora")
-    denoiser.compile_blocks("aot_eager")
-    batch = Batch(
-        task="edit",
-        condition=condition,
-        uncond=None,
-        target=None,
-        rows=torch.arange(2),
-        weight=torch.ones(2),
-        num_samples=2,
-        category=torch.zeros(2, dtype=torch.int64),
-        sample_ids=("a", "b"),
-    )
-    recipe = Recipe(teachers=Teachers(specialists={"text": "file"}))
-    warm_up.evaluate_every_role(denoiser, recipe, data.StepData(0, (batch,), ()))
-    assert all(parameter.grad is None for parameter in denoiser.parameters())
-    counters.clear()
-    gradients(denoiser, condition)
-    assert counters["stats"]["unique_graphs"] == 0
 
 
 def recomputations(denoiser: RoleNetworks, condition: Condition) -> int:

@@ -1,0 +1,166 @@
+"""Before the first update: each kind of batch once, so that nothing is left to compile, and so many blocks keep their
+activations as the device has memory for.
+
+Every rank rehearses the same shapes. Random numbers are functions of the update, so nothing of it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from workbench.backbones.base import RoleNetworks, TransformerDenoiser
+from workbench.backbones.roles import FAKE_SCORE, STUDENT
+from workbench.batch import Batch
+from workbench.engine.graph_steps import GraphStep, StepInput, run_eagerly
+from workbench.engine.means import Means
+from workbench.modules.distiller import Distiller
+
+USED_SHARE = 0.9
+"""Of the memory that is there before the first update: what is freed comes back in pieces that do not always fit."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Batches of one shape, as the student's update has them and as the fake score's has them."""
+
+    student: Batch
+    fake: Batch
+
+    def to(self, device: torch.device) -> Pair:
+        """Same batches on `device`."""
+        return Pair(self.student.to(device), self.fake.to(device))
+
+
+def prepare(module: Distiller, pairs: Sequence[Pair], limit_bytes: int | None, done: Callable[[], None]) -> int:
+    """Rehearse `pairs`, with blocks stored as their network has it or, with a limit, as many as leave the peak of
+    every pair below it; returns blocks stored.
+
+    done: called after each rehearsal, `rehearsals(...)` times.
+    """
+    networks = _trained_networks(module)
+    num_blocks = len(networks[0].blocks)
+    if limit_bytes is None:
+        _each(pairs, partial(_rehearse, module), done)
+        return num_blocks - networks[0].num_recomputed
+    few, more = max(1, num_blocks // 8), max(2, num_blocks // 4)
+    found = []
+    for pair in pairs:
+        peaks = []
+        for stored in (0, few, more):
+            peaks.append(_peak(module, networks, pair, stored))
+            done()
+        found.append(affordable({few: peaks[1], more: peaks[2]}, num_blocks, limit_bytes))
+    stored = _least(found, module.device)
+    store(networks, stored)
+    _each(pairs, partial(_rehearse, module), done)
+    return stored
+
+
+def rehearsals(num_pairs: int, chooses: bool) -> int:
+    """How often `prepare` calls back for so many pairs."""
+    return num_pairs * (4 if chooses else 1)
+
+
+def affordable(peaks: dict[int, float], num_blocks: int, limit_bytes: int) -> int:
+    """Stored blocks, of `num_blocks`, whose peak stays below a limit: a line through two measured peaks, in bytes by
+    number of stored blocks. None fit where a peak is infinite."""
+    (few, low), (more, high) = sorted(peaks.items())
+    if high == float("inf"):
+        return few if low < limit_bytes else 0
+    each = max(1.0, (high - low) / (more - few))
+    return max(0, min(num_blocks, more + int((limit_bytes - high) // each)))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that tensors may take on a GPU, those that are there included: what is free and what torch holds."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(USED_SHARE * (free + torch.cuda.memory_reserved(device)))
+
+
+def compilations() -> int:
+    """Graphs that torch has compiled so far in this process."""
+    return counters["stats"]["unique_graphs"]
+
+
+def store(networks: Iterable[TransformerDenoiser], count: int) -> None:
+    """Let the last `count` blocks of each network keep their activations."""
+    for network in networks:
+        network.num_recomputed = max(0, len(network.blocks) - count)
+
+
+def _trained_networks(module: Distiller) -> list[TransformerDenoiser]:
+    assert isinstance(module.denoiser, RoleNetworks)
+    return [module.denoiser.network(role) for role in (STUDENT, FAKE_SCORE)]
+
+
+def _each(pairs: Sequence[Pair], rehearse: Callable[[Pair], None], done: Callable[[], None]) -> None:
+    for pair in pairs:
+        rehearse(pair)
+        done()
+
+
+def _peak(module: Distiller, networks: Sequence[TransformerDenoiser], pair: Pair, stored: int) -> float:
+    """Highest memory of a rehearsal, infinite where it ran out; in bytes."""
+    store(networks, stored)
+    torch.cuda.reset_peak_memory_stats(module.device)
+    try:
+        _rehearse(module, pair)
+    except torch.OutOfMemoryError:
+        if stored == 0:
+            raise
+        module.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        return float("inf")
+    return torch.cuda.max_memory_allocated(module.device)
+
+
+def _rehearse(module: Distiller, pair: Pair) -> None:
+    """Losses and gradients of both roles, of the student at steps that run every teacher."""
+    pair, skipped = pair.to(module.device), module.teachers.skips_unweighted
+    module.teachers.skips_unweighted = False
+    try:
+        for step in _covering(module.active[pair.student.task]):
+            _graded(module, pair.student, STUDENT, partial(module.student_loss, step=step))
+        _graded(module, pair.fake, FAKE_SCORE, partial(module.fake_score_loss, step=module.student.num_steps - 1))
+    finally:
+        module.teachers.skips_unweighted = skipped
+        module.zero_grad(set_to_none=True)
+
+
+def _graded(module: Distiller, batch: Batch, role: str, loss: Callable[[StepInput, Means], Tensor]) -> None:
+    """The loss of `role`, with its gradient."""
+
+    def run(inputs: Sequence[StepInput], means: Means) -> list[Tensor]:
+        (given,) = inputs
+        loss(given, means).sum().backward()
+        return []
+
+    run_eagerly(GraphStep((role, "rehearsal"), role, (batch,), run), module.draws, Means())
+
+
+def _covering(active: Sequence[Sequence[bool]]) -> list[int]:
+    """Few student steps at which every teacher of a task runs, the one of most teachers first."""
+    missing = {m for row in active for m, runs in enumerate(row) if runs}
+    chosen: list[int] = []
+    while missing:
+        gains = [len(missing.intersection(m for m, runs in enumerate(row) if runs)) for row in active]
+        # The last of equals: its rollout is the longest.
+        step = max(range(len(active)), key=lambda k: (gains[k], k))
+        chosen.append(step)
+        missing -= {m for m, runs in enumerate(active[step]) if runs}
+    return chosen
+
+
+def _least(counts: Sequence[int], device: torch.device) -> int:
+    """The smallest of the counts of all ranks: recomputed blocks are gathered again, which all ranks do together."""
+    least = torch.tensor(min(counts), device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return int(least)
