@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata
 
+from workbench.backbones.finite import tensors_of
 from workbench.common.errors import UserError
 from workbench.runs import checkpoint
 from workbench.runs.safe_reader import SafeReader
@@ -181,3 +182,13 @@ def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     with pytest.raises(UserError, match="delete that folder"):
         checkpoint.load(path, state)
+
+
+@pytest.mark.parametrize("part", ["parameters", "average", "moments"])
+def test_a_value_that_is_not_finite_is_named(part: str, tmp_path: Path) -> None:
+    _, _, saved = a_trained_layer(0)
+    name, tensor = next((n, t) for n, t in tensors_of(saved) if n.startswith(part) and t.numel() > 1)
+    tensor.view(-1)[-1] = float("inf")
+    written = checkpoint.save(tmp_path, saved, checkpoint.Progress(1, 0))
+    with pytest.raises(UserError, match=rf"update-000001: {re.escape(name)} holds values that are not finite"):
+        checkpoint.load(written, a_trained_layer(1)[2])

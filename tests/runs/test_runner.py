@@ -15,7 +15,7 @@ import torch
 import yaml
 from diffusers import QwenImage21Transformer2DModel
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_runs import SAMPLES, in_folder, student_weights
 from stock_student import own_and_stock
 
@@ -36,6 +36,7 @@ from workbench.modules import pretrainer
 from workbench.modules.distiller import Distiller
 from workbench.modules.pretrainer import Pretrainer
 from workbench.recipe.config import Dmd, Guidance, Recipe, Schedule, Teachers
+from workbench.recipe.reading import to_yaml
 from workbench.runs import checkpoint, inference, milestones, preflight, runner
 from workbench.runs.exporting import export_run
 from workbench.runs.run_folder import Beginning, RunFolder
@@ -367,6 +368,36 @@ def test_a_copied_run_is_exported_without_its_data_and_with_a_licence(
     assert front["pipeline_tag"] == "text-to-image" and {"image-to-image", "distillation"} < set(front["tags"])
     count = sum(sum(of_task.values()) for of_task in SAMPLES.values())
     assert f"{count} samples of" in (out / "README.md").read_text()
+
+
+def test_values_that_are_not_finite_end_a_command_by_the_tensors_name(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the teacher, in a specialist's file and in a student to start from, in a dry run too."""
+    folder, lora = tmp_path / "broken", tmp_path / "lora.safetensors"
+    shutil.copytree(recipe.model.folder, folder)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    state["transformer_blocks.1.attn.to_k.weight"][2, 3] = float("nan")
+    save_file(state, file, {"format": "pt"})
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    halves = {f"{layer}.lora_A.weight": torch.ones(2, 32), f"{layer}.lora_B.weight": torch.full((32, 2), float("inf"))}
+    save_file(halves, lora)
+    (tmp_path / "recipe.yaml").write_text(to_yaml(in_folder(recipe, tmp_path / "run")))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    run, dry = ["distill", "recipe.yaml"], ["--dry-run"]
+    for words, name in (
+        (["sample", str(folder), "a cat", "--out", "cat.png"], "transformer_blocks.1.attn.to_k.weight"),
+        ([*run, f"model.folder={folder}"], "transformer_blocks.1.attn.to_k.weight"),
+        ([*run, f"model.folder={folder}", *dry], "transformer_blocks.1.attn.to_k.weight"),
+        ([*run, f"model.student={folder}", *dry], "transformer_blocks.1.attn.to_k.weight"),
+        ([*run, f"model.student={lora}", *dry], f"{layer}.lora_B.weight"),
+        ([*run, f"teachers.specialists={{text: {lora}}}", *dry], f"{layer}.lora_B.weight"),
+    ):
+        assert main(words) == 2
+        assert name in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def front_matter(card: Path) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""Weights that are not finite are refused where they are read: they draw black pictures, and train nothing."""
+"""Values that are not finite are refused where they are read or drawn: they make black pictures, and train nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from workbench.common.errors import UserError
 
@@ -15,7 +17,34 @@ def is_finite(values: Tensor) -> bool:
     """Whether no element is NaN or infinite. One pass, without a copy of the tensor's size."""
     if not values.is_floating_point() or not values.numel() or values.is_meta:
         return True
-    return bool(torch.stack(torch.aminmax(values)).isfinite().all())
+    # The extremes of eight bits exist in no library.
+    wide = values.half() if values.element_size() == 1 else values
+    return bool(torch.stack(torch.aminmax(wide)).isfinite().all())
+
+
+def require_finite_values(where: str, named: Mapping[str, Tensor], remedy: str = "use other weights") -> None:
+    """Raises: UserError naming the first of the tensors that is not finite."""
+    for name, values in named.items():
+        if not is_finite(values):
+            raise UserError(f"{where}: {name} holds values that are not finite; {remedy}")
+
+
+def require_finite_latents(x0: Tensor) -> None:
+    """Raises: UserError rather than to let black pictures be drawn."""
+    if not is_finite(x0):
+        raise UserError("the model's answers are not finite: its weights or guidance overflow, use others")
+
+
+def tensors_of(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of nested mappings under its dotted name; of a sharded one the part that this rank holds."""
+    for name, value in state.items():
+        match value:
+            case DTensor():
+                yield f"{prefix}{name}", value.to_local()
+            case Tensor():
+                yield f"{prefix}{name}", value
+            case Mapping():
+                yield from tensors_of(value, f"{prefix}{name}.")
 
 
 def require_finite(where: Path, parts: Mapping[str, object]) -> None:
@@ -25,5 +54,4 @@ def require_finite(where: Path, parts: Mapping[str, object]) -> None:
             for name, values in network.state_dict().items():
                 if values.is_meta:
                     raise UserError(f"{where / part} lacks the weights of {name}: copy the pipeline folder again")
-                if not is_finite(values):
-                    raise UserError(f"{where / part}: {name} holds values that are not finite; use other weights")
+            require_finite_values(str(where / part), network.state_dict())

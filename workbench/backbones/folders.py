@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from workbench.common.errors import UserError
-from workbench.common.outside import read_json
+from workbench.common.outside import Outside, read_json
 
 INDEX_FILE = "model_index.json"
 
@@ -36,6 +36,42 @@ def read_index(folder: Path) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise UserError(f"{folder / INDEX_FILE}: sample_sigmas: {error}; export the student again") from error
     return index
+
+
+def check_weights(part: Path) -> None:
+    """Whether a component has weights that its library will find, and every shard that its index names.
+
+    Raises:
+        UserError: there are none, a shard or the index of the shards is missing, or there is only a variant (`fp16`).
+    """
+    again = "copy the pipeline folder again"
+    found = {path.name for path in part.glob("*.safetensors")}
+    if not found:
+        raise UserError(f"{part} holds no .safetensors weights: {again}")
+    indices = sorted(part.glob("*.safetensors.index.json"))
+    for index in indices:
+        if lacking := sorted({*read_json(index, _ShardIndex, again).weight_map.values()} - found):
+            more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
+            raise UserError(f"{part} lacks the shard {lacking[0]}{more}, which {index.name} names: {again}")
+    if indices or any(name in found for name in _WHOLE):
+        return
+    variants = sorted({match[2] or match[3] for name in found if (match := _VARIANT.fullmatch(name))})
+    if variants:
+        raise UserError(
+            f"{part} holds its weights as the variant {', '.join(variants)} alone ({sorted(found)[0]}), which "
+            f"is not read: save it without, from_pretrained(FOLDER, variant={variants[0]!r}).save_pretrained(NEW)"
+        )
+    raise UserError(f"{part} holds no {' or '.join(_WHOLE)}, and no index of the shards {sorted(found)[0]}: {again}")
+
+
+class _ShardIndex(Outside):
+    """Of weights in several files. weight_map: tensor -> file."""
+
+    weight_map: dict[str, str]
+
+
+_WHOLE = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+_VARIANT = re.compile(r"(diffusion_pytorch_)?model(?:\.(\w+)(?:-\d+-of-\d+)?|-\d+-of-\d+\.(\w+))\.safetensors")
 
 
 def sample_sigmas(times: Tensor | Sequence[float]) -> list[float]:

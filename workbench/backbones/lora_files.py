@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from workbench.backbones.finite import is_finite
+from workbench.backbones.finite import is_finite, require_finite_values
 from workbench.backbones.lora import Adapters
 from workbench.backbones.lora_keys import FusedLayers, Part, kind_of, parse_key, spellings
 from workbench.common import files
@@ -245,6 +245,7 @@ def write(
         state[f"{layer}.{form.up}"] = up.detach().to("cpu", dtype).contiguous()
         if form.alpha:
             state[f"{layer}.alpha"] = torch.tensor(float(len(down)))
+    require_finite_values(str(path), state, "the run has diverged")
     files.write_bytes(path, save(state, metadata={"format": "pt", **header}))
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
+from workbench.backbones.finite import require_finite_values, tensors_of
 from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.files import sha256_of_file
@@ -162,7 +163,7 @@ def load(checkpoint: Path, state: dict[str, Any]) -> None:
     """Read `checkpoint` into the tensors of `state` (collective).
 
     Raises:
-        UserError: a file is missing or damaged, or the checkpoint is of another model.
+        UserError: a file is missing or damaged, the checkpoint is of another model, or a value is not finite.
     """
     try:
         dcp.load(state, storage_reader=SafeReader(checkpoint), no_dist=not _is_distributed())
@@ -170,6 +171,7 @@ def load(checkpoint: Path, state: dict[str, Any]) -> None:
         raise UserError(
             f"cannot read the checkpoint {checkpoint}: {_reason(error)}; delete that folder to use the one before"
         ) from error
+    require_finite_values(f"the checkpoint {checkpoint}", dict(tensors_of(state)), "delete it to use the one before")
 
 
 def newest(folder: Path) -> tuple[Path, Progress] | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from datamodules.shards.encoded import EncodedDataset
 from workbench.backbones import families, lora_files, roles
+from workbench.backbones.finite import require_finite_values
 from workbench.backbones.folders import sample_sigmas
 from workbench.backbones.load import load_roles
 from workbench.backbones.lora import role_adapters
@@ -117,6 +118,7 @@ def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), 
 
 def export_student(folder: RunFolder, recipe: Recipe, student_state: Mapping[str, Tensor], out: Path) -> None:
     """Write a run's student as a pipeline folder with its model card."""
+    require_finite_values("the student", student_state, "train it again, from an earlier checkpoint or another recipe")
     teacher, how = families.resolve(recipe.model.folder), student_sampling(recipe.dmd)
     family, origin = families.family_of(teacher), _origin(folder, recipe)
     family.export(teacher, student_state, how, out, model_card(origin, family.class_name, how))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.family import PipelineModel
+from workbench.backbones.finite import require_finite_latents
 from workbench.batch import Batch
 from workbench.method import rng
 from workbench.method.rollout import Fresh, Sampling
@@ -70,6 +71,7 @@ def latents_column(
 
 
 def _decode_into(pictures: dict[int, Picture], model: PipelineModel, batch: Batch, latents: Tensor) -> None:
+    require_finite_latents(latents)
     layout = batch.condition.layout
     decoded = model.decode_latents(latents.float(), layout.height, layout.width)
     for row, picture in zip(batch.rows.tolist(), decoded.cpu().numpy(), strict=True):

@@ -23,10 +23,9 @@ from torch import Tensor
 
 from workbench.backbones.base import Prefix, RoleDenoiser
 from workbench.backbones.family import PipelineModel
-from workbench.backbones.finite import is_finite
+from workbench.backbones.finite import require_finite_latents
 from workbench.batch import Condition, EncodedPrompt, Reference, conditions
 from workbench.common.clock import Clock
-from workbench.common.errors import UserError
 from workbench.engine.graphs import GraphedStep
 from workbench.method import rng
 from workbench.method.rollout import Sampling, Velocity, guided, sample
@@ -157,8 +156,7 @@ class Sampler:
 
     def _decoded(self, x0: Tensor, height: int, width: int) -> np.ndarray:
         """(B, H, W, 3) uint8. Raises: UserError rather than to draw black pictures of NaN."""
-        if not is_finite(x0):
-            raise UserError("the model's answers are not finite: its weights or guidance overflow, use others")
+        require_finite_latents(x0)
         parts = [x0] if x0.device.type == "cuda" else x0.split(CPU_DECODED)
         decoded = [self.model.decode_latents(part, height, width) for part in parts]
         return torch.cat(decoded).cpu().numpy()

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from workbench.backbones import families
+from workbench.backbones.qwen_image_21 import processor as processors
 from workbench.backbones.qwen_image_21.images import decode_latents, encode_images
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.backbones.qwen_image_21.prompts import embed, encode_prompts, tokenize, trim
@@ -156,6 +157,86 @@ def test_weights_that_are_not_finite_are_named(part: str, tiny_pipeline_folder: 
     save_file(state, file, {"format": "pt"})
     with pytest.raises(UserError, match=f"{part}: .*{name.rpartition('.')[2]} holds values that are not finite"):
         families.load(str(folder))
+
+
+def _renamed(part: Path, *names: str, index: dict[str, object] | None = None) -> None:
+    """The weights of a component in files of other names, in the order of its tensors."""
+    file = next(part.glob("*.safetensors"))
+    state = load_file(file)
+    file.unlink()
+    for i, name in enumerate(names):
+        save_file(dict(list(state.items())[i :: len(names)]), part / name, {"format": "pt"})
+    if index is not None:
+        weight_map = {key: names[i % len(names)] for i, key in enumerate(state)}
+        (part / f"{file.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map} | index))
+
+
+SHARDS = tuple(f"diffusion_pytorch_model-0000{i}-of-00003.safetensors" for i in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("diffusion_pytorch_model.fp16.safetensors",), "transformer holds its weights as the variant fp16 alone"),
+        (("diffusion_pytorch_model.bf16-00001-of-00001.safetensors",), "as the variant bf16 alone"),
+        (("diffusion_pytorch_model-00001-of-00001.fp16.safetensors",), "as the variant fp16 alone"),
+        (SHARDS, "transformer holds no .*, and no index of the shards"),
+        (("weights.safetensors",), r"transformer holds no diffusion_pytorch_model\.safetensors"),
+    ],
+)
+def test_weights_under_names_that_no_library_reads_are_named(
+    names: tuple[str, ...], message: str, tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    folder = _broken(tiny_pipeline_folder, tmp_path)
+    _renamed(folder / "transformer", *names)
+    with pytest.raises(UserError, match=message):
+        families.resolve(str(folder))
+
+
+def test_a_shard_that_the_index_names_is_named_where_it_lacks(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    folder = _broken(tiny_pipeline_folder, tmp_path)
+    _renamed(folder / "transformer", *SHARDS, index={})
+    found = families.load(str(folder), text_encoder=False).transformer.state_dict()
+    expected = families.load(str(tiny_pipeline_folder), text_encoder=False).transformer.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    (folder / "transformer" / SHARDS[1]).unlink()
+    with pytest.raises(UserError, match=rf"transformer lacks the shard {SHARDS[1]}, which .*index\.json names"):
+        families.resolve(str(folder))
+    (folder / "transformer" / SHARDS[0]).unlink()
+    with pytest.raises(UserError, match=rf"lacks the shard {SHARDS[0]} and 1 more"):
+        families.resolve(str(folder))
+    for content in ("{", "[]", '{"weight_map": 5}', '{"weight_map": {"a": 1}}'):
+        (folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(content)
+        with pytest.raises(UserError, match=r"index\.json: "):
+            families.resolve(str(folder))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{{ range(99999) | list | length }}{% endfor %}",
+        "{% macro m(n) %}{% for i in range(9) if n %}{{ m(n - 1) }}{% endfor %}{% endmacro %}{{ m(99) }}",
+    ],
+)
+def test_a_chat_template_without_end_is_named(
+    template: str, tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _broken(tiny_pipeline_folder, tmp_path)
+    monkeypatch.setattr(processors, "_LONGEST_RENDERING_S", 0.5)
+    (folder / "processor" / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match=r"chat_template\.jinja has no end in sight"):
+        families.load(str(folder))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_no_picture_is_made_of_values_that_are_not_finite(value: float, tiny_pipeline_folder: Path) -> None:
+    model = families.load(str(tiny_pipeline_folder), text_encoder=False)
+    latents = torch.zeros(1, 16, model.transformer.config.in_channels)
+    model.decode_latents(latents, 4, 4)
+    latents[0, 3, 2] = value
+    with pytest.raises(UserError, match="the decoded picture holds values that are not finite"):
+        model.decode_latents(latents, 4, 4)
 
 
 def test_a_folder_cannot_run_its_own_python(

@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderKLQwenImage21
 from torch import Tensor
 
+from workbench.backbones.finite import require_finite_values
 from workbench.backbones.qwen_image_21.vae import FastVae
 
 
@@ -41,6 +42,7 @@ def decode_latents(
         pixels = vae.decode(grid, return_dict=False)[0][:, :3, 0].float()
     else:
         pixels = fast.decode(grid[:, :, 0].contiguous(memory_format=torch.channels_last))[:, :3].float()
+    require_finite_values("the autoencoder", {"the decoded picture": pixels})
     return ((pixels * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from workbench.backbones.family import PipelineModel
 from workbench.backbones.finite import require_finite
-from workbench.backbones.folders import sample_sigmas
+from workbench.backbones.folders import check_weights, sample_sigmas
 from workbench.backbones.qwen_image_21 import export
 from workbench.backbones.qwen_image_21.images import decode_latents, encode_images
 from workbench.backbones.qwen_image_21.pretraining import TrainableQwen
@@ -49,8 +49,7 @@ class QwenImage21Model(PipelineModel):
     @classmethod
     def check(cls, folder: Path) -> None:
         for name in _WEIGHTED:
-            if not any((folder / name).glob("*.safetensors")):
-                raise UserError(f"{folder / name} holds no .safetensors weights: copy the pipeline folder again")
+            check_weights(folder / name)
         for name in ("scheduler/scheduler_config.json", *(f"{part}/config.json" for part in _WEIGHTED)):
             if not (folder / name).is_file():
                 raise UserError(f"{folder} lacks {name}: copy the pipeline folder again")

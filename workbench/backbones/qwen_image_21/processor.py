@@ -7,7 +7,10 @@ torchvision, which is a compiled package tied to one version of torch.
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLProcessor
@@ -22,6 +25,8 @@ CHAT_TEMPLATE_FILE = "chat_template.jinja"
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 COPY_AGAIN = "copy the processor folder of the pipeline again"
 _LARGEST_TEMPLATE = 1 << 20
+_MOST_TEMPLATE_STEPS = 100_000
+_LONGEST_RENDERING_S = 5.0
 
 
 class ImageTextProcessor(Qwen3VLProcessor):
@@ -47,11 +52,42 @@ def load_processor(folder: Path) -> Qwen3VLProcessor:
     """Processor saved in `folder`: the stock class where torchvision is installed, `ImageTextProcessor` elsewhere.
 
     Raises:
-        UserError: a file that it needs is missing.
+        UserError: a file that it needs is missing, or the chat template does not come to an end.
     """
     for name in (IMAGE_PROCESSOR_FILE, CHAT_TEMPLATE_FILE, "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder} lacks {name}: {COPY_AGAIN}")
+    processor = _loaded(folder)
+    _require_end(processor, folder / CHAT_TEMPLATE_FILE)
+    return processor
+
+
+def _require_end(processor: Qwen3VLProcessor, file: Path) -> None:
+    """Render the chat template once, as the pipeline does when it is built, and give up where it has no end in sight.
+
+    Raises:
+        UserError: too many steps, or too much time.
+    """
+    steps, gives_up = 0, time.monotonic() + _LONGEST_RENDERING_S
+
+    def count(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal steps
+        if frame.f_code.co_filename != "<template>":
+            return None
+        steps += 1
+        if steps > _MOST_TEMPLATE_STEPS or time.monotonic() > gives_up:
+            raise UserError(f"{file} has no end in sight after {steps:,} steps: {COPY_AGAIN}")
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        processor.apply_chat_template([{"role": "system", "content": [{"type": "text", "text": "x"}]}], tokenize=False)
+    finally:
+        sys.settrace(before)
+
+
+def _loaded(folder: Path) -> Qwen3VLProcessor:
     if is_torchvision_available():
         return Qwen3VLProcessor.from_pretrained(folder, trust_remote_code=False)
     settings: dict[str, Any] = read_json(folder / IMAGE_PROCESSOR_FILE, dict, COPY_AGAIN)
