@@ -138,7 +138,7 @@ def test_raw_shards_of_others(tmp_path: Path) -> None:
                 content.pop("a.png")
                 content["a.json"] = json_of(random_, {"task": "t2i", "height": random_.choice(WEIRD), "width": 32})
         write_tar(place / "raw" / "0.tar", content)
-        data = Data(raw=str(place / "raw"), encoded=str(place / "encoded"), encode_batch_size=2)
+        data = Data(raw=str(place / "raw"), encoded=str(place / "encoded"), encode_batch_size=2, resolution=32)
         summary = encode_shards(data, fake_encoder, "fake")
         return None if summary.num_samples == 2 else f"{summary.num_samples} of 2 samples, in silence"
 

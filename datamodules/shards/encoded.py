@@ -57,6 +57,7 @@ class EncodedDataset:
     """Encoded shards in a folder, or behind an http(s) address (then cached whole first).
 
     categories: qualified names of the samples' categories. geometries: what `samples.geometry` counts into.
+    resolution: `data.resolution` of their encoding, None where an older index does not say. left_out: what was not taken.
     Threads and processes may share one: no file stays open between two reads.
 
     Raises:
@@ -68,6 +69,7 @@ class EncodedDataset:
         index = read_index(address)
         self.pipeline_fingerprint, self.attribution = index.pipeline, index.attribution
         self._index = index
+        self.resolution, self.left_out = index.resolution, index.left_out
         self.categories, self.samples, self._members = index.categories, index.samples, index.members
         try:
             self.geometries = tuple(geometry_from_json(value) for value in index.geometries)

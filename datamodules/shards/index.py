@@ -12,6 +12,7 @@ from pydantic import Field
 from datamodules.openmoji.vocabulary import CATEGORIES
 from datamodules.shards import remote
 from datamodules.shards.counts import INDEX
+from datamodules.shards.left_out import LeftOut
 from workbench.common import files
 from workbench.common.errors import UserError
 from workbench.common.outside import Count, Outside, PlainName, Sha256, parse, read_bytes
@@ -43,7 +44,7 @@ class Index:
 
     shards: name, bytes and sha256 of every shard, and of the T2I constant last. geometries: as JSON holds them; what
     `samples.geometry` counts into. categories: qualified names. members: of each sample, name -> shard, byte offset,
-    bytes and, where the index has it, CRC-32.
+    bytes and, where the index has it, CRC-32. resolution: `data.resolution` of the encoding, None in older indexes.
     """
 
     folder: Path
@@ -54,6 +55,8 @@ class Index:
     categories: tuple[str, ...]
     samples: SampleTable
     members: list[dict[str, tuple[int, ...]]]
+    resolution: int | None
+    left_out: LeftOut
 
     @property
     def content(self) -> str:
@@ -137,6 +140,8 @@ class _Geometry(Outside):
 class _Index(Outside):
     pipeline: str
     attribution: str
+    resolution: Annotated[int, Field(gt=0, le=1 << 20)] | None = None
+    left_out: LeftOut = Field(default_factory=LeftOut)
     uncond_t2i: _File
     shards: list[_File]
     geometries: list[_Geometry]
@@ -173,6 +178,8 @@ def _parsed(folder: Path, content: _Index) -> Index:
         categories,
         table,
         [{name: tuple(place) for name, place in sample.members.items()} for sample in samples],
+        content.resolution,
+        content.left_out,
     )
 
 

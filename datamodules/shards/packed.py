@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import Field
 
-from workbench.common.outside import Count, Outside, PlainName, Sha256, read_json
+from datamodules.shards import remote
+from datamodules.shards.left_out import LeftOut
+from workbench.common.errors import UserError
+from workbench.common.outside import Count, Outside, PlainName, Sha256, parse, read_json
 
 FINISHED = "pack.json"
 
@@ -21,9 +25,11 @@ class PackedShard(Outside):
 
 
 class Packed(Outside):
-    """The content of `pack.json`."""
+    """The content of `pack.json`. resolution: that the pictures were brought to; None where it does not say."""
 
     attribution: str = "not stated by the raw shards"
+    resolution: Count | None = None
+    left_out: LeftOut = Field(default_factory=LeftOut)
     counts: dict[str, Count] = Field(default_factory=dict)
     shards: list[PackedShard]
 
@@ -41,8 +47,26 @@ def read_packed(folder: Path) -> Packed | None:
     return read_json(path, Packed, f"delete {folder} and pack again") if path.is_file() else None
 
 
+@lru_cache(maxsize=8)
+def remote_packed(folder: str) -> Packed | None:
+    """`pack.json` behind an http(s) address of a folder; None where there is none.
+
+    Raises: UserError if it is damaged.
+    """
+    url = f"{folder}/{FINISHED}"
+    try:
+        content = remote.fetch_bytes(url)
+    except UserError:
+        return None
+    return parse(content, Packed, url, "pack again there")
+
+
 def packed_shard(url: str) -> PackedShard | None:
-    """What `pack.json` next to a local shard says of it."""
-    path = Path(url)
-    packed = read_packed(path.parent) if path.is_file() else None
-    return next((shard for shard in packed.shards if shard.name == path.name), None) if packed else None
+    """What `pack.json` next to a shard, on the disk or on its server, says of it."""
+    folder, _, name = url.rpartition("/")
+    if remote.is_remote(url):
+        packed = remote_packed(folder)
+    else:
+        name = Path(url).name
+        packed = read_packed(Path(url).parent) if Path(url).is_file() else None
+    return next((shard for shard in packed.shards if shard.name == name), None) if packed else None

@@ -1,12 +1,14 @@
 """Raw shards: img2dataset-style tars of captions and images, streamed in.
 
-A sample is KEY.txt (caption or instruction), KEY.json, an optional target KEY.png|jpg|webp and, for edits,
-KEY.source.png|jpg|webp. The tar reading and grouping is webdataset's; decoding is done here alone, because
-webdataset's default decoders unpickle.
+A sample is KEY.txt (caption or instruction; else the `caption` of KEY.json), KEY.json, an optional target
+KEY.png|jpg|webp and, for edits, KEY.source.png|jpg|webp. Suffixes may be of any case, keys may hold dots; hidden and
+unknown files are ignored and counted. The tar reading and grouping is webdataset's; decoding is done here alone,
+because webdataset's default decoders unpickle.
 """
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,19 +20,21 @@ from typing import Any, BinaryIO
 import braceexpand
 from PIL import Image
 from webdataset.gopen import Pipe, gopen
-from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from datamodules.shards import remote
+from datamodules.shards.left_out import Tally
 from datamodules.shards.packed import FINISHED, Packed, packed_shard
 from datamodules.shards.tar_stream import TarStream
 from workbench.batch import TASKS, Task
 from workbench.common import files
 from workbench.common.errors import UserError
-from workbench.common.images import IMAGE_SUFFIXES, decode_image
+from workbench.common.images import IMAGE_SUFFIXES, OTHER_IMAGES, decode_image
 from workbench.common.outside import LONGEST_TEXT, parse
 
-_MEMBER_SUFFIXES = (*IMAGE_SUFFIXES, *(f"source.{suffix}" for suffix in IMAGE_SUFFIXES), "txt", "json")
 _LONGEST_CATEGORY = 64
+SEVERAL_SOURCES = "several references for one edit, of which one can be used: keep one source image"
+NUMBERED_SOURCE = re.compile(r"\.source[._-]?\d+$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class RawSample:
     """One sample as the user made it.
 
     target: PIL image (RGB or RGBA), or None for prompt-only data. source: the image to edit, edits only.
-    meta: KEY.json without `task` and `category`. members: the encoded files as they lie in the shard, by suffix.
+    meta: KEY.json without `task` and `category`. members: the encoded files as they lie in the shard, by suffix in
+    lower case, the caption among them. key: without dots, at which webdataset splits names.
     """
 
     key: str
@@ -101,36 +106,72 @@ def _open(url: str) -> BinaryIO | Pipe | remote.Steady:
             return open(url, "rb")
 
 
-def _members(url: str) -> Iterator[dict[str, Any]]:
-    """Files of one shard as webdataset has them, and once all have been read the check that it was whole. A file whose
-    suffix is not known is an error, before its bytes are looked at."""
+def member_of(name: str) -> tuple[str, str] | None:
+    """Key and suffix, in lower case, of a file of a tar: `a/22.05.JPG` gives `a/22.05` and `jpg`, `a.source.png` gives
+    `a` and `source.png`. None for a file that belongs to no sample."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.rpartition(".")
+    suffix = suffix.lower()
+    of_source = stem.lower().endswith(".source")
+    if not stem or is_hidden(name) or (of_source and suffix not in (*IMAGE_SUFFIXES, *OTHER_IMAGES)):
+        return None
+    if suffix in ("txt", "json"):
+        return folder + slash + stem, suffix
+    if suffix not in (*IMAGE_SUFFIXES, *OTHER_IMAGES):
+        return None
+    if numbered := NUMBERED_SOURCE.search(stem):
+        return folder + slash + stem[: numbered.start()], f"{numbered[0][1:].lower()}.{suffix}"
+    if of_source:
+        return folder + slash + stem[: -len(".source")], f"source.{suffix}"
+    return folder + slash + stem, suffix
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is one of those that systems leave between others: `._0.png`, `.DS_Store`, `__MACOSX/0.png`."""
+    return any(part == "__MACOSX" or (part.startswith(".") and part.strip(".")) for part in name.split("/"))
+
+
+def _members(url: str, tally: Tally) -> Iterator[dict[str, Any]]:
+    """Files of one shard that belong to samples, as webdataset has them, and once all have been read the check that it
+    was whole."""
     stream = TarStream(_open(url))
     try:
         num_read = 0
         for member in tar_file_expander([{"url": url, "stream": stream}]):
-            if member and base_plus_ext(member["fname"])[1] not in _MEMBER_SUFFIXES:
-                raise UserError(
-                    f"shard {url}: member {member['fname']!r} is not of a known kind; "
-                    f"a shard holds KEY.({'|'.join(_MEMBER_SUFFIXES)})"
-                )
             num_read += bool(member)
-            yield member
+            name = member.get("fname")
+            if name is None or member_of(name):
+                yield member
+            else:
+                tally.ignore(kind_of(name))
         stream.finish(num_read, packed_shard(url))
     finally:
         with suppress(OSError):  # a command that is stopped early complains of its broken pipe
             stream.stream.close()
 
 
-def read_raw(url: str) -> Iterator[RawSample]:
+def kind_of(name: str) -> str:
+    """How the count of ignored files calls one: `hidden`, or its suffix."""
+    return "hidden" if is_hidden(name) else (Path(name).suffix.lower() or "without a suffix")
+
+
+def read_raw(url: str, tally: Tally | None = None) -> Iterator[RawSample]:
     """The samples of one shard in order, read as a stream.
 
+    tally: counts the files that are ignored, and says whether samples that cannot be used end the reading.
+
     Raises:
-        UserError: naming the shard, the sample and the mend, for a shard that is missing, truncated or answers with
-            an error, an unknown member, an image or JSON that does not decode, a missing or empty caption.
+        UserError: naming the shard, the sample and what to do, for a shard that is missing, truncated or answers with
+            an error, an image or JSON that does not decode, a missing or empty caption, several source images.
     """
+    tally = tally or Tally()
     try:
-        for grouped in group_by_keys(_members(url)):
-            yield _decode(url, grouped)
+        for grouped in group_by_keys(_members(url, tally), keys=member_of):
+            decoded: RawSample | None = None
+            with tally.sample():
+                decoded = _decode(url, grouped)
+            if decoded is not None:
+                yield decoded
     except tarfile.TarError as error:
         raise UserError(f"shard {url} is truncated or no tar: {_first(error)}; fetch or write it again") from error
     except (OSError, HTTPException) as error:
@@ -151,32 +192,51 @@ def _decode(url: str, grouped: dict[str, Any]) -> RawSample:
     where = f"shard {url}, sample {key}"
     members = {name: content for name, content in grouped.items() if not name.startswith("__")}
     meta: dict[str, Any] = parse(members.get("json", b"{}"), dict, f"{where}, {key}.json", "write it again")
-    try:
-        text = members["txt"].decode("utf-8-sig").strip()
-    except KeyError:
-        raise UserError(f"{where}: {key}.txt is missing; every sample needs a caption") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: {key}.txt is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    if not text:
-        raise UserError(f"{where}: the caption {key}.txt is empty; write one or drop the sample")
-    if len(text) > LONGEST_TEXT:
-        raise UserError(f"{where}: the caption has {len(text):,} characters, {LONGEST_TEXT:,} at most; shorten it")
+    text = _caption(members, meta.get("caption"), where, key)
+    members.setdefault("txt", text.encode())
+    if any(NUMBERED_SOURCE.fullmatch(f".{name.rpartition('.')[0]}") for name in members):
+        raise UserError(f"{where}: {SEVERAL_SOURCES}")
     target = _image(members, "", where)
     source = _image(members, "source.", where)
     task = meta.pop("task", "edit" if source is not None else "t2i")
     if task not in TASKS or (task == "edit") != (source is not None):
         have = "has no source image" if source is None else "has a source image"
         raise UserError(f"{where}: task {task!r}, but the sample {have}; edits (`edit`) have one, `t2i` has none")
-    category = meta.pop("category", "custom")
+    category = meta.pop("category", None)
+    category = "custom" if category is None else category
     if not isinstance(category, str | int) or not 0 < len(str(category)) <= _LONGEST_CATEGORY:
         raise UserError(f"{where}: category {category!r} must be a name of at most {_LONGEST_CATEGORY} characters")
-    return RawSample(key, task, str(category), text, target, source, meta, members)
+    folder, slash, base = key.rpartition("/")
+    safe = folder + slash + base.replace(".", "_")
+    return RawSample(safe, task, str(category), text, target, source, meta, members)
+
+
+def _caption(members: dict[str, bytes], of_json: Any, where: str, key: str) -> str:
+    """KEY.txt, or the caption of KEY.json where there is none."""
+    if "txt" in members:
+        try:
+            text = members["txt"].decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: {key}.txt is not UTF-8 ({error.reason}); save it as UTF-8") from error
+        if not text:
+            raise UserError(f"{where}: the caption {key}.txt is empty; write one or drop the sample")
+    elif isinstance(of_json, str) and of_json.strip():
+        text = of_json.strip()
+    else:
+        raise UserError(f"{where}: {key}.txt is missing; every sample needs a caption, there or in {key}.json")
+    if len(text) > LONGEST_TEXT:
+        raise UserError(f"{where}: the caption has {len(text):,} characters, {LONGEST_TEXT:,} at most; shorten it")
+    return text
 
 
 def _image(members: dict[str, bytes], prefix: str, where: str) -> Image.Image | None:
+    other = [suffix for suffix in OTHER_IMAGES if prefix + suffix in members]
+    if other:
+        raise UserError(f"{where}: {prefix}{other[0]} is none of {', '.join(IMAGE_SUFFIXES)}; convert it or drop it")
     found = [suffix for suffix in IMAGE_SUFFIXES if prefix + suffix in members]
     if not found:
         return None
     if len(found) > 1:
-        raise UserError(f"{where}: has {' and '.join(prefix + suffix for suffix in found)}; keep one of them")
+        several = f"; {SEVERAL_SOURCES}" if prefix else "; keep one of them"
+        raise UserError(f"{where}: has {' and '.join(prefix + suffix for suffix in found)}{several}")
     return decode_image(members[prefix + found[0]], f"{where}, {prefix}{found[0]}")

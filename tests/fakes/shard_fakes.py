@@ -19,6 +19,8 @@ from workbench.batch import EncodedPrompt, Reference
 from workbench.recipe.config import Data
 
 DIM = 8
+SIDE = 32
+"""Of the pictures, in pixels."""
 
 
 def fake_prompts(prompts: list[str], images: list[list[Image.Image]] | None) -> list[EncodedPrompt]:
@@ -49,7 +51,7 @@ def fake_encoder() -> Encoder:
     return Encoder(fake_prompts, fake_latents, 16, 32)
 
 
-def png(seed: int, size: tuple[int, int] = (32, 32)) -> bytes:
+def png(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> bytes:
     """A picture of one colour that `seed` decides."""
     colour = tuple(np.random.default_rng(seed).integers(0, 256, 3).tolist())
     buffer = io.BytesIO()
@@ -93,7 +95,9 @@ COUNTS = {"t2i/landscape": 10, "t2i/text": 5, "edit/scene": 6, "edit/own": 3}
 
 def make_encoded(folder: Path, counts: dict[str, int] = COUNTS, keep_raw: bool = False) -> Path:
     raw = write_raw(folder / "raw", counts)
-    data = Data(raw=str(raw), encoded=str(folder / "encoded"), encode_batch_size=4, keep_raw=keep_raw)
+    data = Data(
+        raw=str(raw), encoded=str(folder / "encoded"), encode_batch_size=4, keep_raw=keep_raw, resolution=SIDE
+    )
     encode_shards(data, fake_encoder, "fake")
     return folder / "encoded"
 

@@ -13,6 +13,10 @@ from workbench.common.errors import UserError
 from workbench.common.outside import read_bytes
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
+OTHER_IMAGES = (
+    "avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jxl", "psd", "svg", "tga", "tif", "tiff",
+)  # fmt: skip
+"""Suffixes of pictures that are not read."""
 FORMATS = ("PNG", "JPEG", "WEBP")
 """Pillow's names of all that is opened: for some others it starts programs."""
 UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)

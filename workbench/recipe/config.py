@@ -149,17 +149,27 @@ class Guidance:
 class Data:
     """Where samples come from.
 
-    source: `openmoji` (the world that ships), or a folder or CSV file of a user's images, for `pack`.
+    source: `openmoji` (the world that ships), or a user's images or prompts, for `pack`: a folder, or a CSV, JSONL,
+    Parquet or txt file (docs/inputs.md).
     samples: task -> category -> how many samples `pack` draws from the world; empty: the world's default numbers.
     encode_workers: processes that encode shards side by side, each with an encoder of its own.
     keep_raw: let encoded shards keep the images too, which pretraining reads.
     num_workers: processes that draw the world.
     raw: folder, http(s) address or `pipe:` command of raw shards. encoded: folder or http(s) address of encoded ones.
+    resolution: pictures have about its square in pixels. aspects: `keep` the aspect of a picture, as near as one of the
+    buckets of `datamodules.shards.buckets` is, or crop all of them `square`.
+    min_side, max_aspect: pictures with a smaller side in pixels, or a longer shape, are broken.
+    broken: `stop` at a sample that cannot be used, or `skip` it, up to `max_broken` of them.
     """
 
     source: str = "openmoji"
     samples: dict[str, dict[str, int]] = field(default_factory=dict)
     resolution: int = 128
+    aspects: Literal["keep", "square"] = "keep"
+    min_side: int = 32
+    max_aspect: float = 4.0
+    broken: Literal["stop", "skip"] = "stop"
+    max_broken: int = 100
     samples_per_shard: int = 1000
     raw: str = "data/raw"
     encoded: str = "data/encoded"
@@ -174,7 +184,10 @@ class Data:
             samples_per_shard=self.samples_per_shard,
             encode_batch_size=self.encode_batch_size,
             encode_workers=self.encode_workers,
+            min_side=self.min_side,
         )
+        require(self.max_aspect >= 1, f"data.max_aspect must be at least 1 (a square), got {self.max_aspect:g}")
+        require(self.max_broken >= 0, f"data.max_broken must not be negative, got {self.max_broken}")
         require(self.num_workers >= 0, f"data.num_workers must not be negative, got {self.num_workers}")
         require(
             self.resolution > 0 and self.resolution % SIDE_MULTIPLE == 0,

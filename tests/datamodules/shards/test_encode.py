@@ -23,7 +23,8 @@ from workbench.recipe.config import Data
 
 
 def data_for(tmp_path: Path, **values) -> Data:
-    return Data(raw=str(tmp_path / "raw"), encoded=str(tmp_path / "encoded"), encode_batch_size=3, **values)
+    folders = {"raw": str(tmp_path / "raw"), "encoded": str(tmp_path / "encoded")}
+    return Data(**{**folders, "encode_batch_size": 3, "resolution": 32, **values})
 
 
 def mixed(tmp_path: Path) -> Data:
@@ -36,7 +37,7 @@ def mixed(tmp_path: Path) -> Data:
         halves[i > 12] |= sample
     for name, content in zip("ab", halves, strict=True):
         write_tar(tmp_path / "raw" / f"{name}.tar", content)
-    return data_for(tmp_path, keep_raw=True, resolution=32)
+    return data_for(tmp_path, keep_raw=True)
 
 
 def test_each_sample_is_encoded_as_if_alone_and_in_order(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_encoding_from_a_pipe_and_over_http(tmp_path: Path, serve) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a.txt": b"x", "a.png": png(1, (40, 32))}, "a of .*40 x 32 pixels.*multiples of 32"),
+        ({"a.txt": b"x", "a.png": png(1, (4000, 8))}, r"x\.tar, sample a is 4000 x 8 pixels.*data\.min_side"),
         ({"a.txt": b"x", "a.json": b'{"height": "tall"}'}, "height and width"),
         ({}, "no samples"),
     ],

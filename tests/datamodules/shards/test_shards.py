@@ -63,11 +63,10 @@ def test_prompt_only_and_img2dataset_samples(tmp_path: Path) -> None:
 
 
 BROKEN = {
-    "unknown member": ({"a.txt": b"x", "a.pyd": pickle.dumps({"x": 1})}, "a.pyd"),
-    "pickle": ({"a.txt": b"x", "a.pickle": b"x"}, "a.pickle"),
-    "torch": ({"a.txt": b"x", "a.pth": b"x"}, "a.pth"),
-    "array": ({"a.txt": b"x", "a.npy": b"x"}, "a.npy"),
-    "no suffix": ({"README": b"x"}, "README"),
+    "another format": ({"a.txt": b"x", "a.gif": b"x"}, "sample a: gif is none of png"),
+    "another format of the source": ({"a.txt": b"x", "a.source.TIF": b"x"}, r"sample a: source\.tif is none of png"),
+    "numbered sources": ({"a.txt": b"x", "a.source.1.png": png(1)}, "sample a: several references"),
+    "two sources": ({"a.txt": b"x", "a.source.png": png(1), "a.source.jpg": png(1)}, "several references"),
     "image": ({"a.txt": b"x", "a.png": b"not an image"}, "sample a, png: the image does not decode"),
     "cut image": ({"a.txt": b"x", "a.png": png(1)[:60]}, "sample a, png: the image does not decode"),
     "empty caption": ({"a.txt": b"  \n", "a.png": png(1)}, "a.txt is empty"),
