@@ -106,9 +106,7 @@ def encode_shard(
     return record
 
 
-def _fitted(
-    samples: Iterable[RawSample], data: Data, encoder: Encoder, url: str, tally: Tally
-) -> Iterator[RawSample]:
+def _fitted(samples: Iterable[RawSample], data: Data, encoder: Encoder, url: str, tally: Tally) -> Iterator[RawSample]:
     """The samples that can be encoded, images brought to a bucket, whose sides are `height` and `width` of `meta`."""
     for raw in samples:
         ready: RawSample | None = None
@@ -171,9 +169,7 @@ def _encode_window(
     return (encoded[i] for i in range(len(window)))
 
 
-def _encode_batch(
-    encoder: Encoder, url: str, batch: list[RawSample]
-) -> list[tuple[Geometry, dict[str, np.ndarray]]]:
+def _encode_batch(encoder: Encoder, url: str, batch: list[RawSample]) -> list[tuple[Geometry, dict[str, np.ndarray]]]:
     first = batch[0]
     height, width = (first.meta[side] // encoder.pixels_per_token for side in ("height", "width"))
     sources = [[raw.source] for raw in batch if raw.source is not None] or None

@@ -15,7 +15,7 @@ from workbench.common.outside import Count, Outside
 from workbench.recipe.config import Data
 
 KINDS = 50
-_LONGEST_KIND = 24
+_LONGEST_KIND = 40
 
 
 class LeftOut(Outside):
@@ -91,7 +91,7 @@ def lines(found: Tally | LeftOut, where: str) -> list[str]:
     if found.broken:
         said.append(f"{len(found.broken):,} broken samples left out, named in {where}; the first: {found.broken[0]}")
     if found.ignored:
-        said.append(f"ignored files: {_counted(found.ignored.items())}")
+        said.append(f"ignored: {_counted(found.ignored.items())}")
     return said + [f"warning: {count:,} samples {what}" for what, count in found.warned.items()]
 
 

@@ -1,4 +1,4 @@
-"""`workbench pack`: raw shards from the world that ships, or from a folder or CSV file of one's own images."""
+"""`workbench pack`: raw shards from the world that ships, or from one's own images and prompts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ import numpy as np
 from PIL import Image
 
 from datamodules.openmoji import CATEGORIES, LICENCE, draw, is_world, samples_of
+from datamodules.shards.left_out import LeftOut, Tally, lines
+from datamodules.shards.own_sample import OwnSample, own_members
 from datamodules.shards.packed import FINISHED, read_packed
-from datamodules.shards.user_images import OwnSample, attribution_of, list_own, own_members
+from datamodules.shards.user_images import attribution_of, list_own
 from datamodules.shards.writer import ShardWriter
 from workbench.common import files
 from workbench.common.errors import UserError
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from workbench.batch import Task
 
 _BYTES_PER_PIXEL = 3
+_RULE = 2
+"""Version of what becomes of pictures: counted up where shards of before would differ."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,12 @@ class PackSummary:
     num_bytes: int
     counts: dict[str, int]
     reused: bool
+    left_out: LeftOut
 
     def __str__(self) -> str:
         done = "reused, made from the same settings" if self.reused else "packed"
         size = f"{self.num_samples:,} samples in {self.num_shards} shards, {self.num_bytes / 1e6:,.1f} MB"
-        return f"{self.folder}: {size} ({done})"
+        return "\n".join([f"{self.folder}: {size} ({done})", *lines(self.left_out, FINISHED)])
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ def pack(recipe: Recipe) -> PackSummary:
     if is_world(data) and not (folder / FINISHED).exists():
         # Before the samples are listed: there may be more than fit the memory, let alone the disk.
         _require_space(data, folder, sum(sum(counts.values()) for counts in samples_of(data).values()))
-    samples: Sequence[WorldSample | OwnSample] = _world(data) if is_world(data) else list_own(data)
+    tally = Tally.of(data)
+    samples: Sequence[WorldSample | OwnSample] = _world(data) if is_world(data) else list_own(data, tally)
     if not samples:
         raise UserError("data.samples asks for no samples; give at least one category a count above 0")
     settings = _settings(data, samples)
@@ -76,7 +82,7 @@ def pack(recipe: Recipe) -> PackSummary:
         reused = files.claim(folder, settings, FINISHED, "data.raw", "pack")
         if not reused:
             with files.given_up_if_empty(folder):
-                _write(data, folder, samples, settings)
+                _write(data, folder, samples, settings, tally)
     summary = _summary(folder, reused)
     print(summary)
     return summary
@@ -107,11 +113,12 @@ def _settings(data: Data, samples: Sequence[WorldSample | OwnSample]) -> str:
         first = [_drawn(sample)[1] for sample in samples if isinstance(sample, WorldSample) and sample.index == 0]
         digests = [hashlib.sha256(content).hexdigest() for drawn in first for content in drawn.values()]
         return files.settings_hash({**values, "samples": samples_of(data), "world": digests})
+    values |= {"rule": _RULE, "aspects": data.aspects, "bounds": [data.min_side, data.max_aspect]}
     stamps = [sample.stamp() for sample in samples if isinstance(sample, OwnSample)]
     return files.settings_hash({**values, "samples": stamps})
 
 
-def _write(data: Data, folder: Path, samples: Sequence[WorldSample | OwnSample], settings: str) -> None:
+def _write(data: Data, folder: Path, samples: Sequence[WorldSample | OwnSample], settings: str, tally: Tally) -> None:
     _require_space(data, folder, len(samples))
     starts = range(0, len(samples), data.samples_per_shard)
     jobs = [(folder / f"{i:06d}.tar", samples[a : a + data.samples_per_shard]) for i, a in enumerate(starts)]
@@ -119,14 +126,22 @@ def _write(data: Data, folder: Path, samples: Sequence[WorldSample | OwnSample],
     with files.progress() as bar:
         task = bar.add_task(f"packing into {folder}", total=len(samples))
         for shard in _run(jobs, data):
+            left_out = LeftOut(**shard.pop("left_out"))
+            for line in left_out.broken:
+                print(f"left out: {line}")
+            tally.add(left_out)
             shards[shard["name"]] = shard
-            bar.advance(task, sum(shard["counts"].values()))
+            bar.advance(task, sum(shard["counts"].values()) + len(left_out.broken))
     counts: dict[str, int] = {}
     for name in sorted(shards):
         for category, count in shards[name]["counts"].items():
             counts[category] = counts.get(category, 0) + count
+    if not counts:
+        raise UserError(f"all {len(samples)} samples are broken; the first: {tally.broken[0]}")
     value = {
         "settings": settings,
+        "resolution": data.resolution,
+        "left_out": tally.record(),
         "attribution": _attribution(data),
         "counts": counts,
         "shards": [shards[name] for name in sorted(shards)],
@@ -145,7 +160,7 @@ def _attribution(data: Data) -> str:
 
 def _run(jobs: list[tuple[Path, Sequence[WorldSample | OwnSample]]], data: Data) -> Iterator[dict[str, Any]]:
     """Shards as they get done, over `data.num_workers` processes (0 or 1: this one)."""
-    work = partial(write_shard, resolution=data.resolution)
+    work = partial(write_shard, data=data)
     if data.num_workers <= 1 or len(jobs) == 1:
         for path, samples in jobs:
             yield work(path, samples)
@@ -164,17 +179,20 @@ def _run(jobs: list[tuple[Path, Sequence[WorldSample | OwnSample]]], data: Data)
             raise
 
 
-def write_shard(path: Path, samples: Sequence[WorldSample | OwnSample], resolution: int) -> dict[str, Any]:
-    """Write one shard, a function of its samples alone; returns its entry of `pack.json`."""
+def write_shard(path: Path, samples: Sequence[WorldSample | OwnSample], data: Data) -> dict[str, Any]:
+    """Write one shard, a function of its samples alone; returns its entry of `pack.json`, with what was left out."""
     counts: dict[str, int] = {}
+    tally = Tally.of(data)
     with ShardWriter(path) as shard:
         for sample in samples:
-            key, members = _drawn(sample) if isinstance(sample, WorldSample) else own_members(sample, resolution)
-            for name, content in members.items():
-                shard.add(f"{key}.{name}", content)
-            qualified = f"{sample.task}/{sample.category}"
-            counts[qualified] = counts.get(qualified, 0) + 1
-    return {"name": path.name, "bytes": shard.num_bytes, "sha256": shard.sha256, "counts": counts}
+            with tally.sample():
+                key, members = _drawn(sample) if isinstance(sample, WorldSample) else own_members(sample, data)
+                for name, content in members.items():
+                    shard.add(f"{key}.{name}", content)
+                qualified = f"{sample.task}/{sample.category}"
+                counts[qualified] = counts.get(qualified, 0) + 1
+    entry = {"name": path.name, "bytes": shard.num_bytes, "sha256": shard.sha256, "counts": counts}
+    return {**entry, "left_out": tally.record()}
 
 
 def _drawn(planned: WorldSample) -> tuple[str, dict[str, bytes]]:
@@ -198,4 +216,4 @@ def _summary(folder: Path, reused: bool) -> PackSummary:
         if not path.is_file() or path.stat().st_size != shard.bytes:
             raise UserError(f"shard {path} is missing or truncated; delete {folder} and pack again")
     num_bytes = sum(shard.bytes for shard in made.shards)
-    return PackSummary(folder, made.num_samples, len(made.shards), num_bytes, made.counts, reused)
+    return PackSummary(folder, made.num_samples, len(made.shards), num_bytes, made.counts, reused, made.left_out)

@@ -95,9 +95,7 @@ COUNTS = {"t2i/landscape": 10, "t2i/text": 5, "edit/scene": 6, "edit/own": 3}
 
 def make_encoded(folder: Path, counts: dict[str, int] = COUNTS, keep_raw: bool = False) -> Path:
     raw = write_raw(folder / "raw", counts)
-    data = Data(
-        raw=str(raw), encoded=str(folder / "encoded"), encode_batch_size=4, keep_raw=keep_raw, resolution=SIDE
-    )
+    data = Data(raw=str(raw), encoded=str(folder / "encoded"), encode_batch_size=4, keep_raw=keep_raw, resolution=SIDE)
     encode_shards(data, fake_encoder, "fake")
     return folder / "encoded"
 

@@ -53,7 +53,7 @@ def test_more_samples_than_the_disk_holds_are_refused_at_once(tmp_path: Path) ->
 
 
 def test_a_folder_becomes_square_rgb_samples(tmp_path: Path) -> None:
-    summary = pack(recipe_for(own_folder(tmp_path / "own"), tmp_path / "raw"))
+    summary = pack(recipe_for(own_folder(tmp_path / "own"), tmp_path / "raw", aspects="square"))
     assert summary.counts == {"t2i/custom": 1, "t2i/cats": 2, "edit/cats": 1}
     samples = read_all(tmp_path / "raw")
     assert set(samples) == {"wide", "cats_clear_v2", "cats_new", "cats_only"}
@@ -142,7 +142,7 @@ def test_shards_of_which_more_are_to_come_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,text\na.png,x\n", "needs caption"),
+        ("image,words\na.png,x\n", "needs caption"),
         ("", "needs caption"),
         ("caption\n", "no samples"),
         ("caption,image\nx,none.png\n", r"line 2: there is no .*none\.png"),
