@@ -57,7 +57,8 @@ class EncodedDataset:
     """Encoded shards in a folder, or behind an http(s) address (then cached whole first).
 
     categories: qualified names of the samples' categories. geometries: what `samples.geometry` counts into.
-    resolution: `data.resolution` of their encoding, None where an older index does not say. left_out: what was not taken.
+    resolution: `data.resolution` of their encoding, None where an older index does not say. left_out: what was not
+    taken.
     Threads and processes may share one: no file stays open between two reads.
 
     Raises:

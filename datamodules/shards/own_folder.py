@@ -94,7 +94,7 @@ def _by_name(folder: Path, paths: list[Path], tally: Tally) -> Files:
                 stem, kind = stem[: -len(".source")], "source"
             other = found.setdefault((stem, kind), path)
             if other != path:
-                several = f": {SEVERAL_SOURCES}" if kind == "source" else ""
+                several = f": {SEVERAL_SOURCES}" * (kind == "source")
                 raise UserError(f"{path} and {other} have the same key {stem!r}; rename or drop one of them{several}")
     return found
 
@@ -103,8 +103,8 @@ def _sample(folder: Path, stem: str, caption: Path, image: Path | None, source: 
     text = checked_text(read_text(caption), f"the caption {caption}")
     if image is None and source is None and len(_lines(text)) > 1:
         raise UserError(
-            f"{caption} has {len(_lines(text)):,} lines and no picture: for a list of prompts, one a line, name the file "
-            "itself as data.source; a prompt alone stands on one line"
+            f"{caption} has {len(_lines(text)):,} lines and no picture: for a list of prompts, one a line, name the "
+            "file itself as data.source; a prompt alone stands on one line"
         )
     parents = Path(stem).parts[:-1]
     category = parents[0] if parents else CUSTOM

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from datamodules.shards.own_sample import Embedded
 from workbench.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A picture inside a Parquet file, by its column and its row in the file."""
+
+    file: Path
+    column: str
+    row: int
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

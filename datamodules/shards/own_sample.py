@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from datamodules.shards.buckets import bucket_of, fitted
+from datamodules.shards.own_parquet import Embedded, read_embedded
 from workbench.common.errors import UserError
 from workbench.common.images import decode_image, on_white, png_bytes, read_image
 from workbench.common.outside import LONGEST_TEXT, read_bytes
@@ -21,15 +22,6 @@ if TYPE_CHECKING:
 
 CUSTOM = "custom"
 _REPLACE = "check its rights, replace it or drop the sample"
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A picture inside a Parquet file, by its column and its row in the file."""
-
-    file: Path
-    column: str
-    row: int
 
 
 Picture = Path | Embedded
@@ -100,8 +92,6 @@ def own_members(sample: OwnSample, data: Data) -> tuple[str, dict[str, bytes]]:
 def _read(picture: Picture, origin: str) -> Image.Image:
     if isinstance(picture, Path):
         return read_image(picture, "", _REPLACE)
-    from datamodules.shards.own_parquet import read_embedded
-
     return on_white(decode_image(read_embedded(picture), f"{origin}, {picture.column}"))
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.shards.left_out import Tally
-from datamodules.shards.own_sample import CUSTOM, Embedded, OwnSample, Picture, checked_text, read_text, safe_key
+from datamodules.shards.own_parquet import Embedded, rows_of
+from datamodules.shards.own_sample import CUSTOM, OwnSample, Picture, checked_text, read_text, safe_key
 from datamodules.shards.raw import SEVERAL_SOURCES
 from workbench.common.errors import UserError
 from workbench.common.outside import parse, read_bytes, read_json
@@ -80,8 +81,6 @@ def _rows(path: Path, tally: Tally) -> Iterator[tuple[int, dict[str, Any]]]:
         case ".json":
             yield from enumerate(read_json(path, list[dict[str, Any]], "it should hold a list of objects"), 1)
         case _:
-            from datamodules.shards.own_parquet import rows_of
-
             yield from rows_of(path)
 
 

@@ -150,7 +150,9 @@ def no_tokens(text: str) -> None:
         raise UserError("the prompt holds the template token <token>")
 
 
-KINDS = ("cut", "thin", "dot", "format", "no caption", "empty caption", "long caption", "frames", "sources", "size", "token")  # fmt: skip
+KINDS = (
+    "cut", "thin", "dot", "format", "no caption", "empty caption", "long caption", "frames", "sources", "size", "token",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

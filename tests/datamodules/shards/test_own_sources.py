@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from shard_fakes import png
 
-from datamodules.shards import own_parquet
+from datamodules.shards.left_out import Tally
 from datamodules.shards.pack import FINISHED, PackSummary, pack
 from datamodules.shards.raw import raw_shards, read_raw
+from datamodules.shards.user_images import list_own
 from workbench.common.errors import UserError
 from workbench.recipe.config import Data, Recipe
 
@@ -136,7 +137,6 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"pip install 'few-step-workbench\[parquet\]'"):
         run_pack(table, tmp_path / "raw")
-    assert own_parquet.rows_of
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 and more", b"PAR1" + b"\0" * 40 + b"PAR1"])
@@ -159,7 +159,8 @@ def test_a_list_of_prompts_is_one_sample_a_line(inside: str, tmp_path: Path) -> 
 
 def test_twenty_thousand_prompts(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("".join(f"a sign that says {i}\n" for i in range(20_000)))
-    assert run_pack(tmp_path / "prompts.txt", tmp_path / "raw").num_samples == 20_000
+    samples = list_own(Data(source=str(tmp_path / "prompts.txt")), Tally())
+    assert len(samples) == 20_000 and samples[-1].text == "a sign that says 19999"
 
 
 def test_lists_of_prompts_between_other_files_are_named(tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_what_is_wrong_in_a_source_is_named(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(SKIPPED))
 def test_what_is_wrong_with_one_sample_can_be_skipped(name: str, tmp_path: Path, capsys) -> None:
-    content, message = WRONG[name]
+    content, _ = WRONG[name]
     source = source_with(tmp_path, content)
     if source.is_dir():
         (source / "good.txt").write_text("good")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
-import pickle
 import tarfile
 import zlib
 from pathlib import Path
