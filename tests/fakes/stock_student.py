@@ -21,11 +21,11 @@ def own_and_stock(student: QwenImage21Model, request: Request) -> tuple[torch.Te
     """Latents (N, C) of a request at 64 x 64 pixels, as the student's folder says to sample."""
     how = student.default_sampling()
     (ours,) = Sampler(student, RoleDenoiser(single_role(student), "teacher"))([request], how).latents
-    return ours, stock_latents(student, request, how)
+    return ours, stock_latents(student, request, how, as_stored=True)
 
 
-def stock_latents(student: QwenImage21Model, request: Request, how: Sampling) -> torch.Tensor:
-    """What the stock pipeline makes of it, over the times of the folder where `how` has none."""
+def stock_latents(student: QwenImage21Model, request: Request, how: Sampling, as_stored: bool = False) -> torch.Tensor:
+    """What the stock pipeline makes of it: over the times of `how` if it has some, or those that the folder stores."""
     fresh = [noise(student, request, f"{NOISE_STREAM}/fresh{k}") for k in range(how.steps - 1)]
     start = noise(student, request, NOISE_STREAM)
     with renoised_by([*fresh, torch.zeros_like(start)]):
@@ -36,13 +36,13 @@ def stock_latents(student: QwenImage21Model, request: Request, how: Sampling) ->
             width=64,
             output_resolution=64,
             latents=start,
-            sigmas=list(how.times) if how.times else None,
+            sigmas=list(how.times) if how.times and not as_stored else None,
             output_type="latent",
         ).images[0]
 
 
-def noise(student: QwenImage21Model, request: Request, stream: str) -> torch.Tensor:
-    shape, rows = (16, student.transformer.config.in_channels), torch.tensor([0])
+def noise(student: QwenImage21Model, request: Request, stream: str, num_tokens: int = 16) -> torch.Tensor:
+    shape, rows = (num_tokens, student.transformer.config.in_channels), torch.tensor([0])
     return rng.normal(shape, rows, seed=request.seed, stream=stream, step=request.row, num_rows=1)
 
 

@@ -118,11 +118,18 @@ class ToyModel(PipelineModel):
         colours = ((latents[..., :3].unflatten(1, (height, width)).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return colours.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
 
-    def default_sampling(self) -> Sampling:
-        return self.stored_sampling() or Sampling(3, cfg_scale=4.0)
+    @classmethod
+    def sampling_of(cls, folder: Path, steps: int | None = None, sigmas: Sequence[float] = ()) -> Sampling:
+        if sigmas:
+            return Sampling(len(sigmas), times=tuple(sigmas), cfg_scale=4.0)
+        return Sampling(steps, cfg_scale=4.0) if steps else _sampling(read_index(folder)["sampling"])
 
-    def stored_sampling(self) -> Sampling | None:
-        return Sampling(**{**self._sampling, "times": tuple(self._sampling["times"])}) if self._sampling else None
+    def default_sampling(self) -> Sampling:
+        return _sampling(self._sampling)
+
+
+def _sampling(stored: dict[str, Any] | None) -> Sampling:
+    return Sampling(**{**stored, "times": tuple(stored["times"])}) if stored else Sampling(3, cfg_scale=4.0)
 
 
 def write_folder(folder: Path, seed: int = 0) -> None:

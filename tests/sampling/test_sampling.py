@@ -93,7 +93,7 @@ def test_a_re_noised_student_is_drawn_by_stock_diffusers_as_by_us(
     QwenImage21Model.export(tiny_pipeline_folder, model.transformer.state_dict(), how, tmp_path / "student", "card")
     student = QwenImage21Model.load(tmp_path / "student")
     times = tuple(time_grid(steps, 2.0)[:-1].tolist())
-    assert student.stored_sampling() == Sampling(steps, times=times, stochastic=True)
+    assert student.default_sampling() == Sampling(steps, times=times, stochastic=True)
     ours, stock = own_and_stock(student, request_)
     sampler = Sampler(student, RoleDenoiser(single_role(student), "teacher"))
     (euler,) = sampler([request_], Sampling(steps, 2.0)).latents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,9 +11,12 @@ from workbench.backbones.family import PipelineModel
 from workbench.backbones.folders import read_index
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.common.errors import UserError
+from workbench.method.rollout import Sampling
 
 FAMILIES: tuple[type[PipelineModel], ...] = (QwenImage21Model,)
 SHIPPED = {"tiny": Path(__file__).parents[1] / "assets" / "tiny"}
+SHIPPED_EVALUATION = Sampling(40, 2.0, 1.5)
+"""How folders that ship are scored as teachers: at the shift that they were trained at, guided."""
 
 
 def resolve(folder: str) -> Path:
@@ -38,6 +42,16 @@ def family_of(path: Path) -> type[PipelineModel]:
             return family
     known = ", ".join(family.class_name for family in FAMILIES)
     raise UserError(f"{path} is a {found}, which cannot be used here: name a folder of {known}")
+
+
+def sampling_of(folder: str, steps: int | None = None, sigmas: Sequence[float] = ()) -> Sampling:
+    """How a folder's own pipeline samples it; see `PipelineModel.sampling_of`.
+
+    Raises:
+        UserError: see `resolve`; or a scheduler that cannot be followed.
+    """
+    path = resolve(folder)
+    return family_of(path).sampling_of(path, steps, sigmas)
 
 
 def load(

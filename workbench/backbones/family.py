@@ -89,6 +89,18 @@ class PipelineModel(ABC):
         `out` appears complete or not at all; a pipeline folder in its place is replaced, anything else is left alone.
         """
 
+    @classmethod
+    @abstractmethod
+    def sampling_of(cls, folder: Path, steps: int | None = None, sigmas: Sequence[float] = ()) -> Sampling:
+        """How the stock pipeline samples a folder: over its stored grid, or else with the steps and guidance of the
+        family, always through the folder's scheduler. Reads no weights.
+
+        steps: in place of the stored grid and the family's number. sigmas: in place of either.
+
+        Raises:
+            UserError: a scheduler that cannot be followed.
+        """
+
     def export_pretrained(self, source: Path, out: Path) -> None:
         """Write the pipeline folder `out`: the source's, with this transformer and text encoder."""
         raise UserError(f"a {self.class_name} cannot be pretrained here")
@@ -135,12 +147,7 @@ class PipelineModel(ABC):
 
     @abstractmethod
     def default_sampling(self) -> Sampling:
-        """The sampling used unless another is requested: the stored grid, or else the steps and guidance of the
-        family."""
-
-    @abstractmethod
-    def stored_sampling(self) -> Sampling | None:
-        """The grid that the folder stores, as a student's does; None where it stores none."""
+        """The sampling used unless another is requested: that of the folder's own pipeline (`sampling_of`)."""
 
     def trainable_text(self) -> TrainableText:
         """Tokenizer and text encoder for pretraining."""

@@ -45,9 +45,29 @@ class ModelUnderTest:
     store: Store | None = None
 
 
-def teacher_sampling(chosen: Evaluation) -> Sampling:
-    """The full teacher's."""
-    return Sampling(chosen.teacher_steps, chosen.teacher_shift, chosen.teacher_cfg_scale)
+def teacher_sampling(chosen: Evaluation, folder: str) -> Sampling:
+    """The full teacher's: as the pipeline of `folder` samples, but for what the recipe gives.
+
+    Raises: UserError if it is no pipeline folder, or one whose scheduler cannot be followed.
+    """
+    steps, shift, scale = chosen.teacher_steps, chosen.teacher_shift, chosen.teacher_cfg_scale
+    if families.resolve(folder) in families.SHIPPED.values():
+        how = families.SHIPPED_EVALUATION
+        how = replace(how, steps=steps or how.steps)
+    elif steps is not None and shift is not None:
+        how = Sampling(steps)
+    else:
+        how = families.sampling_of(folder, steps)
+    if shift is not None:
+        how = Sampling(how.steps, shift, how.cfg_scale)
+    return how if scale is None else replace(how, cfg_scale=scale)
+
+
+def overridden(chosen: Evaluation, folder: str) -> str:
+    """A line that says which recipe keys stand in place of how the folder's own pipeline samples; empty without any."""
+    keys = ("teacher_steps", "teacher_shift", "teacher_cfg_scale")
+    given = [f"evaluation.{key}={value:g}" for key in keys if (value := vars(chosen)[key]) is not None]
+    return f"{folder}: {', '.join(given)}, in place of its own pipeline's sampling" if given else ""
 
 
 def few_step_candidates(cfg_scale: float) -> list[Sampling]:
@@ -164,7 +184,7 @@ class FolderUnderTest:
         files = [*parts, *([self._specialists[specialist]] if specialist else [])]
         where = f"{self._resolution} on {self._device}"
         mark = "/".join([*(fingerprint(path) for path in files), where])
-        chosen = how or self.loaded.default_sampling()
+        chosen = how or families.sampling_of(self._folder)
 
         def draw(cases: Sequence[Case], seeds: Sequence[int]) -> tuple[list[np.ndarray], float]:
             return from_sampler(self.sampler(specialist), self._encodings, chosen).draw(cases, seeds)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -53,12 +53,22 @@ def guided(cond: Velocity, uncond: Velocity | None, scale: float) -> Velocity:
     return lambda x_t, t: guidance.cfg(cond(x_t, t), uncond(x_t, t), scale)
 
 
+class SizedTimes(Protocol):
+    """Times t_0 to t_{K-1} that depend on the number of target tokens, as those of a scheduler that shifts by size."""
+
+    def __call__(self, num_tokens: int) -> Sequence[float]: ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that they depend on, for the record."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a denoiser is sampled: over `steps` times, shifted, guided by `cfg_scale` (1 is no guidance).
 
     times: t_0 to t_{K-1} in place of the shifted ones, where there are any.
     stochastic: noised again between the steps (`sample` with fresh noise), as re-noised students are trained.
+    sized_times: times by the number of target tokens, in place of all others.
     """
 
     steps: int
@@ -66,18 +76,25 @@ class Sampling:
     cfg_scale: float = 1.0
     times: tuple[float, ...] = ()
     stochastic: bool = False
+    sized_times: SizedTimes | None = None
 
     @property
     def nfe(self) -> int:
         """Network evaluations of one image, guidance counted twice."""
         return self.steps * (2 if self.cfg_scale != 1 else 1)
 
-    def grid(self) -> Tensor:
-        """(steps + 1,) times from 1 to 0."""
-        return time_grid(self.steps, self.shift, self.times)
+    def grid(self, num_tokens: int | None = None) -> Tensor:
+        """(steps + 1,) times from 1 to 0 of a picture of so many target tokens, which only `sized_times` ask for."""
+        if self.sized_times is None:
+            return time_grid(self.steps, self.shift, self.times)
+        if num_tokens is None:
+            raise ValueError("these times depend on the size of the picture")
+        return time_grid(self.steps, self.shift, self.sized_times(num_tokens))
 
     def as_dict(self) -> dict[str, Any]:
-        grid = {"times": list(self.times)} if self.times else {"shift": self.shift}
+        grid: dict[str, Any] = {"times": list(self.times)} if self.times else {"shift": self.shift}
+        if self.sized_times is not None:
+            grid = {"scheduler": self.sized_times.as_dict()}
         stochastic = {"stochastic": True} if self.stochastic else {}
         return {"steps": self.steps, "cfg_scale": self.cfg_scale, **grid, **stochastic}
 

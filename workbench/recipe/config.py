@@ -498,8 +498,11 @@ class Vlm:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is scored: cases a category of each benchmark, sampling seeds, and how the full teacher samples, or any
-    pipeline folder without a grid of its own.
+    """What is scored: cases a category of each benchmark, sampling seeds, and how the full teacher samples, or a
+    pipeline folder that is scored alone.
+
+    teacher_steps, teacher_cfg_scale, teacher_shift: in place of what the folder's own pipeline does, which is followed
+    where they are null: its scheduler, its grid or its family's steps and guidance. A shift replaces the scheduler.
 
     cases: a JSONL file of a user's cases (docs/cases.md) instead of the world's splits. categories: the ones that are
     scored, all when empty. slice_seed: which cases of a category a slice takes; 0 takes the first ones.
@@ -519,9 +522,9 @@ class Evaluation:
     slice_seed: int = 0
     seeds: list[int] = field(default_factory=lambda: [0])
     batch_size: int = 0
-    teacher_steps: int = 40
-    teacher_cfg_scale: float = 1.5
-    teacher_shift: float = 2.0
+    teacher_steps: int | None = None
+    teacher_cfg_scale: float | None = None
+    teacher_shift: float | None = None
     num_bootstrap: int = 1000
     milestone_cases: int = 0
     judges: list[str] = field(default_factory=lambda: ["local", "second"])
@@ -529,13 +532,13 @@ class Evaluation:
     vlm: Vlm = field(default_factory=Vlm)
 
     def __post_init__(self) -> None:
-        positive(
-            "evaluation",
-            teacher_steps=self.teacher_steps,
-            teacher_cfg_scale=self.teacher_cfg_scale,
-            teacher_shift=self.teacher_shift,
-            num_bootstrap=self.num_bootstrap,
-        )
+        teacher = {
+            "teacher_steps": self.teacher_steps,
+            "teacher_cfg_scale": self.teacher_cfg_scale,
+            "teacher_shift": self.teacher_shift,
+        }
+        given = {name: value for name, value in teacher.items() if value is not None}
+        positive("evaluation", **given, num_bootstrap=self.num_bootstrap)
         require(bool(self.seeds), "evaluation.seeds must name at least one seed")
         require(len({*self.seeds}) == len(self.seeds), f"evaluation.seeds names one twice: {self.seeds}")
         for judge in self.judges:

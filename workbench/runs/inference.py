@@ -30,6 +30,7 @@ from workbench.evaluation.models import (
     FolderUnderTest,
     ModelUnderTest,
     few_step_candidates,
+    overridden,
     teacher_sampling,
 )
 from workbench.evaluation.panel_cost import cost
@@ -79,13 +80,14 @@ def evaluate_run(
     for judge in judges:
         judge.check(cases)
     chosen_reader(recipe.evaluation.ocr, cases)
+    if line := overridden(recipe.evaluation, recipe.model.folder):
+        Console().print(line, soft_wrap=True)
     models: dict[str, ModelUnderTest]
     if folder.is_run():
         models, selection = _models_of_run(recipe, folder, shared, clock, local_judge(judges))
     else:
         tested = _under_test(str(target), recipe, clock)
-        how = tested.loaded.stored_sampling() or teacher_sampling(recipe.evaluation)
-        models, selection = {"model": tested.model(how)}, []
+        models, selection = {"model": tested.model(teacher_sampling(recipe.evaluation, str(target)))}, []
     metrics = evaluate(models, recipe, out, cases=cases, judges=judges, selection=selection, clock=clock)
     if folder.is_run():
         add_scores(folder.student, metrics)
@@ -133,7 +135,8 @@ def _models_of_run(
 ) -> tuple[dict[str, ModelUnderTest], list[dict[str, Any]]]:
     """The run's models, and how the few-step teacher was chosen; without a local judge there is none to choose."""
     teacher = _under_test(recipe.model.folder, recipe, clock)
-    hows = [teacher_sampling(recipe.evaluation), *few_step_candidates(recipe.evaluation.teacher_cfg_scale)]
+    own = teacher_sampling(recipe.evaluation, recipe.model.folder)
+    hows = [own, *few_step_candidates(own.cfg_scale)]
     full, *candidates = [replace(teacher.model(how), store=shared) for how in hows]
     student = _under_test(str(folder.student), recipe, clock).model(student_sampling(recipe.dmd))
     if local is None:
@@ -164,9 +167,8 @@ def _print_cost(recipe: Recipe, is_run: bool) -> None:
         num_models = 3 if chooses else 2
     cases = benchmark_cases(recipe.data, chosen)
     planned = cost(cases, num_models, recipe.data, chosen)
-    choosing = (
-        len(few_step_candidates(chosen.teacher_cfg_scale)) * len(selection_cases(recipe.data, chosen)) if chooses else 0
-    )
+    scale = teacher_sampling(chosen, recipe.model.folder).cfg_scale
+    choosing = len(few_step_candidates(scale)) * len(selection_cases(recipe.data, chosen)) if chooses else 0
     console = Console()
     console.print(
         f"{len(cases)} cases of split {chosen.split}, {num_models} model(s), {len(chosen.seeds)} seed(s), some for "

@@ -66,7 +66,7 @@ def distillation_grid(recipe: Recipe, teacher: PipelineModel, data: Distillation
         if not fixed:
             sources = {position: batch.condition.references for position, batch in enumerate(batches)}
             fixed["source"] = fixed_prompts.latents_column(prompts, teacher, sources)
-            teachers = teacher_sampling(recipe.evaluation)
+            teachers = teacher_sampling(recipe.evaluation, recipe.model.folder)
             fixed[f"teacher, {teachers.nfe} NFE"] = column(roles.TEACHER, teachers)
             fixed[f"teacher, {recipe.dmd.student_steps} NFE"] = column(
                 roles.TEACHER, replace(student, stochastic=False)
@@ -84,7 +84,7 @@ def distillation_distance(recipe: Recipe, data: DistillationData) -> Callable[[R
 
     def distance(module: RootModule) -> float:
         assert isinstance(module, Distiller)
-        how, found = recipe.evaluation, []
+        found = []
         batches = [batch.to(module.device) for batch in data.batches_for(chosen)]
         prompts = fixed_prompts.FixedPrompts(tuple(batches), ("",) * len(chosen), recipe.seed)
         for position, batch in enumerate(batches):
@@ -92,14 +92,15 @@ def distillation_distance(recipe: Recipe, data: DistillationData) -> Callable[[R
             noise = prompts.noise(batch, channels)
             if position not in wanted:
                 teacher = RoleDenoiser(module.denoiser, roles.TEACHER)
-                times = teacher_sampling(how).grid()
+                sampling = teacher_sampling(recipe.evaluation, recipe.model.folder)
+                times = sampling.grid(batch.condition.layout.num_target_tokens)
                 # Different noise: the student must not be asked for the same pictures.
                 apart = fixed_prompts.FixedPrompts(prompts.batches, prompts.labels, recipe.seed + 1)
                 other = apart.noise(batch, channels)
                 wanted[position] = (
                     batch.target
                     if batch.target is not None
-                    else teacher.sample(batch.condition, batch.uncond, other, times, how.teacher_cfg_scale)
+                    else teacher.sample(batch.condition, batch.uncond, other, times, sampling.cfg_scale)
                 )
             drawn = module.student.sample(batch.condition, noise, prompts.fresh(batch, channels))
             if len(drawn) > 1:
@@ -173,9 +174,10 @@ def pretraining_grid(recipe: Recipe, base: PipelineModel, data: PretrainingData)
             ]
         prompts = fixed_prompts.FixedPrompts(tuple(_as_batch(*pair) for pair in pairs), labels, recipe.seed)
         network = RoleDenoiser(module.denoiser, roles.TEACHER)
-        how = recipe.evaluation
-        plain = Sampling(min(PRETRAINING_STEPS, how.teacher_steps), how.teacher_shift)
-        guided = replace(plain, cfg_scale=how.teacher_cfg_scale)
+        how = teacher_sampling(recipe.evaluation, recipe.model.folder)
+        few = replace(recipe.evaluation, teacher_steps=min(PRETRAINING_STEPS, how.steps))
+        guided = teacher_sampling(few, recipe.model.folder)
+        plain = replace(guided, cfg_scale=1.0)
         columns: dict[str, Sequence[Picture | None]] = {
             "source": fixed_prompts.latents_column(prompts, base, {i: b.references for i, b in enumerate(batches)}),
             "real": fixed_prompts.latents_column(prompts, base, {i: b.target for i, b in enumerate(batches)}),

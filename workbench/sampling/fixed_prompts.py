@@ -51,8 +51,9 @@ def draw_column(
     pictures: dict[int, Picture] = {}
     for batch in prompts.batches:
         noise, fresh = prompts.noise(batch, network.num_channels), prompts.fresh(batch, network.num_channels)
+        times = how.grid(batch.condition.layout.num_target_tokens)
         latents = network.sample(
-            batch.condition, batch.uncond, noise, how.grid(), how.cfg_scale, fresh if how.stochastic else None
+            batch.condition, batch.uncond, noise, times, how.cfg_scale, fresh if how.stochastic else None
         )
         _decode_into(pictures, model, batch, latents)
     return [pictures[row] for row in range(len(prompts.labels))]

@@ -177,7 +177,9 @@ class Sampler:
         cond = self._predictor([case.prompt for case in cases], cases)
         uncond = self._predictor([case.uncond for case in cases], cases) if how.cfg_scale != 1 else None
         velocity = guided(cond, uncond, how.cfg_scale)
-        return sample(velocity, noise(NOISE_STREAM), how.grid().to(device), fresh)[:count]
+        return sample(velocity, noise(NOISE_STREAM), how.grid(cases[0].height * cases[0].width).to(device), fresh)[
+            :count
+        ]
 
     def _predictor(self, encoded: Sequence[EncodedPrompt], cases: Sequence[EncodedRequest]) -> Velocity:
         """The velocity of `cases` under the prompts `encoded`."""

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from workbench.backbones.family import PipelineModel
 from workbench.backbones.finite import require_finite
 from workbench.backbones.folders import check_weights, sample_sigmas
-from workbench.backbones.qwen_image_21 import export
+from workbench.backbones.qwen_image_21 import export, schedule
 from workbench.backbones.qwen_image_21.images import decode_latents, encode_images
 from workbench.backbones.qwen_image_21.pretraining import TrainableQwen
 from workbench.backbones.qwen_image_21.processor import load_processor
@@ -29,7 +29,6 @@ from workbench.batch import EncodedPrompt
 from workbench.common.errors import UserError
 from workbench.method.rollout import Sampling
 
-DEFAULT_STEPS = 40
 _WEIGHTED = ("transformer", "vae", "text_encoder")
 
 
@@ -131,16 +130,13 @@ class QwenImage21Model(PipelineModel):
     def decode_latents(self, latents: Tensor, height: int, width: int) -> Tensor:
         return decode_latents(self.pipeline.vae, latents, height, width, self._fast)
 
-    def stored_sampling(self) -> Sampling | None:
-        sigmas = self.pipeline.config.sample_sigmas
-        if not sigmas:
-            return None
-        stochastic = bool(self.pipeline.scheduler.config.get("stochastic_sampling", False))
-        return Sampling(len(sigmas), times=tuple(float(sigma) for sigma in sigmas), stochastic=stochastic)
+    @classmethod
+    def sampling_of(cls, folder: Path, steps: int | None = None, sigmas: Sequence[float] = ()) -> Sampling:
+        return schedule.folder_sampling(folder, steps, sigmas)
 
     def default_sampling(self) -> Sampling:
-        """Without a stored grid, 40 steps through the folder's scheduler's shift, unguided."""
-        return self.stored_sampling() or Sampling(DEFAULT_STEPS, shift=float(self.pipeline.scheduler.config.shift))
+        scheduler = self.pipeline.scheduler
+        return schedule.sampling(type(scheduler).__name__, scheduler.config, self.pipeline.config.sample_sigmas)
 
     def trainable_text(self) -> TrainableQwen:
         return TrainableQwen(self.pipeline)

@@ -1,0 +1,115 @@
+"""The times at which the stock pipeline samples a folder: its sigmas through its scheduler, by diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import calculate_shift, retrieve_timesteps
+
+from workbench.backbones.folders import read_index
+from workbench.common.errors import UserError
+from workbench.common.outside import read_json
+from workbench.method.rollout import Sampling
+
+DEFAULT_STEPS = 40
+"""Of `QwenImage21Pipeline.__call__`, which does not guide by default either."""
+TRAIN_STEPS = 1000
+"""The stock pipeline divides timesteps by it, whatever the scheduler counts in."""
+_SCHEDULER = FlowMatchEulerDiscreteScheduler.__name__
+_PLAIN = {
+    "shift": 1.0,
+    "use_dynamic_shifting": False,
+    "shift_terminal": None,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
+"""Settings under which a scheduler leaves sigmas as they are."""
+
+
+@dataclass(frozen=True)
+class SizedTimes:
+    """Times that depend on the size of the picture: `sigmas` through a scheduler with dynamic shifting.
+
+    settings: of the scheduler, as (name, value) pairs.
+    """
+
+    sigmas: tuple[float, ...]
+    settings: tuple[tuple[str, Any], ...]
+
+    def __call__(self, num_tokens: int) -> tuple[float, ...]:
+        """t_0 to t_{K-1} for so many target tokens."""
+        return _through_scheduler(self.sigmas, self.settings, num_tokens)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"sigmas": list(self.sigmas), **dict(self.settings)}
+
+
+def folder_sampling(folder: Path, steps: int | None, sigmas: Sequence[float]) -> Sampling:
+    """See `sampling`; read from the files of a pipeline folder alone.
+
+    Raises: UserError if a file cannot be read, or the folder's scheduler is not one that can be followed here.
+    """
+    index = read_index(folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path, dict, "copy the pipeline folder again")
+    kind = (index.get("scheduler") or [None, config.get("_class_name")])[-1]
+    return sampling(kind, config, index.get("sample_sigmas"), steps, sigmas, str(path))
+
+
+def sampling(
+    kind: str | None,
+    config: Mapping[str, Any],
+    stored: Sequence[float] | None,
+    steps: int | None = None,
+    sigmas: Sequence[float] = (),
+    where: str = "the scheduler",
+) -> Sampling:
+    """How the stock pipeline samples: `sigmas` or else `steps` uniform ones where either is asked for, otherwise the
+    `stored` ones or 40 uniform ones, through the scheduler of class `kind` and configuration `config`; unguided.
+
+    Raises: UserError for a scheduler that the family's sampler is no equal of.
+    """
+    if kind != _SCHEDULER:
+        raise UserError(f"{where}: pictures are drawn here as by {_SCHEDULER}, not by {kind}: give steps and shift")
+    if config.get("num_train_timesteps", TRAIN_STEPS) != TRAIN_STEPS or config.get("invert_sigmas"):
+        raise UserError(f"{where}: num_train_timesteps must be {TRAIN_STEPS}, and invert_sigmas false")
+    asked = sigmas or (() if steps else stored or ())
+    stochastic = bool(config.get("stochastic_sampling", False))
+    if all(config.get(name, value) == value for name, value in _PLAIN.items()):
+        times = tuple(map(float, asked))
+        return Sampling(len(times) or steps or DEFAULT_STEPS, times=times, stochastic=stochastic)
+    count = steps or DEFAULT_STEPS
+    given = tuple(map(float, asked)) or tuple(np.linspace(1.0, 1 / count, count).tolist())
+    settings = tuple(sorted((name, _plain(value)) for name, value in config.items() if not name.startswith("_")))
+    sized = SizedTimes(given, settings)
+    try:
+        times = sized(1)
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{where}: {error}; copy the pipeline folder again") from error
+    if config.get("use_dynamic_shifting"):
+        return Sampling(len(given), stochastic=stochastic, sized_times=sized)
+    return Sampling(len(given), times=times, stochastic=stochastic)
+
+
+@cache
+def _through_scheduler(
+    sigmas: tuple[float, ...], settings: tuple[tuple[str, Any], ...], num_tokens: int
+) -> tuple[float, ...]:
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(settings))
+    config = scheduler.config
+    mu = calculate_shift(
+        num_tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
+    )
+    retrieve_timesteps(scheduler, sigmas=list(sigmas), mu=mu)
+    return tuple(scheduler.sigmas[:-1].tolist())
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
