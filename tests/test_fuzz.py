@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from mutations import WEIRD, bytes_of, json_of, lines_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -32,6 +33,7 @@ from studies.analysis import arms
 from studies.machine.pruning import noise_floor_of
 from studies.machine.trial import seconds_of_updates
 from workbench.backbones import families, lora_files, roles
+from workbench.backbones.provenance import stated_by
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.common.errors import UserError
@@ -44,6 +46,8 @@ from workbench.evaluation.cases.case_file import read_jsonl, write_jsonl
 from workbench.evaluation.cases.count import count_cases
 from workbench.evaluation.judges.local import Judgement
 from workbench.evaluation.measures.answer_measures import Measures
+from workbench.evaluation.model_card import Origin, model_card
+from workbench.method.rollout import Sampling
 from workbench.recipe.config import Data, Evaluation, Mixture, Model, Recipe
 from workbench.recipe.reading import flat_values, load, to_yaml
 from workbench.reporting.page import report
@@ -247,18 +251,29 @@ def test_lora_files(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     transformer = QwenImage21Model.load(tiny_pipeline_folder, text_encoder=False).pipeline.transformer
     layer, alpha = "transformer_blocks.0.attn.to_q", "transformer.lora_alpha"
     linear = transformer.get_submodule(layer)
-    state = {
-        f"transformer.{layer}.lora_A.weight": torch.ones(2, linear.in_features),
-        f"transformer.{layer}.lora_B.weight": torch.ones(linear.out_features, 2),
-    }
+    down, up = torch.ones(2, linear.in_features), torch.ones(linear.out_features, 2)
+    forms = (
+        (f"transformer.{layer}", "lora_A.weight", "lora_B.weight"),
+        (f"base_model.model.{layer}", "lora_A.default.weight", "lora_B.default.weight"),
+        (f"lora_unet_{layer.replace('.', '_')}", "lora_down.weight", "lora_up.weight"),
+        (f"diffusion_model.{layer}", "lora_down.weight", "lora_up.weight"),
+    )
     header = {alpha: 2.0, "transformer.alpha_pattern": {"attn.to_q": 1.0}, "transformer.use_rslora": False}
 
     def attempt(random_: random.Random, place: Path) -> str | None:
-        path, tensors, metadata = place / "lora.safetensors", dict(state), json.dumps(header)
-        kind = random_.choice(("header", "header", "tensor", "name", "bytes"))
+        path, metadata = place / "adapter_model.safetensors", json.dumps(header)
+        key, *halves = random_.choice(forms)
+        tensors = dict(zip((f"{key}.{half}" for half in halves), (down, up), strict=True))
+        kind = random_.choice(("header", "header", "config", "tensor", "name", "alpha", "bytes"))
         match kind:
             case "header":
                 metadata = json_of(random_, header).decode("utf-8", "replace")
+            case "config":
+                settings = {name.removeprefix("transformer."): value for name, value in header.items()}
+                (place / "adapter_config.json").write_bytes(json_of(random_, settings))
+            case "alpha":
+                odd = (torch.tensor(float("nan")), torch.ones(2), torch.ones(0), torch.tensor(True), torch.ones(1, 1))
+                tensors[f"{key}.alpha"] = random_.choice((*odd, torch.tensor(4), torch.tensor(-1e38)))
             case "tensor":
                 name = random_.choice(list(tensors))
                 odd = (torch.full_like(tensors[name], float("nan")), tensors[name].to(torch.int8), tensors[name][:0])
@@ -266,7 +281,7 @@ def test_lora_files(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
             case "name":
                 name = random_.choice(list(tensors))
                 tensors[random_.choice(("x", "lora_A", "transformer..lora_A.weight", "../x"))] = tensors.pop(name)
-        save_file(tensors, path, {lora_files.METADATA: metadata})
+        save_file(tensors, path, {} if kind == "config" else {lora_files.METADATA: metadata})
         if kind == "bytes":
             head = path.read_bytes()
             path.write_bytes(bytes_of(random_, head[:600]) + head[600:])
@@ -277,6 +292,38 @@ def test_lora_files(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
         return None if all(np.isfinite(one.scaling) for one in adapter.values()) else "a scaling that is not finite"
 
     fuzz(100, tmp_path, attempt)
+
+
+def test_what_a_folder_says_of_its_licence(tmp_path: Path) -> None:
+    card = "---\nlicense: other\nlicense_name: mine\ntags: [a, b]\nbase_model: [a/b]\npipeline_tag: x\n---\n"
+    files = {
+        "README.md": card.encode(),
+        "LICENSE": b"Apache License, Version 2.0",
+        "model_index.json": json.dumps({"_class_name": "X", "_name_or_path": "owner/name"}).encode(),
+    }
+    lines = ("license", "license_name", "tags", "base_model", "pipeline_tag")
+
+    def attempt(random_: random.Random, place: Path) -> str | None:
+        content = dict(files)
+        name = random_.choice(list(content))
+        match random_.choice(("bytes", "json", "value")):
+            case "bytes":
+                content[name] = bytes_of(random_, content[name])
+            case "json":
+                content["model_index.json"] = json_of(random_, json.loads(files["model_index.json"]))
+            case "value":
+                value = json.dumps(random_.choice(WEIRD))
+                content["README.md"] = f"---\n{random_.choice(lines)}: {value}\n---\n".encode()
+        for name, data in content.items():
+            (place / name).write_bytes(data)
+        fields = stated_by(place)
+        text = model_card(Origin("x", "y", "z", "w", fields), "Pipeline", Sampling(4))
+        again = yaml.safe_load(text.split("---\n")[1])
+        kept = all(again[name] == value for name, value in fields.items() if name != "tags")
+        tagged = {"distillation", *fields.get("tags", [])} <= set(again["tags"])
+        return None if kept and tagged and isinstance(fields.get("tags", []), list) else f"other fields: {again}"
+
+    fuzz(60, tmp_path, attempt)
 
 
 def test_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,7 +143,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_overrides(
     command: argparse.ArgumentParser, text: str = "change the recipe, e.g. trainer.updates=50 seed=1"
 ) -> None:
-    command.add_argument("overrides", metavar="key=value", nargs="*", help=text)
+    # Without a default, argparse lists them among the arguments that are required.
+    command.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=text)
 
 
 def _run(arguments: argparse.Namespace) -> None:

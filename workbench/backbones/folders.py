@@ -28,7 +28,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not (folder / INDEX_FILE).is_file():
         if (folder / "student" / INDEX_FILE).is_file():
             raise UserError(f"{folder} is a run folder, not a pipeline folder: name {folder / 'student'}")
-        raise UserError(f"no pipeline folder at {folder}: it has no {INDEX_FILE}")
+        why = f"it has no {INDEX_FILE}" if folder.exists() else "nothing is there"
+        raise UserError(f"no pipeline folder at {folder}: {why}")
     index: dict[str, Any] = read_json(folder / INDEX_FILE, dict, "copy the pipeline folder again")
     if sigmas := index.get("sample_sigmas"):
         try:

@@ -103,7 +103,7 @@ def read(path: Path) -> dict[str, AdapterLayer]:
         raise UserError(f"cannot read the LoRA file {path}: {error}") from error
     config = _config(path, metadata)
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not is_finite(tensor):
+        if not (tensor.is_floating_point() or name.endswith(".alpha")) or not is_finite(tensor):
             raise UserError(f"{path}: {name} holds values that are no finite numbers; use another file")
     layers = {}
     for layer, parts in _by_layer(path, tensors).items():

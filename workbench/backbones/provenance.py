@@ -27,7 +27,7 @@ def stated_by(folder: Path) -> dict[str, Any]:
     card says that it was made from. Empty where the folder says nothing.
     """
     card = _front_matter(folder / CARD)
-    found = {name: card[name] for name in COPIED_FIELDS if card.get(name)}
+    found = {name: _as_field(name, card[name]) for name in COPIED_FIELDS if card.get(name)}
     if "license" not in found:
         found |= _licence_file(folder)
     if name := _hub_name(folder):
@@ -45,6 +45,13 @@ def _front_matter(path: Path) -> dict[str, Any]:
         return {}
     plain = values.items() if isinstance(values, dict) else ()
     return {str(name): value for name, value in plain if _is_plain(value)}
+
+
+def _as_field(name: str, value: str | list[str]) -> str | list[str]:
+    """A list for the tags; for the others a text, or a list of several bases or licences."""
+    if name == "tags":
+        return [value] if isinstance(value, str) else value
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _is_plain(value: object) -> bool:

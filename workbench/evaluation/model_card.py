@@ -88,7 +88,7 @@ def _card(origin: Origin, relation: str, how: Sampling, lines: list[str], code: 
         more["base_model_relation"] = relation
     added = ["distillation", *(["lora"] if relation == "adapter" else []), *fields.get("tags", [])]
     front = mine | more | {"tags": list(dict.fromkeys([*tags, *added]))}
-    licence = fields.get("license_name") or fields.get("license")
+    licence, base = _in_words(fields.get("license_name") or fields.get("license")), _in_words(fields.get("base_model"))
     return "\n".join(
         [
             *("---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).rstrip(), "---"),
@@ -96,7 +96,7 @@ def _card(origin: Origin, relation: str, how: Sampling, lines: list[str], code: 
             f"- Network evaluations an image (NFE): **{how.nfe}**, without guidance (`true_cfg_scale=1`).",
             *lines,
             f"- Licence: {licence or '**not stated by the teacher: ask who made it before passing this on**'}",
-            f"- Base model: {fields.get('base_model') or 'the teacher, whose name on the Hub is not stated'}",
+            f"- Base model: {base or 'the teacher, whose name on the Hub is not stated'}",
             f"- Recipe: `{origin.recipe_hash}`",
             f"- Data: {origin.data}",
             f"- Licence of the data: {origin.licence}",
@@ -104,6 +104,10 @@ def _card(origin: Origin, relation: str, how: Sampling, lines: list[str], code: 
             "",
         ]
     )
+
+
+def _in_words(value: str | list[str] | None) -> str:
+    return " ".join((", ".join(value) if isinstance(value, list) else value or "").split())
 
 
 def add_scores(folder: Path, metrics: Metrics) -> None:

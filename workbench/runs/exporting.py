@@ -108,7 +108,7 @@ def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), 
     if lora:
         network = denoiser.network(roles.STUDENT)
         chosen, adapters = lora_files.FORMS[form], role_adapters(network.transformer, roles.STUDENT)
-        header = _header(recipe, how)
+        header = _header(folder, how)
         lora_files.write(adapters, out, header=header, form=chosen, fused=network.fused_layers)
         _write_lora_card(folder, recipe, out, form == "comfyui")
     else:
@@ -149,8 +149,8 @@ def _checked(overrides: Iterable[str]) -> list[str]:
     return checked
 
 
-def _header(recipe: Recipe, how: Sampling) -> dict[str, str]:
-    header = {"sample_sigmas": json.dumps(sample_sigmas(how.grid())), "recipe_hash": recipe_hash(recipe)}
+def _header(folder: RunFolder, how: Sampling) -> dict[str, str]:
+    header = {"sample_sigmas": json.dumps(sample_sigmas(how.grid())), "recipe_hash": recipe_hash(folder.read_recipe())}
     return header | ({"stochastic_sampling": "true"} if how.stochastic else {})
 
 
@@ -170,8 +170,8 @@ def _origin(folder: RunFolder, recipe: Recipe) -> Origin:
         stated["base_model"] = recipe.model.base_model
     data = _data(folder, recipe)
     origin = Origin(
-        title=f"Distilled from {stated.get('base_model') or recipe.model.folder}",
-        recipe_hash=recipe_hash(recipe),
+        title=f"Distilled from {recipe.model.folder}",
+        recipe_hash=recipe_hash(folder.read_recipe()),
         data=f"{data.samples} samples of {', '.join(data.categories)}",
         licence=data.attribution,
         fields=stated,
