@@ -47,6 +47,7 @@ def category_shares(categories: Sequence[str], num_samples: Sequence[int], mixtu
         if not of_data:
             raise UserError(
                 f"mixture.tasks.{task} is {float(weight):g}, but the data have no such samples, only {there}"
+                f"{_for_these_data(categories, num_samples)}"
             )
         chosen = mixture.categories.get(task)
         weights = {f"{task}/{name}": _fraction(value) for name, value in chosen.items() if value} if chosen else of_data
@@ -56,6 +57,12 @@ def category_shares(categories: Sequence[str], num_samples: Sequence[int], mixtu
                 raise UserError(f"{key} is {float(value):g}, but the data have no such samples, only {there}")
             shares[name] = weight * value / sum(weights.values())
     return list(shares.values())
+
+
+def _for_these_data(categories: Sequence[str], num_samples: Sequence[int]) -> str:
+    """What to set where all samples are of one task."""
+    tasks = {name.partition("/")[0] for name, num in zip(categories, num_samples, strict=True) if num}
+    return f"; for these data set 'mixture.tasks={{{tasks.pop()}: 1}}'" if len(tasks) == 1 else ""
 
 
 def used_samples(

@@ -96,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--image", type=Path, help="picture to edit")
     command.add_argument("--out", type=Path, required=True, help="file to write, .png or .jpg or .webp")
     command.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
+    command.add_argument("--size", metavar="WxH", help="of the picture in pixels (default: the run's or the folder's)")
 
     text = "score a run (teacher, best few-step teacher, student) or a pipeline folder on both benchmarks"
     command = commands.add_parser("evaluate", help=text, description=text, parents=[common])
@@ -226,7 +227,7 @@ def _sample(arguments: argparse.Namespace) -> None:
 
     from workbench.runs.inference import sample_image
 
-    sample_image(arguments.folder, arguments.prompt, image, out, arguments.seed)
+    sample_image(arguments.folder, arguments.prompt, image, out, arguments.seed, size=arguments.size)
     print(f"wrote {out}")
 
 

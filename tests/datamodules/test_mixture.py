@@ -172,7 +172,7 @@ def test_categories_do_not_sit_in_fixed_rows() -> None:
 @pytest.mark.parametrize(
     ("mixture", "message"),
     [
-        (Mixture(), r"mixture\.tasks\.edit is 0\.5.*only t2i/landscape, t2i/text"),
+        (Mixture(), r"mixture\.tasks\.edit is 0\.5.*only t2i/landscape, t2i/text; .* 'mixture\.tasks=\{t2i: 1\}'"),
         (
             Mixture(tasks={"t2i": 1.0}, categories={"t2i": {"portrait": 1.0}}),
             r"categories\.t2i\.portrait is 1.*only t2i",

@@ -67,6 +67,23 @@ def test_run_report_escapes_every_text_and_loads_nothing(run: Path) -> None:
     assert page.count("data:image/webp") == 2
 
 
+def test_run_report_says_what_was_left_out_of_the_data(run: Path) -> None:
+    left_out = {"broken": [f"sample {EVIL}"], "ignored": {".cls": 7}, "warned": {"have long captions": 3}}
+    record = {"samples": 12_345, "categories": ["t2i/custom"], "resolution": 256, "left_out": left_out}
+    (run / "data.json").write_text(json.dumps(record))
+    html = report(run).read_text()
+    for part in (
+        "12,345 samples of t2i/custom at data.resolution=256",
+        "1 broken samples left out, named in index.json",
+        "ignored: 7 .cls",
+        "warning: 3 samples have long captions",
+    ):
+        assert part in html
+    assert EVIL not in html
+    (run / "data.json").write_text('{"samples": -1}')
+    assert "broken samples" not in report(run).read_text()
+
+
 def test_run_report_shows_scores_verdicts_mixture_and_lambda(run: Path) -> None:
     page = report(run).read_text()
     assert "3.10 to 3.30" in page and "Teacher better" in page and "50.0 %" in page and "step 1" in page

@@ -559,6 +559,66 @@ def test_a_picture_to_edit_is_read_upright_and_named_where_it_cannot_be(
         inference.sample_image(str(finished), "add snow", tmp_path / "none.png", tmp_path / "out.png", 0)
 
 
+def test_a_picture_has_the_size_of_the_training_or_the_one_that_is_asked_for(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.png"
+    Image.new("RGB", (300, 100), "red").save(tmp_path / "wide.png")
+
+    def drawn(folder: Path, **options: Any) -> tuple[int, int]:
+        inference.sample_image(str(folder), "a fox", options.pop("image", None), out, 0, **options)
+        with Image.open(out) as image:
+            return image.size
+
+    assert drawn(finished) == drawn(finished / "student") == (64, 64)
+    assert drawn(finished, size="96x64") == (96, 64)
+    assert drawn(finished, image=tmp_path / "wide.png") == (96, 32)
+    assert drawn(finished, image=tmp_path / "wide.png", size="64x96") == (64, 96)
+    apart = shutil.copytree(finished / "student", tmp_path / "apart")
+    index = json.loads((apart / "model_index.json").read_text())
+    (apart / "model_index.json").write_text(json.dumps({**index, "_resolution": 32}))
+    assert drawn(apart) == (32, 32)
+    monkeypatch.setattr(inference, "FolderUnderTest", None)  # no model is loaded for a size that cannot be
+    for size, message in (
+        ("100x64", "multiples of 32 up to 8192; the nearest is 96x64"),
+        ("0x64", "the nearest is 32x64"),
+        ("99999x64", "the nearest is 8192x64"),
+        ("128", "is not of the form WIDTHxHEIGHT"),
+        ("-1x64", "is not of the form"),
+        ("٦٤x64", "is not of the form"),
+    ):
+        with pytest.raises(UserError, match=message):
+            drawn(finished, size=size)
+
+
+def test_a_folder_that_says_nothing_draws_at_the_size_of_its_family(finished: Path, tmp_path: Path) -> None:
+    assert families.resolution_of(families.resolve("tiny")) == 128
+    for stored in (None, "128", 0, -1, 10**9, True):
+        (tmp_path / "model_index.json").write_text(
+            json.dumps({"_class_name": "QwenImage21Pipeline", "_resolution": stored})
+        )
+        assert families.resolution_of(tmp_path) == 1024
+
+
+@pytest.mark.parametrize("index_says", [True, False])
+def test_shards_of_another_resolution_are_refused(
+    recipe: Recipe, finished: Path, tmp_path: Path, index_says: bool
+) -> None:
+    """Former indexes do not say: their sizes do."""
+    encoded = shutil.copytree(recipe.data.encoded, tmp_path / "encoded")
+    index = json.loads((encoded / "index.json").read_text())
+    if not index_says:
+        del index["resolution"]
+        (encoded / "index.json").write_text(json.dumps(index))
+    other = replace(recipe, data=replace(recipe.data, encoded=str(encoded), resolution=256))
+    for command in (distill, pretrain):
+        with pytest.raises(UserError, match=r"data\.resolution is 256, .*encoded at 64: set data\.resolution=64, or"):
+            command(replace(other, trainer=replace(other.trainer, folder=str(tmp_path / "run"))))
+    preflight.check_resolution(
+        EncodedDataset(str(encoded)), 16, replace(other, data=replace(other.data, resolution=64))
+    )
+
+
 def test_milestones_are_scored_as_the_evaluation_does_and_change_nothing(
     finished: Path, recipe: Recipe, tmp_path: Path
 ) -> None:

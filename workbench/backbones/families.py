@@ -14,6 +14,10 @@ from workbench.common.errors import UserError
 from workbench.method.rollout import Sampling
 
 FAMILIES: tuple[type[PipelineModel], ...] = (QwenImage21Model,)
+RESOLUTION = "_resolution"
+"""Key of a folder's index, which diffusers passes over."""
+LARGEST_SIDE = 1 << 13
+"""Of a picture that is drawn, in pixels."""
 SHIPPED = {"tiny": Path(__file__).parents[1] / "assets" / "tiny"}
 SHIPPED_EVALUATION = Sampling(40, 2.0, 1.5)
 """How folders that ship are scored as teachers: at the shift that they were trained at, guided."""
@@ -52,6 +56,12 @@ def sampling_of(folder: str, steps: int | None = None, sigmas: Sequence[float] =
     """
     path = resolve(folder)
     return family_of(path).sampling_of(path, steps, sigmas)
+
+
+def resolution_of(path: Path) -> int:
+    """What a pipeline folder draws at where nothing else is asked for: as its index says, else as its family does."""
+    stored = read_index(path).get(RESOLUTION)
+    return stored if type(stored) is int and 0 < stored <= LARGEST_SIDE else family_of(path).default_resolution
 
 
 def load(

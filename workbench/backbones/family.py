@@ -46,7 +46,8 @@ class PipelineModel(ABC):
 
     class_name: the class in the folder's index. pixels_per_token: side of the square of pixels behind one latent token.
     side_multiple: sides of images are multiples of so many pixels. encoder_parts: components that encoded data depend
-    on. transformer: diffusers' network, absent where it was left on the disk.
+    on. transformer: diffusers' network, absent where it was left on the disk. default_resolution: pictures have about
+    its square in pixels where neither a recipe nor the folder says otherwise.
     """
 
     class_name: ClassVar[str]
@@ -54,6 +55,7 @@ class PipelineModel(ABC):
     side_multiple: ClassVar[int]
     encoder_parts: ClassVar[tuple[str, ...]]
     network: ClassVar[NetworkFactory]
+    default_resolution: ClassVar[int] = 1024
 
     @classmethod
     @abstractmethod
@@ -123,6 +125,14 @@ class PipelineModel(ABC):
     @abstractmethod
     def device(self) -> torch.device:
         """Where the encoders are."""
+
+    @property
+    def prompt_limit(self) -> int:
+        """Text tokens of a prompt beyond which the family is out of its depth; 0 where none is known."""
+        return 0
+
+    def check_prompt(self, prompt: str) -> None:  # noqa: B027 (most families have no such prompts)
+        """Raise UserError for a prompt that would be misread, such as one with tokens of the family's template."""
 
     @abstractmethod
     def move_autoencoder(self, device: torch.device) -> None:

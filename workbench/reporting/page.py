@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from pydantic import Field
 
+from datamodules.shards.counts import INDEX
+from datamodules.shards.left_out import LeftOut, lines
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 from workbench.common.jsonl import read_scalars
-from workbench.common.outside import read_json
+from workbench.common.outside import Count, Outside, read_json
 from workbench.evaluation import metrics_file
 from workbench.evaluation.measures.catalogue import rows_of
 from workbench.evaluation.metrics_file import MEAN, Diversity, Metrics, mean_of
@@ -34,6 +37,15 @@ MODEL_TITLES = {
 }
 MAX_MILESTONES = 6
 Found = TypeVar("Found")
+
+
+class _Data(Outside):
+    """What the page says of a run's data: `data.json`, which the run wrote."""
+
+    samples: Count
+    categories: list[str]
+    resolution: Count | None = None
+    left_out: LeftOut = Field(default_factory=LeftOut)
 
 
 def report(folder: Path) -> Path:
@@ -127,6 +139,17 @@ def _text(path: Path) -> str:
 def _curves(folder: Path) -> list[dict[str, Any]]:
     """Logged lines without those cut short."""
     return [{"update": update, **row} for update, row in read_scalars(folder / "metrics.jsonl")]
+
+
+def _data(folder: Path) -> list[str]:
+    """The run's data in sentences; nothing where it wrote none down."""
+    if not (folder / "data.json").is_file():
+        return []
+    found = _or_left_out(lambda: read_json(folder / "data.json", _Data, "it is left out"), None)
+    if found is None:
+        return []
+    about = f" at data.resolution={found.resolution}" if found.resolution else ""
+    return [f"{found.samples:,} samples of {', '.join(found.categories)}{about}", *lines(found.left_out, INDEX)]
 
 
 def _milestones(folder: Path) -> list[dict[str, str]]:
@@ -228,6 +251,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "milestones": _milestones(folder),
         "sheets": _sheets(folder),
         "recipe_text": _text(folder / "recipe.yaml"),
+        "data": _data(folder),
         "environment": _json(folder / "environment.json"),
         "commands": [
             f"workbench distill {folder}/recipe.yaml",

@@ -35,7 +35,14 @@ def encode(recipe: Recipe) -> EncodeSummary:
 def load_encoder(folder: str, device: str, dtype: torch.dtype) -> Encoder:
     """The encoders of a pipeline folder; at the top of a module, since worker processes call it too."""
     model = families.load(folder, device, dtype, transformer=False)
-    return Encoder(model.encode_prompts, model.encode_images, model.pixels_per_token, model.side_multiple)
+    return Encoder(
+        model.encode_prompts,
+        model.encode_images,
+        model.pixels_per_token,
+        model.side_multiple,
+        model.check_prompt,
+        model.prompt_limit,
+    )
 
 
 def encoder_fingerprint(folder: str) -> str:

@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
+from pydantic import Field
 from torch import Tensor
 
 from datamodules.shards.encoded import EncodedDataset
+from datamodules.shards.left_out import LeftOut
 from workbench.backbones import families, lora_files, roles
 from workbench.backbones.finite import require_finite_values
 from workbench.backbones.folders import sample_sigmas
@@ -38,18 +40,30 @@ KEYS = (*SHORT_KEYS.values(), "model.folder", "trainer.keep", "data.encoded")
 
 
 class DataRecord(Outside):
-    """What a card says of the data, kept in the run folder, which may outlive the shards."""
+    """What a card and a report say of the data, kept in the run folder, which may outlive the shards."""
 
     samples: Count
     categories: list[str]
     attribution: str
+    resolution: Count | None = None
+    left_out: LeftOut = Field(default_factory=LeftOut)
+
+    @classmethod
+    def of(cls, dataset: EncodedDataset) -> DataRecord:
+        """What the index of encoded shards says."""
+        return cls(
+            samples=len(dataset),
+            categories=list(dataset.categories),
+            attribution=dataset.attribution,
+            resolution=dataset.resolution,
+            left_out=dataset.left_out,
+        )
 
 
 @rank_zero_only
 def record_data(folder: RunFolder, dataset: EncodedDataset) -> None:
-    """Keep in the run folder what the card says of the data."""
-    record = DataRecord(samples=len(dataset), categories=list(dataset.categories), attribution=dataset.attribution)
-    files.write_json(folder.data, record.model_dump())
+    """Keep in the run folder what the card and the report say of the data."""
+    files.write_json(folder.data, DataRecord.of(dataset).model_dump())
 
 
 def export_and_say(run: Path, out: Path, lora: bool, form: str | None, overrides: Iterable[str]) -> None:
@@ -194,5 +208,4 @@ def _data(folder: RunFolder, recipe: Recipe) -> DataRecord:
     """As recorded; of a run from before there was a record, from its shards."""
     if folder.data.is_file():
         return read_json(folder.data, DataRecord, "copy the run folder again")
-    dataset = EncodedDataset(recipe.data.encoded)
-    return DataRecord(samples=len(dataset), categories=list(dataset.categories), attribution=dataset.attribution)
+    return DataRecord.of(EncodedDataset(recipe.data.encoded))

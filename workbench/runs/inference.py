@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.console import Console
 
 from datamodules.openmoji.benchmark import FULL_CASES
@@ -111,23 +112,62 @@ def write_cases(out: Path, overrides: list[str]) -> int:
     return len(cases)
 
 
-def sample_image(folder: str, prompt: str, image: Path | None, out: Path, seed: int, resolution: int = 128) -> None:
+def sample_image(
+    folder: str,
+    prompt: str,
+    image: Path | None,
+    out: Path,
+    seed: int,
+    resolution: int | None = None,
+    size: str | None = None,
+) -> None:
     """Draw one picture with a pipeline folder (or a run's student), sampled as is its default, into `out`.
 
+    resolution: the picture has about its square in pixels, and the aspect of `image`; that of the run's training, or
+    the folder's own, when None. size: instead, WIDTHxHEIGHT, to which `image` is cropped.
+
     Raises:
-        UserError: no such folder, or a picture that cannot be read.
+        UserError: no such folder, a picture that cannot be read, a size that the family cannot draw.
     """
     run = RunFolder(Path(folder))
     student = run.is_run() and run.student.is_dir()
-    tested = FolderUnderTest(str(run.student) if student else folder, resolution, batch_size=1)
+    path = families.resolve(str(run.student) if student else folder)
+    multiple = families.family_of(path).side_multiple
+    sides = None if size is None else _sides(size, multiple)
+    resolution = resolution or _resolution_of(path)
     source = None
     if image is not None:
-        source = fit(read_image(image, "--image", "name another picture"), resolution, tested.loaded.side_multiple)
-    request = Request(prompt, seed=seed, source=source, height=resolution, width=resolution)
-    how = tested.loaded.default_sampling()
-    drawn = tested.sampler()([request], how)
+        picture = read_image(image, "--image", "name another picture")
+        resample = Image.Resampling.LANCZOS
+        source = ImageOps.fit(picture, sides, resample) if sides else fit(picture, resolution, multiple)
+    tested = FolderUnderTest(str(path), resolution, batch_size=1)
+    width, height = sides or (resolution, resolution)
+    request = Request(prompt, seed=seed, source=source, height=height, width=width)
+    drawn = tested.sampler()([request], tested.loaded.default_sampling())
     with whole_file(out) as file:
         Image.fromarray(drawn.images[0]).save(file, format=Image.registered_extensions()[out.suffix.lower()])
+
+
+def _resolution_of(path: Path) -> int:
+    """`data.resolution` of the run that a student is of, else what the folder draws at."""
+    run = RunFolder(path.parent)
+    return run.read_recipe().data.resolution if run.is_run() and run.student == path else families.resolution_of(path)
+
+
+def _sides(size: str, multiple: int) -> tuple[int, int]:
+    """Width and height of `--size`. Raises: UserError for other words, and sizes that the family cannot draw."""
+    found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", size, re.ASCII | re.IGNORECASE)
+    if found is None:
+        raise UserError(f"--size {size} is not of the form WIDTHxHEIGHT, as in 1024x768")
+    sides = int(found[1]), int(found[2])
+    most = families.LARGEST_SIDE // multiple
+    near = tuple(min(max(1, round(side / multiple)), most) * multiple for side in sides)
+    if sides != near:
+        raise UserError(
+            f"--size {size}: sides are multiples of {multiple} up to {most * multiple}; the nearest is "
+            f"{near[0]}x{near[1]}"
+        )
+    return sides
 
 
 def _models_of_run(

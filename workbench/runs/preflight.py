@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.shards.encoded import EncodedDataset
@@ -11,15 +13,37 @@ from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
 from workbench.runs.encoding import encoder_fingerprint
 
+_ROUGHLY = 2.0
+
 
 def check_data(dataset: EncodedDataset, teacher: PipelineModel, recipe: Recipe) -> None:
     """Warn of data that another encoder may have made.
 
-    Raises: UserError for embeddings of another width than the teacher reads, and samples that lack what a loss needs.
+    Raises: UserError for embeddings of another width than the teacher reads, shards of another resolution than the
+        recipe's, and samples that lack what a loss needs.
     """
     _check_width(dataset, teacher, recipe)
+    check_resolution(dataset, teacher.pixels_per_token, recipe)
     _warn_of_other_weights(dataset, recipe)
     _check_targets(dataset, recipe)
+
+
+def check_resolution(dataset: EncodedDataset, pixels_per_token: int, recipe: Recipe) -> None:
+    """`data.resolution` is what the run is known by, and what its evaluation draws at.
+
+    Raises: UserError for shards of another one.
+    """
+    wanted, found = recipe.data.resolution, dataset.resolution
+    if found is None:  # an index of before it was kept: sizes say it roughly
+        pixels = [shape.height * shape.width * pixels_per_token**2 for shape in dataset.geometries]
+        if any(wanted**2 / _ROUGHLY < count < wanted**2 * _ROUGHLY for count in pixels):
+            return
+        found = round(math.sqrt(max(pixels)))
+    if found != wanted:
+        raise UserError(
+            f"data.resolution is {wanted}, and the shards of {recipe.data.encoded} were encoded at {found}: set "
+            f"data.resolution={found}, or pack and encode again at {wanted}"
+        )
 
 
 def _check_width(dataset: EncodedDataset, teacher: PipelineModel, recipe: Recipe) -> None:

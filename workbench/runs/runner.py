@@ -111,6 +111,7 @@ def pretrain(recipe: Recipe, source: Source | None = None, pictured: Source | No
     text = base.trainable_text()
     if source is None:
         assert dataset is not None
+        preflight.check_resolution(dataset, base.pixels_per_token, recipe)
         source = ShardSource(dataset, text.tokenize)
     data, drawn = (
         PretrainingData(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+from rich.cells import chop_cells
+
+from workbench.sampling.fonts import font_for
 
 Picture = np.ndarray
 """uint8 (H, W, 3)."""
@@ -16,6 +17,7 @@ GAP_PX = 4
 HEADER_PX = 18
 LABEL_PX = 156
 LABEL_CHARACTERS = 24
+FONT_PX = 11
 
 
 def contact_sheet(columns: Mapping[str, Sequence[Picture | None]], labels: Sequence[str] = ()) -> Image.Image:
@@ -27,18 +29,24 @@ def contact_sheet(columns: Mapping[str, Sequence[Picture | None]], labels: Seque
     size = (left + (width + GAP_PX) * len(columns), top + (height + GAP_PX) * num_rows)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 11)
     for row, label in enumerate(labels):
-        lines = [line for part in label.split("\n") for line in textwrap.wrap(part, LABEL_CHARACTERS)]
+        font, drawn = font_for(label, FONT_PX)
         middle = top + row * (height + GAP_PX) + height // 2
-        draw.multiline_text((GAP_PX, middle), "\n".join(lines), "black", font, anchor="lm")
+        draw.multiline_text((GAP_PX, middle), "\n".join(_wrapped(drawn)), "black", font, anchor="lm")
     for index, (name, column) in enumerate(columns.items()):
         x = left + index * (width + GAP_PX)
-        draw.text((x + width / 2, GAP_PX), name, "black", font, anchor="ma")
+        font, drawn = font_for(name, FONT_PX)
+        draw.text((x + width / 2, GAP_PX), drawn, "black", font, anchor="ma")
         for row, cell in enumerate(column):
             if cell is not None:
                 sheet.paste(Image.fromarray(cell).resize((width, height)), (x, top + row * (height + GAP_PX)))
     return sheet
+
+
+def _wrapped(label: str) -> list[str]:
+    """Lines that fit LABEL_PX; wide characters, between which no blank stands, count twice."""
+    lines = [line for part in label.split("\n") for line in textwrap.wrap(part, LABEL_CHARACTERS)]
+    return [piece for line in lines for piece in chop_cells(line, LABEL_CHARACTERS)]
 
 
 def cut_sheet(sheet: Image.Image, columns: Sequence[str], num_rows: int) -> dict[str, list[Picture]]:

@@ -21,7 +21,7 @@ from workbench.backbones.qwen_image_21 import export, schedule
 from workbench.backbones.qwen_image_21.images import decode_latents, encode_images
 from workbench.backbones.qwen_image_21.pretraining import TrainableQwen
 from workbench.backbones.qwen_image_21.processor import load_processor
-from workbench.backbones.qwen_image_21.prompts import encode_prompts
+from workbench.backbones.qwen_image_21.prompts import encode_prompts, refuse_template_tokens
 from workbench.backbones.qwen_image_21.sequence import PIXELS_PER_TOKEN, SIDE_MULTIPLE
 from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.qwen_image_21.vae import FastVae
@@ -29,6 +29,8 @@ from workbench.batch import EncodedPrompt
 from workbench.common.errors import UserError
 from workbench.method.rollout import Sampling
 
+PROMPT_LIMIT = 1024
+"""Text tokens: Qwen-Image's own pipeline (diffusers, `QwenImagePipeline.tokenizer_max_length`) takes no more."""
 _WEIGHTED = ("transformer", "vae", "text_encoder")
 
 
@@ -115,6 +117,14 @@ class QwenImage21Model(PipelineModel):
     @property
     def device(self) -> torch.device:
         return self.pipeline.vae.device
+
+    @property
+    def prompt_limit(self) -> int:
+        tokenizer, config = self.pipeline.processor.tokenizer, self.pipeline.text_encoder.config.text_config
+        return min(PROMPT_LIMIT, int(tokenizer.model_max_length), int(config.max_position_embeddings))
+
+    def check_prompt(self, prompt: str) -> None:
+        refuse_template_tokens(self.pipeline, [prompt])
 
     def move_autoencoder(self, device: torch.device) -> None:
         (self._fast or self.pipeline.vae).to(device)
