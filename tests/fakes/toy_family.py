@@ -35,6 +35,7 @@ class ToyModel(PipelineModel):
     side_multiple = 8
     encoder_parts = ("words",)
     network = ToyDenoiser
+    default_resolution = 128
 
     def __init__(self, transformer: ToyTransformer | None, sampling: dict[str, Any] | None, salt: int) -> None:
         self._transformer, self._sampling, self._salt = transformer, sampling, salt

@@ -130,8 +130,8 @@ def sample_image(
         UserError: no such folder, a picture that cannot be read, a size that the family cannot draw.
     """
     run = RunFolder(Path(folder))
-    student = run.is_run() and run.student.is_dir()
-    path = families.resolve(str(run.student) if student else folder)
+    folder = str(run.student) if run.is_run() and run.student.is_dir() else folder
+    path = families.resolve(folder)
     multiple = families.family_of(path).side_multiple
     sides = None if size is None else _sides(size, multiple)
     resolution = resolution or _resolution_of(path)
@@ -140,7 +140,7 @@ def sample_image(
         picture = read_image(image, "--image", "name another picture")
         resample = Image.Resampling.LANCZOS
         source = ImageOps.fit(picture, sides, resample) if sides else fit(picture, resolution, multiple)
-    tested = FolderUnderTest(str(path), resolution, batch_size=1)
+    tested = FolderUnderTest(folder, resolution, batch_size=1)
     width, height = sides or (resolution, resolution)
     request = Request(prompt, seed=seed, source=source, height=height, width=width)
     drawn = tested.sampler()([request], tested.loaded.default_sampling())
