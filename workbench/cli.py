@@ -104,6 +104,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_overrides(command)
     text = "print the images, judge calls and tokens it would take"
     command.add_argument("--dry-run", action="store_true", help=text)
+    text = "LoRA file over a pipeline folder; may be given several times"
+    command.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help=text)
+
+    text = "rank students that exist, each a pipeline folder or a base with LoRA files, on one page (docs/ranking.md)"
+    command = commands.add_parser("rank", help=text, description=text, parents=[common])
+    command.add_argument("file", metavar="STUDENTS.yaml", type=Path)
+    text = "GPUs that draw side by side, e.g. 0,1 (default: all)"
+    command.add_argument("--devices", default="", metavar="N,N", help=text)
+    _add_overrides(command)
 
     text = "write the benchmarks that ship as JSONL, the form in which `evaluation.cases` takes one's own"
     command = commands.add_parser("cases", help=text, description=text, parents=[common])
@@ -158,7 +167,12 @@ def _run(arguments: argparse.Namespace) -> None:
         case "evaluate":
             from workbench.runs.inference import evaluate_run
 
-            evaluate_run(Path(arguments.target), arguments.overrides, arguments.dry_run)
+            evaluate_run(Path(arguments.target), arguments.overrides, arguments.dry_run, loras=arguments.lora)
+        case "rank":
+            from studies.ranking.rank import rank
+
+            devices = [name for name in arguments.devices.split(",") if name]
+            print(f"wrote {rank(arguments.file, arguments.overrides, devices)}")
         case "cases":
             from workbench.runs.inference import write_cases
 

@@ -31,16 +31,16 @@ class _Row(Outside):
         return self.bench, self.category, self.case, self.seed
 
 
-def read_scores(folder: Path) -> dict[str, dict[Key, float]]:
+def read_scores(folder: Path, needed: bool = True) -> dict[str, dict[Key, float]]:
     """Model -> score of every case and seed in a run folder; cases that the local judge did not score are left out.
 
-    Raises: UserError if the file is missing or broken, or holds no score.
+    Raises: UserError if the file is missing or broken, or holds no score although one is `needed`.
     """
     scores: dict[str, dict[Key, float]] = {}
     for row in _rows(folder):
         if row.score is not None:
             scores.setdefault(row.model, {})[row.key] = row.score
-    if not scores:
+    if not scores and needed:
         raise UserError(f"{folder / CASES} holds no score of the local judge: {NEEDS_LOCAL} and evaluate the run again")
     return scores
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,9 +18,11 @@ from workbench.backbones.base import RoleDenoiser, RoleNetworks
 from workbench.backbones.family import PipelineModel
 from workbench.backbones.load import single_role
 from workbench.common.clock import Clock
+from workbench.common.errors import UserError
 from workbench.common.fingerprint import fingerprint
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.cases.case import Case
+from workbench.method import flow
 from workbench.method.rollout import Sampling
 from workbench.recipe.config import Evaluation
 from workbench.sampling.sampler import EncodedRequest, Request, Sampler, default_batch_size, encode, fit
@@ -51,22 +54,28 @@ def teacher_sampling(chosen: Evaluation, folder: str) -> Sampling:
     Raises: UserError if it is no pipeline folder, or one whose scheduler cannot be followed.
     """
     steps, shift, scale = chosen.teacher_steps, chosen.teacher_shift, chosen.teacher_cfg_scale
-    if families.resolve(folder) in families.SHIPPED.values():
+    sigmas = tuple(chosen.teacher_sigmas)
+    if sigmas and shift is not None:
+        bent = tuple(flow.shift(torch.tensor(sigmas, dtype=torch.float64), shift).float().tolist())
+        how = Sampling(len(sigmas), times=bent)
+    elif sigmas:
+        how = families.sampling_of(folder, sigmas=sigmas)
+    elif families.resolve(folder) in families.SHIPPED.values():
         how = families.SHIPPED_EVALUATION
         how = replace(how, steps=steps or how.steps)
     elif steps is not None and shift is not None:
         how = Sampling(steps)
     else:
         how = families.sampling_of(folder, steps)
-    if shift is not None:
+    if shift is not None and not sigmas:
         how = Sampling(how.steps, shift, how.cfg_scale)
     return how if scale is None else replace(how, cfg_scale=scale)
 
 
 def overridden(chosen: Evaluation, folder: str) -> str:
     """A line that says which recipe keys stand in place of how the folder's own pipeline samples; empty without any."""
-    keys = ("teacher_steps", "teacher_shift", "teacher_cfg_scale")
-    given = [f"evaluation.{key}={value:g}" for key in keys if (value := vars(chosen)[key]) is not None]
+    keys = ("teacher_steps", "teacher_shift", "teacher_cfg_scale", "teacher_sigmas")
+    given = [f"evaluation.{key}={value}" for key in keys if (value := vars(chosen)[key])]
     return f"{folder}: {', '.join(given)}, in place of its own pipeline's sampling" if given else ""
 
 
@@ -76,6 +85,29 @@ def few_step_candidates(cfg_scale: float) -> list[Sampling]:
     if cfg_scale <= 1:
         return unguided
     return unguided + [Sampling(2, shift, cfg_scale) for shift in FEW_STEP_SHIFTS]
+
+
+LoraFile = tuple[Path, float]
+"""A LoRA file and its strength."""
+
+
+def lora_file(text: str) -> LoraFile:
+    """FILE or FILE:strength. Raises: UserError if it is no file, or the strength no number."""
+    if Path(text).is_file() or text.endswith(".safetensors"):
+        name, strength = text, "1"
+    else:
+        name, _, strength = text.rpartition(":")
+    try:
+        found = float(strength)
+        if not math.isfinite(found):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--lora {text}: {strength!r} is no strength; write FILE.safetensors:0.8") from None
+    folder, _, file = name.partition("/")
+    path = families.SHIPPED[folder] / file if folder in families.SHIPPED else Path(name)
+    if not path.is_file():
+        raise UserError(f"no LoRA file at {path}")
+    return path, found
 
 
 class Encodings:
@@ -136,12 +168,16 @@ class FolderUnderTest:
         clock: Clock | None = None,
         specialists: Mapping[str, Path] | None = None,
         device: str | None = None,
+        loras: Sequence[LoraFile] = (),
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        """batch_size: 0 chooses by device and model. device: a GPU if there is one, when None."""
+        """batch_size: 0 chooses by device and model. device: a GPU if there is one, when None. loras: added to the base
+        network, each times its strength. dtype: of all weights."""
         self.clock = clock or Clock()
         self._folder, self._resolution, self._batch_size = folder, resolution, batch_size
         self._specialists = dict(specialists or {})
         self._path = families.resolve(folder)
+        self._loras, self._dtype = tuple(loras), dtype
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._samplers: dict[str, Sampler] = {}
 
@@ -149,7 +185,7 @@ class FolderUnderTest:
     def loaded(self) -> PipelineModel:
         """The folder's model."""
         with self.clock.phase("loading"):
-            return families.load(self._folder, device=self._device)
+            return families.load(self._folder, device=self._device, dtype=self._dtype)
 
     @cached_property
     def batch_size(self) -> int:
@@ -159,6 +195,8 @@ class FolderUnderTest:
     @cached_property
     def _denoiser(self) -> RoleNetworks:
         denoiser = single_role(self.loaded)
+        if self._loras:
+            roles.merge_loras(denoiser.network(roles.TEACHER), self._loras)
         for name, path in self._specialists.items():
             roles.adapt(denoiser.network(roles.TEACHER), name, lora_files.read(path))
             denoiser.network_of_role[name] = roles.TEACHER
@@ -183,7 +221,9 @@ class FolderUnderTest:
         parts = [self._path / name for name in names if (self._path / name).exists()]
         files = [*parts, *([self._specialists[specialist]] if specialist else [])]
         where = f"{self._resolution} on {self._device}"
-        mark = "/".join([*(fingerprint(path) for path in files), where])
+        added = [f"{strength:g} x {fingerprint(path)}" for path, strength in self._loras]
+        exact = [] if self._dtype == torch.float32 else [str(self._dtype)]
+        mark = "/".join([*(fingerprint(path) for path in files), *added, *exact, where])
         chosen = how or families.sampling_of(self._folder)
 
         def draw(cases: Sequence[Case], seeds: Sequence[int]) -> tuple[list[np.ndarray], float]:

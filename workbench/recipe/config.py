@@ -503,6 +503,8 @@ class Evaluation:
 
     teacher_steps, teacher_cfg_scale, teacher_shift: in place of what the folder's own pipeline does, which is followed
     where they are null: its scheduler, its grid or its family's steps and guidance. A shift replaces the scheduler.
+    teacher_sigmas: as the stock pipeline's `sigmas`, the final 0 left out: bent by the scheduler or by teacher_shift,
+    which leaves them as they are at 1.
 
     cases: a JSONL file of a user's cases (docs/cases.md) instead of the world's splits. categories: the ones that are
     scored, all when empty. slice_seed: which cases of a category a slice takes; 0 takes the first ones.
@@ -525,6 +527,7 @@ class Evaluation:
     teacher_steps: int | None = None
     teacher_cfg_scale: float | None = None
     teacher_shift: float | None = None
+    teacher_sigmas: list[float] = field(default_factory=list)
     num_bootstrap: int = 1000
     milestone_cases: int = 0
     judges: list[str] = field(default_factory=lambda: ["local", "second"])
@@ -539,6 +542,16 @@ class Evaluation:
         }
         given = {name: value for name, value in teacher.items() if value is not None}
         positive("evaluation", **given, num_bootstrap=self.num_bootstrap)
+        require(
+            not (self.teacher_sigmas and self.teacher_steps),
+            "evaluation.teacher_sigmas has as many steps as it has sigmas: leave out evaluation.teacher_steps",
+        )
+        pairs = zip(self.teacher_sigmas, self.teacher_sigmas[1:], strict=False)
+        require(
+            not self.teacher_sigmas
+            or (self.teacher_sigmas[0] == 1 and self.teacher_sigmas[-1] > 0 and all(a > b for a, b in pairs)),
+            f"evaluation.teacher_sigmas must fall from 1 and end above 0, got {self.teacher_sigmas}",
+        )
         require(bool(self.seeds), "evaluation.seeds must name at least one seed")
         require(len({*self.seeds}) == len(self.seeds), f"evaluation.seeds names one twice: {self.seeds}")
         for judge in self.judges:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from workbench.common.clock import Clock
 from workbench.common.errors import UserError
 from workbench.common.files import whole_file
 from workbench.common.images import read_image
+from workbench.common.outside import as_name
 from workbench.common.tables import stdout_console
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.cases.case_file import write_jsonl
@@ -29,8 +31,10 @@ from workbench.evaluation.metrics_file import Metrics
 from workbench.evaluation.model_card import add_scores
 from workbench.evaluation.models import (
     FolderUnderTest,
+    LoraFile,
     ModelUnderTest,
     few_step_candidates,
+    lora_file,
     overridden,
     teacher_sampling,
 )
@@ -49,19 +53,24 @@ def evaluate_run(
     dry_run: bool = False,
     *,
     shared: Store | None = None,
+    loras: Sequence[str] = (),
 ) -> Metrics | None:
     """Score a run (teacher, best few-step teacher, student) or a pipeline folder on both benchmarks, and print it.
 
     A run's results go into the run folder, a pipeline folder's into `runs/evaluation/NAME`. dry_run: only print how
     many images would be drawn, and how many calls and tokens vision-language judges would take; returns None. shared:
-    of answers of a run's teacher, which answers once for all runs that share it.
+    of answers of a run's teacher, which answers once for all runs that share it. loras: FILE or FILE:strength, added to
+    a pipeline folder's network.
 
     Raises:
         UserError: no run or pipeline folder, a run without its student, bad overrides, a judge that is not described in
             the environment or refuses.
     """
     folder = RunFolder(Path(target))
+    added = [lora_file(text) for text in loras]
     if folder.is_run():
+        if added:
+            raise UserError(f"--lora is for a pipeline folder, and {target} is a run: name {folder.student}")
         recipe = folder.read_recipe(overrides)
         if not folder.student.is_dir():
             raise UserError(f"{target} has no student yet: run `workbench distill {folder.recipe}` to its end first")
@@ -69,7 +78,7 @@ def evaluate_run(
     else:
         path = families.resolve(str(target))
         recipe = from_mapping({"model": {"folder": str(target)}}, overrides, origin="evaluate")
-        out = Path("runs/evaluation") / _name_of(path)
+        out = Path("runs/evaluation") / as_name("+".join([_name_of(path), *(f"{p.stem}-{s:g}" for p, s in added)]))
     if dry_run:
         _print_cost(recipe, is_run=folder.is_run())
         return None
@@ -87,7 +96,7 @@ def evaluate_run(
     if folder.is_run():
         models, selection = _models_of_run(recipe, folder, shared, clock, local_judge(judges))
     else:
-        tested = _under_test(str(target), recipe, clock)
+        tested = _under_test(str(target), recipe, clock, added)
         models, selection = {"model": tested.model(teacher_sampling(recipe.evaluation, str(target)))}, []
     metrics = evaluate(models, recipe, out, cases=cases, judges=judges, selection=selection, clock=clock)
     if folder.is_run():
@@ -188,8 +197,8 @@ def _models_of_run(
     return {"teacher": full, "teacher_few_step": few_step, "student": student}, selection
 
 
-def _under_test(folder: str, recipe: Recipe, clock: Clock) -> FolderUnderTest:
-    return FolderUnderTest(folder, recipe.data.resolution, recipe.evaluation.batch_size, clock)
+def _under_test(folder: str, recipe: Recipe, clock: Clock, loras: Sequence[LoraFile] = ()) -> FolderUnderTest:
+    return FolderUnderTest(folder, recipe.data.resolution, recipe.evaluation.batch_size, clock, loras=loras)
 
 
 def _name_of(folder: Path) -> str:

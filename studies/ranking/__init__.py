@@ -1,0 +1,1 @@
+"""Few-step students that exist, drawn from the same noise, judged and ranked on one page."""
