@@ -39,7 +39,7 @@ class _Row(Outside):
 
 @dataclass(frozen=True)
 class Difference:
-    """A student less the reference. verdict: in words; categories: (bench, category) -> better or worse, where shown."""
+    """A student less the reference. categories: (bench, category) -> better or worse, where either is shown."""
 
     name: str
     value: float

@@ -76,7 +76,10 @@ def _sentence(judged: Judgement, reference: str, metrics: Metrics) -> str:
         close = f"; not shown to be worse: {', '.join(of.name for of in near)}" if near else ""
         return f"{where} no student scores above {reference} ({judged.scores[first]:.2f} of 5){close}."
     of = differences[first]
-    return f"{where} {first} scores highest, {judged.scores[first]:.2f} of 5: {_difference(of)} against {reference}, {of.verdict}."
+    return (
+        f"{where} {first} scores highest, {judged.scores[first]:.2f} of 5: {_difference(of)} against "
+        f"{reference}, {of.verdict}."
+    )
 
 
 def _difference(of: Difference) -> str:

@@ -1,4 +1,4 @@
-"""The file of a ranking: students by name, each a pipeline folder, or a base folder with LoRA files, and how it is drawn.
+"""The file of a ranking: students by name, each a pipeline folder or a base with LoRA files, and how it is drawn.
 
     folder: runs/ranking                # where pictures, scores and report.html go
     reference: teacher                  # whom all are compared with; the first one if absent
@@ -128,7 +128,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> tuple[Ranking, Recipe]:
     given = [key for key, value in vars(recipe.evaluation).items() if key.startswith("teacher_") and value]
     if given:
         raise UserError(
-            f"{path}: evaluation.{given[0]} is not for rankings: give steps, shift, sigmas or guidance to each student"
+            f"{path}: evaluation.{given[0]} is not for rankings: give each student its steps, shift or sigmas"
         )
     return found, replace(recipe, trainer=replace(recipe.trainer, folder=found.folder))
 

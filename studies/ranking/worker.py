@@ -1,4 +1,4 @@
-"""Draws the pictures of a ranking, one process of several: `python -m studies.ranking.worker NUMBER FILE [key=value]`."""
+"""One process of several that draw a ranking: `python -m studies.ranking.worker NUMBER FILE [key=value ...]`."""
 
 from __future__ import annotations
 
