@@ -24,6 +24,7 @@ from workbench.evaluation.models import FolderUnderTest
 
 CASES = {"t2i_cases": 2, "editing_cases": 2, "batch_size": 4, "num_bootstrap": 100}
 FEW = ["text", "object"]
+ONE_BY_ONE = ["evaluation.judges=[local]", "evaluation.categories=[text,object]"]
 STUDENTS: dict[str, dict[str, Any]] = {
     "teacher": {"folder": "tiny", "steps": 3, "guidance": 1.0},
     "sigmas": {"folder": "tiny", "sigmas": [1.0, 0.6]},
@@ -66,7 +67,7 @@ def test_the_first_screen_says_which_and_by_how_much(ranked: Path) -> None:
         assert name in first
     for word in ("NFE", "s / image", "memory", "licence", "cc-by-sa-4.0", "less teacher"):
         assert word in first
-    assert text.count("data:image/webp") == 2, "a sheet of every category"
+    assert text.count("data:image/webp") == 3, "a sheet of every category"
 
 
 def test_scores_order_and_intervals_are_those_of_evaluate_one_by_one(
@@ -127,18 +128,19 @@ def test_a_killed_ranking_goes_on_to_the_same_page(tiny_pipeline_folder: Path, t
         "a": {"folder": base, "steps": 2},
         "b": {"folder": base, "steps": 1},
     }
-    changes = {"students": students, "recipe": {"data": {"resolution": 64}, "evaluation": {**CASES, "categories": FEW}}}
-    for name in ("at once", "killed"):
+    recipe = {"data": {"resolution": 64}, "evaluation": {**CASES, "categories": FEW[1:], "judges": ["local"]}}
+    changes = {"students": students, "recipe": recipe}
+    for name in ("at_once", "killed"):
         (tmp_path / name).mkdir()
-    assert main(["rank", str(write(tmp_path / "at once", **changes))]) == 0
+    assert main(["rank", str(write(tmp_path / "at_once", **changes))]) == 0
     path, groups = write(tmp_path / "killed", **changes), 0
-    for after in (0, 1, 2, 3, 100):
+    for after in (0, 2, 3, 100):
         with killed_after(after) as written:
             assert main(["rank", str(path)]) == (130 if after < 100 else 0)
         groups += len(written)
     found = rank.plan(path)
     assert groups == len(found.pictures) * len(found.groups) and found.missing() == 0
-    assert shown(tmp_path / "killed" / "ranking") == shown(tmp_path / "at once" / "ranking")
+    assert shown(tmp_path / "killed" / "ranking") == shown(tmp_path / "at_once" / "ranking")
 
 
 def test_a_broken_picture_is_drawn_again(ranked: Path) -> None:
@@ -226,7 +228,7 @@ def test_the_front_holds_what_nothing_beats_in_both() -> None:
         ({"students": {"a": {"folder": "tiny"}}}, "at least 2"),
         ({"students": {"a": {"folder": "tiny"}, "b": {"folder": "nowhere"}}}, "students.b: no pipeline folder"),
         ({"students": {"a": {"folder": "tiny"}, "b": {"folder": "tiny", "sigma": [1]}}}, "sigma.*sigmas"),
-        ({"students": {"a": {"folder": "tiny"}, "b": {"folder": "tiny", "sigmas": [1, 2]}}}, "students.b: .*fall"),
+        ({"students": {"a": {"folder": "tiny"}, "b": {"folder": "tiny", "sigmas": [0.9, 0.5]}}}, "students.b: .*fall"),
         ({"students": {"a": {"folder": "tiny"}, "../b": {"folder": "tiny"}}}, "names files"),
         ({"students": {"a": {"folder": "tiny"}, "b": {"folder": "tiny", "lora": "no.safetensors"}}}, "no LoRA file"),
         ({"students": {"a": {"folder": "tiny"}, "b": {"folder": "tiny", "lora": "x:y"}}}, "no strength"),
