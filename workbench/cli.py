@@ -114,10 +114,10 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--devices", default="", metavar="N,N", help=text)
     _add_overrides(command)
 
-    text = "write the benchmarks that ship as JSONL, the form in which `evaluation.cases` takes one's own"
+    text = "write the benchmarks that ship, or published ones whose files you have, as JSONL for `evaluation.cases`"
     command = commands.add_parser("cases", help=text, description=text, parents=[common])
-    command.add_argument("out", metavar="OUT.jsonl", type=Path)
-    _add_overrides(command)
+    what = "OUT.jsonl [key=value ...], or FORM FILE ... OUT.jsonl [language=en] with a form of docs/cases.md"
+    command.add_argument("words", metavar="WORD", nargs="+", help=what)
 
     text = "compare two evaluated runs case by case, with paired intervals"
     command = commands.add_parser("compare", help=text, description=text, parents=[common])
@@ -174,9 +174,7 @@ def _run(arguments: argparse.Namespace) -> None:
             devices = [name for name in arguments.devices.split(",") if name]
             print(f"wrote {rank(arguments.file, arguments.overrides, devices)}")
         case "cases":
-            from workbench.runs.inference import write_cases
-
-            print(f"wrote {write_cases(arguments.out, arguments.overrides)} cases to {arguments.out}")
+            print(_cases(arguments.words))
         case "compare":
             first, second = _folder(arguments.first, "run"), _folder(arguments.second, "run")
             from workbench.evaluation.compare import compare_runs
@@ -220,6 +218,23 @@ def _run_recipe(arguments: argparse.Namespace) -> None:
             # Lightning starts this command once more for every further rank.
             if not arguments.dry_run and os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"wrote {folder}")
+
+
+def _cases(words: Sequence[str]) -> str:
+    """`OUT key=value ...`, or `FORM FILE ... OUT language=L`; what was written, in words."""
+    keys = [word for word in words if "=" in word and not Path(word).exists()]
+    places = [word for word in words if word not in keys]
+    if len(places) == 1:
+        from workbench.runs.inference import write_cases
+
+        return f"wrote {write_cases(Path(places[0]), keys)} cases to {places[0]}"
+    from workbench.evaluation.cases.convert import LANGUAGE, convert
+
+    if len(places) == 2 or any(not key.startswith("language=") for key in keys):
+        raise UserError("write `workbench cases FORM FILE ... OUT.jsonl [language=en]`; docs/cases.md lists the forms")
+    name, *files, out = places
+    language = keys[-1].partition("=")[2] if keys else LANGUAGE
+    return f"wrote {out}: {convert(name, [Path(file) for file in files], Path(out), language)}"
 
 
 def _sample(arguments: argparse.Namespace) -> None:

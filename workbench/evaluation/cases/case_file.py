@@ -124,7 +124,7 @@ def _parse(line: bytes, path: Path, where: str, prepare: Callable[[Image.Image],
         if "prompt" in row:
             raise UserError(f"{where}: has a prompt and an instruction; they are the same, give one")
         row["prompt"] = row.pop("instruction")
-    _check(row, where)
+    check_row(row, where)
     given: dict[str, Any] = {
         **{name: row[name] for name in _TEXTS},
         **{name: _image(row, name, path, where, prepare) for name in _IMAGES},
@@ -135,7 +135,8 @@ def _parse(line: bytes, path: Path, where: str, prepare: Callable[[Image.Image],
     return Case(**given, order=tuple(row.get("order", ())))
 
 
-def _check(row: dict[str, Any], where: str) -> None:
+def check_row(row: dict[str, Any], where: str) -> None:
+    """Raises: UserError for a line, its instruction called a prompt, that is no case."""
     for name in _TEXTS:
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise UserError(f"{where}: needs a non-empty text {name!r}")
