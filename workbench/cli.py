@@ -73,6 +73,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their arguments."""
+    from studies.ranking import commands as of_rankings
+
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="tracebacks and the libraries' own messages"
@@ -107,12 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     text = "LoRA file over a pipeline folder; may be given several times"
     command.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help=text)
 
-    text = "rank students that exist, each a pipeline folder or a base with LoRA files, on one page (docs/ranking.md)"
-    command = commands.add_parser("rank", help=text, description=text, parents=[common])
-    command.add_argument("file", metavar="STUDENTS.yaml", type=Path)
-    text = "GPUs that draw side by side, e.g. 0,1 (default: all)"
-    command.add_argument("--devices", default="", metavar="N,N", help=text)
-    _add_overrides(command)
+    of_rankings.add_to(commands, common)
 
     text = "write the benchmarks that ship, or published ones whose files you have, as JSONL for `evaluation.cases`"
     command = commands.add_parser("cases", help=text, description=text, parents=[common])
@@ -163,18 +160,24 @@ def _run(arguments: argparse.Namespace) -> None:
         case "pack" | "encode" | "pretrain" | "distill":
             _run_recipe(arguments)
         case "sample":
-            _sample(arguments)
+            from workbench.runs.sample_file import sample_to_file
+
+            sample_to_file(
+                arguments.folder, arguments.prompt, arguments.image, arguments.out, arguments.seed, arguments.size
+            )
+            print(f"wrote {arguments.out}")
         case "evaluate":
             from workbench.runs.inference import evaluate_run
 
             evaluate_run(Path(arguments.target), arguments.overrides, arguments.dry_run, loras=arguments.lora)
         case "rank":
-            from studies.ranking.rank import rank
+            from studies.ranking.commands import run as rank
 
-            devices = [name for name in arguments.devices.split(",") if name]
-            print(f"wrote {rank(arguments.file, arguments.overrides, devices)}")
+            rank(arguments)
         case "cases":
-            print(_cases(arguments.words))
+            from workbench.runs.case_files import write_case_file
+
+            print(write_case_file(arguments.words))
         case "compare":
             first, second = _folder(arguments.first, "run"), _folder(arguments.second, "run")
             from workbench.evaluation.compare import compare_runs
@@ -218,46 +221,6 @@ def _run_recipe(arguments: argparse.Namespace) -> None:
             # Lightning starts this command once more for every further rank.
             if not arguments.dry_run and os.environ.get("LOCAL_RANK", "0") == "0":
                 print(f"wrote {folder}")
-
-
-def _cases(words: Sequence[str]) -> str:
-    """`OUT key=value ...`, or `FORM FILE ... OUT language=L`; what was written, in words."""
-    keys = [word for word in words if "=" in word and not Path(word).exists()]
-    places = [word for word in words if word not in keys]
-    if len(places) == 1:
-        from workbench.runs.inference import write_cases
-
-        return f"wrote {write_cases(Path(places[0]), keys)} cases to {places[0]}"
-    from workbench.evaluation.cases.convert import LANGUAGE, convert
-
-    if len(places) == 2 or any(not key.startswith("language=") for key in keys):
-        raise UserError("write `workbench cases FORM FILE ... OUT.jsonl [language=en]`; docs/cases.md lists the forms")
-    name, *files, out = places
-    language = keys[-1].partition("=")[2] if keys else LANGUAGE
-    return f"wrote {out}: {convert(name, [Path(file) for file in files], Path(out), language)}"
-
-
-def _sample(arguments: argparse.Namespace) -> None:
-    """Errors in the files are reported before a model is loaded."""
-    from workbench.common.images import read_image
-    from workbench.common.outside import CONTROL, LONGEST_TEXT
-
-    image, out = arguments.image, arguments.out
-    if CONTROL.search(" ".join(arguments.prompt.split())) or len(arguments.prompt) > LONGEST_TEXT:
-        raise UserError(f"the prompt must be plain UTF-8 text of at most {LONGEST_TEXT:,} characters")
-    if image is not None:
-        read_image(image, "--image", "name another picture")
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UserError(f"--out {out} must end in .png, .jpg or .webp")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"--out {out}: the folder {out.parent} is not writable")
-
-    from workbench.runs.inference import sample_image
-
-    sample_image(arguments.folder, arguments.prompt, image, out, arguments.seed, size=arguments.size)
-    print(f"wrote {out}")
 
 
 def _report_on(folder: Path, noise_floor: Path | None) -> Path:
