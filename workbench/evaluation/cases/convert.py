@@ -184,8 +184,8 @@ def _case(row: Row, prefix: str, form: Form, language: str, where: str) -> Row:
     }
     if form.text:
         wanted = row.get(form.text)
-        parts = wanted if isinstance(wanted, list) else [wanted]
-        if not parts or not all(isinstance(part, str) for part in parts):
+        parts = [part for part in (wanted if isinstance(wanted, list) else [wanted]) if isinstance(part, str)]
+        if not parts or (isinstance(wanted, list) and len(parts) < len(wanted)):
             raise UserError(f"{where}: {form.text} must be a text or a list of texts: {_wrong(form)}")
         text = " ".join(" ".join(parts).split())
         if folded(text):
