@@ -120,6 +120,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("compare", help=text, description=text, parents=[common])
     command.add_argument("first", metavar="RUN", type=Path)
     command.add_argument("second", metavar="RUN", type=Path)
+    text = "which evaluation, where the runs have several (default: the first that both have)"
+    command.add_argument("--evaluation", metavar="NAME", default="", help=text)
 
     text = "write a run's student as a diffusers pipeline folder, or as a LoRA file"
     command = commands.add_parser("export", help=text, description=text, parents=[common])
@@ -182,7 +184,7 @@ def _run(arguments: argparse.Namespace) -> None:
             first, second = _folder(arguments.first, "run"), _folder(arguments.second, "run")
             from workbench.evaluation.compare import compare_runs
 
-            compare_runs(first, second)
+            compare_runs(first, second, arguments.evaluation)
         case "export":
             run = _folder(arguments.run, "run")
             from workbench.runs.exporting import export_and_say

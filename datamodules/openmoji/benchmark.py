@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from datamodules.openmoji.vocabulary import CATEGORIES
 from datamodules.openmoji.world import Sample, draw
 from workbench.common.cores import usable_cores
+from workbench.common.progress import has_own_bar
 
 if TYPE_CHECKING:
     from workbench.batch import Task
 
 FULL_CASES: dict[Task, int] = {"t2i": 600, "edit": 250}
 """Samples a category of the full benchmarks: 3 x 600 and 6 x 250."""
+SHOWN_CASES = 60
+"""From so many samples on, drawing them takes seconds, and shows a bar."""
 PARALLEL_CASES = 256
 """From so many samples on, worker processes draw them: below, they take longer to start."""
 
@@ -37,7 +40,16 @@ def draw_benchmark(
     ]
     workers = min(usable_cores(), len(places) // PARALLEL_CASES)
     if workers < 2:
-        return [draw(*row) for row in zip(*columns, strict=True)]
+        return list(_shown((draw(*row) for row in zip(*columns, strict=True)), len(places)))
     # Spawned, not forked: this process may already hold a CUDA context and runs threads.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
-        return list(executor.map(draw, *columns, chunksize=32))
+        return list(_shown(executor.map(draw, *columns, chunksize=32), len(places)))
+
+
+def _shown(samples: Iterable[Sample], count: int) -> Iterable[Sample]:
+    """`samples`, and on a terminal a bar where there are many."""
+    if count < SHOWN_CASES or not has_own_bar():
+        return samples
+    from rich.progress import track
+
+    return track(samples, "drawing the cases", total=count, transient=True)

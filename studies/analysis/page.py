@@ -19,7 +19,9 @@ from studies.analysis.verdict import TITLES, arms_verdict, effects_verdict, nois
 from workbench.common.errors import UserError
 from workbench.common.images import read_image
 from workbench.common.outside import read_json
+from workbench.evaluation.places import first_files
 from workbench.evaluation.sheet_index import read_sheets
+from workbench.evaluation.trained_student import outdated
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import load
 from workbench.reporting.page import write_page
@@ -72,6 +74,7 @@ def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, An
         "sheets": side_by_side(_columns(folder, replicated, drawn, study)),
         "cost": numbers.cost(found),
         "device": _device(folder, trials),
+        "outdated": _outdated(folder, found),
         "trials": sorted(trials, key=lambda trial: trial["number"]),
         "counts": _counts(trials),
         "passes": _passes(folder, replicated),
@@ -203,6 +206,18 @@ def _link(trial: Any) -> str:
     """Link to a trial's own report; its run folder is named by its last part, inside the study folder. Quoted,
     since a name with a colon would be read as an address, and `javascript:` is one."""
     return f"{quote(Path(str(trial['run'])).name)}/report.html" if trial.get("run") else ""
+
+
+def _outdated(folder: Path, found: Sequence[Arm]) -> list[str]:
+    """A line for every finished trial whose student is another than the one that was scored; printed too."""
+    lines = []
+    for trial in (trial for arm in found for trial in arm.finished):
+        run = arms.run_folder(folder, trial)
+        metrics = first_files(run).read() if run is not None else None
+        if run is not None and metrics is not None and (line := outdated(run, metrics)):
+            lines.append(f"{run.name}: {line}")
+            print(f"warning: {lines[-1]}")
+    return lines
 
 
 def _counts(trials: Sequence[Any]) -> dict[str, int]:

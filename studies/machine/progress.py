@@ -69,7 +69,7 @@ class Progress:
 
     def _log(self, trial: FrozenTrial) -> None:
         """Its row of HParams; written here, so that the next call can write what a killed one could not."""
-        from studies.machine.hparams import log_trial
+        from workbench.reporting.hparams import log_trial
 
         recipe = self._recipe(trial)
         values = {**trial.user_attrs["hparams"], **study_file.values_of(recipe, self.columns)}

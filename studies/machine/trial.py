@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from studies.study import TrialFailed
-from workbench.common.errors import UserError
 from workbench.common.jsonl import read_scalars
-from workbench.common.outside import read_json
+from workbench.evaluation.places import first_files
+from workbench.evaluation.trained_student import outdated
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import recipe_hash
 
@@ -62,11 +62,10 @@ def run_trial(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 def _finished(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
     """The metrics of a run that was evaluated before its worker could say so."""
-    try:
-        metrics: dict[str, Any] = read_json(folder / "metrics.json", dict, "")
-    except UserError:
+    metrics = first_files(folder).read()
+    if metrics is None or metrics.recipe != recipe_hash(recipe) or outdated(folder, metrics):
         return None
-    return metrics if metrics.get("recipe") == recipe_hash(recipe) else None
+    return metrics.as_dict()
 
 
 def seconds_of_updates(folder: Path, done: int) -> float:

@@ -17,9 +17,11 @@ from studies.tiny_model.figures import Options, Zoo
 from workbench.common.arguments import read_options
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
+from workbench.common.progress import job
 from workbench.evaluation.cases.case import BENCHES
 from workbench.evaluation.evaluate import evaluate
 from workbench.evaluation.models import ModelUnderTest
+from workbench.evaluation.panel_cost import work
 
 PAGE = "docs/benchmarks.md"
 SECONDARY = ("KID", "precision", "recall", "spread / teacher", "words right, T2I",
@@ -44,16 +46,18 @@ def benchmarks(options: Options, page: Path) -> dict[str, Any]:
     against = [(name, "teacher") for name in models if name != "teacher"]
     if "student" in models:
         against.insert(0, ("student", "teacher_few_step"))
-    metrics = evaluate(
-        models,
-        zoo.recipe,
-        Path(options.out) / "benchmarks",
-        cases=zoo.cases,
-        judges=[zoo.judge],
-        selection=zoo.few[1],
-        store=zoo.store,
-        compared=against,
-    ).as_dict()
+    nfes = [model.nfe for model in models.values()]
+    with job("evaluating", work(nfes, zoo.cases, zoo.recipe.data, zoo.recipe.evaluation)):
+        metrics = evaluate(
+            models,
+            zoo.recipe,
+            Path(options.out) / "benchmarks",
+            cases=zoo.cases,
+            judges=[zoo.judge],
+            selection=zoo.few[1],
+            store=zoo.store,
+            compared=against,
+        ).as_dict()
     write_bytes(page, markdown(metrics).encode())
     return metrics
 

@@ -18,6 +18,7 @@ from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.measures.catalogue import MEASURES, VARIETY, numbers_of
 from workbench.evaluation.metrics_file import Metrics, read
 from workbench.evaluation.models import ModelUnderTest
+from workbench.evaluation.places import evaluations
 from workbench.evaluation.tables import print_metrics
 from workbench.recipe.reading import from_mapping
 from workbench.reporting.page import report
@@ -83,7 +84,8 @@ def test_every_measure_stands_on_the_terminal_the_page_and_in_comparisons(runs: 
     assert len(titles) >= len(MEASURES) + 2
     for title in titles:
         assert title in terminal and title in page, title
-    found = compare_measures([*runs.values()], ["student", "student"])
+    files, scored = zip(*(evaluations(run)["search"] for run in runs.values()), strict=True)
+    found = compare_measures([of.cases for of in files], scored, ["student", "student"])
     assert found.keys() == {title for title in titles if "Fréchet" not in title}
     assert found["displacement, %"][0].high < 0 and found["displacement, %"][1] == -1
     assert found["objects in order"][0].mean > 0 and found[VARIETY][0].n > 0

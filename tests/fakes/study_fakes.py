@@ -14,11 +14,11 @@ import optuna
 from datamodules.openmoji import CATEGORIES
 from studies.analysis import table
 from studies.machine import study_file
-from studies.machine.hparams import log_trial
 from studies.study import Study, TrialFailed, objectives, vary
 from workbench.evaluation.cases.case import BENCHES
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import load, to_yaml
+from workbench.reporting.hparams import log_trial
 from workbench.sampling.contact_sheet import contact_sheet
 
 SMOKE = Path(__file__).parents[2] / "studies" / "recipes" / "smoke.yaml"

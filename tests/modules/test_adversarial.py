@@ -227,7 +227,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(tmp_path: Path) -> No
 
     def run(folder: str, steps: slice) -> Distiller:
         averaging, where = Averaging(0.9), tmp_path / folder / "checkpoints"
-        resuming = Resuming(where, averaging, SimpleNamespace(start_step=0), lambda _: DummyLogger())
+        resuming = Resuming(where, averaging, SimpleNamespace(start_step=0), lambda _: [DummyLogger()])
         callbacks = [averaging, resuming, Checkpointing(where, 2, averaging)]
         return fit(make_recipe(4, dmd=ADVERSARIAL), data[steps], callbacks=callbacks)[0]
 

@@ -106,7 +106,7 @@ def run(
         folder / "checkpoints",
         averaging,
         SimpleNamespace(start_step=0),
-        lambda done: TensorBoardLogger(folder, name="tensorboard", version=""),
+        lambda done: [TensorBoardLogger(folder, name="tensorboard", version="")],
     )
     callbacks: list[L.Callback] = [averaging, resuming, Checkpointing(folder / "checkpoints", 1, averaging)]
     callbacks += [KillAfter(kill)] if kill else []

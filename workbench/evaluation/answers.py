@@ -16,6 +16,7 @@ import numpy as np
 from workbench.common.clock import Clock
 from workbench.common.cores import usable_cores
 from workbench.common.files import write_bytes
+from workbench.common.progress import advance
 from workbench.evaluation.answer_cache import Answer, Chunk, Store, chunk_key
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.judges.judge import LOCAL, Judge, Scored, Unanswered
@@ -27,6 +28,8 @@ from workbench.evaluation.models import ModelUnderTest
 CHUNK = 256
 """Cases drawn and judged at once; their images are dropped afterwards."""
 MOST_THREADS = 8
+JUDGED = 1
+"""Units of a job that judging an answer counts, a network evaluation of one image being one."""
 
 
 @dataclass
@@ -61,6 +64,11 @@ class Answers:
         return np.stack(chosen) if chosen else np.zeros((0, 0), np.float32)
 
 
+def work_of(nfe: int) -> int:
+    """Units of a job that an answer counts: drawing it, and judging it."""
+    return nfe + JUDGED
+
+
 def chunks(cases: Sequence[Case], size: int) -> Iterator[list[Case]]:
     """Cases in order, at most `size` at once, each chunk of one task."""
     for _, group in groupby(cases, key=lambda case: case.task):
@@ -89,12 +97,15 @@ def answer(
     for seed in seeds:
         for part in chunks(cases, CHUNK):
             wanted = [case.id for case in part if case.id in kept]
-            draw = partial(_drawn, model, part, seed, judges, wanted, clock, stream, reader)
+            drawn: list[bool] = []
+            draw = partial(_drawn, model, part, seed, judges, wanted, clock, stream, reader, drawn)
             if usable:
                 weights = {"model": model.fingerprint, **model.sampling}
                 chunk = usable.once(chunk_key(weights, judged_by, part, f"{stream}{seed}", wanted), draw)
             else:
                 chunk = draw()
+            if not drawn:
+                advance(len(part) * work_of(model.nfe))
             answers.rows += chunk.answers
             answers.features.extend(chunk.features)
             answers.images |= {(case, seed): image for case, image in chunk.images.items()}
@@ -113,8 +124,10 @@ def _drawn(
     clock: Clock,
     stream: str,
     reader: TextReader | None,
+    drawn: list[bool],
 ) -> Chunk:
-    """Fresh answers to `cases` under one seed, judged."""
+    """Fresh answers to `cases` under one seed, judged; `drawn` notes that there were none."""
+    drawn.append(True)
     images, seconds = model.draw(cases, [case.noise_seed(f"{stream}{seed}") for case in cases])
     found = Answers()
     judge_into(found, cases, images, seed, judges, clock, reader)
@@ -151,7 +164,10 @@ def judge_into(
         seen = judged.seen or seen
     # Filters over pixels let go of the interpreter's lock.
     with clock.phase("measuring"), ThreadPoolExecutor(min(MOST_THREADS, usable_cores())) as pool:
-        measures = list(pool.map(partial(measure, reader=reader), cases, images, seen))
+        measures = []
+        for of_case in pool.map(partial(measure, reader=reader), cases, images, seen):
+            measures.append(of_case)
+            advance(JUDGED)
     for case, judgement, of_case in zip(cases, judgements, measures, strict=True):
         answers.rows.append(Answer(case.id, case.bench, case.category, seed, judgement, of_case))
 
@@ -161,12 +177,19 @@ def _of_local(score: Scored | Unanswered) -> Judgement:
     return score
 
 
-def write_answers(answers: dict[str, Answers], path: Path) -> None:
-    """One JSON object a model, case and seed: what `compare` pairs. The score is null without a local judge."""
-    lines = []
+def write_answers(
+    answers: Mapping[str, Answers], cases: Sequence[Case], path: Path, student: Mapping[str, Any] | None = None
+) -> None:
+    """One JSON object a model, case and seed: what `compare` pairs. The score is null without a local judge.
+
+    student: what else the lines of the model of that name say, its update and the hash of its weights.
+    """
+    lines, asked = [], {case.id: case.asked() for case in cases}
     for model, of_model in answers.items():
+        identity = (student or {}) if model == "student" else {}
         for row in of_model.rows:
             place = {"model": model, "bench": row.bench, "category": row.category, "case": row.case, "seed": row.seed}
+            place |= {"asked": asked[row.case], **identity}
             scored = row.judgement
             judged = {"score": None} if scored is None else {"score": scored.score, **scored.details()}
             measures = {name: value for name, value in asdict(row.measures).items() if value is not None}

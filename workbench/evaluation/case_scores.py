@@ -1,4 +1,4 @@
-"""What `evaluation/cases.jsonl` of a run folder says of every case, read without torch."""
+"""What `cases.jsonl` of an evaluation says of every case, read without torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from workbench.common.errors import UserError
 from workbench.common.outside import Outside, read_lines
 from workbench.evaluation.judges.judge import NEEDS_LOCAL
 from workbench.evaluation.measures.catalogue import MEASURES
+from workbench.evaluation.places import first_files
 
-CASES = Path("evaluation") / "cases.jsonl"
-"""Path inside a run folder."""
 Key = tuple[str, str, str, int]
 """(bench, category, case, seed)."""
 
@@ -25,39 +24,50 @@ class _Row(Outside):
     seed: int
     score: float | None
     measures: dict[str, Any] = {}
+    asked: str = ""
 
     @property
     def key(self) -> Key:
         return self.bench, self.category, self.case, self.seed
 
 
-def read_scores(folder: Path, needed: bool = True) -> dict[str, dict[Key, float]]:
-    """Model -> score of every case and seed in a run folder; cases that the local judge did not score are left out.
+def read_scores(path: Path, needed: bool = True) -> dict[str, dict[Key, float]]:
+    """Model -> score of every case and seed in a file, or in a run folder's first evaluation; cases that the local
+    judge did not score are left out.
 
     Raises: UserError if the file is missing or broken, or holds no score although one is `needed`.
     """
     scores: dict[str, dict[Key, float]] = {}
-    for row in _rows(folder):
+    for row in _rows(path):
         if row.score is not None:
             scores.setdefault(row.model, {})[row.key] = row.score
     if not scores and needed:
-        raise UserError(f"{folder / CASES} holds no score of the local judge: {NEEDS_LOCAL} and evaluate the run again")
+        raise UserError(f"{path} holds no score of the local judge: {NEEDS_LOCAL} and evaluate the run again")
     return scores
 
 
-def read_measures(folder: Path, model: str) -> dict[str, dict[Key, float]]:
+def read_measures(path: Path, model: str) -> dict[str, dict[Key, float]]:
     """Name in MEASURES -> its value for every case and seed of `model` that has one.
 
     Raises: UserError if the file is missing or broken.
     """
     found: dict[str, dict[Key, float]] = {}
-    for row in _rows(folder):
+    for row in _rows(path):
         for name, measure in MEASURES.items() if row.model == model else ():
             if row.bench == measure.bench and (value := measure.of(row.measures)) is not None:
                 found.setdefault(name, {})[row.key] = value
     return found
 
 
-def _rows(folder: Path) -> Iterator[_Row]:
-    for _, row in read_lines(folder / CASES, _Row, "run `workbench evaluate` on the run first"):
+def read_asked(path: Path) -> dict[str, str]:
+    """Id of every case -> hash of what models were asked; empty in files that older versions wrote.
+
+    Raises: UserError if the file is missing or broken.
+    """
+    return {row.case: row.asked for row in _rows(path)}
+
+
+def _rows(path: Path) -> Iterator[_Row]:
+    path = first_files(path).cases if path.is_dir() else path
+    for _, row in read_lines(path, _Row, "run `workbench evaluate` on the run first"):
         yield row

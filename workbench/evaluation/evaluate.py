@@ -12,10 +12,10 @@ import numpy as np
 from rich.console import Console
 
 from workbench.common.clock import Clock
+from workbench.common.progress import doing
 from workbench.evaluation import diversity
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.answers import CHUNK, Answers, answer, chunks, judge_into, write_answers
-from workbench.evaluation.case_scores import CASES
 from workbench.evaluation.cases.case import BENCHES, Case
 from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.judges.choose import judges_of, local_judge
@@ -33,10 +33,12 @@ from workbench.evaluation.metrics_file import (
     Floor,
     Metrics,
     ModelMetrics,
+    Student,
     Value,
 )
 from workbench.evaluation.models import ModelUnderTest
 from workbench.evaluation.panel_metrics import comparison, judge_records, judged, preferences, write_verdicts
+from workbench.evaluation.places import EvaluationFiles, first_files
 from workbench.evaluation.secondary import secondary_metrics
 from workbench.evaluation.sheets import chosen_cases, write_grids
 from workbench.recipe.config import Data, Evaluation, Recipe
@@ -44,8 +46,6 @@ from workbench.recipe.reading import recipe_hash
 
 SELECTION_CASES = 10
 """Cases a category on which the teacher's best few-step sampling is chosen."""
-PARTIAL = Path("evaluation") / "partial"
-"""Where an output folder keeps answers until its metrics are written."""
 CONSOLE = Console()
 WITHOUT_LOCAL = (
     "no local judge: benchmark scores and their comparisons, diversity, Frechet distance, KID, precision, recall, "
@@ -58,7 +58,7 @@ COMPARED = (("student", "teacher_few_step"), ("student", "teacher"), ("teacher_f
 def evaluate(
     models: Mapping[str, ModelUnderTest],
     recipe: Recipe,
-    out_folder: Path,
+    out: Path | EvaluationFiles,
     *,
     cases: Sequence[Case] | None = None,
     judges: Sequence[Judge] | None = None,
@@ -66,21 +66,24 @@ def evaluate(
     store: Store | None = None,
     clock: Clock | None = None,
     compared: Sequence[tuple[str, str]] = COMPARED,
+    overrides: Sequence[str] = (),
+    student: Student | None = None,
 ) -> Metrics:
-    """Score `models` and write `metrics.json`, `evaluation/cases.jsonl` and `samples/evaluation/*.png` in `out_folder`.
+    """Score `models` and write the metrics, the score of every case and contact sheets.
 
-    cases, judges: what the recipe chooses when absent. Verdicts of judges other than the local one go into
-    `evaluation/vlm.jsonl`. selection: how the few-step teacher was chosen, for the record. store: of answers; when
-    absent one in `out_folder`, which goes when the metrics are written. clock: whose phases stand in `seconds`.
-    compared: pairs of models whose differences are given.
+    out: the files to write, or a folder, for `places.first_files` of it. cases, judges: what the recipe chooses when
+    absent. selection: how the few-step teacher was chosen, for the record. store: of answers; when absent that in
+    `out`, which goes when the metrics are written. clock: whose phases stand in `seconds`. compared: pairs of models
+    whose differences are given. overrides, student: what the command had, and which student is scored, for the record.
     """
+    files = first_files(out) if isinstance(out, Path) else out
     chosen, clock = recipe.evaluation, clock or Clock()
     judges = judges_of(chosen) if judges is None else judges
     local, num_bootstrap = local_judge(judges), chosen.num_bootstrap
     if cases is None:
         with clock.phase("cases"):
             cases = benchmark_cases(recipe.data, chosen)
-    kept_answers = store or Store(out_folder / PARTIAL)
+    kept_answers = store or Store(files.partial)
     paired = [case for group in chosen_cases(cases, chosen.vlm.pairs).values() for case in group]
     keep = [case.id for group in chosen_cases(cases).values() for case in group] + [case.id for case in paired]
     reader, unread = chosen_reader(chosen.ocr, cases)
@@ -92,9 +95,11 @@ def evaluate(
     answers = {}
     for name, model in models.items():
         CONSOLE.print(f"{name}: {len(cases)} cases, {len(chosen.seeds)} seed(s), NFE {model.nfe}")
+        doing(name.replace("_", " "))
         answers[name] = answer(model, cases, chosen.seeds, judges, keep, kept_answers, clock, reader=reader)
     spreads = _spreads(models, cases, targets, local, kept_answers, clock)
     of_teacher = spreads.get("teacher", {})
+    doing("statistics")
     with clock.phase("statistics"):
         metrics = Metrics(
             recipe=recipe_hash(recipe),
@@ -122,14 +127,17 @@ def evaluate(
             else {},
             vlm=judge_records(judges, answers, compared, num_bootstrap),
             left_out=left_out,
+            overrides=list(overrides),
+            student=student,
         )
     with clock.phase("files"):
+        files.verdicts.unlink(missing_ok=True)
         if metrics.vlm:
-            write_verdicts(answers, out_folder / "evaluation" / "vlm.jsonl")
-        write_answers(answers, out_folder / CASES)
-        write_grids(cases, answers, chosen.seeds[0], out_folder / "samples" / "evaluation")
+            write_verdicts(answers, files.verdicts)
+        write_answers(answers, cases, files.cases, vars(student) if student else None)
+        write_grids(cases, answers, chosen.seeds[0], files.sheets)
     metrics = replace(metrics, seconds=clock.seconds())
-    metrics.write(out_folder / "metrics.json")
+    metrics.write(files.metrics)
     if store is None:
         shutil.rmtree(kept_answers.folder, ignore_errors=True)
     return metrics
@@ -218,9 +226,18 @@ def compare_answers(
 
 def selection_cases(data: Data, evaluation: Evaluation) -> list[Case]:
     """Those on which the few-step teacher is chosen: none of the split that is reported on."""
-    split = "search" if evaluation.split != "search" else "calibration"
+    return benchmark_cases(data, selection_slice(evaluation), split=selection_split(evaluation))
+
+
+def selection_split(evaluation: Evaluation) -> str:
+    """Split of the world on which the few-step teacher is chosen."""
+    return "search" if evaluation.split != "search" else "calibration"
+
+
+def selection_slice(evaluation: Evaluation) -> Evaluation:
+    """What is chosen of that split, as numbers of cases."""
     t2i, editing = (min(SELECTION_CASES, number) for number in (evaluation.t2i_cases, evaluation.editing_cases))
-    return benchmark_cases(data, evaluation, split=split, t2i_cases=t2i, editing_cases=editing)
+    return replace(evaluation, t2i_cases=t2i, editing_cases=editing)
 
 
 def select_few_step(
@@ -240,6 +257,7 @@ def select_few_step(
         return candidates[0], []
     scored, judges = [], [local or LocalJudge()]
     CONSOLE.print(f"choosing the few-step teacher among {len(candidates)}, {len(cases)} cases each")
+    doing("choosing the few-step teacher")
     for model in candidates:
         found = answer(model, cases, recipe.evaluation.seeds[:1], judges, store=store)
         tables = [table for table in map(found.by_category, BENCHES.values()) if table]

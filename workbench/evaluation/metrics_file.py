@@ -191,9 +191,17 @@ class JudgeRecord:
 
 
 @dataclass(frozen=True)
+class Student:
+    """Which student was scored: the update that it is of, None where that is not known, and the hash of its weights."""
+
+    update: int | None = None
+    weights: str = ""
+
+
+@dataclass(frozen=True)
 class Metrics:
     """All of `metrics.json`. cases: the file that they come from, None for the world's. seconds: phase -> wall, cpu.
-    left_out: what was not measured, and why."""
+    left_out: what was not measured, and why. overrides: `key=value` words that the command had. student: of a run."""
 
     recipe: str = ""
     split: str = ""
@@ -210,6 +218,8 @@ class Metrics:
     vlm: dict[str, JudgeRecord] = field(default_factory=dict, metadata=LEFT_OUT)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    student: Student | None = field(default=None, metadata=LEFT_OUT)
 
     @property
     def scored_on(self) -> str:

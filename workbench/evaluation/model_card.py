@@ -110,22 +110,22 @@ def _in_words(value: str | list[str] | None) -> str:
     return " ".join((", ".join(value) if isinstance(value, list) else value or "").split())
 
 
-def add_scores(folder: Path, metrics: Metrics) -> None:
-    """Put the scores of `metrics.json` into the model card of a pipeline folder, in the place of older ones."""
+def add_scores(folder: Path, scored: Sequence[Metrics]) -> None:
+    """Put the scores of all evaluations into the model card of a pipeline folder, in the place of older ones."""
     card = folder / "README.md"
     text = card.read_text().partition(f"\n{SCORES_HEADING}\n")[0].rstrip()
-    lines = [
-        "",
-        SCORES_HEADING,
-        "",
-        f"{metrics.scored_on.capitalize()}, seeds {metrics.seeds}, judge {metrics.judge}; {metrics.interval}.",
-        "",
-        "| model | NFE | n | T2I-Bench | Editing-Bench |",
-        "|---|---|---|---|---|",
-    ]
-    for name, model in metrics.models.items():
-        t2i, editing = (_score(mean_of(model.benches, bench)) for bench in BENCHES.values())
-        lines.append(f"| {name.replace('_', ' ')} | {model.nfe} | {model.n} | {t2i} | {editing} |")
+    lines = ["", SCORES_HEADING]
+    for metrics in scored:
+        lines += [
+            "",
+            f"{metrics.scored_on.capitalize()}, seeds {metrics.seeds}, judge {metrics.judge}; {metrics.interval}.",
+            "",
+            "| model | NFE | n | T2I-Bench | Editing-Bench |",
+            "|---|---|---|---|---|",
+        ]
+        for name, model in metrics.models.items():
+            t2i, editing = (_score(mean_of(model.benches, bench)) for bench in BENCHES.values())
+            lines.append(f"| {name.replace('_', ' ')} | {model.nfe} | {model.n} | {t2i} | {editing} |")
     files.write_bytes(card, ("\n".join([text, *lines]) + "\n").encode())
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from workbench.evaluation.answers import JUDGED, work_of
 from workbench.evaluation.cases.case import Case
-from workbench.evaluation.diversity import DIVERSITY_SAMPLES, answered_often
+from workbench.evaluation.diversity import DIVERSITY_PROMPTS, DIVERSITY_SAMPLES
 from workbench.evaluation.judges.judge import LOCAL
-from workbench.evaluation.judges.vlm_judge import REPLY_TOKENS, Question, choice_question, score_question
+from workbench.evaluation.judges.vlm_judge import QUESTION, REPLY_TOKENS, Question, choice_question, score_question
 from workbench.evaluation.sheets import chosen_cases
 from workbench.recipe.config import Data, Evaluation
 
@@ -28,9 +30,9 @@ class Cost:
 
 def cost(cases: Sequence[Case], num_models: int, data: Data, chosen: Evaluation) -> Cost:
     """Cost of evaluating `num_models` models on `cases` with the recipe's judges."""
+    counts = Counter((case.task, case.category) for case in cases)
     num_targets = sum(case.task == "t2i" and case.target is not None for case in cases)
-    several = answered_often(cases) if num_targets > 1 and LOCAL in chosen.judges else []
-    images = num_models * (len(cases) * len(chosen.seeds) + len(several) * DIVERSITY_SAMPLES)
+    images = num_models * images_of(counts, num_targets > 1, chosen)
     if "vlm" not in chosen.judges:
         return Cost(images, 0, 0, 0)
     empty = np.zeros((data.resolution, data.resolution, 3), np.uint8)
@@ -42,6 +44,22 @@ def cost(cases: Sequence[Case], num_models: int, data: Data, chosen: Evaluation)
     calls = len(scored) * times_scored + len(compared) * times_compared
     prompt = _tokens(scored) * times_scored + _tokens(compared) * times_compared
     return Cost(images, calls, prompt, calls * REPLY_TOKENS)
+
+
+def images_of(counts: Mapping[tuple[str, str], int], has_targets: bool, chosen: Evaluation) -> int:
+    """Images that one model draws. counts: (task, category) -> cases. has_targets: whether several T2I cases have one,
+    as diversity needs."""
+    t2i = [count for (task, _), count in counts.items() if task == "t2i"]
+    several = sum(min(count, DIVERSITY_PROMPTS) for count in t2i) if has_targets and LOCAL in chosen.judges else 0
+    return sum(counts.values()) * len(chosen.seeds) + several * DIVERSITY_SAMPLES
+
+
+def work(nfes: Sequence[int], cases: Sequence[Case], data: Data, chosen: Evaluation) -> int:
+    """Units of a job of evaluating models of these NFE on `cases`: answers, targets and sources judged, questions."""
+    planned = cost(cases, len(nfes), data, chosen)
+    given = sum((case.target is not None) + (case.source is not None) for case in cases)
+    each = planned.images // len(nfes) if nfes else 0
+    return each * sum(map(work_of, nfes)) + given * JUDGED + planned.calls * QUESTION
 
 
 def _tokens(questions: Sequence[Question]) -> int:

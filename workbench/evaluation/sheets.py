@@ -53,3 +53,7 @@ def write_grids(cases: Sequence[Case], answers: Mapping[str, Answers], seed: int
         place = {"file": f"{task}-{category}.png", "task": task, "category": category}
         index.append({**place, "columns": list(columns), "rows": rows})
     write_bytes(folder / "index.json", json.dumps(index, indent=1).encode())
+    kept = {entry["file"] for entry in index}
+    for former in folder.glob("*.png"):
+        if former.name not in kept:
+            former.unlink()

@@ -400,6 +400,10 @@ class Pretrain:
         fraction("pretrain", prompt_drop=self.prompt_drop, beta2=self.beta2, final_lr_fraction=self.final_lr_fraction)
 
 
+LOGGERS = ("tensorboard", "wandb", "mlflow", "swanlab")
+"""What `trainer.loggers` may name."""
+
+
 @dataclass(frozen=True)
 class Trainer:
     """The run folder and the machine. `strategy=fsdp` is Lightning's ModelParallelStrategy (FSDP2).
@@ -415,6 +419,8 @@ class Trainer:
     keep: the student that a run delivers: its last, or the best of its milestones where that is clearly better.
     start: a run whose newest checkpoint a new distillation starts from, at update 0: the weights of student and fake
     score, the student's average and the optimisers' moments (docs/runs.md).
+    loggers: what scalars, pictures and the recipe go to, besides the files of the run folder: `tensorboard`, and the
+    services `wandb`, `mlflow` and `swanlab`, each an extra to install (docs/loggers.md).
     """
 
     folder: str = "runs/distill"
@@ -434,6 +440,7 @@ class Trainer:
     task_gradients_every: int = 0
     max_skipped_updates: int = 10
     keep: Literal["last", "best"] = "last"
+    loggers: list[str] = field(default_factory=lambda: ["tensorboard"])
 
     def __post_init__(self) -> None:
         positive(
@@ -450,6 +457,10 @@ class Trainer:
             ("task_gradients_every", self.task_gradients_every),
         ):
             require(count >= 0, f"trainer.{name} must not be negative, got {count}")
+        for name in self.loggers:
+            hint = nearest(name, LOGGERS)
+            require(name in LOGGERS, f"trainer.loggers knows {', '.join(LOGGERS)}, not {name!r}{hint}")
+        require(len({*self.loggers}) == len(self.loggers), f"trainer.loggers names one twice: {self.loggers}")
         require(
             self.cuda_graphs != "on" or (self.strategy == "auto" and self.accelerator != "cpu"),
             "trainer.cuda_graphs=on needs one GPU: leave it at auto, which means graphs where they can be",

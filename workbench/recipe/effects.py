@@ -72,6 +72,7 @@ NEVER = (
     "pretrain.steps",
     "pretrain.compile",
     "trainer.folder",
+    "trainer.loggers",
     "trainer.updates",
     "trainer.accelerator",
     "trainer.devices",

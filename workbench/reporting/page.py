@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from pydantic import Field
@@ -21,22 +20,15 @@ from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 from workbench.common.jsonl import read_scalars
 from workbench.common.outside import Count, Outside, read_json
-from workbench.evaluation import metrics_file
-from workbench.evaluation.measures.catalogue import rows_of
-from workbench.evaluation.metrics_file import MEAN, Diversity, Metrics, mean_of
-from workbench.evaluation.sheet_index import Sheet, read_sheets
+from workbench.evaluation.metrics_file import Metrics, mean_of
+from workbench.evaluation.places import evaluations
 from workbench.recipe import lambda_tables
 from workbench.recipe.reading import from_mapping
 from workbench.reporting import plots
+from workbench.reporting.commands import commands
+from workbench.reporting.scores import BENCH_TITLES, MODEL_TITLES, evaluation_values, or_left_out, words
 
-BENCH_TITLES = {"t2i_bench": "T2I-Bench", "editing_bench": "Editing-Bench"}
-MODEL_TITLES = {
-    "teacher": "Teacher",
-    "teacher_few_step": "Teacher, best few-step",
-    "student": "Student",
-}
 MAX_MILESTONES = 6
-Found = TypeVar("Found")
 
 
 class _Data(Outside):
@@ -56,7 +48,8 @@ def report(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}")
-    if not any((folder / name).exists() for name in ("recipe.yaml", "metrics.json", "metrics.jsonl", "samples")):
+    parts = ("recipe.yaml", "metrics.json", "metrics.jsonl", "samples")
+    if not evaluations(folder) and not any((folder / name).exists() for name in parts):
         raise UserError(f"{folder} is neither a run (recipe.yaml, metrics.json) nor a study (study.json)")
     return write_page(folder, "run.html.j2", _run(folder))
 
@@ -108,11 +101,6 @@ def interval(value: Any, digits: int = 2) -> str:
     return "no interval" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
-def words(name: str) -> str:
-    """A name of the files as words."""
-    return MODEL_TITLES.get(name, BENCH_TITLES.get(name, name.replace("_", " ")))
-
-
 def few(value: Any) -> str:
     """A drawn or set value in few digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -120,16 +108,7 @@ def few(value: Any) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in `path`, or nothing if the file is missing or broken."""
-    return _or_left_out(lambda: read_json(path, dict, "it is left out"), {}) if path.is_file() else {}
-
-
-def _or_left_out(read: Callable[[], Found], nothing: Found) -> Found:
-    """What is read, or `nothing` and a line that says why."""
-    try:
-        return read()
-    except UserError as error:
-        print(error)
-        return nothing
+    return or_left_out(lambda: read_json(path, dict, "it is left out"), {}) if path.is_file() else {}
 
 
 def _text(path: Path) -> str:
@@ -145,7 +124,7 @@ def _data(folder: Path) -> list[str]:
     """The run's data in sentences; nothing where it wrote none down."""
     if not (folder / "data.json").is_file():
         return []
-    found = _or_left_out(lambda: read_json(folder / "data.json", _Data, "it is left out"), None)
+    found = or_left_out(lambda: read_json(folder / "data.json", _Data, "it is left out"), None)
     if found is None:
         return []
     about = f" at data.resolution={found.resolution}" if found.resolution else ""
@@ -161,15 +140,6 @@ def _milestones(folder: Path) -> list[dict[str, str]]:
     images = plots.inline_images(paths, 900)
     names = [re.sub(r"-0*(?=\d)", " ", path.stem) for path in paths]
     return [{"name": name, "image": image} for name, image in zip(names, images, strict=True)]
-
-
-def _sheets(folder: Path) -> list[dict[str, Any]]:
-    """Contact sheets of the evaluation with their prompts and scores."""
-    place = folder / "samples" / "evaluation"
-    nothing: list[Sheet] = []
-    sheets = _or_left_out(lambda: read_sheets(place), nothing)
-    images = plots.inline_images([place / sheet.file for sheet in sheets], 1000)
-    return [{**sheet.model_dump(), "image": image} for sheet, image in zip(sheets, images, strict=True)]
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
@@ -195,18 +165,6 @@ def _mixture(curves: list[dict[str, Any]], recipe: dict[str, Any]) -> list[dict[
     return [*({"name": task, "share": tasks[task], "asked": asked[task]} for task in tasks), *rows]
 
 
-def _categories(metrics: Metrics) -> list[dict[str, Any]]:
-    """Per bench: category names and, for every model, its interval in each."""
-    tables = []
-    for bench in BENCH_TITLES:
-        named = {name: model.benches[bench] for name, model in metrics.models.items() if bench in model.benches}
-        if named:
-            columns = [name for name in next(iter(named.values())) if name != MEAN] + [MEAN]
-            ceiling = metrics.ceiling.benches.get(bench)
-            tables.append({"bench": bench, "columns": columns, "models": named, "ceiling": ceiling})
-    return tables
-
-
 def _tables(recipe: dict[str, Any]) -> dict[str, list[list[float]]]:
     """Lambda tables of each class, schedules resolved; none where the recipe is no longer a valid one."""
     try:
@@ -217,31 +175,15 @@ def _tables(recipe: dict[str, Any]) -> dict[str, list[list[float]]]:
         return {}
 
 
-def _secondary(metrics: Metrics) -> list[dict[str, Any]]:
-    """Name, secondary metrics and diversity of every model that has such, and of the exact targets."""
-    named = {words(name): (model.secondary, model.diversity) for name, model in metrics.models.items()}
-    named["Exact targets"] = (metrics.ceiling.secondary, None)
-    return [
-        {"name": name, "of": secondary, "diversity": diversity or Diversity()}
-        for name, (secondary, diversity) in named.items()
-        if secondary is not None
-    ]
-
-
 def _run(folder: Path) -> dict[str, Any]:
-    metrics = metrics_file.read(folder / "metrics.json") or Metrics()
+    scored = evaluation_values(folder)
     recipe, curves = _recipe(folder), _curves(folder)
     lambdas = _tables(recipe)
-    secondary = _secondary(metrics)
     specialists = list((recipe.get("teachers") or {}).get("specialists") or {})
     return {
         "title": folder.resolve().name,
-        "metrics": metrics,
-        "categories": _categories(metrics),
-        "secondary": secondary,
-        "measures": rows_of([row["of"] for row in secondary]),
-        "defects": sorted({name for row in secondary for name in row["of"].enhance_by_defect}),
-        "score_chart": plots.score_chart(metrics.models, MODEL_TITLES, BENCH_TITLES),
+        "metrics": scored[0]["metrics"] if scored else Metrics(),
+        "evaluations": scored,
         "curves": plots.training_curves(curves),
         "by_step": plots.by_step_maps(curves),
         "num_logged": len(curves),
@@ -249,13 +191,8 @@ def _run(folder: Path) -> dict[str, Any]:
         "lambda_chart": plots.lambda_tables(lambdas, ["base", *specialists]) if lambdas else "",
         "mixture": _mixture(curves, recipe),
         "milestones": _milestones(folder),
-        "sheets": _sheets(folder),
         "recipe_text": _text(folder / "recipe.yaml"),
         "data": _data(folder),
         "environment": _json(folder / "environment.json"),
-        "commands": [
-            f"workbench distill {folder}/recipe.yaml",
-            f"workbench evaluate {folder}",
-            f"workbench report {folder}",
-        ],
+        "commands": commands(folder, [of["metrics"] for of in scored]),
     }

@@ -110,8 +110,11 @@ def _space_panels(figure: Figure, lines: int, columns: int, *, left: float, bott
     )
 
 
-def score_chart(models: Mapping[str, ModelMetrics], titles: Mapping[str, str], benches: Mapping[str, str]) -> str:
-    """Scores of every model in every category, with their intervals, one panel a benchmark; empty without scores."""
+def score_chart(
+    models: Mapping[str, ModelMetrics], titles: Mapping[str, str], benches: Mapping[str, str], salt: str = ""
+) -> str:
+    """Scores of every model in every category, with their intervals, one panel a benchmark; empty without scores.
+    salt: keeps several such charts on a page apart."""
     shown = [bench for bench in benches if any(bench in model.benches for model in models.values())]
     if not shown:
         return ""
@@ -126,7 +129,7 @@ def score_chart(models: Mapping[str, ModelMetrics], titles: Mapping[str, str], b
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper center", ncols=len(labels), bbox_to_anchor=(0.5, 0.02))
         figure.tight_layout()
-    return svg(figure, "scores")
+    return svg(figure, f"scores{salt}")
 
 
 def _score_panel(panel: Axes, scores: Mapping[str, Mapping[str, Interval]], titles: Mapping[str, str]) -> None:

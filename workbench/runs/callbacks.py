@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from PIL import Image
 
 from workbench.common.console import say
@@ -21,6 +21,7 @@ from workbench.engine.optimisation import MovingAverage
 from workbench.modules.root import RootModule
 from workbench.runs import checkpoint, continuing
 from workbench.runs.collapse import PATIENCE, CollapseMonitor
+from workbench.runs.loggers import disk_errors, log_picture, log_scalars
 
 Grid = Callable[[RootModule], np.ndarray]
 """Draws the fixed prompts with the student's current weights: uint8 (H, W, 3). Every rank calls it."""
@@ -64,7 +65,7 @@ class Averaging(L.Callback):
 class Resuming(L.Callback):
     """Loads the newest whole checkpoint, and tells data and log where the run goes on.
 
-    num_done: updates of that checkpoint. logger: makes the log of a run that goes on after so many updates. start: what
+    num_done: updates of that checkpoint. loggers: makes those of a run that goes on after so many updates. start: what
     a run without a checkpoint starts from, at update 0.
     """
 
@@ -75,10 +76,10 @@ class Resuming(L.Callback):
         folder: Path,
         averaging: Averaging,
         data: StartsAt,
-        logger: Callable[[int], Logger],
+        loggers: Callable[[int], list[Logger]],
         start: continuing.Start | None = None,
     ) -> None:
-        self.folder, self.averaging, self.data, self.logger = folder, averaging, data, logger
+        self.folder, self.averaging, self.data, self.loggers = folder, averaging, data, loggers
         self.start = start
         self._found: tuple[Path, checkpoint.Progress] | None = None
 
@@ -90,7 +91,7 @@ class Resuming(L.Callback):
         if self.num_done:
             say(f"continuing {self.folder.parent} at update {self.num_done} of {module.total_updates}")
         self.data.start_step = self.num_done
-        trainer.logger = self.logger(self.num_done)
+        trainer.loggers = self.loggers(self.num_done)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, RootModule)
@@ -179,9 +180,8 @@ class Milestones(L.Callback):
         if trainer.is_global_zero:
             scalars = {"distance": distance, "alarm": float(collapsed), **scores.means}
             scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
-            assert isinstance(trainer.logger, TensorBoardLogger)
             named = {f"milestone/{name}": value for name, value in scalars.items()}
-            trainer.logger.log_metrics(named, step=update)
+            log_scalars(trainer, named, update, "milestones")
             if scores.cases:
                 _append(self.cases, {"update": update, **scores.cases})
             # Last: what is listed here is not scored again.
@@ -194,12 +194,12 @@ class Milestones(L.Callback):
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a") as file:
+    with disk_errors(path), path.open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
 class SampleGrid(L.Callback):
-    """The fixed prompts with the averaged student, at every milestone, as PNG and in TensorBoard."""
+    """The fixed prompts with the averaged student, at every milestone, as PNG and in the loggers."""
 
     def __init__(self, folder: Path, every: int, averaging: Averaging, grid: Grid) -> None:
         self.folder = folder
@@ -224,5 +224,4 @@ class SampleGrid(L.Callback):
         if trainer.is_global_zero:
             with whole_file(self.folder / f"update-{module.num_updates:06d}.png") as file:
                 Image.fromarray(picture).save(file, format="PNG")
-            assert isinstance(trainer.logger, TensorBoardLogger)
-            trainer.logger.experiment.add_image("samples", picture, module.num_updates, dataformats="HWC")
+            log_picture(trainer, "samples", picture, module.num_updates)

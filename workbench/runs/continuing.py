@@ -86,12 +86,12 @@ def held(folder: RunFolder, beginning: Beginning) -> Iterator[None]:
         UserError: as `num_done`; another process holds the folder; the disk is full.
     """
     done = num_done(folder, beginning)
-    with _disk_errors(folder.path), folder.begun(beginning, done):
+    with one_line_where_full(folder.path), folder.begun(beginning, done):
         yield
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def one_line_where_full(folder: Path) -> Iterator[None]:
     """A full disk is one line, whoever finds it full: a logger's thread or a library with errors of its own."""
     shown = threading.excepthook
 
@@ -108,6 +108,12 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not _is_full(error):
             raise
+        # Closing a log raises again, without a path, what was an error with one.
+        named = error.__context__
+        while named is not None and not isinstance(named, UserError):
+            named = named.__context__
+        if named is not None:
+            raise named from None
         where = getattr(error, "filename", None) or folder
         raise UserError(
             f"cannot write {where}: the disk is full, or a quota is used up; free some space (`workbench clean` "

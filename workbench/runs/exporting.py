@@ -26,6 +26,7 @@ from workbench.common.errors import UserError
 from workbench.common.jsonl import read_scalars
 from workbench.common.outside import Count, Outside, read_json
 from workbench.evaluation.model_card import Origin, lora_card, model_card
+from workbench.evaluation.trained_student import describe_student
 from workbench.method.rollout import Sampling
 from workbench.recipe.config import Guidance, Recipe
 from workbench.recipe.reading import recipe_hash
@@ -116,8 +117,10 @@ def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), 
     trained = roles.trained_parameters(denoiser, roles.STUDENT)
     average = {name: parameter.detach() for name, parameter in trained.items()}
     checkpoint.load(found[0], {"average": average})
+    update = found[1].num_updates
     if recipe.trainer.keep == "best":
-        return_to_best(folder.checkpoints, CollapseMonitor.of(read_scalars(folder.milestones)), average)
+        monitor = CollapseMonitor.of(read_scalars(folder.milestones))
+        update = return_to_best(folder.checkpoints, monitor, average) or update
     how = student_sampling(recipe.dmd)
     if lora:
         network = denoiser.network(roles.STUDENT)
@@ -126,28 +129,33 @@ def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), 
         lora_files.write(adapters, out, header=header, form=chosen, fused=network.fused_layers)
         _write_lora_card(folder, recipe, out, form == "comfyui")
     else:
-        export_student(folder, recipe, roles.merged_state(denoiser, roles.STUDENT), out)
+        export_student(folder, recipe, roles.merged_state(denoiser, roles.STUDENT), out, update)
     return sample_sigmas(how.grid())
 
 
-def export_student(folder: RunFolder, recipe: Recipe, student_state: Mapping[str, Tensor], out: Path) -> None:
-    """Write a run's student as a pipeline folder with its model card."""
+def export_student(
+    folder: RunFolder, recipe: Recipe, student_state: Mapping[str, Tensor], out: Path, update: int
+) -> None:
+    """Write a run's student of `update` as a pipeline folder with its model card."""
     require_finite_values("the student", student_state, "train it again, from an earlier checkpoint or another recipe")
     teacher, how = families.resolve(recipe.model.folder), student_sampling(recipe.dmd)
     family, origin = families.family_of(teacher), _origin(folder, recipe)
     family.export(teacher, student_state, how, out, model_card(origin, family.class_name, how))
+    describe_student(out, update)
 
 
-def return_to_best(folder: Path, monitor: CollapseMonitor, average: Mapping[str, Tensor]) -> None:
-    """Read the weights of the best milestone into `average`, where the last one is clearly worse."""
+def return_to_best(folder: Path, monitor: CollapseMonitor, average: Mapping[str, Tensor]) -> int | None:
+    """Read the weights of the best milestone into `average`, where the last one is clearly worse; its update, None
+    where the last one stays."""
     best = monitor.best_to_keep()
     if best is None:
-        return
+        return None
     if not checkpoint.has_best(folder, best):
         say(f"the student of update {best} was better, but its weights are gone or damaged: the last one is kept")
-        return
+        return None
     checkpoint.load_best(folder, average, best)
     say(f"the student of update {best} is delivered: at the end of the run it was clearly worse")
+    return best
 
 
 def _checked(overrides: Iterable[str]) -> list[str]:

@@ -18,11 +18,15 @@ from workbench.common.errors import UserError
 from workbench.common.files import whole_file
 from workbench.common.images import read_image
 from workbench.common.outside import as_name
+from workbench.common.progress import job
 from workbench.common.tables import stdout_console
 from workbench.evaluation.answer_cache import Store
+from workbench.evaluation.answers import work_of
+from workbench.evaluation.cases.case import Case
 from workbench.evaluation.cases.case_file import write_jsonl
 from workbench.evaluation.cases.choose import benchmark_cases
-from workbench.evaluation.evaluate import PARTIAL, evaluate, select_few_step, selection_cases
+from workbench.evaluation.cases.count import case_counts, count_cases
+from workbench.evaluation.evaluate import evaluate, select_few_step, selection_slice
 from workbench.evaluation.judges.choose import judges_of, local_judge
 from workbench.evaluation.judges.judge import LOCAL, NEEDS_LOCAL
 from workbench.evaluation.judges.local import LocalJudge
@@ -38,11 +42,15 @@ from workbench.evaluation.models import (
     overridden,
     teacher_sampling,
 )
-from workbench.evaluation.panel_cost import cost
+from workbench.evaluation.panel_cost import Cost, cost, images_of, work
+from workbench.evaluation.places import EvaluationFiles, evaluations, files_for
 from workbench.evaluation.tables import print_metrics
+from workbench.evaluation.trained_student import outdated, student_of
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import from_mapping
 from workbench.recipe.student_times import student_sampling
+from workbench.reporting.hparams import log_run, student_scores
+from workbench.runs.loggers import TENSORBOARD, disk_errors, log_scores
 from workbench.runs.run_folder import RunFolder
 from workbench.sampling.sampler import Request, fit
 
@@ -57,7 +65,8 @@ def evaluate_run(
 ) -> Metrics | None:
     """Score a run (teacher, best few-step teacher, student) or a pipeline folder on both benchmarks, and print it.
 
-    A run's results go into the run folder, a pipeline folder's into `runs/evaluation/NAME`. dry_run: only print how
+    A run's results go into the run folder, a pipeline folder's into `runs/evaluation/NAME`; those of other cases than
+    the run's recipe names, or than were scored there first, next to them (`evaluation.places`). dry_run: only print how
     many images would be drawn, and how many calls and tokens vision-language judges would take; returns None. shared:
     of answers of a run's teacher, which answers once for all runs that share it. loras: FILE or FILE:strength, added to
     a pipeline folder's network.
@@ -74,11 +83,12 @@ def evaluate_run(
         recipe = folder.read_recipe(overrides)
         if not folder.student.is_dir():
             raise UserError(f"{target} has no student yet: run `workbench distill {folder.recipe}` to its end first")
-        out = folder.path
+        out, own = folder.path, folder.read_recipe().evaluation
     else:
         path = families.resolve(str(target))
         recipe = from_mapping({"model": {"folder": str(target)}}, overrides, origin="evaluate")
-        out = Path("runs/evaluation") / as_name("+".join([_name_of(path), *(f"{p.stem}-{s:g}" for p, s in added)]))
+        name = as_name("+".join([_name_of(path), *(f"{p.stem}-{s:g}" for p, s in added)]))
+        out, own = Path("runs/evaluation") / name, recipe.evaluation
     if dry_run:
         _print_cost(recipe, is_run=folder.is_run())
         return None
@@ -93,16 +103,50 @@ def evaluate_run(
     if line := overridden(recipe.evaluation, recipe.model.folder):
         Console().print(line, soft_wrap=True)
     models: dict[str, ModelUnderTest]
+    files, student = files_for(out, recipe.evaluation, own), student_of(folder.path) if folder.is_run() else None
+    with job("evaluating", _work(recipe, cases, folder.is_run())):
+        if folder.is_run():
+            models, selection = _models_of_run(recipe, folder, files, shared, clock, local_judge(judges))
+        else:
+            tested = _under_test(str(target), recipe, clock, added)
+            models, selection = {"model": tested.model(teacher_sampling(recipe.evaluation, str(target)))}, []
+        metrics = evaluate(
+            models, recipe, files, cases=cases, judges=judges, selection=selection, clock=clock, overrides=overrides,
+            student=student,
+        )  # fmt: skip
     if folder.is_run():
-        models, selection = _models_of_run(recipe, folder, shared, clock, local_judge(judges))
-    else:
-        tested = _under_test(str(target), recipe, clock, added)
-        models, selection = {"model": tested.model(teacher_sampling(recipe.evaluation, str(target)))}, []
-    metrics = evaluate(models, recipe, out, cases=cases, judges=judges, selection=selection, clock=clock)
-    if folder.is_run():
-        add_scores(folder.student, metrics)
+        found = [of for _, of in evaluations(out).values()]
+        add_scores(folder.student, [of for of in found if not outdated(out, of)])
+        if shared is None:
+            _log_scores(folder, files, metrics)
     print_metrics(metrics, stdout_console())
     return metrics
+
+
+def _work(recipe: Recipe, cases: Sequence[Case], is_run: bool) -> int:
+    """Units of the job of evaluating a run, or a pipeline folder."""
+    chosen = recipe.evaluation
+    full = teacher_sampling(chosen, recipe.model.folder)
+    few_step = few_step_candidates(full.cfg_scale)
+    if not is_run:
+        return work([full.nfe], cases, recipe.data, chosen)
+    nfes = [full.nfe, student_sampling(recipe.dmd).nfe]
+    if LOCAL not in chosen.judges:
+        return work(nfes, cases, recipe.data, chosen)
+    choosing = count_cases(recipe.data, selection_slice(chosen)) * sum(work_of(how.nfe) for how in few_step)
+    return work([*nfes, few_step[0].nfe], cases, recipe.data, chosen) + choosing
+
+
+def _log_scores(folder: RunFolder, files: EvaluationFiles, metrics: Metrics) -> None:
+    """To the loggers of the run; a study logs those of its trials itself."""
+    recipe, found = folder.read_recipe(), evaluations(folder.path)
+    update = (metrics.student.update if metrics.student else None) or recipe.trainer.updates
+    if TENSORBOARD in recipe.trainer.loggers:
+        with disk_errors(folder.path / TENSORBOARD):
+            log_run(folder.path, recipe, {name: of for name, (_, of) in found.items()}, update)
+    for name, (place, _) in found.items():
+        if place == files:
+            log_scores(recipe, folder.path, name, student_scores(metrics), update)
 
 
 def write_cases(out: Path, overrides: list[str]) -> int:
@@ -180,7 +224,12 @@ def _sides(size: str, multiple: int) -> tuple[int, int]:
 
 
 def _models_of_run(
-    recipe: Recipe, folder: RunFolder, shared: Store | None, clock: Clock, local: LocalJudge | None
+    recipe: Recipe,
+    folder: RunFolder,
+    files: EvaluationFiles,
+    shared: Store | None,
+    clock: Clock,
+    local: LocalJudge | None,
 ) -> tuple[dict[str, ModelUnderTest], list[dict[str, Any]]]:
     """The run's models, and how the few-step teacher was chosen; without a local judge there is none to choose."""
     teacher = _under_test(recipe.model.folder, recipe, clock)
@@ -193,7 +242,7 @@ def _models_of_run(
             f"no local judge to choose the few-step teacher: it is left out ({NEEDS_LOCAL})", soft_wrap=True
         )
         return {"teacher": full, "student": student}, []
-    few_step, selection = select_few_step(candidates, recipe, local, store=Store(folder.path / PARTIAL))
+    few_step, selection = select_few_step(candidates, recipe, local, store=Store(files.partial))
     return {"teacher": full, "teacher_few_step": few_step, "student": student}, selection
 
 
@@ -214,13 +263,18 @@ def _print_cost(recipe: Recipe, is_run: bool) -> None:
     chooses = is_run and LOCAL in chosen.judges
     if is_run:
         num_models = 3 if chooses else 2
-    cases = benchmark_cases(recipe.data, chosen)
-    planned = cost(cases, num_models, recipe.data, chosen)
     scale = teacher_sampling(chosen, recipe.model.folder).cfg_scale
-    choosing = len(few_step_candidates(scale)) * len(selection_cases(recipe.data, chosen)) if chooses else 0
+    if chosen.cases or "vlm" in chosen.judges:
+        cases = benchmark_cases(recipe.data, chosen)
+        number, planned = len(cases), cost(cases, num_models, recipe.data, chosen)
+    else:
+        # Nothing is drawn only to be counted.
+        counts = case_counts(recipe.data, chosen)
+        number, planned = counts.total(), Cost(num_models * images_of(counts, True, chosen), 0, 0, 0)
+    choosing = len(few_step_candidates(scale)) * count_cases(recipe.data, selection_slice(chosen)) if chooses else 0
     console = Console()
     console.print(
-        f"{len(cases)} cases of split {chosen.split}, {num_models} model(s), {len(chosen.seeds)} seed(s), some for "
+        f"{number} cases of split {chosen.split}, {num_models} model(s), {len(chosen.seeds)} seed(s), some for "
         f"diversity: {planned.images:,} images"
         + (f", and {choosing:,} to choose the few-step teacher" if choosing else "")
     )

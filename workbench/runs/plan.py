@@ -48,6 +48,7 @@ def show(
     show_line(_routing(recipe, module))
     show_line(_memory(recipe, module, networks, data))
     show_line(_disk(recipe, module), soft_wrap=True)
+    show_line("timing two updates, which nothing keeps ...")
     seconds = seconds_per_update()
     show_line(f"time: {seconds:.2f} s per update here, {seconds * updates / 60:.1f} min for all (training alone)")
 

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodules.distillation import DistillationData
 from datamodules.pretraining import PretrainingData, ShardSource, Source
@@ -28,13 +26,15 @@ from workbench.modules.distiller import Distiller
 from workbench.modules.pretrainer import Pretrainer
 from workbench.modules.root import RootModule
 from workbench.recipe.config import Recipe
-from workbench.runs import continuing, machine, milestones, plan, preflight
+from workbench.runs import continuing, loggers, machine, milestones, plan, preflight
 from workbench.runs.callbacks import Averaging, Checkpointing, Grid, Milestones, Resuming, SampleGrid
 from workbench.runs.exporting import export_student, record_data, return_to_best
 from workbench.runs.inputs import hashes_of
+from workbench.runs.loggers import loggers_of
 from workbench.runs.preparation import Preparation, keep_compiled
 from workbench.runs.run_folder import Beginning, RunFolder
 from workbench.runs.scalars import DataWait, Metrics
+from workbench.runs.updates_bar import UpdatesBar
 
 
 def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
@@ -46,6 +46,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         UserError: anything in the recipe, the data or the folder that the user can fix.
     """
     machine.check(recipe.trainer)
+    loggers.check(recipe.trainer)
     folder = RunFolder(Path(recipe.trainer.folder))
     dataset = EncodedDataset(recipe.data.encoded)
     beginning, start = continuing.distillation(folder, recipe, dataset.content)
@@ -81,9 +82,10 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         distance = milestones.distillation_distance(recipe, data)
         milestone_log = Milestones(folder.milestones, best, recipe.trainer.sample_every, averaging, distance, scores)
         _fit(recipe, folder, module, data, averaging, grid, samples_per_update, milestone_log, start=start)
+        delivered = module.num_updates
         if best is not None:
-            return_to_best(best, milestone_log.monitor, averaging.average.average)
-        _export_student(recipe, folder, denoiser, averaging, module.trainer.is_global_zero)
+            delivered = return_to_best(best, milestone_log.monitor, averaging.average.average) or delivered
+        _export_student(recipe, folder, denoiser, averaging, module.trainer.is_global_zero, delivered)
     return folder.path
 
 
@@ -98,6 +100,7 @@ def pretrain(recipe: Recipe, source: Source | None = None, pictured: Source | No
         UserError: anything in the recipe, the data or the folder that the user can correct.
     """
     machine.check(recipe.trainer)
+    loggers.check(recipe.trainer)
     if recipe.trainer.strategy == "fsdp":
         raise UserError("pretraining runs on one device: set trainer.strategy=auto")
     if recipe.trainer.start:
@@ -156,10 +159,7 @@ def _fit(
     options = recipe.trainer
     wait = DataWait()
 
-    def logger(done: int) -> TensorBoardLogger:
-        return TensorBoardLogger(folder.path, name="tensorboard", version="", purge_step=done + 1 if done else None)
-
-    resuming = Resuming(folder.checkpoints, averaging, data, logger, start)
+    resuming = Resuming(folder.checkpoints, averaging, data, loggers_of(recipe, folder.path), start)
     callbacks: list[L.Callback] = [
         averaging,
         resuming,
@@ -168,7 +168,7 @@ def _fit(
         SampleGrid(folder.samples, options.sample_every, averaging, grid),
         Checkpointing(folder.checkpoints, options.checkpoint_every, averaging),
         *more,
-        RichProgressBar(),
+        UpdatesBar(),
         wait,
     ]
     trainer = machine.make_trainer(recipe, callbacks=callbacks, logger=False)
@@ -178,6 +178,8 @@ def _fit(
         # the weights yet.
         for callback in (averaging, resuming, *more):
             callback.on_train_start(trainer, module)
+        for logger in trainer.loggers:
+            logger.finalize("success")
     if module.num_skipped >= module.total_updates:
         raise UserError(
             f"{module.num_skipped} steps were skipped in {module.total_updates} updates, so what was trained is worth "
@@ -186,14 +188,14 @@ def _fit(
 
 
 def _export_student(
-    recipe: Recipe, folder: RunFolder, denoiser: RoleNetworks, averaging: Averaging, writes: bool
+    recipe: Recipe, folder: RunFolder, denoiser: RoleNetworks, averaging: Averaging, writes: bool, update: int
 ) -> None:
-    """Every rank gathers the weights; the one that `writes` exports them."""
+    """Every rank gathers the weights; the one that `writes` exports them, as of `update`."""
     averaging.average.swap()
     state = roles.merged_state(denoiser, roles.STUDENT)
     averaging.average.swap()
     if writes:
-        export_student(folder, recipe, state, folder.student)
+        export_student(folder, recipe, state, folder.student, update)
 
 
 def _seconds_per_update(recipe: Recipe, module: Distiller, data: DistillationData) -> float:

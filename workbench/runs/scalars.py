@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from workbench.common.jsonl import drop_lines_after
 from workbench.modules.root import RootModule
+from workbench.runs.loggers import disk_errors, log_scalars
 
 
 class Realised(Protocol):
@@ -53,7 +53,7 @@ class DataWait(L.Callback):
 
 
 class Metrics(L.Callback):
-    """Scalars into TensorBoard and `metrics.jsonl`, against updates.
+    """Scalars into the loggers and `metrics.jsonl`, against updates.
 
     samples_per_update: samples that one update pushes through the trained networks, all ranks together.
     """
@@ -86,9 +86,8 @@ class Metrics(L.Callback):
         # A step that was not taken leaves numbers that are not finite: JSON has none, and no plot needs them.
         scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
         if trainer.is_global_zero:
-            assert isinstance(trainer.logger, TensorBoardLogger)
-            trainer.logger.log_metrics(scalars, step=module.num_updates)
-            with self.path.open("a") as file:
+            log_scalars(trainer, scalars, module.num_updates)
+            with disk_errors(self.path), self.path.open("a") as file:
                 file.write(json.dumps({"update": module.num_updates, **scalars}) + "\n")
         self._logged = (time.perf_counter(), module.num_updates)
 

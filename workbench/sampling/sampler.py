@@ -8,7 +8,6 @@ network, which kernel launches would bound, has one velocity evaluation recorded
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from workbench.backbones.family import PipelineModel
 from workbench.backbones.finite import require_finite_latents
 from workbench.batch import Condition, EncodedPrompt, Reference, conditions
 from workbench.common.clock import Clock
+from workbench.common.progress import advance, has_own_bar
 from workbench.engine.graphs import GraphedStep
 from workbench.method import rng
 from workbench.method.rollout import Sampling, Velocity, guided, sample
@@ -136,7 +136,7 @@ class Sampler:
         images: list[np.ndarray | None] = [None] * len(cases)
         latents: list[Tensor | None] = [None] * len(cases)
         began = time.perf_counter()
-        with _tensor_float(), Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
+        with _tensor_float(), Progress(transient=True, disable=not has_own_bar()) as progress:
             bar = progress.add_task("sampling", total=len(cases))
             for rows in _batches(cases, self.batch_size):
                 batch = [cases[row] for row in rows]
@@ -147,6 +147,7 @@ class Sampler:
                 for row, image, latent in zip(rows, decoded, x0.cpu(), strict=True):
                     images[row], latents[row] = image, latent
                 progress.advance(bar, len(rows))
+                advance(how.nfe * len(rows))
         return Samples(
             [image for image in images if image is not None],
             [latent for latent in latents if latent is not None],

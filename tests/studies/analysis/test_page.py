@@ -23,12 +23,12 @@ from studies.analysis.page import passes_per_prompt, report_study, side_by_side,
 from studies.analysis.screening import design
 from studies.catalogue import KNOWN
 from studies.machine import study_file
-from studies.machine.hparams import log_trial
 from studies.reading import StudyFile
 from studies.study import Times, vary
 from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
 from workbench.reporting import plots
+from workbench.reporting.hparams import log_trial
 from workbench.sampling.contact_sheet import contact_sheet, cut_sheet
 
 EVIL = "<script>alert('x')</script>"

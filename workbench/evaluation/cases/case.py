@@ -53,6 +53,13 @@ class Case:
         chosen = self.id if self.seed is None else self.seed
         return int.from_bytes(hashlib.sha256(f"{seed}/{chosen}".encode()).digest()[:6], "little")
 
+    def asked(self) -> str:
+        """Hash of what a model is asked: the prompt, and the pixels of the source."""
+        found = hashlib.sha256(self.prompt.encode())
+        if self.source is not None:
+            found.update(str(self.source.shape).encode() + self.source.tobytes())
+        return found.hexdigest()[:16]
+
 
 def slice_indices(available: int, count: int, seed: int) -> list[int]:
     """`count` of `available` cases, or all: the first ones under seed 0, else those that a seeded shuffle has first."""

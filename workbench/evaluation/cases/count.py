@@ -13,7 +13,12 @@ from workbench.recipe.config import Data, Evaluation
 
 
 def count_cases(data: Data, evaluation: Evaluation) -> int:
-    """Cases of both benchmarks together, as `choose.benchmark_cases` gives them.
+    """Cases of both benchmarks together, as `choose.benchmark_cases` gives them. Raises: UserError as `case_counts`."""
+    return case_counts(data, evaluation).total()
+
+
+def case_counts(data: Data, evaluation: Evaluation) -> Counter[tuple[str, str]]:
+    """(task, category) -> cases, as `choose.benchmark_cases` gives them.
 
     Raises: UserError as there; the lines of a file are only counted here, not checked.
     """
@@ -25,10 +30,12 @@ def count_cases(data: Data, evaluation: Evaluation) -> int:
         per_category = {"t2i": evaluation.t2i_cases, "edit": evaluation.editing_cases}
         available = Counter({(task, name): per_category[task] for task, names in CATEGORIES.items() for name in names})
     most = {"t2i": evaluation.t2i_cases, "edit": evaluation.editing_cases}
-    return sum(
-        min(count, most.get(task, 0))
-        for (task, category), count in available.items()
-        if not evaluation.categories or category in evaluation.categories
+    return Counter(
+        {
+            (task, category): min(count, most.get(task, 0))
+            for (task, category), count in available.items()
+            if not evaluation.categories or category in evaluation.categories
+        }
     )
 
 

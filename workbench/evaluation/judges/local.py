@@ -36,6 +36,7 @@ from rich.progress import track
 
 from workbench.common.cores import usable_cores
 from workbench.common.fingerprint import fingerprint
+from workbench.common.progress import has_own_bar
 from workbench.evaluation.judges import local_network, networks
 from workbench.evaluation.judges.check import check_attributes
 from workbench.evaluation.judges.judge import LOCAL, Choice, Judged, Shown, Unanswered
@@ -188,7 +189,7 @@ class LocalJudge:
         seen: list[dict[str, Any]] = []
         quality, features = [], []
         starts = range(0, len(images), self.batch_size)
-        for start in track(starts, "judging", transient=True, disable=len(starts) < MANY_BATCHES):
+        for start in track(starts, "judging", transient=True, disable=len(starts) < MANY_BATCHES or not has_own_bar()):
             part = [
                 torch.from_numpy(np.array(image)).to(self.device) for image in images[start : start + self.batch_size]
             ]

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from workbench.common.files import progress, write_json
+from workbench.common.progress import advance, has_own_bar
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.judges.judge import Choice, Judged, Shown, Unanswered
 from workbench.evaluation.judges.vlm_client import Client, Endpoint, Missing, endpoint
@@ -35,7 +36,9 @@ Reply = Verdict | Choice
 AnyReply = TypeVar("AnyReply", Verdict, Choice)
 MIN_SIDE = 512
 """Pictures smaller than this are enlarged by a whole factor, so that a judge sees what a person would."""
-CHARACTERS_PER_TOKEN, PIXELS_PER_IMAGE_TOKEN, REPLY_TOKENS = 4, 28 * 28, 150
+CHARACTERS_PER_TOKEN, PIXELS_PER_IMAGE_TOKEN, QUESTION = 10
+"""Units of a job that a question counts, a network evaluation of one image being one."""
+REPLY_TOKENS = 4, 28 * 28, 150
 """For estimates; every vendor counts otherwise."""
 
 
@@ -163,6 +166,7 @@ class Panel:
                 else:
                     known[key] = reply
                     judge.found += 1
+                    advance(QUESTION)
         for judge, key, answered in self._asked(missing):
             replies[judge.name][key] = answered
         return {name: [replies[name][key] for key in of_judge] for name, of_judge in keys.items()}
@@ -172,7 +176,9 @@ class Panel:
     ) -> Iterator[tuple[VlmJudge, str, Reply | Unanswered]]:
         if not missing:
             return
-        with self._pools() as pools, progress() as bars:
+        shown = progress()
+        shown.disable = not has_own_bar()
+        with self._pools() as pools, shown as bars:
             futures: dict[Future[Reply | Unanswered], tuple[VlmJudge, str]] = {}
             for judge, key, question in missing:
                 futures[pools[judge.name].submit(judge.ask, question)] = judge, key
@@ -182,6 +188,7 @@ class Panel:
                 reply = future.result()
                 judge.asked += 1
                 bars.advance(bar)
+                advance(QUESTION)
                 yield judge, key, reply
 
     @contextmanager
