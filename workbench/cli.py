@@ -120,8 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("compare", help=text, description=text, parents=[common])
     command.add_argument("first", metavar="RUN", type=Path)
     command.add_argument("second", metavar="RUN", type=Path)
-    text = "which evaluation, where the runs have several (default: the first that both have)"
-    command.add_argument("--evaluation", metavar="NAME", default="", help=text)
+    command.add_argument("--evaluation", metavar="NAME", default="", help="default: the first that both have")
 
     text = "write a run's student as a diffusers pipeline folder, or as a LoRA file"
     command = commands.add_parser("export", help=text, description=text, parents=[common])

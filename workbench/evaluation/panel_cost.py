@@ -30,7 +30,7 @@ class Cost:
 
 def cost(cases: Sequence[Case], num_models: int, data: Data, chosen: Evaluation) -> Cost:
     """Cost of evaluating `num_models` models on `cases` with the recipe's judges."""
-    counts = Counter((case.task, case.category) for case in cases)
+    counts: Counter[tuple[str, str]] = Counter((case.task, case.category) for case in cases)
     num_targets = sum(case.task == "t2i" and case.target is not None for case in cases)
     images = num_models * images_of(counts, num_targets > 1, chosen)
     if "vlm" not in chosen.judges:

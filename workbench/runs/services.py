@@ -18,7 +18,7 @@ PROJECT = "few-step-workbench"
 """Project or experiment of a run, unless the service's environment names one."""
 FLUSH_S = 0.01
 """Seconds until Weights & Biases has on the disk what it was told: 15 by default, all lost where a run is killed."""
-STREAMS = ("scalars", "samples", "milestones")
+STREAMS = ("lambda", "scalars", "samples", "milestones")
 """What is logged of an update, in this order."""
 
 
@@ -36,7 +36,7 @@ class Service(Protocol):
         ...
 
     def picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """(H, W, 3) uint8."""
+        """(H, W, 3) uint8. name: lambda or samples."""
         ...
 
     def close(self, status: str) -> None:
@@ -73,7 +73,7 @@ class Wandb:
     def picture(self, name: str, picture: np.ndarray, step: int) -> None:
         import wandb
 
-        self._log({name: [wandb.Image(picture)]}, step, "samples")
+        self._log({name: [wandb.Image(picture)]}, step, name)
 
     def _log(self, values: Mapping[str, Any], step: int, stream: str) -> None:
         """Under numbers of our own; the logger lets the service count, which starts again at each process offline."""

@@ -36,9 +36,9 @@ Reply = Verdict | Choice
 AnyReply = TypeVar("AnyReply", Verdict, Choice)
 MIN_SIDE = 512
 """Pictures smaller than this are enlarged by a whole factor, so that a judge sees what a person would."""
-CHARACTERS_PER_TOKEN, PIXELS_PER_IMAGE_TOKEN, QUESTION = 10
+QUESTION = 10
 """Units of a job that a question counts, a network evaluation of one image being one."""
-REPLY_TOKENS = 4, 28 * 28, 150
+CHARACTERS_PER_TOKEN, PIXELS_PER_IMAGE_TOKEN, REPLY_TOKENS = 4, 28 * 28, 150
 """For estimates; every vendor counts otherwise."""
 
 
