@@ -104,8 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("evaluate", help=text, description=text, parents=[common])
     command.add_argument("target", metavar="FOLDER_OR_RUN")
     _add_overrides(command)
-    text = "print the images, judge calls and tokens it would take"
-    command.add_argument("--dry-run", action="store_true", help=text)
+    command.add_argument("--dry-run", action="store_true", help="print the images, judge calls and tokens it takes")
     text = "LoRA file over a pipeline folder; may be given several times"
     command.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]", help=text)
 
@@ -118,8 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     text = "compare two evaluated runs case by case, with paired intervals"
     command = commands.add_parser("compare", help=text, description=text, parents=[common])
-    command.add_argument("first", metavar="RUN", type=Path)
-    command.add_argument("second", metavar="RUN", type=Path)
+    command.add_argument("runs", metavar="RUN", type=Path, nargs=2)
     command.add_argument("--evaluation", metavar="NAME", default="", help="default: the first that both have")
 
     text = "write a run's student as a diffusers pipeline folder, or as a LoRA file"
@@ -180,7 +178,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
             print(write_case_file(arguments.words))
         case "compare":
-            first, second = _folder(arguments.first, "run"), _folder(arguments.second, "run")
+            first, second = (_folder(run, "run") for run in arguments.runs)
             from workbench.evaluation.compare import compare_runs
 
             compare_runs(first, second, arguments.evaluation)
