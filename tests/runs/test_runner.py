@@ -31,6 +31,7 @@ from workbench.batch import CaptionStep, conditions
 from workbench.cli import main
 from workbench.common.errors import UserError
 from workbench.evaluation.answer_cache import Store
+from workbench.evaluation.model_card import CARD_START
 from workbench.method import rollout
 from workbench.modules import pretrainer
 from workbench.modules.distiller import Distiller
@@ -333,7 +334,12 @@ def test_lora_roles_train_and_export(recipe: Recipe, tmp_path: Path) -> None:
         weights.append(network.transformer.state_dict())
     assert all(torch.allclose(weights[0][name], value, atol=1e-6) for name, value in weights[1].items())
     card = (tmp_path / "comfyui.md").read_text()
-    assert "`1, 0.9, 0.75, 0.5, 0`" in card and "`euler`" in card and "base_model" not in card
+    assert (
+        card.startswith(CARD_START)
+        and "`1, 0.9, 0.75, 0.5, 0`" in card
+        and "`euler`" in card
+        and "base_model" not in card
+    )
     second = replace(small, model=replace(small.model, student=str(tmp_path / "comfyui.safetensors")))
     still = replace(second, optim=replace(second.optim, student_lr=1e-12))
     again = distill(in_folder(still, tmp_path / "again", updates=1))
@@ -426,6 +432,15 @@ def test_an_export_that_cannot_be_is_one_line_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     assert main(["export", *(word.replace("RUN", str(finished)) for word in words)]) == 2
     assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_text_in_the_place_of_a_card_is_not_written_over(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.md").write_text("mine")
+    assert main(["export", "--lora", str(finished), str(tmp_path / "notes.safetensors")]) == 2
+    assert "notes.md exists and is no model card" in capsys.readouterr().err
+    assert (tmp_path / "notes.md").read_text() == "mine"
 
 
 def test_a_run_with_a_specialist_from_a_lora_file(

@@ -16,6 +16,7 @@ from workbench.evaluation.metrics_file import Metrics, mean_of
 from workbench.method.rollout import Sampling
 
 SCORES_HEADING = "## Scores"
+CARD_START = "---\nlibrary_name: diffusers\n"
 TASK_TAGS = {"t2i": "text-to-image", "edit": "image-to-image"}
 ASKED_FOR = ("license", "base_model")
 
@@ -66,12 +67,12 @@ def lora_card(origin: Origin, pipeline_class: str, how: Sampling, file: str, com
             f"- Sampler `{sampler}` (`KSamplerSelect`), cfg 1; no shift is added to typed sigmas.",
         ]
         return _card(origin, "adapter", how, lines, [])
-    scheduler = "FlowMatchEulerDiscreteScheduler"
+    scheduler, base = "FlowMatchEulerDiscreteScheduler", _in_words(origin.fields.get("base_model")) or "BASE MODEL"
     settings = f"shift=1.0, use_dynamic_shifting=False, stochastic_sampling={how.stochastic}"
     code = [
         "# pip install diffusers transformers torchvision peft",
         f"from diffusers import {scheduler}, {pipeline_class}",
-        f'pipeline = {pipeline_class}.from_pretrained("BASE MODEL")',
+        f'pipeline = {pipeline_class}.from_pretrained("{base}")',
         f"pipeline.scheduler = {scheduler}({settings})",
         f'pipeline.load_lora_weights("{file}")',
         f'pipeline("PROMPT", output_resolution={origin.resolution}, sigmas=[{sigmas.rpartition(", ")[0]}]).images[0]',

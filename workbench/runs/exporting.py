@@ -25,7 +25,7 @@ from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.jsonl import read_scalars
 from workbench.common.outside import Count, Outside, read_json
-from workbench.evaluation.model_card import Origin, lora_card, model_card
+from workbench.evaluation.model_card import CARD_START, Origin, lora_card, model_card
 from workbench.evaluation.trained_student import describe_student
 from workbench.method.rollout import Sampling
 from workbench.recipe.config import Guidance, Recipe
@@ -96,8 +96,8 @@ def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), 
     """
     folder = RunFolder(run)
     recipe = folder.read_recipe(_checked(overrides))
-    if lora and out.suffix != ".safetensors":
-        raise UserError(f"{out}: name a .safetensors file to write")
+    if lora:
+        _check_lora_file(out)
     found = checkpoint.newest_whole(folder.checkpoints)
     if found is None and folder.student.is_dir():
         raise UserError(f"{run} is finished and its checkpoints are deleted: its student is {folder.student}")
@@ -131,6 +131,15 @@ def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), 
     else:
         export_student(folder, recipe, roles.merged_state(denoiser, roles.STUDENT), out, update)
     return sample_sigmas(how.grid())
+
+
+def _check_lora_file(out: Path) -> None:
+    """Before anything is loaded. A text of the user's where the card belongs is not written over."""
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out}: name a .safetensors file to write")
+    card = out.with_suffix(".md")
+    if card.exists() and not (card.is_file() and card.read_bytes().startswith(CARD_START.encode())):
+        raise UserError(f"{card} exists and is no model card: name another file, or move it")
 
 
 def export_student(
