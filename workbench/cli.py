@@ -8,16 +8,15 @@ from __future__ import annotations
 import argparse
 import errno
 import io
-import logging
 import os
+import re
 import sys
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from workbench.common.errors import UserError, shortened
+from workbench.common.errors import UserError, nearest, shortened
 
 RECIPE_COMMANDS = {
     "pack": "draw the world, or read one's own images, into raw WebDataset shards",
@@ -40,8 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     arguments = _parse(argv)
+    from workbench.common.quiet import quiet
+
     try:
-        with _quiet(arguments.debug):
+        with quiet(arguments.debug):
             _run(arguments)
     except KeyboardInterrupt:
         return _interrupted()
@@ -71,17 +72,27 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says which command a mistyped one may have been."""
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.match(r"argument COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            names = re.findall(r"[\w-]+", found[2])
+            message = f"no command {found[1]!r}{nearest(found[1], names)}; there are {', '.join(names)}"
+        super().error(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their arguments."""
     from studies.ranking import commands as of_rankings
+    from workbench.runs import commands as of_runs
 
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="tracebacks and the libraries' own messages"
     )
-    parser = argparse.ArgumentParser(
-        prog="workbench", description="Find the recipe of few-step distillation.", parents=[common]
-    )
+    parser = _Parser(prog="workbench", description="Find the recipe of few-step distillation.", parents=[common])
+    parser.add_argument("--version", action=of_runs.Version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     for name, text in RECIPE_COMMANDS.items():
@@ -138,6 +149,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("name", metavar="NAME", help=what)
     _add_overrides(command)
 
+    of_runs.add_to(commands, common)
+
     text = "write report.html of a run or study folder"
     command = commands.add_parser("report", help=text, description=text, parents=[common])
     command.add_argument("folder", metavar="FOLDER", type=Path)
@@ -191,6 +204,10 @@ def _run(arguments: argparse.Namespace) -> None:
             from studies.machine.runner import run_study
 
             run_study(arguments.name, arguments.overrides)
+        case "runs" | "clean":
+            from workbench.runs.commands import run as list_or_clean
+
+            list_or_clean(arguments)
         case "report":
             folder = _folder(arguments.folder, "run or study")
             print(f"wrote {_report_on(folder, arguments.noise_floor)}")
@@ -266,26 +283,6 @@ def _report(error: Exception) -> int:
 def _fail(code: int, message: str) -> int:
     print(" ".join(message.split()), file=sys.stderr)
     return code
-
-
-@contextmanager
-def _quiet(debug: bool) -> Iterator[None]:
-    """Hold back the libraries' warnings, log lines and loading bars, unless debugging."""
-    if debug:
-        yield
-        return
-    # Read by huggingface_hub and transformers when they are imported; what is set already stands.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
             file.seek(0)
             pid, _, host = file.read(200).strip().partition(" ")
             # Workers of a process that was killed may hold its lock a little longer.
-            if not (host == socket.gethostname() and _is_gone(pid)) or time.monotonic() > gives_up:
+            if not (host == socket.gethostname() and is_gone(pid)) or time.monotonic() > gives_up:
                 raise UserError(
                     f"{folder} is in use by process {pid} on {host}: wait for it to end, or choose another {what}"
                 )
@@ -158,10 +158,11 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
         yield
 
 
-def _is_gone(pid: str) -> bool:
+def is_gone(pid: str) -> bool:
+    """Whether this machine has no such process."""
     try:
         os.kill(int(pid), 0)
-    except ValueError:  # not written yet
+    except (ValueError, OverflowError):  # not written yet
         return True
     except OSError as error:
         return error.errno == errno.ESRCH

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import table as rich_table
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.text import Text
 
@@ -25,12 +25,15 @@ class Table(rich_table.Table):
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if not console.is_terminal:
-            self._flatten()
-        needed = [self._measured(console, options, i) for i in range(len(self.columns))]
+            lines = self._lines()
+            if max(map(cell_len, lines)) <= options.max_width:
+                yield Text("\n".join(lines), no_wrap=True)
+                return
+        needed = [_measured(column) for column in self.columns]
         left, gap = self.padding[3], self.padding[1]
         frame = 0 if self.box is None else len(self.columns) - 1 + 2 * self.show_edge
         room = options.max_width - frame - len(self.columns) * (left + gap)
-        widths = fitted([each.minimum for each in needed], [each.maximum for each in needed], room)
+        widths = fitted([least for least, _ in needed], [most for _, most in needed], room)
         if widths is None:
             yield from self._stacked()
             return
@@ -38,32 +41,50 @@ class Table(rich_table.Table):
             column.width = width
         yield from super().__rich_console__(console, options)
 
-    def _measured(self, console: Console, options: ConsoleOptions, i: int) -> Measurement:
-        """The longest word and the longest line of a column."""
-        column = self.columns[i]
-        found = [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)]
-        return Measurement(max(each.minimum for each in found), max(each.maximum for each in found))
-
-    def _flatten(self) -> None:
-        self.box = None
-        for column in self.columns:
-            column.header = Text(_one_line(column.header))
-            column._cells = [Text(_one_line(cell)) for cell in column._cells]
+    def _lines(self) -> list[str]:
+        """Title, header and one line a row, columns two spaces apart."""
+        columns = [[_header(column.header), *map(_one_line, column.cells)] for column in self.columns]
+        widths = [max(map(cell_len, cells)) for cells in columns]
+        padded = [
+            [
+                " " * (width - cell_len(cell)) + cell if of.justify == "right" else set_cell_size(cell, width)
+                for cell in cells
+            ]
+            for cells, width, of in zip(columns, widths, self.columns, strict=True)
+        ]
+        rows = ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
+        return [*([_plain(self.title)] if self.title else []), *rows]
 
     def _stacked(self) -> RenderResult:
         if self.title:
             yield Text.from_markup(self.title) if isinstance(self.title, str) else self.title
-        headers = [_one_line(column.header) for column in self.columns]
-        for row in zip(*(column.cells for column in self.columns), strict=True):
-            first, *rest = (_one_line(cell) for cell in row)
-            yield Text(first, overflow="fold")
+        headers = [_header(column.header) for column in self.columns]
+        for first, *rest in zip(*(column.cells for column in self.columns), strict=True):
+            yield Text(_plain(first), overflow="fold")
             for header, value in zip(headers[1:], rest, strict=True):
-                yield Padding(Text(f"{header}: {value}", overflow="fold"), (0, 0, 0, 2))
+                yield Padding(Text(f"{header}: {_one_line(value)}", overflow="fold"), (0, 0, 0, 2))
+
+
+def _measured(column: rich_table.Column) -> tuple[int, int]:
+    """The longest word and the longest line of a column."""
+    texts = [_plain(cell) for cell in (column.header, *column.cells)]
+    words = max((cell_len(word) for text in texts for word in text.split()), default=0)
+    return words, max((cell_len(line) for text in texts for line in text.split("\n")), default=0)
+
+
+def _plain(cell: object) -> str:
+    if isinstance(cell, Text):
+        return cell.plain
+    return Text.from_markup(str(cell)).plain if "[" in str(cell) else str(cell)
 
 
 def _one_line(cell: object) -> str:
-    text = cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
-    return " ".join(text.replace("-\n", "").split())
+    return " ".join(_plain(cell).split())
+
+
+def _header(cell: object) -> str:
+    """In one line, a hyphenated word whole again."""
+    return " ".join(_plain(cell).replace("-\n", "").split())
 
 
 def fitted(least: Sequence[int], most: Sequence[int], room: int) -> list[int] | None:

@@ -28,13 +28,13 @@ from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.files import sha256_of_file
 from workbench.common.outside import Count, Outside, Sha256, inside, read_json
+from workbench.runs.run_folder import PROGRESS
 from workbench.runs.safe_reader import SafeReader
 
 _NAME = re.compile(r"update-(\d{6,})")
 KEPT = 2
 BYTES_PER_TRAINED = 3 * 4
 """The parameter and two moments, in float32."""
-PROGRESS = "progress.json"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -21,6 +21,8 @@ from workbench.recipe.reading import load, to_yaml
 from workbench.runs import environment
 
 _CHECKPOINT = re.compile(r"update-(\d{6,})")
+PROGRESS = "progress.json"
+"""The file in a checkpoint with its counters and the hashes of all others."""
 
 
 @dataclass(frozen=True)
