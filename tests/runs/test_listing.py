@@ -82,7 +82,7 @@ def test_a_pipe_gets_a_line_a_run_with_what_is_unusual_about_it(runs: Path) -> N
     ]  # fmt: skip
     best, unscored, trial, worst = (line.split() for line in lines)
     assert best[1] == "finished" and best[3:10] == ["4", "4", "4.500", "4.300", "4.700", "36", "2"]
-    assert best[10] == "current" and unscored[-4] == "-"
+    assert best[15] == "current" and unscored[-4] == "-"
     assert best[-6:] == ["keep", "dmd.fake_updates=4", "as", "in", "the", "talk"]
     assert unscored[2:3] == ["stopped"] and "2/4" in unscored
     assert trial[-2] == "seed=7" and worst[-3:] == ["-", "-", "-"]
@@ -155,7 +155,7 @@ def test_scores_of_a_former_student_and_further_evaluations_are_shown(runs: Path
     for update, weights, said in ((4, "b" * 64, "update_3"), (3, "b" * 64, "weights_aaaaaaaaaaaa"), (3, "a" * 64, "")):
         (run / "student" / "training.json").write_text(json.dumps({"update": update, "weights": weights}))
         line = table(runs, "name=best")[1].split()
-        assert line[10] == (said or "current")
+        assert line[15] == (said or "current")
         assert names(runs, "outdated=true") == (["best"] if said else [])
         shown = "".join("".join(line[:28] for line in table(runs, width=80)).split())
         assert (f"scoresareof{said.replace('_', '')}" in shown) == bool(said)

@@ -120,9 +120,8 @@ def ordered(kept: list[Run], runs: Sequence[Run], key: str | None, reverse: bool
     if key is None:
         return kept[::-1] if reverse else kept
     _require_known(key, runs)
-    descending = (
-        key in HIGHEST_FIRST or key.startswith(("t2i/", "editing/")) or key.rpartition(":")[2] in HIGHEST_FIRST
-    ) != reverse
+    score = key.rpartition(":")[2].partition("/")[0]
+    descending = (score in HIGHEST_FIRST) != reverse
     having = [run for run in kept if key in run.values()]
 
     def place(run: Run) -> tuple[bool, Value]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import socket
@@ -19,15 +18,13 @@ from filelock import lock_descriptor
 from workbench.common.errors import UserError
 from workbench.common.files import LOCK, is_gone
 from workbench.common.outside import read_bytes, read_json
-from workbench.evaluation.places import METRICS
-from workbench.evaluation.trained_student import TRAINING
 from workbench.recipe.reading import flat_values
 from workbench.runs import labels
 from workbench.runs.run_folder import RunFolder
+from workbench.runs.run_scores import Score, further_numbers, numbers_of, outdated, scores_of, student_metrics, whole
 
 State = Literal["running", "finished", "stopped", "pruned", "failed", "unreadable"]
 Value = str | float
-BENCHES = {"t2i": "t2i_bench", "editing": "editing_bench"}
 _OF_TRIALS: dict[str, State] = {"fail": "failed", "pruned": "pruned"}
 _DEEPEST = 5
 _LARGEST_RECIPE = 1 << 20
@@ -36,17 +33,6 @@ _TAIL_BYTES = 1 << 16
 _SECTION = re.compile(rb"^(?=[A-Za-z_])", re.MULTILINE)
 """Where a section of a recipe begins, as `to_yaml` writes it."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-@dataclass(frozen=True)
-class Score:
-    """Mean over the categories of a benchmark, its interval, and the number of cases. seeds: of the noise."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
-    seeds: int
 
 
 @dataclass(frozen=True)
@@ -124,7 +110,7 @@ def read_run(path: Path, name: str, of_trial: str | None = None) -> Run:
     done = max([record.finished or 0, _last_update(folder.scalars), *saved[-1:]])
     pretrains = record.command == "pretrain" or (not folder.record.is_file() and folder.teacher.exists())
     total = recipe.get("pretrain.steps" if pretrains else "trainer.updates")
-    metrics = _metrics(path / "metrics.json")
+    metrics = student_metrics(path / "metrics.json")
     return Run(
         path=path,
         name=name,
@@ -132,10 +118,10 @@ def read_run(path: Path, name: str, of_trial: str | None = None) -> Run:
         changed=_changed(folder),
         done=done,
         total=int(total) if isinstance(total, int | float) else 0,
-        nfe=_whole(metrics.get("nfe")),
-        outdated=_outdated(folder, metrics),
-        scores=_scores(metrics),
-        numbers=_numbers(metrics) | _others(path / "evaluation"),
+        nfe=whole(metrics.get("nfe")),
+        outdated=outdated(folder, metrics),
+        scores=scores_of(metrics),
+        numbers=numbers_of(metrics) | further_numbers(path / "evaluation"),
         recipe=recipe,
         labels=labels.read(path),
     )
@@ -203,85 +189,6 @@ def _size(value: Any, counted: int = 0) -> int:
             break
         counted = _size(each, counted)
     return counted
-
-
-def _metrics(path: Path) -> dict[str, Any]:
-    """The student's part of `metrics.json` and what was scored; empty where there is none."""
-    try:
-        content = read_json(path, dict, "")
-    except UserError:
-        return {}
-    models = content.get("models")
-    student = models.get("student") if isinstance(models, dict) else None
-    if not isinstance(student, dict):
-        return {}
-    seeds = content.get("seeds")
-    more = {"seeds": len(seeds) if isinstance(seeds, list) else 1, "scored": _of(content, "student")}
-    return {**student, **more}
-
-
-def _outdated(folder: RunFolder, metrics: Mapping[str, Any]) -> str:
-    """`update N` or the hash of weights that were scored, where the student there is of others."""
-    scored = _of(metrics, "scored")
-    try:
-        now = read_json(folder.student / TRAINING, dict, "")
-    except UserError:
-        return ""
-    if not scored.get("weights") or not now.get("weights") or scored["weights"] == now["weights"]:
-        return ""
-    update = _whole(scored.get("update"))
-    return f"weights {str(scored['weights'])[:12]}" if update in (None, now.get("update")) else f"update {update}"
-
-
-def _others(folder: Path) -> dict[str, float]:
-    """`NAME:t2i` and so on of every further evaluation."""
-    try:
-        names = [entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError:
-        return {}
-    found = {name: _numbers(_metrics(folder / name / METRICS)) for name in names}
-    return {f"{name}:{key}": value for name, numbers in found.items() for key, value in numbers.items()}
-
-
-def _scores(metrics: Mapping[str, Any]) -> dict[str, Score]:
-    found = {}
-    for name, bench in BENCHES.items():
-        mean = _of(metrics, bench, "mean")
-        if (value := _number(mean.get("mean"))) is not None:
-            n = _whole(mean.get("n")) or 0
-            found[name] = Score(value, _number(mean.get("low")), _number(mean.get("high")), n, metrics["seeds"])
-    return found
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """`t2i`, `editing`, `score` (the mean of both), each of their categories, and the other numbers of a student."""
-    scores = {name: score.mean for name, score in _scores(metrics).items()}
-    found: dict[str, float | None] = {**scores, "score": sum(scores.values()) / len(scores) if scores else None}
-    for name, bench in BENCHES.items():
-        categories = metrics.get(bench)
-        for category in categories if isinstance(categories, dict) else ():
-            if category != "mean":
-                found[f"{name}/{category}"] = _number(_of(metrics, bench, category).get("mean"))
-    found["frechet"] = _number(_of(metrics, "frechet").get("value"))
-    found["diversity"] = _number(_of(metrics, "diversity").get("mean"))
-    found["seconds_per_image"] = _number(metrics.get("seconds_per_image"))
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _of(value: Any, *keys: str) -> Mapping[str, Any]:
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: Any) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if number else None
-
-
-def _whole(value: Any) -> int | None:
-    number = _number(value)
-    return None if number is None else int(number)
 
 
 def _last_update(path: Path) -> int:
