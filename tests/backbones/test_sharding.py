@@ -1,4 +1,4 @@
-"""FSDP2 over two CPU processes (gloo), through Lightning's ModelParallelStrategy as the runner uses it.
+"""FSDP2, and whole copies, over two CPU processes (gloo), through Lightning's strategies as the runner uses them.
 
 The slow file of the suite: one pair of processes starts, trains every case of `CASES`, and writes what it got.
 Each test then compares that with one process, which trains on the whole global batch.
@@ -18,7 +18,6 @@ import lightning as L
 import pytest
 import torch
 from diffusers import QwenImage21Transformer2DModel
-from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -32,7 +31,7 @@ from workbench.batch import Batch, Condition, Layout, Reference, StepData, Task
 from workbench.engine.optimisation import MovingAverage
 from workbench.modules.distiller import Distiller
 from workbench.recipe.config import Dmd, Guidance, Mixture, Model, Optim, Recipe, Schedule, Teachers, Trainer
-from workbench.runs import checkpoint
+from workbench.runs import checkpoint, machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -41,7 +40,7 @@ LEARNING_RATE, ADAM_EPS = 0.1, 1.0
 """With an epsilon far above every gradient a step of AdamW is the rate times the gradient: the steps of its usual
 epsilon begin as signs, and a rounding of a gradient near zero would become a whole step of that one element."""
 WORLD = 2
-LIBRARIES = ["lightning.pytorch", "torch._dynamo", "workbench.backbones.roles", "workbench.modules.distiller"]
+LIBRARIES = ["lightning.pytorch", "torch._dynamo", "workbench.runs.machine", "workbench.modules.distiller"]
 CATEGORIES = ("t2i/text", "edit/text")
 NUM_SAMPLES: dict[Task, int] = {"t2i": 5, "edit": 3}
 LAYOUTS: dict[Task, Layout] = {"t2i": Layout(7, 4, 4), "edit": Layout(9, 4, 4, (Reference(3, 2, 4, 2),))}
@@ -56,6 +55,7 @@ class Case:
     reusing: bool = False
     """One rollout for all updates, and a low-rank specialist over the base teacher."""
     adversarial: bool = False
+    strategy: Literal["fsdp", "ddp"] = "fsdp"
     compiled: bool = False
     """The two processes compile their block (one, since compiling takes longer than all training here); the process
     that they are compared with does not."""
@@ -67,6 +67,7 @@ CASES = {
     "reusing, routed": Case("full", False, "euler", reusing=True, adversarial=True),
     "bfloat16": Case("full", True, "euler", "bf16-mixed"),
     "lora, checkpointed, compiled": Case("lora", True, "euler", compiled=True, adversarial=True),
+    "lora, replicated": Case("lora", False, "euler", adversarial=True, strategy="ddp"),
     "lora over a bfloat16 base": Case("lora", True, "euler", "bf16-mixed", reusing=True, compiled=True),
 }
 
@@ -87,7 +88,12 @@ def make_recipe(case: Case) -> Recipe:
         ),
         optim=Optim(student_lr=LEARNING_RATE, fake_lr=LEARNING_RATE, student_clip=0.5, fake_clip=0.5, warmup_updates=2),
         trainer=Trainer(
-            updates=UPDATES, accelerator="cpu", devices=WORLD, precision=case.precision, task_gradients_every=2
+            updates=UPDATES,
+            accelerator="cpu",
+            devices=WORLD,
+            strategy=case.strategy,
+            precision=case.precision,
+            task_gradients_every=2,
         ),
     )
 
@@ -212,7 +218,7 @@ def is_sharded(parameter: Tensor) -> bool:
 
 def train(case: Case, rank: int, world: int) -> tuple[Distiller, Witness]:
     distiller, witness = make_distiller(case, world), Witness()
-    strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1) if world > 1 else "auto"
+    strategy = machine.strategy_of(distiller.recipe.trainer) if world > 1 else "auto"
     trainer = L.Trainer(
         accelerator="cpu",
         devices=world,
@@ -293,12 +299,16 @@ def test_every_rank_takes_the_same_whole_checkpoint(two_processes: Path) -> None
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_trainable_parameter_is_sharded(name: str, two_processes: Path) -> None:
+def test_every_trainable_parameter_is_sharded_or_none_is(name: str, two_processes: Path) -> None:
     for rank in range(WORLD):
-        assert report(two_processes, name, rank)["unsharded"] == []
+        unsharded = report(two_processes, name, rank)["unsharded"]
+        assert (unsharded == []) == (CASES[name].strategy == "fsdp")
 
 
-@pytest.mark.parametrize("name", ["full", "lora, checkpointed", "reusing, routed", "lora, checkpointed, compiled"])
+COMPARED = ["full", "lora, checkpointed", "reusing, routed", "lora, checkpointed, compiled", "lora, replicated"]
+
+
+@pytest.mark.parametrize("name", COMPARED)
 def test_two_processes_train_as_one(name: str, two_processes: Path) -> None:
     """Same losses, gradients, norms and weights, with 5 + 3 samples in rows of 3 + 2 a process.
 

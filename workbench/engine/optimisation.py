@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -37,6 +38,17 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Norm of all `gradients` together, () on every rank, however they are sharded."""
     norm = get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def averaged(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Means over the ranks of gradients that each has whole (collective). Shards are means already."""
+    if not (dist.is_available() and dist.is_initialized()) or any(isinstance(one, DTensor) for one in gradients):
+        return list(gradients)
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from workbench.engine.optimisation import total_norm
+from workbench.engine.optimisation import averaged, total_norm
 
 
 class TaskGradients:
@@ -36,7 +36,7 @@ class TaskGradients:
         now = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         # The copy is read once, so the difference takes its place; its sign is lost in the norm.
         share = now if self._before is None else [a.sub_(b) for a, b in zip(self._before, now, strict=True)]
-        self.norms[self._last[batch]] = total_norm(share)
+        self.norms[self._last[batch]] = total_norm(averaged(share))
         self._before = [gradient.clone() for gradient in now] if batch < max(self._last) else None
 
     def cosine(self, norm: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ class Distiller(RootModule):
         return {f"learning_rate/{role}": float(group["lr"]) for role, group in groups.items()}
 
     def on_train_start(self) -> None:
-        options, single = self.recipe.trainer, self.device.type == "cuda" and self.device_mesh is None
+        options, single = self.recipe.trainer, self.device.type == "cuda" and self.trainer.world_size == 1
         small = sum(parameter.numel() for parameter in self.parameters()) <= MAX_GRAPHED_PARAMETERS
         wanted = options.cuda_graphs == "on" or (options.cuda_graphs == "auto" and small)
         self._graph_runner = GraphRunner() if single and wanted else None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from workbench.engine.means import Means
 from workbench.engine.nonfinite import Skips
-from workbench.engine.optimisation import clip_gradients, learning_rate_factor
+from workbench.engine.optimisation import averaged, clip_gradients, learning_rate_factor
 from workbench.engine.task_gradients import TaskGradients
 
 
@@ -95,6 +95,7 @@ class RootModule(L.LightningModule, ABC):
             self.manual_backward(loss() * self.trainer.world_size)
             if by_task is not None:
                 by_task.after(i)
+        self._average_gradients(parameters)
         norm = clip_gradients(parameters, clip)
         if self.guards_on_device:
             # A fused AdamW leaves weights, moments and its count as they are where this is 1.
@@ -103,6 +104,14 @@ class RootModule(L.LightningModule, ABC):
         elif torch.isfinite(norm):
             optimizer.step()
         return norm
+
+    def _average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Over ranks that hold the weights whole; sharded ones do so in their backward passes."""
+        if self.trainer.world_size > 1 and self.device_mesh is None:
+            there = [parameter for parameter in parameters if parameter.grad is not None]
+            means = averaged([parameter.grad for parameter in there if parameter.grad is not None])
+            for parameter, mean in zip(there, means, strict=True):
+                parameter.grad = mean
 
     def set_learning_rate(self, optimizer: Any, peaks: Sequence[float], warmup: int, final: float) -> None:
         """Rates of this update for each parameter group of `optimizer`."""

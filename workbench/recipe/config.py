@@ -406,8 +406,11 @@ LOGGERS = ("tensorboard", "wandb", "mlflow", "swanlab")
 
 @dataclass(frozen=True)
 class Trainer:
-    """The run folder and the machine. `strategy=fsdp` is Lightning's ModelParallelStrategy (FSDP2).
+    """The run folder and the machine.
 
+    strategy: over several devices, `ddp` gives each all the weights and averages the gradients of what is trained;
+    `fsdp` shards the weights (Lightning's ModelParallelStrategy, FSDP2). auto: `ddp` for LoRA roles whose frozen
+    weights take up less than half of a device, and `fsdp` for others.
     precision: `bf16-mixed` computes in bfloat16 and keeps what is trained in float32; with LoRA roles, and sharded,
     what is frozen is held in bfloat16. `tf32` rounds the factors of float32 matrix products alone.
     compile: compile the transformer's `blocks`, which takes a minute or two at the start; `auto` does on a GPU from
@@ -429,7 +432,7 @@ class Trainer:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = 1
     num_nodes: int = 1
-    strategy: Literal["auto", "fsdp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["32-true", "tf32", "bf16-mixed"] = "32-true"
     compile: Literal["auto", "blocks", "none"] = "auto"
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
@@ -461,8 +464,9 @@ class Trainer:
             hint = nearest(name, LOGGERS)
             require(name in LOGGERS, f"trainer.loggers knows {', '.join(LOGGERS)}, not {name!r}{hint}")
         require(len({*self.loggers}) == len(self.loggers), f"trainer.loggers names one twice: {self.loggers}")
+        one_gpu = self.devices * self.num_nodes == 1 and self.accelerator != "cpu" and self.strategy != "fsdp"
         require(
-            self.cuda_graphs != "on" or (self.strategy == "auto" and self.accelerator != "cpu"),
+            self.cuda_graphs != "on" or one_gpu,
             "trainer.cuda_graphs=on needs one GPU: leave it at auto, which means graphs where they can be",
         )
 
@@ -610,6 +614,6 @@ class Recipe:
             "dmd.decoupled splits guidance off: it needs teachers.cfg_scale above 1 and no teachers.cfg_rescale",
         )
         require(
-            not self.dmd.fake_per_step or self.trainer.strategy == "auto",
+            not self.dmd.fake_per_step or self.trainer.strategy != "fsdp",
             "dmd.fake_per_step has a parameter that is not sharded: leave out trainer.strategy=fsdp",
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
-from workbench.backbones import roles
+from workbench.backbones import families, roles
 from workbench.backbones.base import RoleNetworks
 from workbench.backbones.placement import trainer_precision
 from workbench.common.errors import UserError
@@ -21,15 +22,11 @@ COMPILED_FROM = 10**9
 def make_trainer(recipe: Recipe, **options: Any) -> L.Trainer:
     """Lightning's trainer for `recipe.trainer`; `options` go to it as they are."""
     chosen = recipe.trainer
-    world = chosen.devices * chosen.num_nodes
-    strategy: Any = "auto"
-    if chosen.strategy == "fsdp":
-        strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
     return L.Trainer(
         accelerator=accelerator(chosen),
         devices=chosen.devices,
         num_nodes=chosen.num_nodes,
-        strategy=strategy,
+        strategy=strategy_of(chosen),
         precision=trainer_precision(recipe),
         deterministic=True if chosen.deterministic else None,
         max_epochs=1,
@@ -39,6 +36,60 @@ def make_trainer(recipe: Recipe, **options: Any) -> L.Trainer:
         log_every_n_steps=1,
         **options,
     )
+
+
+class Replicated(DDPStrategy):
+    """A process a device that holds all weights. They are not wrapped: the roles take turns and the root module steps
+    by hand, so it averages the gradients itself, once an optimiser step."""
+
+    def configure_ddp(self) -> None:
+        """Nothing is wrapped."""
+
+
+def strategy_of(trainer: Trainer) -> Any:
+    """Lightning's strategy for one that `resolved` has chosen."""
+    world = trainer.devices * trainer.num_nodes
+    match trainer.strategy:
+        case "fsdp":
+            return ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
+        case "ddp" if world > 1:
+            return Replicated()
+        case _:
+            return "auto"
+
+
+def resolved(recipe: Recipe) -> tuple[Recipe, str]:
+    """The recipe with a strategy for its devices in place of `auto`, and a line that says why; empty for one device.
+
+    Raises:
+        UserError: options that this strategy does not know.
+    """
+    trainer = recipe.trainer
+    if trainer.devices * trainer.num_nodes == 1 or trainer.strategy != "auto":
+        return recipe, ""
+    strategy: Literal["ddp", "fsdp"]
+    if recipe.model.roles == "full":
+        strategy, why = "fsdp", "full roles are sharded"
+    else:
+        weights, limit = _frozen_bytes(recipe), _device_bytes(trainer) / 2
+        strategy = "ddp" if weights <= limit else "fsdp"
+        compared = f"{weights / 2**30:.1f} GiB, and half of a device has {limit / 2**30:.1f}"
+        why = f"frozen weights take {compared}" if limit < float("inf") else "LoRA roles on CPUs"
+    chosen = replace(recipe, trainer=replace(trainer, strategy=strategy))
+    return chosen, f"trainer.strategy={strategy}: {why}"
+
+
+def _frozen_bytes(recipe: Recipe) -> int:
+    """Of the base teacher and of specialists with weights of their own, as their files have them."""
+    folders = [recipe.model.folder, *recipe.teachers.specialists.values()]
+    found = [families.resolve(folder) / "transformer" for folder in folders if not folder.endswith(".safetensors")]
+    return sum(file.stat().st_size for folder in found for file in folder.glob("*.safetensors"))
+
+
+def _device_bytes(trainer: Trainer) -> float:
+    if accelerator(trainer) == "cpu":
+        return float("inf")
+    return torch.cuda.get_device_properties(0).total_memory
 
 
 def accelerator(trainer: Trainer) -> str:
@@ -56,8 +107,6 @@ def check(trainer: Trainer) -> None:
         )
     if trainer.cuda_graphs == "on" and accelerator(trainer) != "gpu":
         raise UserError("trainer.cuda_graphs=on, but torch sees no GPU here: leave it at auto")
-    if trainer.devices * trainer.num_nodes > 1 and trainer.strategy != "fsdp":
-        raise UserError(f"trainer.devices={trainer.devices} needs trainer.strategy=fsdp")
     if accelerator(trainer) == "gpu" and trainer.devices > torch.cuda.device_count():
         raise UserError(f"trainer.devices={trainer.devices}, but torch sees {torch.cuda.device_count()} GPUs here")
 

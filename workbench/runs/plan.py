@@ -57,7 +57,8 @@ def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: Dis
     world = recipe.trainer.devices * recipe.trainer.num_nodes
     averaged = sum(parameter.numel() for parameter in module.parameters_of(STUDENT))
     copied = 4 * averaged if recipe.trainer.task_gradients_every else 0
-    student, state = networks.network(STUDENT), (placement.state_bytes(networks, averaged) + copied) / world
+    shards = world if recipe.trainer.strategy == "fsdp" else 1
+    student, state = networks.network(STUDENT), (placement.state_bytes(networks, averaged) + copied) / shards
     line = (
         f"memory: state {state / 2**30:.2f} GiB per device ({_trained(module) / 1e6:.1f} M parameters trained, "
         f"{_frozen(module) / 1e6:.1f} M frozen, {world} device(s))"

@@ -20,6 +20,7 @@ from workbench.backbones.base import RoleNetworks
 from workbench.backbones.load import load_for_training, load_roles, single_role
 from workbench.backbones.lora import role_adapters
 from workbench.backbones.placement import frozen_dtype
+from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.tables import stdout_console
 from workbench.modules.distiller import Distiller
@@ -47,6 +48,9 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     """
     machine.check(recipe.trainer)
     loggers.check(recipe.trainer)
+    recipe, reason = machine.resolved(recipe)
+    if reason:
+        say(reason)
     folder = RunFolder(Path(recipe.trainer.folder))
     dataset = EncodedDataset(recipe.data.encoded)
     beginning, start = continuing.distillation(folder, recipe, dataset.content)
@@ -101,8 +105,8 @@ def pretrain(recipe: Recipe, source: Source | None = None, pictured: Source | No
     """
     machine.check(recipe.trainer)
     loggers.check(recipe.trainer)
-    if recipe.trainer.strategy == "fsdp":
-        raise UserError("pretraining runs on one device: set trainer.strategy=auto")
+    if recipe.trainer.strategy != "auto" or recipe.trainer.devices * recipe.trainer.num_nodes > 1:
+        raise UserError("pretraining runs on one device: set trainer.strategy=auto and trainer.devices=1")
     if recipe.trainer.start:
         raise UserError("trainer.start is for distillation: pretraining starts from model.folder")
     folder = RunFolder(Path(recipe.trainer.folder))
