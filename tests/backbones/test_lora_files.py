@@ -307,6 +307,35 @@ def test_a_layer_that_a_file_adapts_twice_is_refused(tiny_pipeline_folder: Path,
         roles.merge_loras(SplitTransformer(transformer), [(file, 1.0)])
 
 
+def test_comfyuis_form_adds_to_its_fused_weights_what_the_adapters_add(tmp_path: Path) -> None:
+    """As ComfyUI applies it: alpha / rank B A on gate_up, whose rows are the gate's, then the other layer's."""
+    generator, block, file = torch.Generator().manual_seed(0), "transformer_blocks.0", tmp_path / "lora.safetensors"
+
+    def halves() -> tuple[Tensor, Tensor]:
+        return torch.randn(2, 5, generator=generator), torch.randn(7, 2, generator=generator)
+
+    gate, up, query, alone = (halves() for _ in range(4))
+    adapters = {f"{block}.img_mlp.gate_layer": gate, f"{block}.img_mlp.proj": up, f"{block}.attn.to_q": query}
+    adapters["transformer_blocks.1.img_mlp.proj"] = alone
+    form, fuses = lora_files.FORMS["comfyui"], SplitTransformer.fused_layers
+    lora_files.write(adapters, file, header={}, dtype=torch.float32, form=form, fused=fuses)
+    state = load_file(file)
+    layers = {name.removesuffix(".alpha") for name in state if name.endswith(".alpha")}
+    added = {}
+    for layer in layers:
+        down, b = state[f"{layer}.lora_down.weight"], state[f"{layer}.lora_up.weight"]
+        added[layer.removeprefix("diffusion_model.")] = state[f"{layer}.alpha"] / len(down) * b @ down
+    assert len(state) == 3 * len(layers)
+    expected = {
+        f"{block}.attn.to_q": query[1] @ query[0],
+        f"{block}.img_mlp.gate_up": torch.cat([gate[1] @ gate[0], up[1] @ up[0]]),
+        "transformer_blocks.1.img_mlp.gate_up": torch.cat([torch.zeros(7, 5), alone[1] @ alone[0]]),
+    }
+    assert added.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(added[name], value)
+
+
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_specialist_costs_its_adapter_and_nothing_is_trained_in_it(
     kind: str, tiny_pipeline_folder: Path, tmp_path: Path

@@ -207,7 +207,7 @@ def _origin(folder: RunFolder, recipe: Recipe) -> Origin:
         licence=data.attribution,
         fields=stated,
         tasks=[task for task, share in recipe.mixture.tasks.items() if share > 0],
-        resolution=recipe.data.resolution,
+        resolution=data.resolution or recipe.data.resolution,
     )
     ships = recipe.model.folder in families.SHIPPED
     if missing := [f"model.{name}" for name in origin.missing if not (ships and name == "base_model")]:
