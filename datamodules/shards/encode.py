@@ -19,7 +19,7 @@ from datamodules.shards.encode_shard import Encoder, array, encode_shard, finish
 from datamodules.shards.encoded import EncodedDataset, npy_bytes
 from datamodules.shards.index import INDEX_VERSION, UNCOND_T2I
 from datamodules.shards.left_out import LeftOut, Tally, lines
-from datamodules.shards.packed import Packed, packed_shard, read_packed, remote_packed
+from datamodules.shards.packed import ENCODING, Packed, made_with, packed_shard, read_packed, remote_packed
 from datamodules.shards.raw import raw_shards
 from workbench.common import files
 from workbench.common.errors import UserError
@@ -166,6 +166,7 @@ def _encode_all(
     attribution = packed.attribution if packed else "not stated by the raw shards"
     index = {"version": INDEX_VERSION, "settings": settings, "pipeline": fingerprint, "attribution": attribution}
     index |= {"resolution": data.resolution, "left_out": tally.record()}
+    index["made"] = {"pack": packed.made if packed else {}, "encode": made_with(data, ENCODING)}
     files.release(folder, INDEX, {**index, "uncond_t2i": constant_entry, **_merged(records, shards)})
     for number in range(len(shards)):
         record_path(folder / f"{number:06d}.tar").unlink()

@@ -70,7 +70,7 @@ class EncodedDataset:
         index = read_index(address)
         self.pipeline_fingerprint, self.attribution = index.pipeline, index.attribution
         self._index = index
-        self.resolution, self.left_out = index.resolution, index.left_out
+        self.resolution, self.left_out, self.made = index.resolution, index.left_out, index.made
         self.categories, self.samples, self._members = index.categories, index.samples, index.members
         try:
             self.geometries = tuple(geometry_from_json(value) for value in index.geometries)

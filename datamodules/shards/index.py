@@ -13,6 +13,7 @@ from datamodules.openmoji.vocabulary import CATEGORIES
 from datamodules.shards import remote
 from datamodules.shards.counts import INDEX
 from datamodules.shards.left_out import LeftOut
+from datamodules.shards.packed import Made
 from workbench.common import files
 from workbench.common.errors import UserError
 from workbench.common.outside import Count, Outside, PlainName, Sha256, parse, read_bytes
@@ -45,6 +46,7 @@ class Index:
     shards: name, bytes and sha256 of every shard, and of the T2I constant last. geometries: as JSON holds them; what
     `samples.geometry` counts into. categories: qualified names. members: of each sample, name -> shard, byte offset,
     bytes and, where the index has it, CRC-32. resolution: `data.resolution` of the encoding, None in older indexes.
+    made: command -> keys of the recipe that it was given, where they are known.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class Index:
     members: list[dict[str, tuple[int, ...]]]
     resolution: int | None
     left_out: LeftOut
+    made: dict[str, Made]
 
     @property
     def content(self) -> str:
@@ -142,6 +145,7 @@ class _Index(Outside):
     attribution: str
     resolution: Annotated[int, Field(gt=0, le=1 << 20)] | None = None
     left_out: LeftOut = Field(default_factory=LeftOut)
+    made: dict[str, Made] = Field(default_factory=dict)
     uncond_t2i: _File
     shards: list[_File]
     geometries: list[_Geometry]
@@ -180,6 +184,7 @@ def _parsed(folder: Path, content: _Index) -> Index:
         [{name: tuple(place) for name, place in sample.members.items()} for sample in samples],
         content.resolution,
         content.left_out,
+        content.made,
     )
 
 

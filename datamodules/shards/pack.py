@@ -18,7 +18,7 @@ from PIL import Image
 from datamodules.openmoji import CATEGORIES, LICENCE, draw, is_world, samples_of
 from datamodules.shards.left_out import LeftOut, Tally, lines
 from datamodules.shards.own_sample import OwnSample, own_members
-from datamodules.shards.packed import FINISHED, read_packed
+from datamodules.shards.packed import FINISHED, PACKING, made_with, read_packed
 from datamodules.shards.user_images import attribution_of, list_own
 from datamodules.shards.writer import ShardWriter
 from workbench.common import files
@@ -143,6 +143,7 @@ def _write(data: Data, folder: Path, samples: Sequence[WorldSample | OwnSample],
         "resolution": data.resolution,
         "left_out": tally.record(),
         "attribution": _attribution(data),
+        "made": made_with(data, PACKING),
         "counts": counts,
         "shards": [shards[name] for name in sorted(shards)],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,8 +12,16 @@ from datamodules.shards import remote
 from datamodules.shards.left_out import LeftOut
 from workbench.common.errors import UserError
 from workbench.common.outside import Count, Outside, PlainName, Sha256, parse, read_json
+from workbench.recipe.config import Data
+from workbench.recipe.reading import flat_values
 
 FINISHED = "pack.json"
+Made = dict[str, bool | int | float | str]
+"""Dotted key of a recipe -> its value."""
+_BOTH = ("resolution", "broken", "max_broken")
+PACKING = ("source", "samples", "aspects", "min_side", "max_aspect", "samples_per_shard", *_BOTH)
+ENCODING = ("raw", "keep_raw", *_BOTH)
+"""Keys of `data` that the shards depend on."""
 
 
 class PackedShard(Outside):
@@ -25,10 +34,12 @@ class PackedShard(Outside):
 
 
 class Packed(Outside):
-    """The content of `pack.json`. resolution: that the pictures were brought to; None where it does not say."""
+    """The content of `pack.json`. resolution: that the pictures were brought to; None where it does not say.
+    made: keys of the recipe that `pack` was given."""
 
     attribution: str = "not stated by the raw shards"
     resolution: Count | None = None
+    made: Made = Field(default_factory=dict)
     left_out: LeftOut = Field(default_factory=LeftOut)
     counts: dict[str, Count] = Field(default_factory=dict)
     shards: list[PackedShard]
@@ -36,6 +47,11 @@ class Packed(Outside):
     @property
     def num_samples(self) -> int:
         return sum(self.counts.values())
+
+
+def made_with(data: Data, keys: Sequence[str]) -> Made:
+    """Those keys of `data`, for the commands that make the shards again."""
+    return {key: value for key, value in flat_values(data, "data.").items() if key.split(".")[1] in keys}
 
 
 def read_packed(folder: Path) -> Packed | None:

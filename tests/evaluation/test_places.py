@@ -228,6 +228,16 @@ def test_the_page_shows_all_evaluations_and_commands_that_make_them_again(tmp_pa
         ["workbench", "evaluate", str(run), f"evaluation.cases={tmp_path}/my cases.jsonl"],
         ["workbench", "report", str(run)],
     ]
+    made = {"pack": {"data.source": "my pictures", "data.min_side": 8}, "encode": {"data.raw": "data/mine raw"}}
+    data = {"samples": 2, "categories": ["t2i/own"], "made": made}
+    (run / "data.json").write_text(json.dumps(data))
+    page = report(run).read_text().replace("&#39;", "'")
+    commands = page.split("<h3>Commands</h3>")[1].split("</pre>")[0].split("<pre>")[1].splitlines()
+    assert [shlex.split(line) for line in commands[:2]] == [
+        ["workbench", "pack", f"{run}/recipe.yaml", "data.raw=data/mine raw", "data.source=my pictures",
+         "data.min_side=8"],
+        ["workbench", "encode", f"{run}/recipe.yaml", "data.raw=data/mine raw"],
+    ]  # fmt: skip
     add_scores(run / "student", [of for _, of in evaluations(run).values()])
     card = (run / "student" / "README.md").read_text()
     assert "Split report" in card and f"Cases of {tmp_path}/my cases.jsonl".lower() in card.lower()

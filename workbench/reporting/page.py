@@ -16,6 +16,7 @@ from pydantic import Field
 
 from datamodules.shards.counts import INDEX
 from datamodules.shards.left_out import LeftOut, lines
+from datamodules.shards.packed import Made
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 from workbench.common.jsonl import read_scalars
@@ -38,6 +39,7 @@ class _Data(Outside):
     categories: list[str]
     resolution: Count | None = None
     left_out: LeftOut = Field(default_factory=LeftOut)
+    made: dict[str, Made] = Field(default_factory=dict)
 
 
 def report(folder: Path) -> Path:
@@ -120,13 +122,14 @@ def _curves(folder: Path) -> list[dict[str, Any]]:
     return [{"update": update, **row} for update, row in read_scalars(folder / "metrics.jsonl")]
 
 
-def _data(folder: Path) -> list[str]:
-    """The run's data in sentences; nothing where it wrote none down."""
-    if not (folder / "data.json").is_file():
-        return []
-    found = or_left_out(lambda: read_json(folder / "data.json", _Data, "it is left out"), None)
-    if found is None:
-        return []
+def _data(folder: Path) -> _Data | None:
+    """What the run wrote down of its data."""
+    path = folder / "data.json"
+    return or_left_out(lambda: read_json(path, _Data, "it is left out"), None) if path.is_file() else None
+
+
+def _about(found: _Data) -> list[str]:
+    """The run's data in sentences."""
     about = f" at data.resolution={found.resolution}" if found.resolution else ""
     return [f"{found.samples:,} samples of {', '.join(found.categories)}{about}", *lines(found.left_out, INDEX)]
 
@@ -177,7 +180,7 @@ def _tables(recipe: dict[str, Any]) -> dict[str, list[list[float]]]:
 
 def _run(folder: Path) -> dict[str, Any]:
     scored = evaluation_values(folder)
-    recipe, curves = _recipe(folder), _curves(folder)
+    recipe, curves, data = _recipe(folder), _curves(folder), _data(folder)
     lambdas = _tables(recipe)
     specialists = list((recipe.get("teachers") or {}).get("specialists") or {})
     return {
@@ -192,7 +195,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "mixture": _mixture(curves, recipe),
         "milestones": _milestones(folder),
         "recipe_text": _text(folder / "recipe.yaml"),
-        "data": _data(folder),
+        "data": _about(data) if data else [],
         "environment": _json(folder / "environment.json"),
-        "commands": commands(folder, [of["metrics"] for of in scored]),
+        "commands": commands(folder, recipe, data.made if data else {}, [of["metrics"] for of in scored]),
     }

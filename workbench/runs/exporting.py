@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datamodules.shards.encoded import EncodedDataset
 from datamodules.shards.left_out import LeftOut
+from datamodules.shards.packed import Made
 from workbench.backbones import families, lora_files, roles
 from workbench.backbones.finite import require_finite_values
 from workbench.backbones.folders import sample_sigmas
@@ -48,6 +49,7 @@ class DataRecord(Outside):
     attribution: str
     resolution: Count | None = None
     left_out: LeftOut = Field(default_factory=LeftOut)
+    made: dict[str, Made] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, dataset: EncodedDataset) -> DataRecord:
@@ -58,6 +60,7 @@ class DataRecord(Outside):
             attribution=dataset.attribution,
             resolution=dataset.resolution,
             left_out=dataset.left_out,
+            made=dataset.made,
         )
 
 
