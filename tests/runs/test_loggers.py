@@ -291,9 +291,7 @@ def test_a_full_disk_in_tensorboard_is_one_line_with_its_path(
     tmp_path: Path, full_disk: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(
-        UserError, match=rf"cannot write {folder}/tensorboard/?: No space left on device; free some disk"
-    ):
+    with pytest.raises(UserError, match=rf"cannot write {folder}: the disk is full"):
         train(folder, ["tensorboard"])
     assert "Traceback" not in capfd.readouterr().err
 

@@ -72,12 +72,11 @@ def _tensorboard(recipe: Recipe, folder: Path, done: int) -> TensorBoardLogger:
 
 @rank_zero_only
 def _describe(logger: TensorBoardLogger, recipe: Recipe) -> None:
-    with disk_errors(Path(logger.log_dir)):
-        picture = tables_picture(recipe)
-        if picture is not None:
-            logger.experiment.add_image("lambda", picture, 0, dataformats="HWC")
-        logger.experiment.add_text("recipe", f"```yaml\n{to_yaml(recipe)}```", 0)
-        logger.experiment.flush()
+    picture = tables_picture(recipe)
+    if picture is not None:
+        logger.experiment.add_image("lambda", picture, 0, dataformats="HWC")
+    logger.experiment.add_text("recipe", f"```yaml\n{to_yaml(recipe)}```", 0)
+    logger.experiment.flush()
 
 
 def tables_picture(recipe: Recipe) -> np.ndarray | None:
@@ -93,11 +92,9 @@ def log_scalars(trainer: L.Trainer, values: Mapping[str, float], step: int, stre
     for logger in trainer.loggers:
         match logger:
             case TensorBoardLogger():
-                with disk_errors(Path(logger.log_dir)):
-                    for name, value in values.items():
-                        logger.experiment.add_scalar(name, value, step)
-                    # Else what a killed run had logged before its checkpoint might be lost for good.
-                    logger.experiment.flush()
+                logger.log_metrics(dict(values), step)
+                # Else what a killed run had logged before its checkpoint might be lost for good.
+                logger.experiment.flush()
             case ServiceLogger():
                 logger.log(stream, step, lambda service: service.scalars(values, step, stream))
 
@@ -118,9 +115,8 @@ def log_picture(trainer: L.Trainer, name: str, picture: np.ndarray, step: int) -
     for logger in trainer.loggers:
         match logger:
             case TensorBoardLogger():
-                with disk_errors(Path(logger.log_dir)):
-                    logger.experiment.add_image(name, picture, step, dataformats="HWC")
-                    logger.experiment.flush()
+                logger.experiment.add_image(name, picture, step, dataformats="HWC")
+                logger.experiment.flush()
             case ServiceLogger():
                 logger.log("samples", step, lambda service: service.picture(name, picture, step))
 
