@@ -73,6 +73,9 @@ def test_another_family_goes_through_every_command(recipe: Path) -> None:
         # About 64 x 64 pixels, as trained, at the aspect of the source, in sides that this family alone can make.
         assert Image.open(picture).size == ((80, 56) if more else (64, 64))
 
+    for card in (run / "student" / "README.md", out / "README.md"):
+        assert card.read_text().count("## Scores") == 1 and "| student | 2 |" in card.read_text()
+
     teacher, student, exported = (load_file(folder / WEIGHTS) for folder in (root / "teacher", run / "student", out))
     assert teacher.keys() == student.keys() and all(torch.equal(student[name], exported[name]) for name in student)
     assert any(not torch.equal(student[name], teacher[name]) for name in student)

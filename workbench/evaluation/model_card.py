@@ -114,7 +114,12 @@ def _in_words(value: str | list[str] | None) -> str:
 def add_scores(folder: Path, scored: Sequence[Metrics]) -> None:
     """Put the scores of all evaluations into the model card of a pipeline folder, in the place of older ones."""
     card = folder / "README.md"
-    text = card.read_text().partition(f"\n{SCORES_HEADING}\n")[0].rstrip()
+    text = card.read_text().partition(f"\n{SCORES_HEADING}\n")[0]
+    files.write_bytes(card, with_scores(text, scored).encode())
+
+
+def with_scores(text: str, scored: Sequence[Metrics]) -> str:
+    """A card without scores, with those of all evaluations."""
     lines = ["", SCORES_HEADING]
     for metrics in scored:
         lines += [
@@ -127,7 +132,7 @@ def add_scores(folder: Path, scored: Sequence[Metrics]) -> None:
         for name, model in metrics.models.items():
             t2i, editing = (_score(mean_of(model.benches, bench)) for bench in BENCHES.values())
             lines.append(f"| {name.replace('_', ' ')} | {model.nfe} | {model.n} | {t2i} | {editing} |")
-    files.write_bytes(card, ("\n".join([text, *lines]) + "\n").encode())
+    return "\n".join([text.rstrip(), *lines]) + "\n"
 
 
 def _score(interval: Interval | None) -> str:

@@ -26,8 +26,9 @@ from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.jsonl import read_scalars
 from workbench.common.outside import Count, Outside, read_json
-from workbench.evaluation.model_card import CARD_START, Origin, lora_card, model_card
-from workbench.evaluation.trained_student import describe_student
+from workbench.evaluation.model_card import CARD_START, Origin, lora_card, model_card, with_scores
+from workbench.evaluation.places import evaluations
+from workbench.evaluation.trained_student import describe_student, student_of
 from workbench.method.rollout import Sampling
 from workbench.recipe.config import Guidance, Recipe
 from workbench.recipe.reading import recipe_hash
@@ -130,7 +131,7 @@ def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), 
         chosen, adapters = lora_files.FORMS[form], role_adapters(network.transformer, roles.STUDENT)
         header = _header(folder, how)
         lora_files.write(adapters, out, header=header, form=chosen, fused=network.fused_layers)
-        _write_lora_card(folder, recipe, out, form == "comfyui")
+        _write_lora_card(folder, recipe, out, form == "comfyui", update)
     else:
         export_student(folder, recipe, roles.merged_state(denoiser, roles.STUDENT), out, update)
     return sample_sigmas(how.grid())
@@ -152,7 +153,8 @@ def export_student(
     require_finite_values("the student", student_state, "train it again, from an earlier checkpoint or another recipe")
     teacher, how = families.resolve(recipe.model.folder), student_sampling(recipe.dmd)
     family, origin = families.family_of(teacher), _origin(folder, recipe)
-    family.export(teacher, student_state, how, out, model_card(origin, family.class_name, how))
+    card = _with_scores(model_card(origin, family.class_name, how), folder, update)
+    family.export(teacher, student_state, how, out, card)
     describe_student(out, update)
 
 
@@ -188,10 +190,18 @@ def _header(folder: RunFolder, how: Sampling) -> dict[str, str]:
     return header | ({"stochastic_sampling": "true"} if how.stochastic else {})
 
 
-def _write_lora_card(folder: RunFolder, recipe: Recipe, out: Path, comfyui: bool) -> None:
+def _write_lora_card(folder: RunFolder, recipe: Recipe, out: Path, comfyui: bool, update: int) -> None:
     family, how = families.family_of(families.resolve(recipe.model.folder)), student_sampling(recipe.dmd)
     text = lora_card(_origin(folder, recipe), family.class_name, how, out.name, comfyui)
-    files.write_bytes(out.with_suffix(".md"), text.encode())
+    files.write_bytes(out.with_suffix(".md"), _with_scores(text, folder, update).encode())
+
+
+def _with_scores(card: str, folder: RunFolder, update: int) -> str:
+    """The card with the run's scores, where they are of the student of `update`."""
+    found = [scored for _, scored in evaluations(folder.path).values() if scored.student is not None]
+    student = student_of(folder.path) if found else None
+    same = [of for of in found if student is not None and student.update == update and of.student == student]
+    return with_scores(card, same) if same else card
 
 
 def _origin(folder: RunFolder, recipe: Recipe) -> Origin:
