@@ -103,6 +103,19 @@ def test_the_rest_of_the_folder_is_the_teachers(bent_teacher: Path, tmp_path: Pa
         assert weights.get_tensor("img_in.weight").dtype == torch.bfloat16
 
 
+def test_large_weights_come_in_several_files_that_both_read(
+    bent_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exports, "LARGEST_FILE", "10KB")
+    state, out = _student_state(bent_teacher), tmp_path / "student"
+    exports.export(bent_teacher, state, SIGMAS, out, card=CARD, dtype=torch.float32)
+    assert len(list((out / "transformer").glob("*.safetensors"))) > 1
+    ours = QwenImage21Model.load(out, text_encoder=False).transformer
+    stock = QwenImage21Transformer2DModel.from_pretrained(out / "transformer")
+    for network in (ours, stock):
+        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
 def test_export_replaces_pipelines_alone_and_whole(bent_teacher: Path, tmp_path: Path) -> None:
     state, out = _student_state(bent_teacher), tmp_path / "student"
     exports.export(bent_teacher, state, SIGMAS, out, card=CARD)

@@ -18,6 +18,8 @@ from transformers import Qwen3VLForConditionalGeneration
 from workbench.backbones.folders import INDEX_FILE, copy_parts, read_index, replaced_folder
 
 _REPLACED = ("transformer", "scheduler")
+LARGEST_FILE = "5GB"
+"""Larger weights are split: what model hubs advise, and what a host reads at once."""
 
 
 def export(
@@ -42,7 +44,7 @@ def export(
     transformer = _transformer(teacher, student_state, dtype)
     with replaced_folder(out) as folder:
         copy_parts(teacher, folder, _REPLACED)
-        transformer.save_pretrained(folder / "transformer")
+        transformer.save_pretrained(folder / "transformer", max_shard_size=LARGEST_FILE)
         # The stock pipeline divides timesteps by 1000, whatever the scheduler's configuration is.
         FlowMatchEulerDiscreteScheduler(
             num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False, stochastic_sampling=stochastic
@@ -69,7 +71,7 @@ def export_pretrained(
     """
     with replaced_folder(out) as folder:
         copy_parts(source, folder, ("transformer", "text_encoder"))
-        transformer.to("cpu", torch.bfloat16).save_pretrained(folder / "transformer")
+        transformer.to("cpu", torch.bfloat16).save_pretrained(folder / "transformer", max_shard_size=LARGEST_FILE)
         text_encoder.to("cpu", torch.float32).save_pretrained(folder / "text_encoder")
 
 
