@@ -17,7 +17,7 @@ from studies import (
 from studies.reading import load_study, study_of
 from studies.study import Study
 from studies.winner import is_folder, winner_of
-from workbench.common.errors import UserError
+from workbench.common.errors import UserError, nearest
 
 KNOWN: dict[str, Study] = {
     "noise-floor": study_of(noise_floor),
@@ -43,6 +43,6 @@ def study_named(name: str) -> Study:
     if is_folder(name):
         return winner_of(Path(name))
     raise UserError(
-        f"no study {name!r}; there is: {', '.join(KNOWN)}, a file of your own (.py), or the folder of a search, whose "
-        "winner is then run again"
+        f"no study {name!r}{nearest(name, KNOWN)}; there is: {', '.join(KNOWN)}, a file of your own (.py), or the "
+        "folder of a search, whose winner is then run again"
     )

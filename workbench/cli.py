@@ -31,6 +31,8 @@ MENDABLE_ERRNOS = (
     errno.ENOTDIR,
 )  # fmt: skip
 
+FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
@@ -142,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     text = "run a study: arms times seeds, each trial an ordinary run; the same command continues it"
     more = "also: seeds=0,1,2 arms=A,B trials=N search=true workers=N devices=0,1 budget=MINUTES folder=F recipe=FILE"
-    more += " storage=URL noise_floor=SD smoke=true"
+    more += " storage=URL|journal:FILE noise_floor=SD smoke=true"
     command = commands.add_parser("study", help=text, description=text, epilog=more, parents=[common])
     what = "a study of studies/catalogue.py (an unknown name lists them), a .py file of your own, or the folder of a "
     what += "search, whose winner is run again"
@@ -273,7 +275,8 @@ def _report(error: Exception) -> int:
         case UserError():
             return _fail(2, f"error: {error}")
         case OSError() if error.errno in MENDABLE_ERRNOS:
-            return _fail(2, f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}")
+            hint = "; free some space and give the same command again" if error.errno in FULL_ERRNOS else ""
+            return _fail(2, f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}{hint}")
         case _:
             hint = "(run again with --debug for the traceback)"
             told = shortened(" ".join(str(error).split()), LONGEST_UNEXPECTED)

@@ -14,10 +14,10 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.text import Text
-from sqlalchemy.engine import make_url
 
 from studies.analysis import arms, comparisons, effects
 from studies.factors import level_text
+from studies.machine.storage import shown
 from studies.machine.trial_queue import SEARCH, error_of, is_duplicate
 from studies.study import Study
 from workbench.common.files import write_bytes
@@ -53,7 +53,7 @@ def describe(optuna_study: optuna.Study, study: Study, base: Recipe, command: Se
 
 def _without_password(word: str) -> str:
     key, _, value = word.partition("=")
-    return f"{key}={make_url(value).render_as_string(hide_password=True)}" if key == "storage" else word
+    return f"{key}={shown(value)}" if key == "storage" else word
 
 
 def write_json(optuna_study: optuna.Study, study: Study, name: str, storage: str, path: Path) -> None:

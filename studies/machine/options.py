@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from workbench.common.errors import UserError, nearest
+from workbench.common.errors import UserError
 from workbench.recipe.config import Recipe
+from workbench.recipe.reading import meant
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -17,7 +18,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 class Options:
     """How a study is run.
 
-    recipe: base recipe of all trials. folder: the study folder. storage: any Optuna URL.
+    recipe: base recipe of all trials. folder: the study folder. storage: any Optuna URL, or journal:FILE on a disk that hosts share.
     seeds: replicates of every arm. arms: those that this call runs, all when empty.
     search: draw recipes from the study's space rather than replicate its arms.
     trials: of a search, so many altogether; of a replication, at most so many in this call, all when absent.
@@ -78,12 +79,14 @@ def parse(
             raise UserError(f"{word!r} is not of the form key=value")
         if key in STUDY_OPTIONS:
             own[key] = value
+        elif key == "trainer.folder":
+            raise UserError("every trial has its own run folder: name the study's with folder=, not trainer.folder")
         elif key.split(".")[0] in sections:
             overrides.append(word)
         elif key == "seed":
             raise UserError("a study's trials take their seeds from seeds=0,1,2, not from seed=")
         else:
-            hint = nearest(key, [*STUDY_OPTIONS, *sections])
+            hint = meant(key, [*STUDY_OPTIONS, *sections])
             raise UserError(
                 f"unknown option {key!r}{hint}; a study takes {', '.join(STUDY_OPTIONS)} and section.key=value"
             )

@@ -15,13 +15,13 @@ import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import NopPruner
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
+from studies.machine.definition import definition_changes, definition_of
 from studies.machine.intervals import Intervals
 from studies.machine.options import Options, parse
 from studies.machine.pruning import NoiseFloorPruner, noise_floor_of
-from studies.machine.storage import Retry, connect, guard, shown, unopened
+from studies.machine.storage import Retry, Storage, connect, guard, shown, unopened
 from studies.machine.trial_queue import SEARCH, Call, Entry, TrialQueue
 from studies.study import Study, vary
 from workbench.common.errors import UserError, nearest
@@ -63,7 +63,7 @@ class StudySession:
     """A plan and its storage."""
 
     plan: Plan
-    storage: RDBStorage
+    storage: Storage
     optuna_study: optuna.Study
     study_id: int
     retry: Retry
@@ -234,16 +234,19 @@ def _open(plan: Plan, retry: Retry, intervals: Intervals) -> StudySession:
     )
     study_id = storage.get_study_id_from_name(options.folder.name)
     # Trials of different recipes must not stand in one table.
+    now, before = definition_of(plan.study, plan.base, plan.recipes), optuna_study.user_attrs.get("definition")
     arms = {arm: recipe_hash(replace(recipe, seed=0)) for arm, recipe in plan.recipes.items()}
     content = json.dumps([recipe_hash(replace(plan.base, seed=0)), arms, study.OBJECTIVES, study.MARGIN])
     fingerprint = hashlib.sha256(content.encode()).hexdigest()[:12]
     with guard(storage, study_id):
-        if optuna_study.user_attrs.get("fingerprint", fingerprint) != fingerprint:
+        changed = definition_changes(before, now) if before is not None else ""
+        if changed or (before is None and optuna_study.user_attrs.get("fingerprint", fingerprint) != fingerprint):
             raise UserError(
-                f"{options.folder} holds a study of another base recipe, other arms or another margin; give a new one "
-                "with folder=..."
+                f"{options.folder} holds a study of another base recipe, other arms or another margin"
+                f"{f' ({changed})' if changed else ''}; give a new one with folder=..."
             )
         optuna_study.set_user_attr("fingerprint", fingerprint)
+        optuna_study.set_user_attr("definition", now)
     return StudySession(plan, storage, optuna_study, study_id, retry, intervals)
 
 

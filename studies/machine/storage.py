@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,23 +39,32 @@ from tenacity import (
 )
 
 from studies.machine.intervals import Intervals
+from studies.machine.journal import PREFIX, Journal, open_journal
 from workbench.common.errors import UserError
 
 RETRY_FOR_S = 300.0
 LONGEST_PAUSE_S = 10.0
 OPENING_ATTEMPTS = 5
+_AWAY = (errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EAGAIN)
+"""Errors of a journal's file whose server is away."""
 Outcome = TypeVar("Outcome")
+
+
+Storage = RDBStorage | Journal
 
 
 class DatabaseAway(UserError):
     """The database did not answer for as long as a study waits."""
 
 
-def connect(url: str, intervals: Intervals) -> RDBStorage:
-    """The storage behind any Optuna URL.
+def connect(url: str, intervals: Intervals) -> Storage:
+    """The storage behind any Optuna URL, or in the file of `journal:FILE`.
 
     Raises: UserError without the URL's password where it does not open; the database's error where it `is_away`.
     """
+    if url.startswith(PREFIX):
+        _require_content(Path(url.removeprefix(PREFIX)))
+        return open_journal(url, intervals)
     try:
         parsed = _with_driver(make_url(url))
         if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
@@ -144,6 +154,8 @@ def is_away(error: BaseException) -> bool:
     """Whether the database cannot be reached just now, or is locked; asked again, it may answer."""
     if isinstance(error, StorageInternalError) and error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, OSError):
+        return error.errno in _AWAY
     return isinstance(error, OperationalError | InterfaceError | PendingRollbackError)
 
 
@@ -188,15 +200,20 @@ class Retry:
 
 def shown(url: str) -> str:
     """`url` without its password, for messages and files."""
-    return make_url(url).render_as_string(hide_password=True)
+    return url if url.startswith(PREFIX) else make_url(url).render_as_string(hide_password=True)
 
 
 @contextmanager
-def guard(storage: RDBStorage, study_id: int) -> Iterator[None]:
+def guard(storage: Storage, study_id: int) -> Iterator[None]:
     """A lock that one process holds at a time, over all hosts; one that dies or hangs for a minute loses it.
 
-    SQLite: a lock file. A server: a row lock on the study's directions, which Optuna writes once and never locks.
+    SQLite and a journal: a lock file. A server: a row lock on the study's directions, which Optuna writes once and
+    never locks.
     """
+    if isinstance(storage, Journal):
+        with FileLock(f"{storage.path}.guard"):
+            yield
+        return
     if storage.engine.name == "sqlite":
         with FileLock(f"{storage.engine.url.database}.lock"):
             yield
@@ -212,7 +229,7 @@ def guard(storage: RDBStorage, study_id: int) -> Iterator[None]:
 class Heartbeat:
     """Records every few seconds that a trial's process lives. Unlike Optuna's it outlives a database that is away."""
 
-    def __init__(self, storage: RDBStorage, trial_id: int) -> None:
+    def __init__(self, storage: Storage, trial_id: int) -> None:
         self.storage, self.trial_id = storage, trial_id
         self._ended = Event()
         self._thread = Thread(target=self._beat, daemon=True)

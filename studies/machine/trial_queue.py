@@ -13,10 +13,9 @@ from pathlib import Path
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.machine.storage import guard
+from studies.machine.storage import Storage, guard
 from studies.machine.trial import BUSY, lock_of
 
 MAX_REQUEUES = 2
@@ -66,7 +65,7 @@ class TrialQueue:
     """A study's entries in its storage, seen from one call."""
 
     optuna_study: optuna.Study
-    storage: RDBStorage
+    storage: Storage
     study_id: int
     entries: tuple[Entry, ...]
     call: Call

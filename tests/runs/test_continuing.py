@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 from small_runs import in_folder, student_weights
 
@@ -292,7 +291,7 @@ def test_a_full_disk_is_one_line_with_the_path_and_what_to_do(
             worker.join()
         raise full
 
-    monkeypatch.setattr(TensorBoardLogger, "log_metrics", write)
+    monkeypatch.setattr("workbench.runs.scalars.log_scalars", write)
     run, hook = tmp_path / "run", threading.excepthook
     with pytest.raises(UserError, match=rf"cannot write {run}: the disk is full.* same command again: it continues"):
         distill(in_folder(recipe, run))

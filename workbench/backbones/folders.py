@@ -13,10 +13,18 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from workbench.common.errors import UserError
+from workbench.common.errors import UserError, nearest
 from workbench.common.outside import Outside, read_json
 
 INDEX_FILE = "model_index.json"
+
+
+def _neighbour(folder: Path) -> str:
+    """A hint at what else lies there under a name like that."""
+    try:
+        return nearest(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()])
+    except OSError:
+        return ""
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -28,7 +36,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not (folder / INDEX_FILE).is_file():
         if (folder / "student" / INDEX_FILE).is_file():
             raise UserError(f"{folder} is a run folder, not a pipeline folder: name {folder / 'student'}")
-        why = f"it has no {INDEX_FILE}" if folder.exists() else "nothing is there"
+        why = f"it has no {INDEX_FILE}" if folder.exists() else f"nothing is there{_neighbour(folder)}"
         raise UserError(f"no pipeline folder at {folder}: {why}")
     index: dict[str, Any] = read_json(folder / INDEX_FILE, dict, "copy the pipeline folder again")
     if sigmas := index.get("sample_sigmas"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -132,15 +133,39 @@ def _check_keys(schema: type, values: Any, origin: str, prefix: str = "") -> Non
     known = {item.name: item for item in fields(schema)}
     for key, value in values.items():
         if key not in known:
-            raise UserError(
-                f"{origin}: unknown key {prefix}{key}{nearest(str(key), known)}; known here: {', '.join(known)}"
-            )
+            hint = meant(str(key), known) if schema is Recipe else _elsewhere(str(key)) or nearest(str(key), known)
+            raise UserError(f"{origin}: unknown key {prefix}{key}{hint}; known here: {', '.join(known)}")
         section = _section(schema, key)
         if section is not None:
             _check_keys(section, value, origin, f"{prefix}{key}.")
         elif schema is Guidance and key == "schedules" and isinstance(value, dict):
             for name, schedule in value.items():
                 _check_keys(Schedule, schedule, origin, f"{prefix}{key}.{name}.")
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' for the closest of `known` and of all keys without their sections, or nothing."""
+    known = list(known)
+    close = difflib.get_close_matches(name[:200], [*known, *_dotted()], n=1, cutoff=0.5)
+    if close and close[0] in known:
+        return f" (did you mean {close[0]!r}?)"
+    return _elsewhere(close[0]) if close else ""
+
+
+def _elsewhere(name: str) -> str:
+    found = _dotted().get(name, [])
+    return f" (did you mean {' or '.join(repr(key) for key in found)}?)" if found else ""
+
+
+@cache
+def _dotted() -> dict[str, list[str]]:
+    """Key of a section -> the full keys that it may stand for."""
+    found: dict[str, list[str]] = {}
+    for section in fields(Recipe):
+        schema = _section(Recipe, section.name)
+        for item in fields(schema) if schema is not None else ():
+            found.setdefault(item.name, []).append(f"{section.name}.{item.name}")
+    return found
 
 
 def _switches(schema: type, values: dict[str, Any]) -> dict[str, Any]:

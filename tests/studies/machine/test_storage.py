@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -15,6 +18,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from studies.machine import options, trial_queue
 from studies.machine import storage as storages
 from studies.machine.intervals import Intervals
+from studies.machine.journal import Journal
 from studies.machine.storage import DatabaseAway, Heartbeat, Retry, connect, guard
 from studies.machine.trial_queue import Call, Entry, TrialQueue
 from workbench.common.errors import UserError
@@ -28,8 +32,8 @@ def away() -> StorageInternalError:
     return error
 
 
-def queue(folder: Path, call: Call | None = None, grace_s: int = 60) -> TrialQueue:
-    storage = connect(f"sqlite:///{folder}/study.db", Intervals(heartbeat=1, grace=grace_s))
+def queue(folder: Path, call: Call | None = None, grace_s: int = 60, url: str = "sqlite:///{}/study.db") -> TrialQueue:
+    storage = connect(url.format(folder), Intervals(heartbeat=1, grace=grace_s))
     optuna_study = optuna.create_study(storage=storage, study_name="s", direction="maximize", load_if_exists=True)
     before = len(optuna_study.get_trials(deepcopy=False))
     found = call or Call(key="call", before=before)
@@ -191,3 +195,80 @@ def test_what_was_queued_twice_is_no_attempt_at_its_entry(tmp_path: Path) -> Non
 def test_a_url_is_shown_without_its_password_and_means_our_driver() -> None:
     assert storages.shown("postgresql://me:sesame@host/db") == "postgresql://me:***@host/db"
     assert storages._with_driver(storages.make_url("postgresql://me@host/db")).get_driver_name() == "psycopg"
+
+
+JOURNAL = "journal:{}/shared/study.log"
+
+
+def test_a_journal_hands_out_every_entry_once_and_what_is_silent_again(tmp_path: Path) -> None:
+    first, second = (queue(tmp_path, Call(key="call", before=0), url=JOURNAL) for _ in range(2))
+    assert isinstance(first.storage, Journal)
+    taken = [source.take(f"worker {i}") for i, source in enumerate((first, second, second, first, first))]
+    assert [pair and pair[0] for pair in taken] == [*ENTRIES, None]
+    silent = taken[1]
+    assert silent is not None
+    beat = first.storage.beats / str(silent[1]._trial_id)
+    os.utime(beat, (time.time() - 61,) * 2)
+    again = second.take("other")
+    assert again is not None and again[0] == ENTRIES[1] and again[1].user_attrs["run"] == silent[1].user_attrs["run"]
+    assert first.take("another") is None, "the others live"
+    assert trial_queue.error_of(first.optuna_study.trials[silent[1].number]) == trial_queue.DIED
+
+
+def test_a_trial_that_lives_is_not_missed_whatever_this_hosts_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = queue(tmp_path, grace_s=1, url=JOURNAL)
+    taken = found.take("worker")
+    assert taken is not None
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    with Heartbeat(found.storage, taken[1]._trial_id):
+        assert found.storage._get_stale_trial_ids(found.study_id) == []
+    for beat in found.storage.beats.iterdir():
+        beat.unlink()
+    assert found.storage._get_stale_trial_ids(found.study_id) == [], "a new heartbeat may be on its way"
+
+
+def test_a_line_that_a_full_disk_cut_off_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = queue(tmp_path, url=JOURNAL)
+    found.fill()
+    path = tmp_path / "shared" / "study.log"
+    whole = path.read_bytes()
+    # A process that was cut off in the middle of a line, and one that finds the disk full.
+    path.write_bytes(whole + b'{"op_code":8,"wor')
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        found.optuna_study.set_user_attr("a", 1)
+    assert path.read_bytes() == whole
+    path.write_bytes(whole + b'{"op_code":8,"wor')
+    monkeypatch.setattr(os, "fsync", fsync)
+    found.optuna_study.set_user_attr("a", 2)
+    assert all(json.loads(line) for line in path.read_bytes().splitlines())
+    assert queue(tmp_path, url=JOURNAL).optuna_study.user_attrs["a"] == 2
+
+
+@pytest.mark.parametrize(
+    "content", [b"no journal", b"SQLite format 3\x00", b"{}\n", b"[1]\n", b'{"op_code": 0}\n', b"\xff\n" * 3]
+)
+def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.log").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.log is damaged, or no journal of Optuna"):
+        queue(tmp_path, url="journal:{}/x.log")
+    assert (tmp_path / "x.log").read_bytes() == content
+    for address in ("journal:", "journal:{}"):
+        with pytest.raises(UserError, match="names no file: give journal:FILE"):
+            queue(tmp_path, url=address)
+
+
+def test_an_empty_journal_where_a_study_was_run_is_no_new_study(tmp_path: Path) -> None:
+    (tmp_path / "study.log").touch()
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(UserError, match=r"study\.log is empty, but .*study\.json says"):
+        queue(tmp_path, url="journal:{}/study.log")
+
+
+def test_a_file_server_that_is_away_is_waited_for() -> None:
+    assert storages.is_away(OSError(errno.ESTALE, "Stale file handle"))
+    assert not storages.is_away(FileNotFoundError(errno.ENOENT, "No such file"))
+    assert storages.shown("journal:/mnt/study.log") == "journal:/mnt/study.log"

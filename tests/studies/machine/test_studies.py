@@ -21,6 +21,7 @@ from studies.analysis import table
 from studies.catalogue import KNOWN
 from studies.guidance_sections import STEP_WISE
 from studies.machine import options, progress, runner, session, study_file, trial, trial_queue, workers
+from studies.machine.definition import definition_changes, definition_of
 from studies.machine.intervals import Intervals
 from studies.machine.storage import connect
 from studies.reading import StudyFile
@@ -183,10 +184,28 @@ def test_a_data_base_that_is_away_for_a_moment_is_waited_for(words: list[str], m
 
 def test_another_recipe_may_not_enter_the_same_study(words: list[str]) -> None:
     runner.run_study("task-mixture", [*words, "seeds=0"], study=THREE, execute=FakeTrials())
-    with pytest.raises(UserError, match="another base recipe"):
+    with pytest.raises(UserError, match=r"another base recipe.* \(optim\.student_lr was .*, is 0\.001\); give a new"):
         runner.run_study(
             "task-mixture", [*words, "seeds=0", "optim.student_lr=1e-3"], study=THREE, execute=FakeTrials()
         )
+    fewer = {arm: of for arm, of in THREE.ARMS.items() if arm != "7:3"}
+    other = {"mixture": {"tasks": {"t2i": 0.625, "edit": 0.375}}}
+    for changed, said in (
+        (replace(THREE, ARMS={**THREE.ARMS, "7:3": other}), r"arm '7:3' is another recipe"),
+        (replace(THREE, ARMS=fewer), r"arm '7:3' is gone"),
+        (replace(THREE, ARMS={**THREE.ARMS, "more": other}), r"arm 'more' is new"),
+        (replace(THREE, MARGIN=0.5), r"margin was 0\.05, is 0\.5"),
+    ):
+        with pytest.raises(UserError, match=said):
+            runner.run_study("task-mixture", [*words, "seeds=0"], study=changed, execute=FakeTrials())
+
+
+def test_a_key_that_recipes_had_not_yet_makes_no_other_study() -> None:
+    now = definition_of(THREE, Recipe(), {})
+    before = {**now, "recipe": {key: value for key, value in now["recipe"].items() if key != "trainer.start"}}
+    assert definition_changes(before, now) == ""
+    changed = definition_of(THREE, replace(Recipe(), trainer=replace(Recipe().trainer, start="runs/a")), {})
+    assert definition_changes(before, changed) == "trainer.start was , is runs/a"
 
 
 @pytest.mark.parametrize(
