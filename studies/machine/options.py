@@ -18,7 +18,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 class Options:
     """How a study is run.
 
-    recipe: base recipe of all trials. folder: the study folder. storage: any Optuna URL, or journal:FILE on a disk that hosts share.
+    recipe: base recipe of all trials. folder: the study folder. storage: any Optuna URL, or journal:FILE on a disk that
+    hosts share.
     seeds: replicates of every arm. arms: those that this call runs, all when empty.
     search: draw recipes from the study's space rather than replicate its arms.
     trials: of a search, so many altogether; of a replication, at most so many in this call, all when absent.
