@@ -60,8 +60,8 @@ class Plan:
 def plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     """What a file of students asks for. Raises: UserError before anything is drawn; see `students.read`."""
     ranking, recipe = read(path, overrides)
-    judges = judges_of(recipe.evaluation)
     cases = benchmark_cases(recipe.data, recipe.evaluation)
+    judges = judges_of(recipe.evaluation, cases)
     for judge in judges:
         judge.check(cases)
     chosen_reader(recipe.evaluation.ocr, cases)

@@ -18,7 +18,7 @@ from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.answers import CHUNK, Answers, answer, chunks, judge_into, write_answers
 from workbench.evaluation.cases.case import BENCHES, Case
 from workbench.evaluation.cases.choose import benchmark_cases
-from workbench.evaluation.judges.choose import judges_of, local_judge
+from workbench.evaluation.judges.choose import judges_left_out, judges_of, local_judge
 from workbench.evaluation.judges.judge import NEEDS_LOCAL, Judge
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.measures import distances
@@ -78,16 +78,17 @@ def evaluate(
     """
     files = first_files(out) if isinstance(out, Path) else out
     chosen, clock = recipe.evaluation, clock or Clock()
-    judges = judges_of(chosen) if judges is None else judges
-    local, num_bootstrap = local_judge(judges), chosen.num_bootstrap
     if cases is None:
         with clock.phase("cases"):
             cases = benchmark_cases(recipe.data, chosen)
+    judges = judges_of(chosen, cases) if judges is None else judges
+    local, num_bootstrap = local_judge(judges), chosen.num_bootstrap
     kept_answers = store or Store(files.partial)
     paired = [case for group in chosen_cases(cases, chosen.vlm.pairs).values() for case in group]
     keep = [case.id for group in chosen_cases(cases).values() for case in group] + [case.id for case in paired]
     reader, unread = chosen_reader(chosen.ocr, cases)
-    left_out = ([WITHOUT_LOCAL] if local is None else []) + ([unread] if unread else [])
+    lines = (judges_left_out(chosen, cases), "" if local else WITHOUT_LOCAL, unread)
+    left_out = [line for line in lines if line]
     for line in left_out:
         CONSOLE.print(line, soft_wrap=True)
     targets = _judged_as_given(cases, "target", local, clock, reader)

@@ -166,7 +166,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Whether a further judge sees what the local one does.
+    """Whether a further judge sees what the judge `other` does: the local one, or the first one where it is missing.
 
     alike: pairs of models, category by category, that both put in the same order, among `pairs`. differences: rank
     correlation between the judges of what two models' scores differ by, case by case, over the n cases of all pairs.
@@ -175,12 +175,13 @@ class Agreement:
     alike: int = 0
     pairs: int = 0
     differences: Value | None = None
+    other: str = "local"
 
 
 @dataclass(frozen=True)
 class JudgeRecord:
     """Who a further judge was, how often it was asked and answered from its cache, its paired differences, and whether
-    it agrees with the local judge."""
+    it agrees with another one. noise: standard deviation of its scores of one answer asked for repeatedly, and n."""
 
     model: str = ""
     wording: str = ""
@@ -188,6 +189,7 @@ class JudgeRecord:
     from_cache: int = 0
     comparisons: list[Comparison] = field(default_factory=list)
     agreement: Agreement | None = field(default=None, metadata=LEFT_OUT)
+    noise: Value | None = field(default=None, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from workbench.evaluation.answers import JUDGED, work_of
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.diversity import DIVERSITY_PROMPTS, DIVERSITY_SAMPLES
+from workbench.evaluation.judges.choose import named_judges
 from workbench.evaluation.judges.judge import LOCAL
 from workbench.evaluation.judges.vlm_judge import QUESTION, REPLY_TOKENS, Question, choice_question, score_question
 from workbench.evaluation.sheets import chosen_cases
@@ -32,6 +33,7 @@ def cost(cases: Sequence[Case], num_models: int, data: Data, chosen: Evaluation)
     """Cost of evaluating `num_models` models on `cases` with the recipe's judges."""
     counts: Counter[tuple[str, str]] = Counter((case.task, case.category) for case in cases)
     num_targets = sum(case.task == "t2i" and case.target is not None for case in cases)
+    chosen = replace(chosen, judges=named_judges(chosen, cases))
     images = num_models * images_of(counts, num_targets > 1, chosen)
     if "vlm" not in chosen.judges:
         return Cost(images, 0, 0, 0)
@@ -39,7 +41,7 @@ def cost(cases: Sequence[Case], num_models: int, data: Data, chosen: Evaluation)
     scored = [score_question(case, empty if case.source is None else case.source) for case in cases]
     paired = [case for group in chosen_cases(cases, chosen.vlm.pairs).values() for case in group]
     compared = [choice_question(case, empty, empty) for case in paired]
-    times_scored = num_models * len(chosen.seeds) * len(chosen.vlm.judges)
+    times_scored = num_models * len(chosen.seeds) * len(chosen.vlm.judges) * chosen.vlm.repeats
     times_compared = num_models * (num_models - 1) * len(chosen.vlm.judges)
     calls = len(scored) * times_scored + len(compared) * times_compared
     prompt = _tokens(scored) * times_scored + _tokens(compared) * times_compared

@@ -21,6 +21,7 @@ from workbench.common.files import write_bytes
 from workbench.evaluation.answers import Answers
 from workbench.evaluation.cases.case import BENCHES, Case
 from workbench.evaluation.judges.judge import LOCAL, Judge, Scored, Unanswered
+from workbench.evaluation.judges.vlm_reply import Verdict
 from workbench.evaluation.measures.preference import Match, both_orders, strength_intervals
 from workbench.evaluation.measures.statistics import Interval, bench_intervals, paired_differences, verdict
 from workbench.evaluation.metrics_file import (
@@ -100,13 +101,13 @@ def comparison(a: str, b: str, bench: str, difference: Interval) -> Comparison:
                       verdict(difference, a, b))  # fmt: skip
 
 
-def agreement(answers: Mapping[str, Answers], judge: str) -> Agreement | None:
-    """Of one judge with the local one; None without two models that both have scored."""
+def agreement(answers: Mapping[str, Answers], judge: str, other: str = LOCAL) -> Agreement | None:
+    """Between one judge and another; None without two models that both have scored."""
     alike = pairs = 0
     ours: list[float] = []
     theirs: list[float] = []
     for bench in BENCHES.values():
-        scores = {name: [case_scores(answers[name], by, bench) for by in (LOCAL, judge)] for name in answers}
+        scores = {name: [case_scores(answers[name], by, bench) for by in (other, judge)] for name in answers}
         for first, second in combinations(scores.values(), 2):
             for category in first[0]:
                 local, given = _differences(first, second, category)
@@ -120,7 +121,17 @@ def agreement(answers: Mapping[str, Answers], judge: str) -> Agreement | None:
     # A constant has no ranks.
     known = len({*ours}) > 1 and len({*theirs}) > 1
     correlation = Value(float(scipy.stats.spearmanr(ours, theirs).statistic), n=len(ours)) if known else None
-    return Agreement(int(alike), pairs, correlation)
+    return Agreement(int(alike), pairs, correlation, other)
+
+
+def noise(answers: Mapping[str, Answers], judge: str) -> Value | None:
+    """Standard deviation of a judge's scores of one answer, pooled over all answers that it scored repeatedly."""
+    asked = [reply for of in answers.values() for reply in of.verdicts.get(judge, ())]
+    repeats = [reply.repeats for reply in asked if isinstance(reply, Verdict) and len(reply.repeats) > 1]
+    if not repeats:
+        return None
+    squares = sum(float(np.var(scores)) * len(scores) for scores in repeats)
+    return Value(math.sqrt(squares / sum(len(scores) - 1 for scores in repeats)), n=len(repeats))
 
 
 def _differences(first: Sequence[CaseScores], second: Sequence[CaseScores], category: str) -> list[list[float]]:
@@ -134,15 +145,19 @@ def _differences(first: Sequence[CaseScores], second: Sequence[CaseScores], cate
 def judge_records(
     judges: Sequence[Judge], answers: Mapping[str, Answers], compared: Sequence[tuple[str, str]], num_bootstrap: int
 ) -> dict[str, JudgeRecord]:
-    """Every further judge: who it is, how much it was asked, and the paired differences by its scores."""
+    """Every further judge: who it is, how much it was asked, the paired differences by its scores, its own noise and
+    whether it agrees with the local judge, or with the first of them where there is none."""
+    records = {name: record for judge in judges for name, record in judge.records().items()}
+    has_local = any(row.judgement is not None for of in answers.values() for row in of.rows)
+    first = LOCAL if has_local else next(iter(records), LOCAL)
     return {
         name: replace(
             record,
             comparisons=judged_comparisons(answers, name, compared, num_bootstrap),
-            agreement=agreement(answers, name),
+            agreement=agreement(answers, name, first) if name != first else None,
+            noise=noise(answers, name),
         )
-        for judge in judges
-        for name, record in judge.records().items()
+        for name, record in records.items()
     }
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from workbench.common.tables import Table
 from workbench.evaluation.cases.case import BENCHES
+from workbench.evaluation.judges.judge import LOCAL
 from workbench.evaluation.measures.catalogue import rows_of
 from workbench.evaluation.measures.statistics import Interval
 from workbench.evaluation.metrics_file import (
@@ -42,6 +43,10 @@ def print_metrics(metrics: Metrics, console: Console) -> None:
             console.print(f"judge {name}: {_comparison(row)}")
         if judge.agreement:
             console.print(_agreement(name, judge.agreement))
+        if judge.noise:
+            console.print(
+                f"judge {name} scores one answer with a deviation of {judge.noise.value:.2f}, n={judge.noise.n}"
+            )
     for name, found in metrics.preference.items():
         console.print(_preference(name, found))
 
@@ -135,11 +140,15 @@ def _other_judges(metrics: Metrics) -> Table:
 
 
 def _agreement(judge: str, found: Agreement) -> str:
-    orders = f"judge {judge} orders {found.alike} of {found.pairs} pairs of models by category as the local one"
+    orders = f"judge {judge} orders {found.alike} of {found.pairs} pairs of models by category as {_other(found.other)}"
     if found.differences is None:
         return orders
     value, n = found.differences.value, found.differences.n
     return f"{orders}; rank correlation of differences case by case {value:.2f}, n={n}"
+
+
+def _other(judge: str) -> str:
+    return "the local one" if judge == LOCAL else f"judge {judge}"
 
 
 def _preference(judge: str, found: Preference) -> str:

@@ -481,7 +481,8 @@ class Vlm:
 
     judges: names; judge A is the environment's WORKBENCH_JUDGE_A_BASE_URL, _MODEL and _API_KEY.
     concurrency: questions to one judge at a time. attempts: times one question is asked at most.
-    max_tokens: longest reply, hidden reasoning included. cache: folder of replies, shared by all runs.
+    max_tokens: longest reply, hidden reasoning included. repeats: times every answer is scored by each judge, whose
+    mean counts and whose spread is the judge's own noise. cache: folder of replies, shared by all runs.
     pairs: cases a category that are compared pairwise among the models, in both orders; 0 for none.
     """
 
@@ -490,6 +491,7 @@ class Vlm:
     timeout_s: float = 120.0
     attempts: int = 6
     max_tokens: int = 4096
+    repeats: int = 1
     cache: str = "runs/judge-cache"
     pairs: int = 0
 
@@ -500,6 +502,7 @@ class Vlm:
             timeout_s=self.timeout_s,
             attempts=self.attempts,
             max_tokens=self.max_tokens,
+            repeats=self.repeats,
         )
         require(self.pairs >= 0, f"evaluation.vlm.pairs must not be negative, got {self.pairs}")
         require(bool(self.judges), "evaluation.vlm.judges must name at least one judge")
@@ -527,7 +530,8 @@ class Evaluation:
     milestone_cases: search cases a category that the local judge scores at every trainer.sample_every; 0 for none.
     judges: `local`, the network that ships, by whose scores and features all benchmarks, studies and distances go, and
     which knows the world that ships alone; `second`, a network of another architecture, which chooses nothing and shows
-    whether the first can be believed; `vlm`, vision-language judges. Scores of the others stand next to the first's.
+    whether the first can be believed (where both are named, a file of other cases leaves them out); `vlm`,
+    vision-language judges. Scores of the others stand next to the first's.
     ocr: whether a reader that others trained reads the texts that cases ask for; auto: where `rapidocr` is installed.
     """
 

@@ -27,7 +27,7 @@ from workbench.evaluation.cases.case_file import write_jsonl
 from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.cases.count import case_counts, count_cases
 from workbench.evaluation.evaluate import evaluate, select_few_step, selection_slice
-from workbench.evaluation.judges.choose import judges_of, local_judge
+from workbench.evaluation.judges.choose import judges_of, local_judge, named_judges
 from workbench.evaluation.judges.judge import LOCAL, NEEDS_LOCAL
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.measures.ocr import chosen_reader
@@ -93,10 +93,10 @@ def evaluate_run(
         _print_cost(recipe, is_run=folder.is_run())
         return None
     # An error about a judge, or a reader of text, comes before anything is drawn.
-    judges = judges_of(recipe.evaluation)
     clock = Clock()
     with clock.phase("cases"):
         cases = benchmark_cases(recipe.data, recipe.evaluation)
+    judges = judges_of(recipe.evaluation, cases)
     for judge in judges:
         judge.check(cases)
     chosen_reader(recipe.evaluation.ocr, cases)
@@ -260,15 +260,15 @@ def _name_of(folder: Path) -> str:
 
 def _print_cost(recipe: Recipe, is_run: bool) -> None:
     chosen, num_models = recipe.evaluation, 1
-    chooses = is_run and LOCAL in chosen.judges
+    # Nothing is drawn only to be counted.
+    cases = benchmark_cases(recipe.data, chosen) if chosen.cases or "vlm" in chosen.judges else None
+    chooses = is_run and LOCAL in named_judges(chosen, cases)
     if is_run:
         num_models = 3 if chooses else 2
     scale = teacher_sampling(chosen, recipe.model.folder).cfg_scale
-    if chosen.cases or "vlm" in chosen.judges:
-        cases = benchmark_cases(recipe.data, chosen)
+    if cases is not None:
         number, planned = len(cases), cost(cases, num_models, recipe.data, chosen)
     else:
-        # Nothing is drawn only to be counted.
         counts = case_counts(recipe.data, chosen)
         number, planned = counts.total(), Cost(num_models * images_of(counts, True, chosen), 0, 0, 0)
     choosing = len(few_step_candidates(scale)) * count_cases(recipe.data, selection_slice(chosen)) if chooses else 0

@@ -209,13 +209,18 @@ def _text_of(body: bytes) -> str:
     """Text of the first choice; the library does not validate what a server sends."""
     try:
         choice = json.loads(body)["choices"][0]
-        text, ended = choice["message"]["content"], choice.get("finish_reason")
+        message, ended = choice["message"], choice.get("finish_reason")
+        text = message["content"]
+        # vLLM and SGLang give thoughts apart, under the one name or the other.
+        thoughts = message.get("reasoning") or message.get("reasoning_content")
+        if isinstance(text, list):
+            text = "".join(part["text"] for part in text if part["type"] == "text")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise Malformed("no chat completion") from None
     if ended == "length":
-        raise Malformed("cut short")
+        raise Malformed("cut short" + (" among its thoughts: raise evaluation.vlm.max_tokens" if thoughts else ""))
     if not isinstance(text, str):
-        raise Malformed("no text")
+        raise Malformed("thoughts without an answer" if thoughts else "no text")
     return text
 
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from workbench.evaluation.cases.case import Case
 from workbench.evaluation.judges.judge import Choice, Judged, Shown, Unanswered
 from workbench.evaluation.judges.vlm_client import Client, Endpoint, Missing, endpoint
 from workbench.evaluation.judges.vlm_prompts import PAIR_SYSTEM, WORDING, rubric_of, system_prompt, user_prompt
-from workbench.evaluation.judges.vlm_reply import Malformed, Verdict, parse_choice, parse_verdict
+from workbench.evaluation.judges.vlm_reply import Malformed, Verdict, mean_verdict, parse_choice, parse_verdict
 from workbench.evaluation.metrics_file import JudgeRecord
 from workbench.recipe.config import Vlm
 
@@ -44,17 +44,20 @@ CHARACTERS_PER_TOKEN, PIXELS_PER_IMAGE_TOKEN, REPLY_TOKENS = 4, 28 * 28, 150
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a judge: images (H, W, 3) uint8, in the order of the wording."""
+    """What is asked of a judge: images (H, W, 3) uint8, in the order of the wording. repeat: which time it is asked."""
 
     system: str
     text: str
     images: tuple[np.ndarray, ...]
     parse: Callable[[str], Reply]
+    repeat: int = 0
 
     def key(self, where: Endpoint) -> str:
         """Name in the cache: a hash of everything that the answer depends on."""
         pixels = [f"{image.shape}{hashlib.sha256(image.tobytes()).hexdigest()}" for image in self.images]
-        asked = [where.base_url, where.model, WORDING, MIN_SIDE, self.system, self.text, *pixels]
+        asked: list[Any] = [where.base_url, where.model, WORDING, MIN_SIDE, self.system, self.text, *pixels]
+        if self.repeat:
+            asked.append(self.repeat)
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     def messages(self) -> list[dict[str, Any]]:
@@ -124,8 +127,8 @@ class Panel:
 
     fingerprint = ""
 
-    def __init__(self, judges: Sequence[VlmJudge], concurrency: int) -> None:
-        self.judges, self.concurrency = list(judges), concurrency
+    def __init__(self, judges: Sequence[VlmJudge], concurrency: int, repeats: int = 1) -> None:
+        self.judges, self.concurrency, self.repeats = list(judges), concurrency, repeats
 
     @property
     def title(self) -> str:
@@ -135,10 +138,23 @@ class Panel:
         """Any case can be asked about."""
 
     def judge(self, cases: Sequence[Case], images: Sequence[np.ndarray]) -> Judged:
-        """Each judge's reply to the answer of every case."""
+        """Each judge's reply to the answer of every case; the mean of several where it is asked repeatedly."""
         questions = [score_question(case, image) for case, image in zip(cases, images, strict=True)]
-        replies = self._all(questions).items()
-        return Judged({name: [_of(Verdict, reply) for reply in of_judge] for name, of_judge in replies})
+        repeated = [replace(question, repeat=time) for question in questions for time in range(self.repeats)]
+        replies = self._all(repeated).items()
+        verdicts = {name: [_of(Verdict, reply) for reply in of_judge] for name, of_judge in replies}
+        return Judged({name: self._of_each(of_judge) for name, of_judge in verdicts.items()})
+
+    def _of_each(self, verdicts: Sequence[Verdict | Unanswered]) -> list[Verdict | Unanswered]:
+        """One verdict an answer, from all times that it was asked for; one that was never given is `Unanswered`."""
+        if self.repeats == 1:
+            return list(verdicts)
+        found: list[Verdict | Unanswered] = []
+        for start in range(0, len(verdicts), self.repeats):
+            times = verdicts[start : start + self.repeats]
+            given = [verdict for verdict in times if isinstance(verdict, Verdict)]
+            found.append(mean_verdict(given) if given else times[0])
+        return found
 
     def prefer(self, shown: Shown) -> dict[str, list[Choice | Unanswered]]:
         """Each judge's choice in every pair, shown in the order given."""
@@ -209,7 +225,7 @@ class Panel:
 def panel(settings: Vlm) -> Panel:
     """The judges that recipe and environment describe. Raises UserError naming the variable that is missing."""
     judges = [VlmJudge(Client(endpoint(name), settings), Path(settings.cache)) for name in settings.judges]
-    return Panel(judges, settings.concurrency)
+    return Panel(judges, settings.concurrency, settings.repeats)
 
 
 def _of(kind: type[AnyReply], reply: Reply | Unanswered) -> AnyReply | Unanswered:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from workbench.evaluation.judges.judge import Choice
 from workbench.evaluation.judges.vlm_prompts import HIGHEST, LOWEST, SEVERE_BELOW, SEVERE_CAP, Rubric
 
+END_OF_THOUGHTS = "</think>"
 MAX_REASON = 600
 """Characters of a reason that are kept."""
 
@@ -19,13 +21,15 @@ class Malformed(ValueError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """A valid reply. score: `overall`, capped where a critical sub-score failed severely; all in [1, 5]."""
+    """A valid reply. score: `overall`, capped where a critical sub-score failed severely; all in [1, 5]. repeats: the
+    score of every time that it was asked, if that was more than once."""
 
     score: float
     overall: float
     sub_scores: dict[str, float]
     failure_modes: tuple[str, ...]
     reason: str
+    repeats: tuple[float, ...] = ()
 
     def details(self) -> dict[str, Any]:
         """All of it but the score."""
@@ -34,6 +38,7 @@ class Verdict:
             "sub_scores": self.sub_scores,
             "failure_modes": list(self.failure_modes),
             "reason": self.reason,
+            **({"repeats": list(self.repeats)} if self.repeats else {}),
         }
 
 
@@ -53,6 +58,19 @@ def parse_verdict(text: str, rubric: Rubric) -> Verdict:
     return Verdict(score, overall, sub_scores, tuple(failures), _reason(reply["reason"]))
 
 
+def mean_verdict(verdicts: Sequence[Verdict]) -> Verdict:
+    """One verdict of several on the same answer: mean scores, all failure modes, the first reason."""
+    first, count = verdicts[0], len(verdicts)
+    return Verdict(
+        score=sum(of.score for of in verdicts) / count,
+        overall=sum(of.overall for of in verdicts) / count,
+        sub_scores={name: sum(of.sub_scores[name] for of in verdicts) / count for name in first.sub_scores},
+        failure_modes=tuple(dict.fromkeys(mode for of in verdicts for mode in of.failure_modes)),
+        reason=first.reason,
+        repeats=tuple(of.score for of in verdicts),
+    )
+
+
 def parse_choice(text: str) -> Choice:
     """The preference in a reply. Raises Malformed."""
     reply = _object(text, {"winner", "reason"})
@@ -62,8 +80,9 @@ def parse_choice(text: str) -> Choice:
 
 
 def _object(text: str, keys: set[str]) -> dict[str, Any]:
-    """The one JSON object that `text` is, with exactly these keys. A code fence around it is allowed."""
-    text = text.strip()
+    """The one JSON object that `text` is, with exactly these keys. A code fence around it is allowed, and
+    thoughts before it, which servers without a parser of reasoning leave there."""
+    text = text.rpartition(END_OF_THOUGHTS)[2].strip()
     if text.startswith("```") and text.endswith("```"):
         text = text.removeprefix("```").removeprefix("json").removesuffix("```")
     try:
