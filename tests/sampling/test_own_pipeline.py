@@ -119,6 +119,12 @@ def test_sigmas_asked_for_go_through_the_scheduler_as_in_the_stock_call(
     assert how.times == pytest.approx([1, 12 / 13, 1.05 / 1.7])
 
 
+def test_one_step_has_nothing_to_stretch(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    folder = str(folder_with(tiny_pipeline_folder, tmp_path / "teacher", {"shift_terminal": 0.1}))
+    with pytest.raises(UserError, match="no finite times for 1 step"):
+        families.sampling_of(folder, 1)
+
+
 def test_recipe_keys_override_and_a_line_says_so(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     folder = str(folder_with(tiny_pipeline_folder, tmp_path / "teacher", DYNAMIC, {"sample_sigmas": SIGMAS}))
     own = families.sampling_of(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -90,9 +91,12 @@ def sampling(
     settings = tuple(sorted((name, _plain(value)) for name, value in config.items() if not name.startswith("_")))
     sized = SizedTimes(given, settings)
     try:
-        times = sized(1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            times = sized(1)
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{where}: {error}; copy the pipeline folder again") from error
+    if not all(map(math.isfinite, times)):
+        raise UserError(f"{where}: gives no finite times for {len(given)} step(s), as shift_terminal for one alone")
     if config.get("use_dynamic_shifting"):
         return Sampling(len(given), stochastic=stochastic, sized_times=sized)
     return Sampling(len(given), times=times, stochastic=stochastic)
