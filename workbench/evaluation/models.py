@@ -75,7 +75,9 @@ def teacher_sampling(chosen: Evaluation, folder: str) -> Sampling:
 def overridden(chosen: Evaluation, folder: str) -> str:
     """A line that says which recipe keys stand in place of how the folder's own pipeline samples; empty without any."""
     keys = ("teacher_steps", "teacher_shift", "teacher_cfg_scale", "teacher_sigmas")
-    given = [f"evaluation.{key}={value}" for key in keys if (value := vars(chosen)[key])]
+    values = {key: value for key in keys if (value := vars(chosen)[key])}
+    words = {key: f"{value:g}" if isinstance(value, int | float) else str(value) for key, value in values.items()}
+    given = [f"evaluation.{key}={word}" for key, word in words.items()]
     return f"{folder}: {', '.join(given)}, in place of its own pipeline's sampling" if given else ""
 
 
