@@ -72,9 +72,11 @@ def _sentence(judged: Judgement, reference: str, metrics: Metrics) -> str:
     where = f"By the {_judge_name(judged.judge, metrics)}"
     differences = {of.name: of for of in judged.differences}
     if first == reference:
-        near = [of for of in judged.differences if of.low is not None and f"{reference} better" not in of.verdict]
-        close = f"; not shown to be worse: {', '.join(of.name for of in near)}" if near else ""
-        return f"{where} no student scores above {reference} ({judged.scores[first]:.2f} of 5){close}."
+        next_best = differences[judged.order[1]]
+        return (
+            f"{where} no student scores above {reference} ({judged.scores[first]:.2f} of 5); {next_best.name} comes "
+            f"next: {_difference(next_best)}, {next_best.verdict}."
+        )
     of = differences[first]
     return (
         f"{where} {first} scores highest, {judged.scores[first]:.2f} of 5: {_difference(of)} against "

@@ -60,14 +60,13 @@ def groups(cases: Sequence[Case], seeds: Sequence[int | str], size: int) -> Iter
 class Pictures:
     """The pictures of one student in `folder`. make: loads the student, which happens only where a picture is missing.
 
-    weights: what identifies the student and its sampling. drawn: called with the number of pictures newly drawn.
+    weights: what identifies the student and its sampling. size: pictures in a group.
     """
 
     folder: Path
     make: Callable[[], ModelUnderTest]
     weights: tuple[str, str]
     size: int = GROUP
-    drawn: Callable[[int], None] = lambda count: None
 
     @cached_property
     def _model(self) -> ModelUnderTest:
@@ -108,7 +107,6 @@ class Pictures:
         cost = Cost(seconds / len(group), peak_bytes())
         for (case, seed), image in zip(group, images, strict=True):
             write_bytes(self.path(case, seed), _encoded(image, cost, case.id))
-        self.drawn(len(group))
 
     def read(self, case: Case, seed: int) -> Picture:
         """A picture that is there. Raises: one of UNDECODABLE, or KeyError, if its file is broken."""

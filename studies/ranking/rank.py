@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +15,10 @@ from studies.ranking.pictures import GROUP, Group, Pictures, groups
 from studies.ranking.side_by_side import helpers
 from studies.ranking.students import Ranking, Student, read
 from workbench.backbones import families
-from workbench.common.files import alone, progress
+from workbench.common.files import alone
 from workbench.common.outside import as_name
+from workbench.common.progress import job
+from workbench.evaluation import panel_cost
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.diversity import DIVERSITY_SAMPLES, answered_often
@@ -49,6 +49,15 @@ class Plan:
     @property
     def num_pictures(self) -> int:
         return len(self.pictures) * sum(map(len, self.groups))
+
+    def evaluations_left(self) -> int:
+        """Network evaluations that the missing pictures take."""
+        return sum(
+            len(group) * self.models[name].nfe
+            for name, pictures in self.pictures.items()
+            for group in self.groups
+            if not pictures.has(group)
+        )
 
     def missing(self) -> int:
         """Pictures that are not drawn yet."""
@@ -142,7 +151,9 @@ def rank(path: Path, overrides: Sequence[str] = (), devices: Sequence[str] = ())
         _draw_all(work, path, overrides, devices)
         reference = work.ranking.compared_with
         compared = [(name, reference) for name in work.models if name != reference]
-        evaluate(work.models, work.recipe, out, cases=work.cases, judges=work.judges, compared=compared)
+        nfes = [model.nfe for model in work.models.values()]
+        with job("judging", panel_cost.work(nfes, work.cases, work.recipe.data, work.recipe.evaluation)):
+            evaluate(work.models, work.recipe, out, cases=work.cases, judges=work.judges, compared=compared)
         costs = {name: pictures.cost(work.groups) for name, pictures in work.pictures.items()}
         written = page.write(work.ranking, work.recipe, costs, command(path, overrides))
     CONSOLE.print(page.answer(work.ranking, out), soft_wrap=True)
@@ -158,24 +169,12 @@ def _draw_all(work: Plan, path: Path, overrides: Sequence[str], devices: Sequenc
     if not work.missing():
         return
     devices = devices or [str(index) for index in range(torch.cuda.device_count())]
-    with _bar(work) as look:
+    with job("pictures", work.evaluations_left()):
         if len(devices) > 1:
-            helpers(path, overrides, devices, look)
+            helpers(path, overrides, devices, work.evaluations_left)
         draw(work)
     # What another process held a moment ago, or left when it was killed.
     for pictures in work.pictures.values():
         for group in work.groups:
             pictures.fill(group)
         pictures.release()
-
-
-@contextmanager
-def _bar(work: Plan) -> Iterator[Callable[[], None]]:
-    """A bar of all pictures with the time left; what it gives looks again what is there."""
-    bars = progress()
-    bars.disable = not sys.stdout.isatty()
-    with bars:
-        bar = bars.add_task("pictures", total=work.num_pictures, completed=work.num_pictures - work.missing())
-        for pictures in work.pictures.values():
-            pictures.drawn = lambda count: bars.advance(bar, count)
-        yield lambda: bars.update(bar, completed=work.num_pictures - work.missing())

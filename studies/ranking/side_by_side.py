@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from workbench.common.errors import UserError
+from workbench.common.progress import advance
 
 LOOK_S = 1.0
 
 
-def helpers(path: Path, overrides: Sequence[str], devices: Sequence[str], look: Callable[[], None]) -> None:
-    """Draw with one process a device until all have ended; `look` is called every second.
+def helpers(path: Path, overrides: Sequence[str], devices: Sequence[str], left: Callable[[], int]) -> None:
+    """Draw with one process a device until all have ended; the job advances by what is no longer `left`.
 
     Raises:
         UserError: a process failed; the others go on first.
@@ -25,10 +26,12 @@ def helpers(path: Path, overrides: Sequence[str], devices: Sequence[str], look: 
         subprocess.Popen([*module, str(number), str(path), *overrides], env=_environment(device))
         for number, device in enumerate(devices)
     ]
+    now = left()
     try:
         while any(process.poll() is None for process in started):
             time.sleep(LOOK_S)
-            look()
+            before, now = now, left()
+            advance(before - now)
     finally:
         for process in started:
             process.terminate()
