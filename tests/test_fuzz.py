@@ -47,6 +47,8 @@ from workbench.evaluation.cases.count import count_cases
 from workbench.evaluation.judges.local import Judgement
 from workbench.evaluation.measures.answer_measures import Measures
 from workbench.evaluation.model_card import Origin, model_card
+from workbench.evaluation.places import evaluations, files_for
+from workbench.evaluation.trained_student import outdated
 from workbench.method.rollout import Sampling
 from workbench.recipe.config import Data, Evaluation, Mixture, Model, Recipe
 from workbench.recipe.reading import flat_values, load, to_yaml
@@ -54,6 +56,7 @@ from workbench.reporting.page import report
 from workbench.reporting.plots import inline_image
 from workbench.runs import checkpoint
 from workbench.runs.collapse import CollapseMonitor
+from workbench.runs.loggers import ServiceLogger
 
 LONGEST_S = 10.0
 LONGEST_MESSAGE = 1700
@@ -379,6 +382,12 @@ RUN = {
     "metrics.jsonl": LOGGED,
     "milestones.jsonl": [{"update": i, "distance": 0.5, "alarm": 0.0} for i in (1, 2, 3)],
     "evaluation/cases.jsonl": SCORES,
+    "evaluation/mine/metrics.json": {
+        "cases": "mine.jsonl", "seeds": [0], "models": {"student": model(4, 3.0)}, "overrides": ["evaluation.cases=mine.jsonl"],
+        "student": {"update": 3, "weights": "0" * 64},
+    },
+    "student/training.json": {"update": 4, "weights": "1" * 64},
+    "loggers.json": {"wandb": {"id": "x", "logged": {"scalars": 3}, "described": "", "scored": {}}},
 }  # fmt: skip
 
 
@@ -406,6 +415,11 @@ def test_run_folders(tmp_path: Path) -> None:
         )  # fmt: skip
         run = write_run(place / "run", {**whole, name: damaged})
         metrics_file.read(run / "metrics.json")
+        (run / "student" / "transformer").mkdir()
+        for _, scored in evaluations(run).values():
+            outdated(run, scored)
+        files_for(run, Evaluation(cases="mine.jsonl"), Evaluation())
+        ServiceLogger("wandb", Recipe(), run).version  # noqa: B018
         CollapseMonitor.of(read_scalars(run / "milestones.jsonl")).best_to_keep()
         seconds_of_updates(run, 0)
         drop_lines_after(run / "metrics.jsonl", 2)

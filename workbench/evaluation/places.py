@@ -9,6 +9,7 @@ NAME is the stem of the file of cases, or the split of the world.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def files_for(run: Path, chosen: Evaluation, own: Evaluation) -> EvaluationFiles
     stored = files.read()
     if stored is None or _is_of(stored, chosen):
         return files
-    return named_files(run, f"{name}-{hashlib.sha256(str(Path(chosen.cases).resolve()).encode()).hexdigest()[:6]}")
+    return named_files(run, f"{name}-{hashlib.sha256(os.path.abspath(chosen.cases).encode()).hexdigest()[:6]}")
 
 
 def evaluations(run: Path) -> dict[str, tuple[EvaluationFiles, Metrics]]:
@@ -111,16 +112,16 @@ def name_of_metrics(metrics: Metrics) -> str:
 def _named(run: Path) -> list[Path]:
     folder = run / _FOLDER
     places = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [place for place in places if not place.name.startswith(".") and (place / METRICS).is_file()]
+    return [place for place in places if as_name(place.name) == place.name and (place / METRICS).is_file()]
 
 
 def _set_of(chosen: Evaluation) -> tuple[str, str]:
     """What tells sets of cases apart: the file, wherever the command is given, or the split."""
-    return (str(Path(chosen.cases).resolve()), "") if chosen.cases else ("", chosen.split)
+    return (os.path.abspath(chosen.cases), "") if chosen.cases else ("", chosen.split)
 
 
 def _is_of(metrics: Metrics | None, chosen: Evaluation) -> bool:
     if metrics is None:
         return False
-    cases = str(Path(metrics.cases).resolve()) if metrics.cases else ""
+    cases = os.path.abspath(metrics.cases) if metrics.cases else ""
     return (cases, "" if cases else metrics.split) == _set_of(chosen)

@@ -26,6 +26,7 @@ from studies.machine import study_file
 from studies.reading import StudyFile
 from studies.study import Times, vary
 from workbench.common.errors import UserError
+from workbench.evaluation.trained_student import describe_student
 from workbench.recipe.config import Recipe
 from workbench.reporting import plots
 from workbench.reporting.hparams import log_trial
@@ -220,6 +221,21 @@ def test_run_folders_may_lack_anything(tmp_path: Path, missing: str) -> None:
         (run / missing).rename(run / "gone")
     page = report_study(tmp_path / "mixture").read_text()
     assert "</html>" in page and ("by seeds" in page or missing != "evaluation")
+
+
+def test_a_trial_whose_student_is_newer_than_its_scores_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conduct(MIXTURE, tmp_path / "mixture", World(cases=2), seeds=(0,))
+    run = tmp_path / "mixture" / "trial-0001"
+    (run / "student" / "transformer").mkdir(parents=True)
+    (run / "student" / "transformer" / "weights.safetensors").write_bytes(b"w")
+    describe_student(run / "student", 4)
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**metrics, "student": {"update": 3, "weights": "old"}}))
+    page = report_study(tmp_path / "mixture").read_text()
+    line = "trial-0001: scores are of update 3, the student of update 4: run workbench evaluate"
+    assert line in page and line in capsys.readouterr().out and page.count("scores are of") == 1
 
 
 def test_a_collapse_is_called_one_and_noise_is_not(tmp_path: Path) -> None:
