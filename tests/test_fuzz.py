@@ -383,8 +383,8 @@ RUN = {
     "milestones.jsonl": [{"update": i, "distance": 0.5, "alarm": 0.0} for i in (1, 2, 3)],
     "evaluation/cases.jsonl": SCORES,
     "evaluation/mine/metrics.json": {
-        "cases": "mine.jsonl", "seeds": [0], "models": {"student": model(4, 3.0)}, "overrides": ["evaluation.cases=mine.jsonl"],
-        "student": {"update": 3, "weights": "0" * 64},
+        "cases": "mine.jsonl", "seeds": [0], "models": {"student": model(4, 3.0)},
+        "overrides": ["evaluation.cases=mine.jsonl"], "student": {"update": 3, "weights": "0" * 64},
     },
     "student/training.json": {"update": 4, "weights": "1" * 64},
     "loggers.json": {"wandb": {"id": "x", "logged": {"scalars": 3}, "described": "", "scored": {}}},
