@@ -12,23 +12,27 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 import yaml
 from mutations import WEIRD, bytes_of, json_of, lines_of
 from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
-from shard_fakes import COUNTS, fake_encoder, make_encoded, members, write_raw, write_tar
+from shard_fakes import COUNTS, fake_encoder, make_encoded, members, png, write_raw, write_tar
 
 from datamodules.distillation import DistillationData
 from datamodules.shards.counts import INDEX
 from datamodules.shards.encode import encode_shards
 from datamodules.shards.encoded import EncodedDataset
+from datamodules.shards.pack import pack
 from datamodules.shards.packed import FINISHED
-from datamodules.shards.raw import read_raw
+from datamodules.shards.raw import raw_shards, read_raw
 from studies.analysis import arms
 from studies.machine.pruning import noise_floor_of
 from studies.machine.trial import seconds_of_updates
@@ -148,6 +152,56 @@ def test_raw_shards_of_others(tmp_path: Path) -> None:
         data = Data(raw=str(place / "raw"), encoded=str(place / "encoded"), encode_batch_size=2, resolution=32)
         summary = encode_shards(data, fake_encoder, "fake")
         return None if summary.num_samples == 2 else f"{summary.num_samples} of 2 samples, in silence"
+
+    fuzz(120, tmp_path, attempt)
+
+
+def test_own_sources(tmp_path: Path) -> None:
+    """Tables and folders of a user: all samples are packed, or what was not taken is named or counted."""
+    picture = png(1, (64, 48))
+    rows = [
+        {"image": "a.png", "prompt": "a cat", "edit_image": None, "category": "x"},
+        {"image": "a.png", "prompt": "a dog", "edit_image": "b.png", "category": None},
+        {"image": None, "prompt": "a bird"},
+    ]
+    lines = b'image,text\na.png,a cat\nb.png,"a, dog"\n,a bird\n'
+    parquet.write_table(pyarrow.Table.from_pylist([{"image": picture, "text": "a cat"}] * 3), tmp_path / "x.parquet")
+    table = (tmp_path / "x.parquet").read_bytes()
+
+    def attempt(random_: random.Random, place: Path) -> str | None:
+        own = place / "own"
+        own.mkdir()
+        for name in ("a.png", "b.png"):
+            (own / name).write_bytes(bytes_of(random_, picture) if random_.random() < 0.2 else picture)
+        kind = random_.choice(("x.jsonl", "x.json", "x.csv", "x.parquet", "x.txt", "folder"))
+        match kind:
+            case "x.jsonl":
+                content = lines_of(random_, rows)
+            case "x.json":
+                content = json_of(random_, rows)
+            case "x.csv":
+                content = bytes_of(random_, lines)
+            case "x.parquet":
+                content = bytes_of(random_, table)
+            case _:
+                content = bytes_of(random_, b"a cat\na dog\na bird\n")
+        if kind == "folder":
+            odd = random_.choice(
+                ("a.TXT", "a.b.c.png", "a.source.1.png", ".a.txt", "a.gif", "\u202e.txt", "metadata.csv")
+            )
+            (own / odd).write_bytes(content)
+            (own / "a.txt").write_text("a cat")
+            (own / "b.txt").write_text("a dog")
+        else:
+            (own / kind).write_bytes(content)
+        source = own if kind == "folder" else own / kind
+        skips = random_.random() < 0.5
+        data = Data(source=str(source), raw=str(place / "raw"), resolution=32, broken="skip" if skips else "stop")
+        summary = pack(Recipe(data=replace(data, num_workers=0)))
+        found = [sample for shard in raw_shards(data.raw) for sample in read_raw(shard)]
+        if len(found) != summary.num_samples or (summary.left_out.broken and not skips):
+            return f"{len(found)} of {summary.num_samples} samples, in silence"
+        return None
 
     fuzz(120, tmp_path, attempt)
 

@@ -105,7 +105,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _needs_a_caption(columns: set[str]) -> str:
     return (
         f"has the columns {', '.join(sorted(columns)) or '(none)'}; it needs caption (or "
-        f"{', '.join(COLUMNS['caption'][1:])}) and may have image, source, category (docs/inputs.md)"
+        f"{', '.join(COLUMNS['caption'][1:])}) and may have image, source, category (docs/data.md)"
     )
 
 

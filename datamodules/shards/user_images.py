@@ -47,7 +47,7 @@ def list_own(data: Data, tally: Tally) -> list[OwnSample]:
     if not unlike:
         raise UserError(
             f"no samples in {source}: put images x.png (or jpg, webp) with captions x.txt there, or a table that names "
-            "them (docs/inputs.md)"
+            "them (docs/data.md)"
         )
     return unlike
 

@@ -66,6 +66,15 @@ def test_a_font_of_the_system_that_has_the_letters_is_taken(suffix: str, tmp_pat
     assert (drawn, Path(font.path).name) == (f"a fox, {CHINESE}", f"all{suffix}")
 
 
+def test_fonts_that_draw_boxes_for_everything_are_left_out() -> None:
+    """matplotlib brings one."""
+    found = {path.name for path, _ in fonts.system_fonts()}
+    assert any(name.startswith("DejaVuSans") for name in found)
+    assert not [name for name in found if "lastresort" in name.lower()]
+    private = "\U0010fffd"  # no font has it but one of last resort
+    assert fonts.font_for(private + "é", 11)[1] == "\\U0010fffdé"
+
+
 def test_what_no_font_has_is_escaped(tmp_path: Path, system) -> None:
     write_font(tmp_path / "few.ttf", CHINESE[0] + "a fox")
     system(tmp_path / "few.ttf")

@@ -150,7 +150,7 @@ class Data:
     """Where samples come from.
 
     source: `openmoji` (the world that ships), or a user's images or prompts, for `pack`: a folder, or a CSV, JSONL,
-    Parquet or txt file (docs/inputs.md).
+    Parquet or txt file (docs/data.md).
     samples: task -> category -> how many samples `pack` draws from the world; empty: the world's default numbers.
     encode_workers: processes that encode shards side by side, each with an encoder of its own.
     keep_raw: let encoded shards keep the images too, which pretraining reads.

@@ -53,7 +53,9 @@ def system_fonts() -> tuple[tuple[Path, int], ...]:
     """Upright fonts of the system with the index in their file, the preferred ones first."""
     from matplotlib.font_manager import fontManager  # asks the system for its fonts when it is imported
 
-    upright = {Path(font.fname): font.name for font in fontManager.ttflist if font.style == "normal"}
+    # A font of last resort has every character, as a box.
+    names = {Path(font.fname): font.name for font in fontManager.ttflist if font.style == "normal"}
+    upright = {path: name for path, name in names.items() if "lastresort" not in name.replace(" ", "").lower()}
 
     def rank(path: Path) -> int:
         return next((i for i, name in enumerate(PREFERRED) if upright[path].startswith(name)), len(PREFERRED))
