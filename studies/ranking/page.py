@@ -16,6 +16,7 @@ from studies.ranking.students import Ranking
 from workbench.common.errors import UserError
 from workbench.evaluation import metrics_file
 from workbench.evaluation.judges.judge import LOCAL
+from workbench.evaluation.measures.catalogue import rows_of
 from workbench.evaluation.metrics_file import Benches, Metrics, ModelMetrics
 from workbench.evaluation.sheet_index import read_sheets
 from workbench.recipe.config import Recipe
@@ -46,6 +47,8 @@ def write(ranking: Ranking, recipe: Recipe, costs: Mapping[str, Cost], command: 
         "judgements": [{"of": of, "name": _judge_name(of.judge, metrics), "rows": _rows(of, ranking)} for of in found],
         "rows": [_row(name, ranking, metrics, costs[name], found, front) for name in _order(ranking, found)],
         "categories": [_categories(of, scores[of.judge], metrics) for of in found],
+        "measured": [name for name in _order(ranking, found) if metrics.models[name].secondary],
+        "measures": rows_of([of for name in _order(ranking, found) if (of := metrics.models[name].secondary)]),
         "agreements": {name: record for name, record in metrics.vlm.items() if record.agreement},
         "front_chart": _front_chart(found[0], costs, front) if found else "",
         "score_chart": _chart(scores[found[0].judge]) if found else "",

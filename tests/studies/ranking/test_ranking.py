@@ -67,6 +67,7 @@ def test_the_first_screen_says_which_and_by_how_much(ranked: Path) -> None:
         assert name in first
     for word in ("NFE", "s / image", "memory", "licence", "cc-by-sa-4.0", "less teacher"):
         assert word in first
+    assert "colour drift, ΔE" in text and "What no score holds" in text
     assert text.count("data:image/webp") == 3, "a sheet of every category"
 
 
