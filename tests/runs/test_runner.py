@@ -56,6 +56,22 @@ def test_a_run_folder_holds_what_it_promises(finished: Path, recipe: Recipe) -> 
     assert not list(finished.rglob("*.partial"))
 
 
+def test_a_run_has_one_bar_which_counts_updates(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+
+    def make(_: Recipe, **options: Any) -> None:
+        made.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.machine, "make_trainer", make)
+    with pytest.raises(KeyboardInterrupt):
+        distill(in_folder(recipe, tmp_path / "run"))
+    bars = [type(callback).__name__ for callback in made[0]["callbacks"] if "Bar" in type(callback).__name__]
+    assert bars == ["UpdatesBar"] and made[0]["enable_progress_bar"] is False
+
+
 def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
     finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

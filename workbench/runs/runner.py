@@ -175,7 +175,8 @@ def _fit(
         UpdatesBar(),
         wait,
     ]
-    trainer = machine.make_trainer(recipe, callbacks=callbacks, logger=False)
+    # Lightning's own bar counts epochs.
+    trainer = machine.make_trainer(recipe, callbacks=callbacks, logger=False, enable_progress_bar=False)
     trainer.fit(module, datamodule=data)
     if resuming.num_done == module.total_updates:
         # Killed after the last update and before its export: a trainer without batches starts no callback, so none has
