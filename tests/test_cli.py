@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,23 @@ def test_wrong_words_are_refused_with_the_usage(capsys: pytest.CaptureFixture[st
             cli.main(words)
         assert stop.value.code == 2
         assert "usage: workbench" in capsys.readouterr().err
+
+
+def test_what_a_command_lacks_is_named_and_a_mistyped_one_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["pretrain"], "the following arguments are required: RECIPE\n"),
+        (["distil", "x.yaml"], "no command 'distil' (did you mean 'distill'?); there are pack, encode, pretrain"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        assert said in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"workbench {version('few-step-workbench')}")
 
 
 def test_help_answers_at_once_and_loads_no_framework() -> None:

@@ -101,7 +101,7 @@ def test_trials_that_die_are_recorded_and_the_study_goes_on(folder: Path) -> Non
 
 @pytest.mark.parametrize("storage", ["sqlite:///{}/study.db", "journal:{}/shared/study.log"])
 def test_a_worker_killed_by_force_loses_nothing_and_its_trial_goes_on(folder: Path, storage: str) -> None:
-    (folder / "seconds").write_text("1.5")
+    (folder / "seconds").write_text("1")
     command = start(folder, "workers=2", "seeds=0,1", f"storage={storage.format(folder)}")
     begun = wait_for(lambda: next((pids for pids in writers(folder).values() if len(pids) > 1), None))
     fork_server = parent_of(begun[0])
