@@ -76,6 +76,19 @@ def test_a_failing_write_leaves_the_previous_checkpoint(tmp_path: Path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["update-000001"]
 
 
+def test_a_full_disk_is_called_so_whatever_torch_calls_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, state = a_trained_layer(0)
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+
+    monkeypatch.setattr(checkpoint.dcp, "save", fails)
+    for free, said in ((0, "No space left on device; free some disk"), (1 << 40, "unexpected pos 704 vs 598; free")):
+        monkeypatch.setattr(checkpoint, "free_bytes", lambda _, free=free: free)
+        with pytest.raises(UserError, match=f"update-000001: .*{said}"):
+            checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))
+
+
 def test_a_killed_write_is_not_seen(tmp_path: Path) -> None:
     _, _, state = a_trained_layer(0)
     checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))

@@ -26,13 +26,15 @@ from torch.distributed.checkpoint.api import CheckpointException
 from workbench.backbones.finite import require_finite_values, tensors_of
 from workbench.common.console import say
 from workbench.common.errors import UserError
-from workbench.common.files import sha256_of_file
+from workbench.common.files import free_bytes, sha256_of_file
 from workbench.common.outside import Count, Outside, Sha256, inside, read_json
 from workbench.runs.run_folder import PROGRESS
 from workbench.runs.safe_reader import SafeReader
 
 _NAME = re.compile(r"update-(\d{6,})")
 KEPT = 2
+_FULL_BELOW = 1 << 20
+"""Bytes free on a disk that is called full."""
 BYTES_PER_TRAINED = 3 * 4
 """The parameter and two moments, in float32."""
 Item = TypeVar("Item")
@@ -144,9 +146,11 @@ def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
             os.replace(temporary, final)
             _sync_folder(folder)
     except (OSError, RuntimeError, CheckpointException) as error:
+        # torch's writer has other words for a full disk.
+        reason = "No space left on device" if free_bytes(folder) < _FULL_BELOW else _reason(error)
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"cannot write the checkpoint {final}: {_reason(error)}; free some disk and run the same command again: "
+            f"cannot write the checkpoint {final}: {reason}; free some disk and run the same command again: "
             "it continues from the previous checkpoint"
         ) from error
     _barrier()
