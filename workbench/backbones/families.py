@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from workbench.backbones.family import PipelineModel
-from workbench.backbones.folders import read_index
+from workbench.backbones.folders import INDEX_FILE, read_index
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.common.errors import UserError
+from workbench.common.files import write_bytes
 from workbench.method.rollout import Sampling
 
 FAMILIES: tuple[type[PipelineModel], ...] = (QwenImage21Model,)
@@ -62,6 +64,11 @@ def resolution_of(path: Path) -> int:
     """What a pipeline folder draws at where nothing else is asked for: as its index says, else as its family does."""
     stored = read_index(path).get(RESOLUTION)
     return stored if type(stored) is int and 0 < stored <= LARGEST_SIDE else family_of(path).default_resolution
+
+
+def state_resolution(path: Path, resolution: int) -> None:
+    """Write into a pipeline folder what it draws at."""
+    write_bytes(path / INDEX_FILE, (json.dumps({**read_index(path), RESOLUTION: resolution}, indent=2) + "\n").encode())
 
 
 def load(

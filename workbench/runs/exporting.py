@@ -155,6 +155,7 @@ def export_student(
     family, origin = families.family_of(teacher), _origin(folder, recipe)
     card = _with_scores(model_card(origin, family.class_name, how), folder, update)
     family.export(teacher, student_state, how, out, card)
+    families.state_resolution(out, recipe.data.resolution)
     describe_student(out, update)
 
 
