@@ -30,7 +30,7 @@ class Progress:
         self.reported = {trial.number for trial in self._trials() if trial.state.is_finished()}
         self.done_before = self._num_done()
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[pace]}"),

@@ -31,7 +31,7 @@ from workbench.recipe.config import Recipe
 
 LARGE_BYTES = 2 << 30
 """Transformers of this size and more are drawn with in bfloat16 on a GPU, as their own pipelines are used."""
-CONSOLE = Console()
+CONSOLE = Console(markup=False)
 
 
 @dataclass(frozen=True)

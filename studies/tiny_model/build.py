@@ -40,7 +40,7 @@ from workbench.recipe.config import Recipe
 from workbench.runs.runner import pretrain
 
 PLAN = Path(__file__).parent / "zoo.yaml"
-CONSOLE = Console()
+CONSOLE = Console(markup=False)
 
 Report = dict[str, Any]
 

@@ -45,7 +45,7 @@ from workbench.evaluation.judges.local_network import JudgeConfig
 from workbench.evaluation.judges.networks import Network, load, network_of
 from workbench.evaluation.judges.transformer_network import TransformerNetwork
 
-CONSOLE = Console()
+CONSOLE = Console(markup=False)
 TRAINING_FILE = "training.safetensors"
 
 
@@ -118,7 +118,12 @@ def damaged_batch(images: Tensor, options: Options, generator: torch.Generator) 
 
 
 def _columns() -> tuple[TextColumn | BarColumn | TimeRemainingColumn, ...]:
-    return TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn()
+    return (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeRemainingColumn(),
+    )
 
 
 def optimizer_of(network: Network, options: Options) -> ChainedOptimizer:

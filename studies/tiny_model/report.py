@@ -37,7 +37,7 @@ SECTIONS: dict[str, Callable[[Zoo], list[Figure]]] = {
     "specialists": measured.specialists,
     "sizes": measured.sizes,
 }
-CONSOLE = Console()
+CONSOLE = Console(markup=False)
 
 
 def key_of(zoo: Zoo) -> str:

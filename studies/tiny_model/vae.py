@@ -168,10 +168,10 @@ def train(folder: Path, options: Options, sizes: Sizes = TINY) -> dict[str, floa
 
 def _loop(trainer: Trainer, images: Tensor, held_out: np.ndarray, stage: Stage) -> dict[str, float]:
     """Steps from where the stage stands until the budget ends; the last report."""
-    options, console, loss = trainer.options, Console(), torch.tensor(0.0)
+    options, console, loss = trainer.options, Console(markup=False), torch.tensor(0.0)
     start, step = stage.steps, stage.steps
     began, reported = time.monotonic() - stage.wall_s, time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
     def report(done: bool) -> dict[str, float]:
         wall_s = time.monotonic() - began

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.text import Text
 
-from workbench.common.tables import Table, fitted
+from workbench.common.tables import Table, fitted, stdout_console
 
 ROWS = [
     ["teacher_few_step", "4", "3.01\n2.70..3.28", "0.82"],
@@ -52,3 +54,29 @@ def test_widths_lie_between_the_longest_word_and_the_longest_line() -> None:
     assert fitted([4, 2], [10, 20], 14) == [7, 7]
     assert fitted([4, 2], [5, 20], 14) == [5, 9]
     assert fitted([4, 2], [10, 20], 5) is None
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_brackets_are_no_markup(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR" if terminal else "NO_COLOR", "1")
+    table = Table("model[0]", title="runs/[a]", title_justify="left")
+    table.add_row("student[b]")
+    console = stdout_console()
+    console.print(table)
+    console.print("pip install 'few-step-workbench[ocr]'")
+    printed = Text.from_ansi(capsys.readouterr().out).plain
+    assert all(text in printed for text in ("model[0]", "runs/[a]", "student[b]", "[ocr]"))
+
+
+def test_no_console_reads_markup() -> None:
+    """Names of files, runs and models may hold brackets."""
+    root = Path(__file__).parents[2]
+    made = [
+        (path.name, call)
+        for package in ("workbench", "studies", "datamodules")
+        for path in (root / package).rglob("*.py")
+        for call in re.findall(r"\bConsole\(.*\)", path.read_text())
+    ]
+    assert len(made) > 5 and [one for one in made if "markup=False" not in one[1]] == []

@@ -9,4 +9,4 @@ from rich.console import Console
 @rank_zero_only
 def say(line: str) -> None:
     """Print `line` as it is."""
-    Console().print(line, soft_wrap=True, markup=False)
+    Console(markup=False).print(line, soft_wrap=True, markup=False)

@@ -40,7 +40,7 @@ def progress(download: bool = False) -> Progress:
         bars.TextColumn("{task.completed:,.0f} of {task.total:,.0f} bytes") if download else bars.MofNCompleteColumn()
     )
     return bars.Progress(
-        bars.TextColumn("{task.description}"),
+        bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
         count,
         bars.TimeElapsedColumn(),

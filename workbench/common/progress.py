@@ -23,7 +23,7 @@ def job(what: str, total: float) -> Iterator[None]:
     from rich import progress as bars
 
     pace = (bars.TaskProgressColumn(), bars.TimeElapsedColumn(), bars.TextColumn("left"), bars.TimeRemainingColumn())
-    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), *pace)
+    columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), *pace)
     # The pace of the last minutes: parts of a job differ in theirs.
     shown = bars.Progress(*columns, transient=True, disable=not sys.stdout.isatty(), speed_estimate_period=120)
     token = _BARS.set(shown)

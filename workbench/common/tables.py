@@ -14,9 +14,9 @@ _PIPE_WIDTH = 100_000
 
 
 def stdout_console() -> Console:
-    """For standard output; a pipe has no width, so nothing is broken there."""
-    found = Console()
-    return found if found.is_terminal else Console(width=_PIPE_WIDTH)
+    """For standard output: brackets are no markup. A pipe has no width, so nothing is broken there."""
+    found = Console(markup=False)
+    return found if found.is_terminal else Console(width=_PIPE_WIDTH, markup=False)
 
 
 class Table(rich_table.Table):
@@ -57,7 +57,7 @@ class Table(rich_table.Table):
 
     def _stacked(self) -> RenderResult:
         if self.title:
-            yield Text.from_markup(self.title) if isinstance(self.title, str) else self.title
+            yield Text(self.title) if isinstance(self.title, str) else self.title
         headers = [_header(column.header) for column in self.columns]
         for first, *rest in zip(*(column.cells for column in self.columns), strict=True):
             yield Text(_plain(first), overflow="fold")
@@ -73,9 +73,7 @@ def _measured(column: rich_table.Column) -> tuple[int, int]:
 
 
 def _plain(cell: object) -> str:
-    if isinstance(cell, Text):
-        return cell.plain
-    return Text.from_markup(str(cell)).plain if "[" in str(cell) else str(cell)
+    return cell.plain if isinstance(cell, Text) else str(cell)
 
 
 def _one_line(cell: object) -> str:

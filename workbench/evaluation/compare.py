@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 
 from workbench.common.errors import UserError
 from workbench.common.tables import Table, stdout_console
@@ -144,7 +143,7 @@ def _print_differing(folders: Sequence[Path], titles: Sequence[str], console: Co
         return
     table = _table("What differs in their recipes", "key", *titles)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     console.print(table if rows else "their recipes do not differ")
 
 

@@ -46,7 +46,7 @@ from workbench.recipe.reading import recipe_hash
 
 SELECTION_CASES = 10
 """Cases a category on which the teacher's best few-step sampling is chosen."""
-CONSOLE = Console()
+CONSOLE = Console(markup=False)
 WITHOUT_LOCAL = (
     "no local judge: benchmark scores and their comparisons, diversity, Frechet distance, KID, precision, recall, "
     "words right, free choices, counts and order of objects are left out, since they use its scores, features or "

@@ -101,7 +101,7 @@ def evaluate_run(
         judge.check(cases)
     chosen_reader(recipe.evaluation.ocr, cases)
     if line := overridden(recipe.evaluation, recipe.model.folder):
-        Console().print(line, soft_wrap=True)
+        Console(markup=False).print(line, soft_wrap=True)
     models: dict[str, ModelUnderTest]
     files, student = files_for(out, recipe.evaluation, own), student_of(folder.path) if folder.is_run() else None
     with job("evaluating", _work(recipe, cases, folder.is_run())):
@@ -238,7 +238,7 @@ def _models_of_run(
     full, *candidates = [replace(teacher.model(how), store=shared) for how in hows]
     student = _under_test(str(folder.student), recipe, clock).model(student_sampling(recipe.dmd))
     if local is None:
-        Console().print(
+        Console(markup=False).print(
             f"no local judge to choose the few-step teacher: it is left out ({NEEDS_LOCAL})", soft_wrap=True
         )
         return {"teacher": full, "student": student}, []
@@ -272,7 +272,7 @@ def _print_cost(recipe: Recipe, is_run: bool) -> None:
         counts = case_counts(recipe.data, chosen)
         number, planned = counts.total(), Cost(num_models * images_of(counts, True, chosen), 0, 0, 0)
     choosing = len(few_step_candidates(scale)) * count_cases(recipe.data, selection_slice(chosen)) if chooses else 0
-    console = Console()
+    console = Console(markup=False)
     console.print(
         f"{number} cases of split {chosen.split}, {num_models} model(s), {len(chosen.seeds)} seed(s), some for "
         f"diversity: {planned.images:,} images"

@@ -56,8 +56,8 @@ class Preparation(L.Callback):
         started = time.perf_counter()
         pairs = [Pair(*batches) for batches in self.data.of_each_shape(trainer.world_size)]
         limit = rehearsal.available_bytes(module.device) if chooses else None
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        console = Console(quiet=not trainer.is_global_zero)
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        console = Console(markup=False, quiet=not trainer.is_global_zero)
         with (
             Progress(*columns, console=console, transient=True) as progress,
             trainer.precision_plugin.train_step_context(),

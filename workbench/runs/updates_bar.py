@@ -16,7 +16,12 @@ class UpdatesBar(L.Callback):
     """Shown where there is a terminal, by the first rank. The pace counts from where the run goes on."""
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("updates"))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("updates"),
+        )
         pace = (TimeElapsedColumn(), TextColumn("{task.fields[pace]}"))
         self._progress = Progress(*columns, *pace, transient=False, disable=not sys.stdout.isatty())
         self._began, self._first = 0.0, 0

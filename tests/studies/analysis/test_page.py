@@ -387,9 +387,9 @@ def test_runs_stand_side_by_side_on_the_same_cases(tmp_path: Path) -> None:
     assert sheets[0]["columns"] == 4 and sheets[0]["prompts"] == ["prompt 0 of landscape", "prompt 1 of landscape"]
 
 
-def test_passes_are_draws_over_prompts() -> None:
+def test_passes_are_draws_over_prompts(tmp_path: Path) -> None:
     recipe = base_recipe(
-        "trainer.updates=10", "mixture.batch_size=6", "mixture.tasks={t2i: 1.0}",
+        "trainer.updates=10", "mixture.batch_size=6", "mixture.tasks={t2i: 1.0}", f"data.encoded={tmp_path}",
         "mixture.categories={t2i: {landscape: 0.5, text: 0.5}}",
         "data.samples={t2i: {landscape: 5, portrait: 7, text: 10}}",
     )  # fmt: skip

@@ -52,7 +52,7 @@ def benchmark_cases(
             f"no case of {evaluation.cases} is left: raise evaluation.t2i_cases or evaluation.editing_cases"
         )
     if len(cases) < len(every):
-        Console().print(
+        Console(markup=False).print(
             f"{len(cases)} of the {len(every)} cases in {evaluation.cases}: at most {counts['t2i']} T2I and "
             f"{counts['edit']} editing cases a category (evaluation.t2i_cases, evaluation.editing_cases)"
         )

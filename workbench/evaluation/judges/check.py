@@ -24,7 +24,9 @@ def check_attributes(cases: Sequence[Case], config: JudgeConfig, title: str) -> 
     unknown = {name for case in cases for name in (*case.named, *case.kept)} - {*config.heads, _WORD}
     if unknown:
         count = sum(1 for case in cases if unknown & {*case.named, *case.kept})
-        Console().print(f"{count} cases name what {title} does not see, left out: {', '.join(sorted(unknown))}")
+        Console(markup=False).print(
+            f"{count} cases name what {title} does not see, left out: {', '.join(sorted(unknown))}"
+        )
     for case in cases:
         for name in {*case.named, *case.kept} - unknown:
             for value in case.accepted.get(name, [case.scene[name]]):
