@@ -16,6 +16,7 @@ from torch import Tensor
 from datamodules.mixture import STUDENT, MixturePlan, fake_stream, micro_batches
 from datamodules.shards.encoded import EncodedDataset, EncodedSample
 from workbench.batch import Batch, Condition, Layout, StepData
+from workbench.common import ranks
 from workbench.common.errors import UserError
 from workbench.recipe.config import Mixture
 
@@ -178,14 +179,11 @@ class DistillationData(LightningDataModule):
 
     def train_dataloader(self) -> StepLoader[StepData]:
         """The remaining steps in order, this rank's rows of each."""
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank = torch.distributed.get_rank() if distributed else 0
-        world = torch.distributed.get_world_size() if distributed else 1
         if self.start_step > self.num_steps:
             raise UserError(
                 f"the run is at step {self.start_step} already, trainer.updates is {self.num_steps}; set it above that"
             )
-        steps = _Steps(self, self.start_step, self.num_steps, rank, world)
+        steps = _Steps(self, self.start_step, self.num_steps, ranks.rank(), ranks.world_size())
         return StepLoader(steps, self.num_steps - self.start_step)
 
     def step_data(self, step: int, rank: int = 0, world: int = 1) -> StepData:

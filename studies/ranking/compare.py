@@ -18,23 +18,17 @@ from studies.analysis.crossed import Components, Contrast, Table, Variance, comp
 from studies.analysis.decisions import Decision, decide
 from studies.analysis.families import LargestT, against_first, holm_levels
 from studies.analysis.power import CONFIDENCE
-from workbench.common.outside import Outside, read_lines
-from workbench.evaluation.case_scores import Key, read_scores
+from workbench.common.outside import read_lines
+from workbench.evaluation.case_scores import Key, ScoredAnswer, read_scores
 from workbench.evaluation.judges.judge import LOCAL
 from workbench.evaluation.measures.statistics import MIN_CASES
+from workbench.evaluation.places import first_files
 
-VERDICTS = Path("evaluation") / "vlm.jsonl"
 FEW_CASES = f"fewer than {MIN_CASES} cases in a category"
 
 
-class _Row(Outside):
+class _Row(ScoredAnswer):
     judge: str
-    model: str
-    bench: str
-    category: str
-    case: str
-    seed: int
-    score: float | None
 
 
 @dataclass(frozen=True)
@@ -72,11 +66,11 @@ def _scores(folder: Path) -> dict[str, dict[str, dict[Key, float]]]:
     local = read_scores(folder, needed=False)
     if local:
         found[LOCAL] = local
-    if (folder / VERDICTS).is_file():
-        for _, row in read_lines(folder / VERDICTS, _Row, "run the same command again"):
+    verdicts = first_files(folder).verdicts
+    if verdicts.is_file():
+        for _, row in read_lines(verdicts, _Row, "run the same command again"):
             if row.score is not None:
-                key = (row.bench, row.category, row.case, row.seed)
-                found.setdefault(row.judge, {}).setdefault(row.model, {})[key] = row.score
+                found.setdefault(row.judge, {}).setdefault(row.model, {})[row.key] = row.score
     return found
 
 

@@ -14,10 +14,10 @@ from studies.ranking.compare import Difference, Judgement, judgements
 from studies.ranking.pictures import Cost
 from studies.ranking.students import Ranking
 from workbench.common.errors import UserError
-from workbench.evaluation import metrics_file
 from workbench.evaluation.judges.judge import LOCAL
 from workbench.evaluation.measures.catalogue import rows_of
 from workbench.evaluation.metrics_file import Benches, Metrics, ModelMetrics
+from workbench.evaluation.places import first_files
 from workbench.evaluation.sheet_index import read_sheets
 from workbench.recipe.config import Recipe
 from workbench.reporting.page import write_page
@@ -93,7 +93,7 @@ def _difference(of: Difference) -> str:
 
 
 def _metrics(folder: Path) -> Metrics:
-    found = metrics_file.read(folder / "metrics.json")
+    found = first_files(folder).read()
     if found is None:
         raise UserError(f"{folder} holds no metrics.json that can be read: run the same command again")
     return found

@@ -13,10 +13,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from distiller_fakes import regroup
+from quiet_trainer import quiet_trainer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
@@ -155,14 +155,7 @@ def fit(recipe: Recipe, data: Sequence[StepData], *, replayed: bool) -> Guarded:
     module = Guarded(network(recipe), recipe, CATEGORIES)
     if replayed:
         module.on_train_start = lambda: setattr(module, "_graph_runner", graph_steps.GraphRunner())  # type: ignore[method-assign]
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer()
     trainer.fit(module, DataLoader(data, batch_size=None, collate_fn=lambda item: item))  # type: ignore[arg-type]
     return module
 

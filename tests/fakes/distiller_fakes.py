@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from quiet_trainer import quiet_trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -142,15 +143,6 @@ def fit(
     recipe: Recipe, data: Sequence[StepData], network: Denoiser | None = None, callbacks: Sequence[L.Callback] = ()
 ) -> tuple[Distiller, Gradients]:
     distiller, gradients = Distiller(network or denoiser(), recipe, CATEGORIES), Gradients()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[gradients, *callbacks],
-    )
+    trainer = quiet_trainer(gradients, *callbacks)
     trainer.fit(distiller, DataLoader(data, batch_size=None, collate_fn=lambda item: item))  # type: ignore[arg-type]
     return distiller, gradients

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import lightning as L
 import pytest
 import torch
+from quiet_trainer import quiet_trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -81,15 +82,7 @@ def both(
 
 def engine(denoiser: Any, recipe: Recipe, data: Any) -> Outcome:
     module, notes = Distiller(denoiser, recipe, CATEGORIES), Notes()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[notes],
-    )
+    trainer = quiet_trainer(notes)
     trainer.fit(module, DataLoader([data], batch_size=None, collate_fn=lambda item: item))  # type: ignore[arg-type]
     means = {name: value for name, value in module.means.pop().items() if name.startswith("loss/")}
     return means, notes.gradients

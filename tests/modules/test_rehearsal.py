@@ -8,6 +8,7 @@ from dataclasses import replace
 import lightning as L
 import pytest
 import torch
+from quiet_trainer import quiet_trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -70,15 +71,7 @@ class Rehearsing(L.Callback):
 
 
 def fit(module: Distiller, steps: list[StepData], callbacks: list[L.Callback]) -> dict[str, Tensor]:
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=callbacks,
-    )
+    trainer = quiet_trainer(*callbacks)
     trainer.fit(module, DataLoader(steps, batch_size=None, collate_fn=lambda item: item))  # type: ignore[arg-type]
     return {name: parameter.detach().clone() for name, parameter in module.trained_parameters().items()}
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from distiller_fakes import CATEGORIES, denoiser, make_recipe, step_data
 from lightning.pytorch.loggers import TensorBoardLogger
+from quiet_trainer import quiet_trainer
 from torch.utils.data import DataLoader
 
 from workbench.batch import StepData
@@ -110,15 +111,7 @@ def run(
     )
     callbacks: list[L.Callback] = [averaging, resuming, Checkpointing(folder / "checkpoints", 1, averaging)]
     callbacks += [KillAfter(kill)] if kill else []
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[*callbacks, log],
-    )
+    trainer = quiet_trainer(*callbacks, log)
     data = [step_data(step) for step in range(start, 6)]
     trainer.fit(module, DataLoader(data, batch_size=None, collate_fn=lambda item: item))  # type: ignore[arg-type]
     return log, averaging
@@ -198,15 +191,7 @@ class Slow:
 
 def test_waiting_for_data_is_clocked_and_the_first_batch_apart() -> None:
     module, wait = Distiller(denoiser(), make_recipe(3), CATEGORIES), DataWait()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[wait],
-    )
+    trainer = quiet_trainer(wait)
     trainer.fit(module, Slow([0.5, 0.2, 0.2]))
     assert wait.first_batch_s is not None and wait.first_batch_s >= 0.5
     assert wait.pop() >= 0.4 and wait.pop() == 0

@@ -17,6 +17,7 @@ import lightning as L
 import numpy as np
 import pytest
 from distiller_fakes import CATEGORIES, denoiser, make_recipe, step_data
+from quiet_trainer import quiet_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -84,10 +85,7 @@ def train(folder: Path, names: list[str], start: int = 0, kill: int | None = Non
         Checkpointing(path, 3, averaging),
         *([Kill(kill)] if kill else []),
     ]
-    trainer = L.Trainer(
-        accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=callbacks,
-    )  # fmt: skip
+    trainer = quiet_trainer(*callbacks)
     steps = [step_data(step) for step in range(start, UPDATES)]
     with one_line_where_full(folder):
         trainer.fit(module, DataLoader(steps, batch_size=None, collate_fn=lambda item: item))  # type: ignore[arg-type]

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from workbench.common import ranks
+
 
 class Means:
     """Named running means over samples, micro-batches, updates and ranks; padding rows have weight 0."""
@@ -35,7 +37,7 @@ class Means:
         if not self._totals:
             return {}
         names, stacked = self._stacked()
-        if dist.is_available() and dist.is_initialized():
+        if ranks.is_distributed():
             dist.all_reduce(stacked)
         self._totals = {}
         found: dict[str, list[float]] = {}

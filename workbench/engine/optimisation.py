@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from workbench.common import ranks
+
 
 def learning_rate_factor(update: int, warmup: int, total: int, final: float) -> float:
     """Factor on the peak rate at `update`: linear warm-up, then a cosine from 1 to `final` at `total`."""
@@ -42,11 +44,11 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 def averaged(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Means over the ranks of gradients that each has whole (collective). Shards are means already."""
-    if not (dist.is_available() and dist.is_initialized()) or any(isinstance(one, DTensor) for one in gradients):
+    if not ranks.is_distributed() or any(isinstance(one, DTensor) for one in gradients):
         return list(gradients)
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
+    flat /= ranks.world_size()
     parts = flat.split([gradient.numel() for gradient in gradients])
     return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
 

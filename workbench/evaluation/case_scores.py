@@ -16,19 +16,24 @@ Key = tuple[str, str, str, int]
 """(bench, category, case, seed)."""
 
 
-class _Row(Outside):
+class ScoredAnswer(Outside):
+    """A line of a file of scores: one answer of one model, as one judge scored it."""
+
     model: str
     bench: str
     category: str
     case: str
     seed: int
     score: float | None
-    measures: dict[str, Any] = {}
-    asked: str = ""
 
     @property
     def key(self) -> Key:
         return self.bench, self.category, self.case, self.seed
+
+
+class _Row(ScoredAnswer):
+    measures: dict[str, Any] = {}
+    asked: str = ""
 
 
 def read_scores(path: Path, needed: bool = True) -> dict[str, dict[Key, float]]:

@@ -18,6 +18,7 @@ from torch._dynamo.utils import counters
 from workbench.backbones.base import RoleNetworks, TransformerDenoiser
 from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.batch import Batch
+from workbench.common import ranks
 from workbench.engine.graph_steps import GraphStep, StepInput, run_eagerly
 from workbench.engine.means import Means
 from workbench.modules.distiller import Distiller
@@ -161,6 +162,6 @@ def _covering(active: Sequence[Sequence[bool]]) -> list[int]:
 def _least(counts: Sequence[int], device: torch.device) -> int:
     """The smallest of the counts of all ranks: recomputed blocks are gathered again, which all ranks do together."""
     least = torch.tensor(min(counts), device=device)
-    if dist.is_available() and dist.is_initialized():
+    if ranks.is_distributed():
         dist.all_reduce(least, op=dist.ReduceOp.MIN)
     return int(least)

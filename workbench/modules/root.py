@@ -107,11 +107,10 @@ class RootModule(L.LightningModule, ABC):
 
     def _average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Over ranks that hold the weights whole; sharded ones do so in their backward passes."""
-        if self.trainer.world_size > 1 and self.device_mesh is None:
-            there = [parameter for parameter in parameters if parameter.grad is not None]
-            means = averaged([parameter.grad for parameter in there if parameter.grad is not None])
-            for parameter, mean in zip(there, means, strict=True):
-                parameter.grad = mean
+        there = [parameter for parameter in parameters if parameter.grad is not None]
+        means = averaged([parameter.grad for parameter in there if parameter.grad is not None])
+        for parameter, mean in zip(there, means, strict=True):
+            parameter.grad = mean
 
     def set_learning_rate(self, optimizer: Any, peaks: Sequence[float], warmup: int, final: float) -> None:
         """Rates of this update for each parameter group of `optimizer`."""

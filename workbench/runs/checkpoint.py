@@ -24,6 +24,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
 from workbench.backbones.finite import require_finite_values, tensors_of
+from workbench.common import ranks
 from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.files import free_bytes, sha256_of_file
@@ -131,14 +132,14 @@ def load_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> 
 def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
     """Write `state` under the name `final` once it is complete and on the disk."""
     folder, temporary = final.parent, final.parent / f".{final.name}.partial"
-    if _is_first_rank():
+    if ranks.rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     _barrier()
     try:
-        dcp.save(state, storage_writer=FileSystemWriter(temporary), no_dist=not _is_distributed())
+        dcp.save(state, storage_writer=FileSystemWriter(temporary), no_dist=not ranks.is_distributed())
         files = dict(_in_shares(_files_of(temporary), lambda path: (path.name, _counted(path))))
-        if _is_first_rank():
+        if ranks.rank() == 0:
             stored = _Stored(num_updates=progress.num_updates, num_skipped=progress.num_skipped, files=files)
             _write_synced(temporary / PROGRESS, stored.model_dump_json())
             _sync_folder(temporary)
@@ -157,7 +158,7 @@ def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
 
 
 def _drop(folders: Iterable[Path]) -> None:
-    if _is_first_rank():
+    if ranks.rank() == 0:
         for old in folders:
             shutil.rmtree(old, ignore_errors=True)
     _barrier()
@@ -170,7 +171,7 @@ def load(checkpoint: Path, state: dict[str, Any]) -> None:
         UserError: a file is missing or damaged, the checkpoint is of another model, or a value is not finite.
     """
     try:
-        dcp.load(state, storage_reader=SafeReader(checkpoint), no_dist=not _is_distributed())
+        dcp.load(state, storage_reader=SafeReader(checkpoint), no_dist=not ranks.is_distributed())
     except (Exception, CheckpointException) as error:  # torch raises many kinds, all meaning the same to the user
         raise UserError(
             f"cannot read the checkpoint {checkpoint}: {_reason(error)}; delete that folder to use the one before"
@@ -243,7 +244,7 @@ def _files_of(checkpoint: Path) -> list[Path]:
 
 def _in_shares(items: list[Item], work: Callable[[Item], Result]) -> list[Result]:
     """`work` of all items, in order, each done by one rank and known to all (collective)."""
-    if not _is_distributed():
+    if not ranks.is_distributed():
         return [work(item) for item in items]
     world = dist.get_world_size()
     parts: list[Any] = [None] * world
@@ -278,14 +279,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _is_first_rank() -> bool:
-    return not _is_distributed() or dist.get_rank() == 0
-
-
 def _barrier() -> None:
-    if _is_distributed():
+    if ranks.is_distributed():
         dist.barrier()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from datamodules.distillation import DistillationData
+from workbench.common import progress
 from workbench.common.console import say
 from workbench.engine.optimisation import uncached_casts
 from workbench.modules import rehearsal
@@ -56,16 +57,10 @@ class Preparation(L.Callback):
         started = time.perf_counter()
         pairs = [Pair(*batches) for batches in self.data.of_each_shape(trainer.world_size)]
         limit = rehearsal.available_bytes(module.device) if chooses else None
-        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        console = Console(markup=False, quiet=not trainer.is_global_zero)
-        with (
-            Progress(*columns, console=console, transient=True) as progress,
-            trainer.precision_plugin.train_step_context(),
-            uncached_casts(),
-        ):
-            bar = progress.add_task("compiling" if self._compiles else "measuring memory", total=None)
-            progress.update(bar, total=rehearsal.rehearsals(len(pairs), chooses))
-            stored = rehearsal.prepare(module, pairs, limit, lambda: progress.advance(bar))
+        what, total = "compiling" if self._compiles else "measuring memory", rehearsal.rehearsals(len(pairs), chooses)
+        shown = progress.job(what, total) if trainer.is_global_zero else nullcontext()
+        with shown, trainer.precision_plugin.train_step_context(), uncached_casts():
+            stored = rehearsal.prepare(module, pairs, limit, partial(progress.advance, 1))
         blocks = len(next(iter(module.denoiser.transformers())).blocks)
         kept = f"; {stored} of {blocks} blocks keep their activations" if chooses else ""
         say(f"prepared {len(pairs)} shapes of batches in {time.perf_counter() - started:.0f} s{kept}")
