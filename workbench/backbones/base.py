@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from workbench.backbones.lora_keys import FusedLayers
 from workbench.batch import Condition
@@ -123,6 +124,18 @@ class TransformerDenoiser(Denoiser):
 
     def transformers(self) -> Iterable[TransformerDenoiser]:
         return (self,)
+
+    def run_block(self, i: int, *args: object) -> Any:
+        """What block i gives for `args`; its activations are computed again in the backward pass where that is due."""
+        if i < self.num_recomputed and torch.is_grad_enabled():
+            # No block draws random numbers, and saving their state is what a CUDA graph cannot hold.
+            return checkpoint(self.blocks[i], *args, use_reentrant=False, preserve_rng_state=False)
+        return self.blocks[i](*args)
+
+    def graded(self, x: Tensor) -> Tensor:
+        """x with gradient for compiled blocks: under a frozen embedding the first block would otherwise get an input
+        without gradient, and need a compilation of its own."""
+        return x.detach().requires_grad_() if self.compiled and torch.is_grad_enabled() and not x.requires_grad else x
 
 
 class NetworkFactory(Protocol):

@@ -56,7 +56,7 @@ class RoleLinear(nn.Module):
         return Update(down.to(dtype), up.to(dtype), self.scaling[role])
 
     def forward(self, x: Tensor, role: str | None) -> Tensor:
-        return project(projection(self, role, x.dtype), x)
+        return apply(self, x, role)
 
 
 class Update(NamedTuple):
@@ -98,6 +98,11 @@ def project(layer: Projection, x: Tensor) -> Tensor:
         return y
     down, up, scaling = layer.update
     return y + scaling * F.linear(F.linear(x, down), up)
+
+
+def apply(layer: nn.Module, x: Tensor, role: str | None) -> Tensor:
+    """What a linear layer, with adapters or without, gives for `role`."""
+    return project(projection(layer, role, x.dtype), x)
 
 
 def install(module: nn.Module) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -16,16 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workbench.backbones import lora
+from workbench.backbones.blocks import attention, compiled_body
 from workbench.backbones.lora import Projection, project
-from workbench.backbones.qwen_image_21.rotary import Rotary, rotate
+from workbench.backbones.rotary import Rotary, rotate
 
 KeyValue = tuple[Tensor, Tensor]
 Modulation = tuple[Tensor, Tensor, Tensor, Tensor]
 """Scale and gate of attention, then of the feed-forward: (B or 1, 1, width) each, all blocks share them."""
 Segment = tuple[int, int, Tensor | None]
 """(start, end, mask) of a run of prefix tokens; mask (end - start, end) bool for text, None for a reference."""
-MAX_COMPILED_BODIES = 64
-"""Prefix and velocity, with and without gradient and adapter, of each layout; beyond it blocks run uncompiled."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,9 @@ class PrefixAttention:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         outputs = [
             # Text that starts the sequence is causal from its corner on: no mask to read, and the kernel skips half.
-            _attention(query[:, start:end], key[:, :end], value[:, :end], None, is_causal=True)
+            attention(query[:, start:end], key[:, :end], value[:, :end], None, is_causal=True)
             if start == 0 and mask is not None
-            else _attention(query[:, start:end], key[:, :end], value[:, :end], mask)
+            else attention(query[:, start:end], key[:, :end], value[:, :end], mask)
             for start, end, mask in self.segments
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
@@ -62,17 +60,12 @@ class TargetAttention:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         prefix_key, prefix_value = (part.expand(len(query), -1, -1, -1).to(key.dtype) for part in self.context)
-        return _attention(
+        return attention(
             query, torch.cat([prefix_key, key], dim=1), torch.cat([prefix_value, value], dim=1), self.key_valid
         )
 
 
 Attend = PrefixAttention | TargetAttention
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool = False) -> Tensor:
-    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal).transpose(1, 2)
 
 
 class Projections(NamedTuple):
@@ -100,7 +93,7 @@ class SplitBlock(nn.Module):
 
     def compile_body(self, backend: str) -> None:
         """Run the body compiled from now on; the first call with a new shape compiles, which takes seconds."""
-        self._body = _compiled_body(backend)
+        self._body = compiled_body(body, backend)
 
     def forward(
         self, x: Tensor, modulation: Modulation, rotary: Rotary, attend: Attend | None, role: str | None
@@ -156,11 +149,3 @@ def _times(x: Tensor, factor: Tensor) -> Tensor:
     """x * factor, in place where no gradient needs x and nothing else holds it: fresh memory costs more than the
     product."""
     return x * factor if torch.is_grad_enabled() or factor.dtype != x.dtype else x.mul_(factor)
-
-
-@cache
-def _compiled_body(backend: str) -> Body:
-    """One compiled body per process, whose compiled graphs all blocks share."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILED_BODIES)
-    # Layouts are few and static, and static shapes give the faster kernels.
-    return torch.compile(body, backend=backend, dynamic=False)

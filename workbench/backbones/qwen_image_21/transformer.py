@@ -15,10 +15,9 @@ from typing import Any, ClassVar
 import torch
 from diffusers import QwenImage21Transformer2DModel
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from workbench.backbones import lora
 from workbench.backbones.base import Prefix, TransformerDenoiser
-from workbench.backbones.lora import project, projection
 from workbench.backbones.lora_keys import FusedLayers
 from workbench.backbones.qwen_image_21 import memory, sequence
 from workbench.backbones.qwen_image_21.blocks import (
@@ -29,7 +28,8 @@ from workbench.backbones.qwen_image_21.blocks import (
     SplitBlock,
     TargetAttention,
 )
-from workbench.backbones.qwen_image_21.rotary import Rotary, RotaryTable
+from workbench.backbones.qwen_image_21.rotary import RotaryTable
+from workbench.backbones.rotary import Rotary
 from workbench.batch import Condition, Layout
 from workbench.common.errors import UserError
 
@@ -111,7 +111,7 @@ class SplitTransformer(TransformerDenoiser):
         segments = self._segments_of(layout, device)
         start, end, mask = segments[-1] if shared is not None else (0, 0, None)
         text = self._text(condition, role, None if shared is None else end - start)
-        x = self._graded(self._embedded(condition, text, role) if shared is None else text)
+        x = self.graded(self._embedded(condition, text, role) if shared is None else text)
         modulation, _ = self._modulation(torch.zeros(1, device=device), x.dtype, role)
         rotary = self.table.prefix(layout, device)[:, start:]
         keys_values = []
@@ -123,7 +123,7 @@ class SplitTransformer(TransformerDenoiser):
             attend = PrefixAttention(segments) if context is None else TargetAttention(context, mask)
             # The last block computes keys and values alone: nothing reads its output.
             last = i == len(self.blocks) - 1
-            x, key_value = self._run(i, x, modulation, rotary, None if last else attend, role)
+            x, key_value = self.run_block(i, x, modulation, rotary, None if last else attend, role)
             if context is not None:
                 key_value = _joined(context, key_value)
             keys_values.append(key_value)
@@ -140,17 +140,17 @@ class SplitTransformer(TransformerDenoiser):
     def _evaluated(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> tuple[Tensor, Tensor]:
         """The velocity, and the target tokens after the first half of the blocks."""
         assert isinstance(prefix, CachedPrefix)
-        x = self._graded(_linear(self.embed["img_in"], x_t.to(self._dtype), role))
+        x = self.graded(lora.apply(self.embed["img_in"], x_t.to(self._dtype), role))
         features, last_of_half = x, (len(self.blocks) - 1) // 2
         modulation, temb = self._modulation(t, x.dtype, role)
         for i, context in enumerate(prefix.keys_values):
             attend = TargetAttention(context, prefix.key_valid)
-            x, _ = self._run(i, x, modulation, prefix.rotary, attend, role)
+            x, _ = self.run_block(i, x, modulation, prefix.rotary, attend, role)
             features = x if i == last_of_half else features
         norm: Any = self.embed["norm_out"]
-        scale = _linear(norm.linear, norm.silu(temb).to(x.dtype), role)
+        scale = lora.apply(norm.linear, norm.silu(temb).to(x.dtype), role)
         x = norm.norm(x) * (1 + scale.unsqueeze(1))
-        return _linear(self.embed["proj_out"], x, role).to(x_t.dtype), features
+        return lora.apply(self.embed["proj_out"], x, role).to(x_t.dtype), features
 
     def activation_bytes(self, condition: Condition, role: str, dtype: torch.dtype) -> int:
         return memory.activation_bytes(self.blocks, self.num_recomputed, condition, role, dtype)
@@ -163,14 +163,14 @@ class SplitTransformer(TransformerDenoiser):
         """Embedded text, (B, L, width), or the last tokens of it."""
         prompt = condition.prompt if last is None else condition.prompt[:, -last:]
         text: Any = self.embed["txt_in"]
-        hidden = text.act(_linear(text.in_layer, text.text_norm(prompt.to(self._dtype)), role))
-        return _linear(text.out_layer, hidden, role)
+        hidden = text.act(lora.apply(text.in_layer, text.text_norm(prompt.to(self._dtype)), role))
+        return lora.apply(text.out_layer, hidden, role)
 
     def _embedded(self, condition: Condition, text: Tensor, role: str) -> Tensor:
         """Text and references in one sequence, (B, P, width)."""
         references = None
         if condition.references is not None:
-            references = _linear(self.embed["img_in"], condition.references.to(self._dtype), role)
+            references = lora.apply(self.embed["img_in"], condition.references.to(self._dtype), role)
         return sequence.join(text, references, condition.layout)
 
     def _segments_of(self, layout: Layout, device: torch.device) -> tuple[Segment, ...]:
@@ -189,33 +189,16 @@ class SplitTransformer(TransformerDenoiser):
     @property
     def _dtype(self) -> torch.dtype:
         """Present dtype of the weights: bfloat16 inside a sharded forward that computes in it."""
-        return projection(self.embed["img_in"], None, torch.float32).weight.dtype
+        return lora.projection(self.embed["img_in"], None, torch.float32).weight.dtype
 
     def _modulation(self, t: Tensor, dtype: torch.dtype, role: str) -> tuple[Modulation, Tensor]:
         time: Any = self.embed["time_text_embed"]
         embedder, modulation = time.timestep_embedder, self.embed["modulation"]
-        hidden = embedder.act(_linear(embedder.linear_1, time.time_proj(t.float()).to(dtype), role))
-        temb = _linear(embedder.linear_2, hidden, role)
+        hidden = embedder.act(lora.apply(embedder.linear_1, time.time_proj(t.float()).to(dtype), role))
+        temb = lora.apply(embedder.linear_2, hidden, role)
         activation, linear = modulation.children()
-        scale_1, gate_1, scale_2, gate_2 = _linear(linear, activation(temb), role).unsqueeze(1).chunk(4, dim=-1)
+        scale_1, gate_1, scale_2, gate_2 = lora.apply(linear, activation(temb), role).unsqueeze(1).chunk(4, dim=-1)
         return (1 + scale_1, gate_1.tanh(), 1 + scale_2, gate_2.tanh()), temb
-
-    def _graded(self, x: Tensor) -> Tensor:
-        """x with gradient for compiled blocks: under a frozen embedding the first block would otherwise get an input
-        without gradient, and need a compilation of its own."""
-        return x.detach().requires_grad_() if self.compiled and torch.is_grad_enabled() and not x.requires_grad else x
-
-    def _run(self, i: int, *args: object) -> tuple[Tensor, KeyValue]:
-        block = self.blocks[i]
-        if i < self.num_recomputed and torch.is_grad_enabled():
-            # No block draws random numbers, and saving their state is what a CUDA graph cannot hold.
-            return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
-        return block(*args)
-
-
-def _linear(layer: nn.Module, x: Tensor, role: str) -> Tensor:
-    """A linear layer outside the blocks, with the adapter of `role` if it has one."""
-    return project(projection(layer, role, x.dtype), x)
 
 
 def _joined(context: KeyValue, new: KeyValue) -> KeyValue:
