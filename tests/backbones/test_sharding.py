@@ -17,14 +17,16 @@ from typing import Any, Literal
 import lightning as L
 import pytest
 import torch
-from diffusers import QwenImage21Transformer2DModel
+from diffusers import QwenImage21Transformer2DModel, QwenImageTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from workbench.backbones import roles
+from workbench.backbones.base import NetworkFactory
 from workbench.backbones.lora_files import AdapterLayer
+from workbench.backbones.qwen_image.transformer import DualTransformer
 from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, TEACHER
 from workbench.batch import Batch, Condition, Layout, Reference, StepData, Task
@@ -59,6 +61,8 @@ class Case:
     compiled: bool = False
     """The two processes compile their block (one, since compiling takes longer than all training here); the process
     that they are compared with does not."""
+    dual: bool = False
+    """A network whose last text nothing reads: some of its weights never have a gradient."""
 
 
 CASES = {
@@ -68,6 +72,8 @@ CASES = {
     "bfloat16": Case("full", True, "euler", "bf16-mixed"),
     "lora, checkpointed, compiled": Case("lora", True, "euler", compiled=True, adversarial=True),
     "lora, replicated": Case("lora", False, "euler", adversarial=True, strategy="ddp"),
+    "two streams": Case("full", True, "euler", adversarial=True, dual=True),
+    "two streams, lora": Case("lora", False, "euler", strategy="ddp", dual=True),
     "lora over a bfloat16 base": Case("lora", True, "euler", "bf16-mixed", reusing=True, compiled=True),
 }
 
@@ -98,16 +104,16 @@ def make_recipe(case: Case) -> Recipe:
     )
 
 
+def make_transformer(dual: bool) -> QwenImageTransformer2DModel | QwenImage21Transformer2DModel:
+    sizes: dict[str, Any] = {"num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2, "in_channels": 8}
+    sizes["axes_dims_rope"] = (4, 6, 6)
+    if dual:
+        return QwenImageTransformer2DModel(**sizes, out_channels=2, joint_attention_dim=24, zero_cond_t=True)
+    return QwenImage21Transformer2DModel(**sizes, out_channels=8, context_in_dim=24)
+
+
 def make_distiller(case: Case, world: int = 1) -> Distiller:
-    transformer = QwenImage21Transformer2DModel(
-        in_channels=8,
-        out_channels=8,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        context_in_dim=24,
-        axes_dims_rope=(4, 6, 6),
-    )
+    transformer = make_transformer(case.dual)
     generator = torch.Generator().manual_seed(0)
     for parameter in transformer.parameters():
         nn.init.normal_(parameter, std=0.2, generator=generator)
@@ -116,7 +122,8 @@ def make_distiller(case: Case, world: int = 1) -> Distiller:
     adapter = {"transformer_blocks.1.attn.to_q": AdapterLayer(update[0], update[1].T, 0.5)}
     specialists = {"text": adapter} if case.reusing else {}
     dtype = torch.bfloat16 if case.kind == "lora" and case.precision == "bf16-mixed" else None
-    denoiser = roles.build(SplitTransformer, transformer, recipe.model, specialists=specialists, frozen_dtype=dtype)
+    factory: NetworkFactory = DualTransformer if case.dual else SplitTransformer
+    denoiser = roles.build(factory, transformer, recipe.model, specialists=specialists, frozen_dtype=dtype)
     if case.compiled and world > 1:
         # Cut into forward and backward as on a GPU, and run by torch's own kernels.
         denoiser.compile_blocks("aot_eager")
@@ -188,7 +195,7 @@ class Witness(L.Callback):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 gradient, name = parameter.grad, self._names[parameter]
-                if name not in self.gradients:
+                if name not in self.gradients and gradient is not None:
                     whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
                     self.gradients[name] = whole.detach().clone()
 
@@ -305,7 +312,10 @@ def test_every_trainable_parameter_is_sharded_or_none_is(name: str, two_processe
         assert (unsharded == []) == (CASES[name].strategy == "fsdp")
 
 
-COMPARED = ["full", "lora, checkpointed", "reusing, routed", "lora, checkpointed, compiled", "lora, replicated"]
+COMPARED = [
+    *("full", "lora, checkpointed", "reusing, routed", "lora, checkpointed, compiled", "lora, replicated"),
+    *("two streams", "two streams, lora"),
+]
 
 
 @pytest.mark.parametrize("name", COMPARED)
