@@ -17,7 +17,7 @@ from stock_student import noise
 from workbench.backbones import families
 from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.load import single_role
-from workbench.backbones.qwen_image_21 import schedule
+from workbench.backbones.qwen_image_21 import model as family
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.common.errors import UserError
 from workbench.evaluation.models import overridden, teacher_sampling
@@ -102,7 +102,7 @@ def test_a_folder_is_sampled_as_its_own_pipeline_samples_it(
 
 def test_defaults_are_those_of_the_stock_pipeline(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     stock = inspect.signature(QwenImage21Pipeline.__call__).parameters
-    assert stock["num_inference_steps"].default == schedule.DEFAULT_STEPS
+    assert stock["num_inference_steps"].default == family.DEFAULT_SAMPLING.steps
     assert stock["true_cfg_scale"].default == 1.0
     how = families.sampling_of(str(folder_with(tiny_pipeline_folder, tmp_path / "teacher", DYNAMIC)))
     assert (how.steps, how.cfg_scale, how.nfe) == (40, 1.0, 40)

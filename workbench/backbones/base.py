@@ -226,11 +226,13 @@ class RoleDenoiser:
         times: Tensor,
         cfg_scale: float = 1.0,
         fresh: rollout.Fresh | None = None,
+        cfg_rescale: float = 0.0,
     ) -> Tensor:
         """x0 (B, N, C) over `times` from 1 to 0, guided where `uncond` is given and cfg_scale is not 1.
 
-        fresh: see `rollout.sample`.
+        fresh: see `rollout.sample`. cfg_rescale: see `rollout.Sampling`.
         """
         prompted = partial(self.velocity, self.prefix(cond))
         empty = partial(self.velocity, self.prefix(uncond)) if cfg_scale != 1 and uncond is not None else None
-        return rollout.sample(rollout.guided(prompted, empty, cfg_scale), noise, times.to(noise.device), fresh)
+        velocity = rollout.guided(prompted, empty, cfg_scale, cfg_rescale)
+        return rollout.sample(velocity, noise, times.to(noise.device), fresh)

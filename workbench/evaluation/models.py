@@ -68,7 +68,7 @@ def teacher_sampling(chosen: Evaluation, folder: str) -> Sampling:
     else:
         how = families.sampling_of(folder, steps)
     if shift is not None and not sigmas:
-        how = Sampling(how.steps, shift, how.cfg_scale)
+        how = Sampling(how.steps, shift, how.cfg_scale, cfg_rescale=how.cfg_rescale)
     return how if scale is None else replace(how, cfg_scale=scale)
 
 
@@ -81,12 +81,12 @@ def overridden(chosen: Evaluation, folder: str) -> str:
     return f"{folder}: {', '.join(given)}, in place of its own pipeline's sampling" if given else ""
 
 
-def few_step_candidates(cfg_scale: float) -> list[Sampling]:
+def few_step_candidates(cfg_scale: float, cfg_rescale: float = 0.0) -> list[Sampling]:
     """All the ways a teacher may spend 4 evaluations: 4 unguided steps, or 2 guided ones, at shift 1, 2, 3 or 5."""
     unguided = [Sampling(4, shift) for shift in FEW_STEP_SHIFTS]
     if cfg_scale <= 1:
         return unguided
-    return unguided + [Sampling(2, shift, cfg_scale) for shift in FEW_STEP_SHIFTS]
+    return unguided + [Sampling(2, shift, cfg_scale, cfg_rescale=cfg_rescale) for shift in FEW_STEP_SHIFTS]
 
 
 LoraFile = tuple[Path, float]

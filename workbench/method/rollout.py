@@ -46,11 +46,18 @@ def sample(velocity: Velocity, noise: Tensor, times: Tensor, fresh: Fresh | None
     return x_t
 
 
-def guided(cond: Velocity, uncond: Velocity | None, scale: float) -> Velocity:
-    """The velocity under classifier-free guidance (`guidance.cfg`); that of the prompt alone at scale 1."""
+def guided(cond: Velocity, uncond: Velocity | None, scale: float, rescale: float = 0.0) -> Velocity:
+    """The velocity under classifier-free guidance (`guidance.cfg`, `guidance.rescale`); that of the prompt alone at
+    scale 1."""
     if uncond is None or scale == 1:
         return cond
-    return lambda x_t, t: guidance.cfg(cond(x_t, t), uncond(x_t, t), scale)
+
+    def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+        prompted = cond(x_t, t)
+        v = guidance.cfg(prompted, uncond(x_t, t), scale)
+        return guidance.rescale(v, prompted, rescale) if rescale else v
+
+    return velocity
 
 
 class SizedTimes(Protocol):
@@ -66,6 +73,7 @@ class SizedTimes(Protocol):
 class Sampling:
     """How a denoiser is sampled: over `steps` times, shifted, guided by `cfg_scale` (1 is no guidance).
 
+    cfg_rescale: how far each token of a guided velocity is brought back to its unguided norm (`guidance.rescale`).
     times: t_0 to t_{K-1} in place of the shifted ones, where there are any.
     stochastic: noised again between the steps (`sample` with fresh noise), as re-noised students are trained.
     sized_times: times by the number of target tokens, in place of all others.
@@ -77,6 +85,7 @@ class Sampling:
     times: tuple[float, ...] = ()
     stochastic: bool = False
     sized_times: SizedTimes | None = None
+    cfg_rescale: float = 0.0
 
     @property
     def nfe(self) -> int:
@@ -96,7 +105,8 @@ class Sampling:
         if self.sized_times is not None:
             grid = {"scheduler": self.sized_times.as_dict()}
         stochastic = {"stochastic": True} if self.stochastic else {}
-        return {"steps": self.steps, "cfg_scale": self.cfg_scale, **grid, **stochastic}
+        rescaled = {"cfg_rescale": self.cfg_rescale} if self.cfg_rescale and self.cfg_scale != 1 else {}
+        return {"steps": self.steps, "cfg_scale": self.cfg_scale, **rescaled, **grid, **stochastic}
 
 
 @dataclass(frozen=True)

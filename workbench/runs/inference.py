@@ -127,7 +127,7 @@ def _work(recipe: Recipe, cases: Sequence[Case], is_run: bool) -> int:
     """Units of the job of evaluating a run, or a pipeline folder."""
     chosen = recipe.evaluation
     full = teacher_sampling(chosen, recipe.model.folder)
-    few_step = few_step_candidates(full.cfg_scale)
+    few_step = few_step_candidates(full.cfg_scale, full.cfg_rescale)
     if not is_run:
         return work([full.nfe], cases, recipe.data, chosen)
     nfes = [full.nfe, student_sampling(recipe.dmd).nfe]
@@ -234,7 +234,7 @@ def _models_of_run(
     """The run's models, and how the few-step teacher was chosen; without a local judge there is none to choose."""
     teacher = _under_test(recipe.model.folder, recipe, clock)
     own = teacher_sampling(recipe.evaluation, recipe.model.folder)
-    hows = [own, *few_step_candidates(own.cfg_scale)]
+    hows = [own, *few_step_candidates(own.cfg_scale, own.cfg_rescale)]
     full, *candidates = [replace(teacher.model(how), store=shared) for how in hows]
     student = _under_test(str(folder.student), recipe, clock).model(student_sampling(recipe.dmd))
     if local is None:

@@ -100,7 +100,14 @@ def distillation_distance(recipe: Recipe, data: DistillationData) -> Callable[[R
                 wanted[position] = (
                     batch.target
                     if batch.target is not None
-                    else teacher.sample(batch.condition, batch.uncond, other, times, sampling.cfg_scale)
+                    else teacher.sample(
+                        batch.condition,
+                        batch.uncond,
+                        other,
+                        times,
+                        sampling.cfg_scale,
+                        cfg_rescale=sampling.cfg_rescale,
+                    )
                 )
             drawn = module.student.sample(batch.condition, noise, prompts.fresh(batch, channels))
             if len(drawn) > 1:

@@ -52,9 +52,8 @@ def draw_column(
     for batch in prompts.batches:
         noise, fresh = prompts.noise(batch, network.num_channels), prompts.fresh(batch, network.num_channels)
         times = how.grid(batch.condition.layout.num_target_tokens)
-        latents = network.sample(
-            batch.condition, batch.uncond, noise, times, how.cfg_scale, fresh if how.stochastic else None
-        )
+        renoised = fresh if how.stochastic else None
+        latents = network.sample(batch.condition, batch.uncond, noise, times, how.cfg_scale, renoised, how.cfg_rescale)
         _decode_into(pictures, model, batch, latents)
     return [pictures[row] for row in range(len(prompts.labels))]
 

@@ -177,7 +177,7 @@ class Sampler:
         fresh = (lambda step: noise(f"{NOISE_STREAM}/fresh{step}")) if how.stochastic else None
         cond = self._predictor([case.prompt for case in cases], cases)
         uncond = self._predictor([case.uncond for case in cases], cases) if how.cfg_scale != 1 else None
-        velocity = guided(cond, uncond, how.cfg_scale)
+        velocity = guided(cond, uncond, how.cfg_scale, how.cfg_rescale)
         return sample(velocity, noise(NOISE_STREAM), how.grid(cases[0].height * cases[0].width).to(device), fresh)[
             :count
         ]

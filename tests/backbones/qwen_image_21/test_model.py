@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from workbench.backbones import families
-from workbench.backbones.qwen_image_21 import processor as processors
+from workbench.backbones import processor as processors
 from workbench.backbones.qwen_image_21.images import decode_latents, encode_images
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.backbones.qwen_image_21.prompts import embed, encode_prompts, tokenize, trim

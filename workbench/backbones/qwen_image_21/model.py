@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import QwenImage21Pipeline, QwenImage21Transformer2DModel
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
+from workbench.backbones import schedule, stock_folder, template_tokens
 from workbench.backbones.family import PipelineModel
-from workbench.backbones.finite import require_finite
-from workbench.backbones.folders import check_weights, sample_sigmas
-from workbench.backbones.qwen_image_21 import export, schedule
+from workbench.backbones.folders import sample_sigmas
+from workbench.backbones.qwen_image_21 import export
 from workbench.backbones.qwen_image_21.images import decode_latents, encode_images
 from workbench.backbones.qwen_image_21.pretraining import TrainableQwen
 from workbench.backbones.qwen_image_21.processor import load_processor
-from workbench.backbones.qwen_image_21.prompts import encode_prompts, refuse_template_tokens
+from workbench.backbones.qwen_image_21.prompts import encode_prompts
 from workbench.backbones.qwen_image_21.sequence import PIXELS_PER_TOKEN, SIDE_MULTIPLE
 from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.qwen_image_21.vae import FastVae
 from workbench.batch import EncodedPrompt
-from workbench.common.errors import UserError
 from workbench.method.rollout import Sampling
 
 PROMPT_LIMIT = 1024
 """Text tokens: Qwen-Image's own pipeline (diffusers, `QwenImagePipeline.tokenizer_max_length`) takes no more."""
-_WEIGHTED = ("transformer", "vae", "text_encoder")
+DEFAULT_SAMPLING = Sampling(40)
+"""Of `QwenImage21Pipeline.__call__`, which does not guide by default."""
 
 
 class QwenImage21Model(PipelineModel):
@@ -49,11 +46,7 @@ class QwenImage21Model(PipelineModel):
 
     @classmethod
     def check(cls, folder: Path) -> None:
-        for name in _WEIGHTED:
-            check_weights(folder / name)
-        for name in ("scheduler/scheduler_config.json", *(f"{part}/config.json" for part in _WEIGHTED)):
-            if not (folder / name).is_file():
-                raise UserError(f"{folder} lacks {name}: copy the pipeline folder again")
+        stock_folder.check_parts(folder)
 
     @classmethod
     def load(
@@ -67,27 +60,16 @@ class QwenImage21Model(PipelineModel):
         text_encoder: bool = True,
     ) -> Self:
         """See `PipelineModel.load`; with or without torchvision installed."""
-        absent = {
-            name: None for name, wanted in (("transformer", transformer), ("text_encoder", text_encoder)) if not wanted
-        }
-        try:
-            processor = load_processor(folder / "processor")
-            with _no_progress_bars():
-                pipeline = QwenImage21Pipeline.from_pretrained(
-                    folder,
-                    processor=processor,
-                    dtype={"default": dtype, "transformer": transformer_dtype or dtype},
-                    use_safetensors=True,
-                    local_files_only=True,
-                    **absent,
-                )
-        except (UserError, MemoryError):
-            raise
-        except Exception as error:  # the libraries raise almost any kind over a folder that they cannot use
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"cannot load the pipeline folder {folder}: {reason}; copy it again") from error
-        require_finite(folder, pipeline.components)
-        pipeline.set_progress_bar_config(disable=True)
+        wanted = {"transformer": transformer, "text_encoder": text_encoder}
+        left_out = [name for name, loaded in wanted.items() if not loaded]
+        pipeline = stock_folder.load_pipeline(
+            QwenImage21Pipeline,
+            folder,
+            dtype,
+            transformer_dtype,
+            left_out,
+            lambda: {"processor": load_processor(folder / "processor")},
+        )
         return cls(pipeline.to(device))
 
     @classmethod
@@ -104,11 +86,7 @@ class QwenImage21Model(PipelineModel):
 
     @property
     def architecture(self) -> Mapping[str, Any]:
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in self.transformer.config.items()
-            if not name.startswith("_")
-        }
+        return stock_folder.architecture(self.transformer)
 
     @property
     def embedding_dim(self) -> int:
@@ -124,7 +102,7 @@ class QwenImage21Model(PipelineModel):
         return min(PROMPT_LIMIT, int(tokenizer.model_max_length), int(config.max_position_embeddings))
 
     def check_prompt(self, prompt: str) -> None:
-        refuse_template_tokens(self.pipeline, [prompt])
+        template_tokens.refuse([prompt], template_tokens.of(self.pipeline.processor.tokenizer))
 
     def move_autoencoder(self, device: torch.device) -> None:
         (self._fast or self.pipeline.vae).to(device)
@@ -142,24 +120,11 @@ class QwenImage21Model(PipelineModel):
 
     @classmethod
     def sampling_of(cls, folder: Path, steps: int | None = None, sigmas: Sequence[float] = ()) -> Sampling:
-        return schedule.folder_sampling(folder, steps, sigmas)
+        return schedule.folder_sampling(folder, DEFAULT_SAMPLING, steps, sigmas)
 
     def default_sampling(self) -> Sampling:
-        scheduler = self.pipeline.scheduler
-        return schedule.sampling(type(scheduler).__name__, scheduler.config, self.pipeline.config.sample_sigmas)
+        scheduler, stored = self.pipeline.scheduler, self.pipeline.config.sample_sigmas
+        return schedule.sampling(type(scheduler).__name__, scheduler.config, stored, DEFAULT_SAMPLING)
 
     def trainable_text(self) -> TrainableQwen:
         return TrainableQwen(self.pipeline)
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Both libraries draw bars for every component; a folder loads within seconds."""
-    libraries = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
-    for library in libraries:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in libraries:
-            library.enable_progress_bar()

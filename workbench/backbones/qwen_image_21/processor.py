@@ -1,102 +1,15 @@
-"""The pipeline's processor on machines without torchvision.
-
-transformers builds `Qwen3VLProcessor` with a video processor, which needs torchvision. The pipeline never sees a video,
-so here the same class is built from the tokenizer and the Pillow image processor alone: a distillation needs no
-torchvision, which is a compiled package tied to one version of torch.
-"""
+"""The processor of Qwen-Image-2.1: Qwen3-VL's."""
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3VLProcessor
+from transformers import Qwen3VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.processing_utils import ProcessorMixin
-from transformers.utils import is_torchvision_available
 
-from workbench.common.errors import UserError
-from workbench.common.outside import read_bytes, read_json
-
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
-IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
-COPY_AGAIN = "copy the processor folder of the pipeline again"
-_LARGEST_TEMPLATE = 1 << 20
-_MOST_TEMPLATE_STEPS = 100_000
-_LONGEST_RENDERING_S = 5.0
-
-
-class ImageTextProcessor(Qwen3VLProcessor):
-    """`Qwen3VLProcessor` without videos: calls, chat template and image slots are inherited."""
-
-    def __init__(
-        self,
-        image_processor: Qwen2VLImageProcessorPil,
-        tokenizer: PreTrainedTokenizerBase,
-        chat_template: str | None = None,
-    ) -> None:
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.vision_start_token, self.vision_end_token = "<|vision_start|>", "<|vision_end|>"
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-        self.vision_start_token_id = tokenizer.convert_tokens_to_ids(self.vision_start_token)
-        self.vision_end_token_id = tokenizer.convert_tokens_to_ids(self.vision_end_token)
-        # The parent's __init__ would require a video processor.
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+from workbench.backbones import processor
 
 
 def load_processor(folder: Path) -> Qwen3VLProcessor:
-    """Processor saved in `folder`: the stock class where torchvision is installed, `ImageTextProcessor` elsewhere.
-
-    Raises:
-        UserError: a file that it needs is missing, or the chat template does not come to an end.
-    """
-    for name in (IMAGE_PROCESSOR_FILE, CHAT_TEMPLATE_FILE, "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} lacks {name}: {COPY_AGAIN}")
-    processor = _loaded(folder)
-    _require_end(processor, folder / CHAT_TEMPLATE_FILE)
-    return processor
-
-
-def _require_end(processor: Qwen3VLProcessor, file: Path) -> None:
-    """Render the chat template once, as the pipeline does when it is built, and give up where it has no end in sight.
-
-    Raises:
-        UserError: too many steps, or too much time.
-    """
-    steps, gives_up = 0, time.monotonic() + _LONGEST_RENDERING_S
-
-    def count(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal steps
-        if frame.f_code.co_filename != "<template>":
-            return None
-        steps += 1
-        if steps > _MOST_TEMPLATE_STEPS or time.monotonic() > gives_up:
-            raise UserError(f"{file} has no end in sight after {steps:,} steps: {COPY_AGAIN}")
-        return count
-
-    before = sys.gettrace()
-    sys.settrace(count)
-    try:
-        processor.apply_chat_template([{"role": "system", "content": [{"type": "text", "text": "x"}]}], tokenize=False)
-    finally:
-        sys.settrace(before)
-
-
-def _loaded(folder: Path) -> Qwen3VLProcessor:
-    if is_torchvision_available():
-        return Qwen3VLProcessor.from_pretrained(folder, trust_remote_code=False)
-    settings: dict[str, Any] = read_json(folder / IMAGE_PROCESSOR_FILE, dict, COPY_AGAIN)
-    settings = {
-        key: value for key, value in settings.items() if not key.endswith(("processor_type", "processor_class"))
-    }
-    return ImageTextProcessor(
-        Qwen2VLImageProcessorPil(**settings),
-        # Python files in the folder are never run, and nobody is asked whether they may be.
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
-        chat_template=read_bytes(folder / CHAT_TEMPLATE_FILE, COPY_AGAIN, largest=_LARGEST_TEMPLATE).decode(),
-    )
+    """See `processor.load_processor`."""
+    return processor.load_processor(folder, Qwen3VLProcessor, Qwen2VLImageProcessorPil)

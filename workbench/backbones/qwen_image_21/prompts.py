@@ -15,36 +15,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
+from workbench.backbones import template_tokens
 from workbench.backbones.qwen_image_21 import text_encoder
 from workbench.backbones.qwen_image_21.sequence import LATENT_TOKENS_PER_SLOT, SIDE_MULTIPLE
 from workbench.batch import EncodedPrompt, Reference
-from workbench.common.errors import UserError, shortened
 
 IMAGE_TOKEN = "<|image_pad|>"
-
-
-def template_tokens(pipeline: QwenImage21Pipeline) -> tuple[str, ...]:
-    """What the tokenizer reads as one token wherever it stands: the marks of turns, images and the like."""
-    return tuple(pipeline.processor.tokenizer.get_added_vocab())
-
-
-def refuse_template_tokens(pipeline: QwenImage21Pipeline, prompts: Sequence[str]) -> None:
-    """Raise UserError for a prompt that holds a token of the template: it would be read as the end of the prompt, an
-    image or the like."""
-    tokens = template_tokens(pipeline)
-    for prompt in prompts:
-        _refuse(prompt, tokens)
-
-
-def _refuse(prompt: str, tokens: Sequence[str]) -> None:
-    if "<" not in prompt:
-        return
-    found = [token for token in tokens if token in prompt]
-    if found:
-        raise UserError(
-            f"the prompt {shortened(prompt, 80)!r} holds {', '.join(found)}, which the text encoder reads as a token "
-            "of its template: take it out, or write it with a blank after the <"
-        )
 
 
 class PromptTokenizer:
@@ -56,13 +32,13 @@ class PromptTokenizer:
             pipeline.prompt_template_t2i,
             pipeline.prompt_template_ti2i,
         )
-        self._template_tokens = template_tokens(pipeline)
+        self._template_tokens = template_tokens.of(self._tokenizer)
         self._image_token_id = int(self._tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
         self.num_system_tokens = int(pipeline._drop_idx)
 
     def __call__(self, text: str, num_slots: int) -> list[int]:
         """Ids of `text` with an image of `num_slots` slots (0: text-to-image); an empty text is a single space."""
-        _refuse(text, self._template_tokens)
+        template_tokens.refuse([text], self._template_tokens)
         template = self._templates[num_slots > 0].replace(IMAGE_TOKEN, IMAGE_TOKEN * num_slots)
         ids: list[int] = self._tokenizer(template.format(text or " "))["input_ids"]
         return ids
@@ -79,7 +55,7 @@ def tokenize(
 
     images: of each prompt, already at the size that the autoencoder sees; none, or an empty list, is text alone.
     """
-    refuse_template_tokens(pipeline, prompts)
+    template_tokens.refuse(prompts, template_tokens.of(pipeline.processor.tokenizer))
     per_prompt = images if images is not None else [()] * len(prompts)
     if len(per_prompt) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts with {len(per_prompt)} lists of images")

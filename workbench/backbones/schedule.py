@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.qwenimage21.pipeline_qwenimage21 import calculate_shift, retrieve_timesteps
 
 from workbench.backbones.folders import read_index
 from workbench.common.errors import UserError
 from workbench.common.outside import read_json
 from workbench.method.rollout import Sampling
 
-DEFAULT_STEPS = 40
-"""Of `QwenImage21Pipeline.__call__`, which does not guide by default either."""
 TRAIN_STEPS = 1000
-"""The stock pipeline divides timesteps by it, whatever the scheduler counts in."""
+"""Stock pipelines divide timesteps by it, whatever the scheduler counts in."""
 _SCHEDULER = FlowMatchEulerDiscreteScheduler.__name__
 _PLAIN = {
     "shift": 1.0,
@@ -52,8 +49,10 @@ class SizedTimes:
         return {"sigmas": list(self.sigmas), **dict(self.settings)}
 
 
-def folder_sampling(folder: Path, steps: int | None, sigmas: Sequence[float]) -> Sampling:
-    """See `sampling`; read from the files of a pipeline folder alone.
+def folder_sampling(
+    folder: Path, default: Sampling, steps: int | None, sigmas: Sequence[float], stored_as: str = "sample_sigmas"
+) -> Sampling:
+    """See `sampling`; read from the files of a pipeline folder alone. stored_as: key of the stored sigmas in its index.
 
     Raises: UserError if a file cannot be read, or the folder's scheduler is not one that can be followed here.
     """
@@ -61,19 +60,21 @@ def folder_sampling(folder: Path, steps: int | None, sigmas: Sequence[float]) ->
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_json(path, dict, "copy the pipeline folder again")
     kind = (index.get("scheduler") or [None, config.get("_class_name")])[-1]
-    return sampling(kind, config, index.get("sample_sigmas"), steps, sigmas, str(path))
+    return sampling(kind, config, index.get(stored_as), default, steps, sigmas, str(path))
 
 
 def sampling(
     kind: str | None,
     config: Mapping[str, Any],
     stored: Sequence[float] | None,
+    default: Sampling,
     steps: int | None = None,
     sigmas: Sequence[float] = (),
     where: str = "the scheduler",
 ) -> Sampling:
     """How the stock pipeline samples: `sigmas` or else `steps` uniform ones where either is asked for, otherwise the
-    `stored` ones or 40 uniform ones, through the scheduler of class `kind` and configuration `config`; unguided.
+    `stored` ones or as many uniform ones as the family's `default` has, through the scheduler of class `kind` and
+    configuration `config`; guided as by default, but for a student, which stored its sigmas.
 
     Raises: UserError for a scheduler that the family's sampler is no equal of.
     """
@@ -82,11 +83,12 @@ def sampling(
     if config.get("num_train_timesteps", TRAIN_STEPS) != TRAIN_STEPS or config.get("invert_sigmas"):
         raise UserError(f"{where}: num_train_timesteps must be {TRAIN_STEPS}, and invert_sigmas false")
     asked = sigmas or (() if steps else stored or ())
-    stochastic = bool(config.get("stochastic_sampling", False))
+    like = replace(default, cfg_scale=1.0, cfg_rescale=0.0) if stored else default
+    like = replace(like, stochastic=bool(config.get("stochastic_sampling", False)))
     if all(config.get(name, value) == value for name, value in _PLAIN.items()):
         times = tuple(map(float, asked))
-        return Sampling(len(times) or steps or DEFAULT_STEPS, times=times, stochastic=stochastic)
-    count = steps or DEFAULT_STEPS
+        return replace(like, steps=len(times) or steps or default.steps, times=times)
+    count = steps or default.steps
     given = tuple(map(float, asked)) or tuple(np.linspace(1.0, 1 / count, count).tolist())
     settings = tuple(sorted((name, _plain(value)) for name, value in config.items() if not name.startswith("_")))
     sized = SizedTimes(given, settings)
@@ -98,8 +100,8 @@ def sampling(
     if not all(map(math.isfinite, times)):
         raise UserError(f"{where}: gives no finite times for {len(given)} step(s), as shift_terminal for one alone")
     if config.get("use_dynamic_shifting"):
-        return Sampling(len(given), stochastic=stochastic, sized_times=sized)
-    return Sampling(len(given), times=times, stochastic=stochastic)
+        return replace(like, steps=len(given), sized_times=sized)
+    return replace(like, steps=len(given), times=times)
 
 
 @cache
@@ -108,10 +110,10 @@ def _through_scheduler(
 ) -> tuple[float, ...]:
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(settings))
     config = scheduler.config
-    mu = calculate_shift(
-        num_tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
-    )
-    retrieve_timesteps(scheduler, sigmas=list(sigmas), mu=mu)
+    # mu is a straight line through (fewest tokens, base_shift) and (most tokens, max_shift): `calculate_shift`.
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    mu = num_tokens * slope + config.base_shift - slope * config.base_image_seq_len
+    scheduler.set_timesteps(sigmas=list(sigmas), mu=mu)
     return tuple(scheduler.sigmas[:-1].tolist())
 
 
