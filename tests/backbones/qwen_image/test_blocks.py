@@ -6,9 +6,9 @@ from typing import Literal
 
 import pytest
 import torch
-from diffusers import QwenImageTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.utils import counters
+from two_streams import random_condition, random_transformer
 
 from workbench.backbones import roles
 from workbench.backbones.base import RoleNetworks
@@ -23,20 +23,9 @@ Kind = Literal["full", "lora"]
 
 def build(kind: Kind, stored: int = BLOCKS, dtype: torch.dtype | None = None) -> RoleNetworks:
     """Roles that differ, the references read at t = 0."""
-    base = QwenImageTransformer2DModel(
-        in_channels=8,
-        out_channels=2,
-        num_layers=BLOCKS,
-        attention_head_dim=16,
-        num_attention_heads=4,
-        joint_attention_dim=24,
-        axes_dims_rope=(4, 6, 6),
-        zero_cond_t=True,
-    ).eval()
+    base = random_transformer(zero_cond_t=True, num_layers=BLOCKS, heads=4, std=0.1)
     model = Model(roles=kind, lora_rank=4, gradient_checkpointing=True, stored_blocks=stored)
     generator = torch.Generator().manual_seed(0)
-    for parameter in base.parameters():
-        nn.init.normal_(parameter, std=0.1, generator=generator)
     networks = roles.build(DualTransformer, base, model, frozen_dtype=dtype)
     with torch.no_grad():
         for parameter in networks.parameters():
@@ -51,10 +40,8 @@ def condition() -> Condition:
 
 
 def make_condition(padded: bool) -> Condition:
-    generator = torch.Generator().manual_seed(1)
     layout = Layout(24, 8, 8, (Reference(3, 8, 6, 16),), padded=padded)
-    prompt, references = torch.randn(2, 24, 24, generator=generator), torch.randn(2, 48, 8, generator=generator)
-    return Condition(prompt, torch.tensor([24, 21 if padded else 24]), layout, references)
+    return random_condition(layout, [24, 21 if padded else 24])
 
 
 def evaluate(networks: RoleNetworks, condition: Condition, role: str = STUDENT) -> Tensor:

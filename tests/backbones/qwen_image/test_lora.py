@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers import QwenImagePipeline
 from safetensors.torch import save_file
 from torch import Tensor
+from two_streams import random_condition, random_transformer
 
 from workbench.backbones import lora, lora_files, roles
 from workbench.backbones.base import Denoiser
 from workbench.backbones.qwen_image.transformer import DualTransformer
 from workbench.backbones.roles import TEACHER
-from workbench.batch import Condition, Layout, Reference
+from workbench.batch import Layout, Reference
 from workbench.recipe.config import Model
 
 ALPHA, RANK, SPECIALIST = 5.0, 2, f"{TEACHER}_text"
@@ -26,20 +27,6 @@ FORMS = {
     "diffsynth": ("{}", "lora_A.default", "lora_B.default"),
 }
 """Name of a layer, and of its halves. Lightning: the four-step students that lightx2v gives away."""
-
-
-def random_transformer() -> QwenImageTransformer2DModel:
-    torch.manual_seed(0)
-    return QwenImageTransformer2DModel(
-        in_channels=8,
-        out_channels=2,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=24,
-        axes_dims_rope=(4, 6, 6),
-        zero_cond_t=True,
-    ).eval()
 
 
 def write(file: Path, form: str) -> None:
@@ -79,9 +66,8 @@ def test_a_specialist_of_all_layers_is_the_base_with_its_file_merged(tmp_path: P
     merged = DualTransformer(random_transformer())
     plain = DualTransformer(random_transformer())
     roles.merge_loras(merged, [(file, 1.0)])
-    generator = torch.Generator().manual_seed(2)
-    x_t, prompt, references = (torch.randn(2, n, d, generator=generator) for n, d in ((16, 8), (7, 24), (8, 8)))
-    condition, t = Condition(prompt, torch.tensor([7, 5]), layout, references), torch.tensor([0.9, 0.2])
+    condition, t = random_condition(layout, [7, 5]), torch.tensor([0.9, 0.2])
+    x_t = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(2))
 
     def velocity(denoiser: Denoiser, role: str) -> Tensor:
         return denoiser.velocity(denoiser.prefix(condition, role), x_t, t, role)

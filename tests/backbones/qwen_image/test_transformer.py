@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, nn
+from two_streams import CHANNELS, random_condition, random_transformer
 
 from workbench.backbones import lora, roles
 from workbench.backbones.base import RoleNetworks
@@ -18,7 +19,7 @@ from workbench.batch import Condition, Layout, Reference
 from workbench.common.errors import UserError
 from workbench.recipe.config import Model
 
-CHANNELS, PROMPT_WIDTH, TIMES = 8, 24, torch.tensor([1.0, 0.7, 0.05])
+TIMES = torch.tensor([1.0, 0.7, 0.05])
 LAYOUTS = {
     "t2i": Layout(11, 4, 6),
     "t2i, odd sides": Layout(7, 3, 5),
@@ -30,35 +31,9 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys()
 zero_cond_t = pytest.mark.parametrize("zero_cond_t", [False, True], ids=["2509", "2511"])
 
 
-def random_transformer(zero_cond_t: bool = False, seed: int = 0, **options: bool) -> QwenImageTransformer2DModel:
-    model = QwenImageTransformer2DModel(
-        in_channels=CHANNELS,
-        out_channels=2,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=PROMPT_WIDTH,
-        axes_dims_rope=(4, 6, 6),
-        zero_cond_t=zero_cond_t,
-        **options,
-    )
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.2, generator=generator)
-    return model.eval()
-
-
-def random_condition(layout: Layout, seed: int = 0) -> Condition:
+def padded_condition(layout: Layout, seed: int = 0) -> Condition:
     """Three samples of 0, 1 and 3 tokens of padding."""
-    generator = torch.Generator().manual_seed(seed)
-    num_reference_tokens = sum(item.num_tokens for item in layout.references)
-    references = torch.randn(3, num_reference_tokens, CHANNELS, generator=generator)
-    return Condition(
-        prompt=torch.randn(3, layout.text_tokens, PROMPT_WIDTH, generator=generator),
-        lengths=layout.text_tokens - torch.tensor([0, 1, 3]),
-        layout=layout,
-        references=references if layout.references else None,
-    )
+    return random_condition(layout, [layout.text_tokens - padding for padding in (0, 1, 3)], seed)
 
 
 def noise_of(layout: Layout) -> Tensor:
@@ -112,7 +87,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @zero_cond_t
 @layouts
 def test_padded_batch_equals_each_unpadded_stock_forward(layout: Layout, zero_cond_t: bool) -> None:
-    transformer, condition = random_transformer(zero_cond_t), random_condition(layout)
+    transformer, condition = random_transformer(zero_cond_t), padded_condition(layout)
     parameters = dict(transformer.named_parameters())
     ours, stock = velocity(single(transformer), condition), stock_velocity(transformer, condition)
     assert_same({"velocity": ours}, {"velocity": stock})
@@ -120,16 +95,16 @@ def test_padded_batch_equals_each_unpadded_stock_forward(layout: Layout, zero_co
 
 
 def test_references_read_at_t_zero_are_another_network() -> None:
-    condition = random_condition(LAYOUTS["one reference"])
+    condition = padded_condition(LAYOUTS["one reference"])
     both = [velocity(single(random_transformer(zero)), condition) for zero in (False, True)]
     assert (both[0] - both[1]).abs().max() > 1e-2
-    alone = [velocity(single(random_transformer(zero)), random_condition(LAYOUTS["t2i"])) for zero in (False, True)]
+    alone = [velocity(single(random_transformer(zero)), padded_condition(LAYOUTS["t2i"])) for zero in (False, True)]
     assert torch.equal(*alone)
 
 
 @torch.no_grad()
 def test_a_prefix_serves_every_time_and_one_of_one_row_serves_many() -> None:
-    networks, condition = single(random_transformer()), random_condition(LAYOUTS["one reference"])
+    networks, condition = single(random_transformer()), padded_condition(LAYOUTS["one reference"])
     assert condition.references is not None
     first = replace(
         condition, prompt=condition.prompt[:1], lengths=condition.lengths[:1], references=condition.references[:1]
@@ -150,7 +125,7 @@ def test_a_prefix_serves_every_time_and_one_of_one_row_serves_many() -> None:
 @torch.no_grad()
 def test_neither_the_content_of_padding_nor_a_mask_without_padding_matters() -> None:
     networks, layout = single(random_transformer()), LAYOUTS["one reference"]
-    condition = random_condition(layout)
+    condition = padded_condition(layout)
     before = velocity(networks, condition)
     condition.prompt[2, -3:] = 100.0
     torch.testing.assert_close(velocity(networks, condition), before)
@@ -164,8 +139,8 @@ def test_neither_the_content_of_padding_nor_a_mask_without_padding_matters() -> 
 def test_a_prefix_is_rebuilt_from_its_tensors() -> None:
     """As a recorded evaluation does it: another condition's velocity with that one's tensors."""
     networks, layout = single(random_transformer()), LAYOUTS["one reference"]
-    one, other = (networks.prefix(random_condition(layout, seed), TEACHER) for seed in (0, 1))
-    expected = velocity(networks, random_condition(layout, 1))
+    one, other = (networks.prefix(padded_condition(layout, seed), TEACHER) for seed in (0, 1))
+    expected = velocity(networks, padded_condition(layout, 1))
     found = networks.velocity(one.over(other.tensors()), noise_of(layout), TIMES, TEACHER)
     assert torch.equal(found, expected)
     assert not torch.equal(networks.velocity(one, noise_of(layout), TIMES, TEACHER), expected)
@@ -174,7 +149,7 @@ def test_a_prefix_is_rebuilt_from_its_tensors() -> None:
 @torch.no_grad()
 def test_prompt_and_empty_prompt_are_what_each_is_alone() -> None:
     networks = single(random_transformer())
-    cond, uncond = (random_condition(LAYOUTS["one reference"], seed) for seed in (0, 1))
+    cond, uncond = (padded_condition(LAYOUTS["one reference"], seed) for seed in (0, 1))
     prefixes = networks.prefixes(cond, uncond, TEACHER)
     for prefix, condition in zip(prefixes, (cond, uncond), strict=True):
         assert prefix is not None
@@ -189,7 +164,7 @@ def test_every_role_is_a_stock_network_of_its_merged_weights(kind: str, checkpoi
     its layer by the chain rule."""
     model = Model(roles=kind, lora_rank=3, lora_alpha=2.0, gradient_checkpointing=checkpointing)  # type: ignore[arg-type]
     networks = roles.build(DualTransformer, random_transformer(zero_cond_t), model)
-    generator, condition = torch.Generator().manual_seed(2), random_condition(LAYOUTS["one reference"])
+    generator, condition = torch.Generator().manual_seed(2), padded_condition(LAYOUTS["one reference"])
     with torch.no_grad():
         for parameter in networks.parameters():
             if parameter.requires_grad:
