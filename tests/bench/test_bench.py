@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy_family
 
 from workbench.bench import __main__ as command
-from workbench.bench.data import Shapes, random_batch, typical_seed
+from workbench.bench.data import Shapes, folder_transformer, random_batch, typical_seed
 from workbench.bench.options import read as options_of
 from workbench.bench.plain import PlainEngine
 from workbench.common.errors import UserError
@@ -55,6 +56,12 @@ def test_a_mistake_is_told_in_one_line(arguments: list[str], told: str, capsys: 
     assert command.main(arguments) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and told in lines[0]
+
+
+def test_folders_of_another_family_are_refused(tmp_path: Path) -> None:
+    toy_family.write_folder(tmp_path / "toy")
+    with toy_family.known(), pytest.raises(UserError, match="is a ToyPipeline: bench measures folders of Qwen"):
+        folder_transformer(str(tmp_path / "toy"))
 
 
 def test_prompts_are_padded_and_keep_the_reference_slots() -> None:

@@ -11,6 +11,7 @@ import torch
 from diffusers import QwenImage21Transformer2DModel
 
 from workbench.backbones.qwen_image_21.sequence import LATENT_TOKENS_PER_SLOT
+from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.batch import Batch, Condition, Layout, Reference, StepData, Task
 from workbench.common.errors import UserError
 from workbench.method import rng
@@ -77,11 +78,16 @@ def folder_transformer(folder: str) -> QwenImage21Transformer2DModel:
     """Network of a pipeline folder.
 
     Raises:
-        UserError: no pipeline folder there.
+        UserError: no pipeline folder there, or one of another family: the plain arrangement knows the first alone.
     """
     from workbench.backbones import families
 
-    return QwenImage21Transformer2DModel.from_pretrained(families.resolve(folder), subfolder="transformer")
+    path = families.resolve(folder)
+    family = families.family_of(path)
+    if family.network is not SplitTransformer:
+        known = [known.class_name for known in families.FAMILIES if known.network is SplitTransformer]
+        raise UserError(f"{path} is a {family.class_name}: bench measures folders of {', '.join(known)} alone")
+    return QwenImage21Transformer2DModel.from_pretrained(path, subfolder="transformer")
 
 
 @dataclass(frozen=True)
