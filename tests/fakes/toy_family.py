@@ -56,6 +56,7 @@ class ToyModel(PipelineModel):
         transformer_dtype: torch.dtype | None = None,
         transformer: bool = True,
         text_encoder: bool = True,
+        empty: bool = False,
     ) -> Self:
         network = ToyTransformer()
         network.load_state_dict(load_file(folder / WEIGHTS))

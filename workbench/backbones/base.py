@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from workbench.backbones.lora_keys import FusedLayers
+from workbench.backbones.stored_weights import WeightSource
 from workbench.batch import Condition
 from workbench.method import rollout
 
@@ -96,7 +97,8 @@ class TransformerDenoiser(Denoiser):
     layers. num_recomputed: how many of the blocks, the first ones, recompute their activations in the
     backward pass. compiled: whether the blocks run compiled. fused_layers: layers that LoRA files of other programs
     adapt as one. adaptable: linear layers outside the blocks that a LoRA file may adapt too, since the network looks up
-    the role's adapter there.
+    the role's adapter there. source: where the values come from of a network that was built without any, once it is
+    sharded.
     """
 
     fused_layers: ClassVar[FusedLayers] = {}
@@ -104,6 +106,7 @@ class TransformerDenoiser(Denoiser):
     blocks: nn.ModuleList
     num_recomputed: int
     compiled: bool
+    source: WeightSource | None = None
 
     @property
     @abstractmethod

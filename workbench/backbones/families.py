@@ -79,6 +79,7 @@ def load(
     transformer_dtype: torch.dtype | None = None,
     transformer: bool = True,
     text_encoder: bool = True,
+    empty: bool = False,
 ) -> PipelineModel:
     """The model of a folder; see `PipelineModel.load`.
 
@@ -93,4 +94,5 @@ def load(
         transformer_dtype=transformer_dtype,
         transformer=transformer,
         text_encoder=text_encoder,
+        empty=empty,
     )

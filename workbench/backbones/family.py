@@ -73,10 +73,12 @@ class PipelineModel(ABC):
         transformer_dtype: torch.dtype | None,
         transformer: bool,
         text_encoder: bool,
+        empty: bool,
     ) -> Self:
         """The model of a folder in evaluation mode.
 
         transformer_dtype: of the transformer where it differs. transformer, text_encoder: False leaves it on the disk.
+        empty: the transformer needs no values yet: see `stored_weights`.
 
         Raises:
             UserError: the files cannot be read or do not fit the classes.
@@ -87,7 +89,10 @@ class PipelineModel(ABC):
     def export(cls, teacher: Path, student_state: Mapping[str, Tensor], how: Sampling, out: Path, card: str) -> None:
         """Write the pipeline folder `out`: the teacher's, with the student's weights, its sampling and its model card.
 
-        student_state: unsharded, with the names of the stock network. how: the student's own sampling, unguided.
+        Every rank calls it, and takes part in the writing.
+
+        student_state: unsharded, with the names of the stock network; a tensor is asked for once, by all ranks, and may
+        be gathered then. how: the student's own sampling, unguided.
         `out` appears complete or not at all; a pipeline folder in its place is replaced, anything else is left alone.
         """
 

@@ -29,6 +29,24 @@ def require_finite_values(where: str, named: Mapping[str, Tensor], remedy: str =
             raise UserError(f"{where}: {name} holds values that are not finite; {remedy}")
 
 
+class FiniteTensors(Mapping[str, Tensor]):
+    """Tensors by name, each checked when it is asked for: see `require_finite_values`."""
+
+    def __init__(self, where: str, named: Mapping[str, Tensor], remedy: str) -> None:
+        self.where, self.named, self.remedy = where, named, remedy
+
+    def __getitem__(self, name: str) -> Tensor:
+        values = self.named[name]
+        require_finite_values(self.where, {name: values}, self.remedy)
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.named)
+
+    def __len__(self) -> int:
+        return len(self.named)
+
+
 def require_finite_latents(x0: Tensor) -> None:
     """Raises: UserError rather than to let black pictures be drawn."""
     if not is_finite(x0):

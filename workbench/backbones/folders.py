@@ -6,15 +6,17 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
 
+from workbench.common import ranks
 from workbench.common.errors import UserError, nearest
-from workbench.common.outside import Outside, read_json
+from workbench.common.outside import Outside, inside, read_json
 
 INDEX_FILE = "model_index.json"
 
@@ -73,6 +75,18 @@ def check_weights(part: Path) -> None:
     raise UserError(f"{part} holds no {' or '.join(_WHOLE)}, and no index of the shards {sorted(found)[0]}: {again}")
 
 
+def weight_files(part: Path) -> list[Path]:
+    """The files that hold a component's weights, once `check_weights` has found them: the shards of its index, or one.
+
+    Raises:
+        UserError: the index cannot be read.
+    """
+    for index in part.glob("*.safetensors.index.json"):
+        named = read_json(index, _ShardIndex, "copy the pipeline folder again").weight_map.values()
+        return [inside(part, name) for name in sorted({*named})]
+    return [path for name in _WHOLE if (path := part / name).is_file()][:1]
+
+
 class _ShardIndex(Outside):
     """Of weights in several files. weight_map: tensor -> file."""
 
@@ -125,11 +139,47 @@ def replaced_folder(out: Path) -> Iterator[Path]:
             os.replace(out, old)
         os.replace(part, out)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {out}: {_reason(error)}; free space or choose another folder") from error
+        raise _cannot_write(out, error) from error
     finally:
         if old.exists() and not out.exists():
             os.replace(old, out)
         _remove_leftovers(out)
+
+
+@contextmanager
+def replaced_by_all(out: Path) -> Iterator[Path]:
+    """As `replaced_folder`, filled by all ranks together; the first one makes it and puts it in place (collective).
+
+    Raises:
+        UserError: on every rank, as `replaced_folder`, and where another rank fails within the block.
+    """
+    with ExitStack() as stack:
+        part, fault = out, ""
+        if ranks.rank() == 0:
+            try:
+                part = stack.enter_context(replaced_folder(out))
+            except UserError as error:
+                fault = str(error)
+        ranks.require_no_fault(fault)
+        try:
+            yield ranks.gathered(part)[0]
+        except Exception as error:
+            raised = _cannot_write(out, error) if isinstance(error, OSError | SafetensorError) else error
+            ranks.gathered(str(raised) or type(raised).__name__)
+            raise raised from error
+        ranks.require_no_fault("")
+
+
+@contextmanager
+def copied_parts(source: Path, out: Path, left_out: Sequence[str]) -> Iterator[None]:
+    """As `copy_parts`, by the first rank while the block runs."""
+    if ranks.rank() > 0:
+        yield
+        return
+    with ThreadPoolExecutor(1) as copier:
+        copied = copier.submit(copy_parts, source, out, left_out)
+        yield
+        copied.result()
 
 
 def _open_to_others(folder: Path) -> None:
@@ -162,6 +212,10 @@ def _is_another_process(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _cannot_write(out: Path, error: OSError | SafetensorError) -> UserError:
+    return UserError(f"cannot write {out}: {_reason(error)}; free space or choose another folder")
 
 
 def _reason(error: OSError | SafetensorError) -> str:

@@ -9,18 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from workbench.backbones import families, lora_files, roles
-from workbench.backbones.base import RoleNetworks
+from workbench.backbones import families, lora_files, roles, stored_weights
+from workbench.backbones.base import RoleNetworks, TransformerDenoiser
 from workbench.backbones.family import PipelineModel
 from workbench.backbones.placement import frozen_dtype
+from workbench.backbones.stored_weights import WeightSource
 from workbench.common.errors import UserError
 from workbench.recipe.config import Model, Recipe
 
 
 def load_for_training(recipe: Recipe, folder: str) -> PipelineModel:
-    """Without its text encoder, and loaded in the dtype that it is stored in: a base of 7 B parameters takes 14 GB."""
-    shared = recipe.model.roles == "lora"
-    return families.load(folder, transformer_dtype=frozen_dtype(recipe) if shared else None, text_encoder=False)
+    """Without its text encoder, and loaded in the dtype that it is stored in: a base of 7 B parameters takes 14 GB.
+    Without values where it will be sharded."""
+    dtype = frozen_dtype(recipe) if recipe.model.roles == "lora" else None
+    return families.load(folder, transformer_dtype=dtype, text_encoder=False, empty=_is_sharded(recipe))
 
 
 def load_roles(recipe: Recipe, teacher: PipelineModel, dtype: torch.dtype | None = None) -> RoleNetworks:
@@ -30,15 +32,39 @@ def load_roles(recipe: Recipe, teacher: PipelineModel, dtype: torch.dtype | None
         UserError: a folder or file that cannot be used, or a student of another architecture than the teacher.
     """
     specialists = {name: load_specialist(recipe, where) for name, where in recipe.teachers.specialists.items()}
-    return roles.build(
+    student = _load_start(recipe, teacher)
+    denoiser = roles.build(
         teacher.network,
         teacher.transformer,
         recipe.model,
-        student=_load_start(recipe, teacher),
+        student=student,
         specialists=specialists,
         seed=recipe.seed,
         frozen_dtype=dtype,
     )
+    for name, network in denoiser.by_name.items():
+        if stored_weights.is_empty(network.transformer):
+            network.source = _source(recipe, name, network, student)
+    return denoiser
+
+
+def _source(
+    recipe: Recipe, name: str, network: TransformerDenoiser, student: nn.Module | lora_files.Adapter | None
+) -> WeightSource:
+    """Where the values of the network called `name` are. student: what the student starts from."""
+    folders = {f"{roles.TEACHER}_{specialist}": where for specialist, where in recipe.teachers.specialists.items()}
+    updates: lora_files.Adapter = {}
+    if name == roles.STUDENT and student is not None:
+        match student:
+            case nn.Module():
+                folders[name] = str(recipe.model.student)
+            case _:
+                updates = roles.updates_of(network, [(student, 1.0, "model.student")])
+    return WeightSource(families.resolve(folders.get(name, recipe.model.folder)) / "transformer", updates)
+
+
+def _is_sharded(recipe: Recipe) -> bool:
+    return recipe.trainer.strategy == "fsdp"
 
 
 def single_role(model: PipelineModel, role: str = roles.TEACHER) -> RoleNetworks:
@@ -59,7 +85,8 @@ def _load_start(recipe: Recipe, teacher: PipelineModel) -> nn.Module | lora_file
 def load_specialist(recipe: Recipe, where: str) -> nn.Module | lora_files.Adapter:
     """A LoRA file, which may be one of a folder that ships, or the transformer of a pipeline folder."""
     if not where.endswith(".safetensors"):
-        return families.load(where, transformer_dtype=frozen_dtype(recipe), text_encoder=False).transformer
+        dtype, empty = frozen_dtype(recipe), _is_sharded(recipe)
+        return families.load(where, transformer_dtype=dtype, text_encoder=False, empty=empty).transformer
     return lora_files.read(lora_file(where))
 
 

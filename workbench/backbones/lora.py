@@ -26,9 +26,9 @@ class RoleLinear(nn.Module):
 
     def add_adapter(self, role: str, rank: int, alpha: float, generator: torch.Generator) -> None:
         """A fresh adapter: A uniform as in a linear layer, B zero, so that the role starts as the frozen layer."""
-        weight = self.base_layer.weight
-        down = nn.Linear(self.base_layer.in_features, rank, bias=False, device=weight.device)
-        up = nn.Linear(rank, self.base_layer.out_features, bias=False, device=weight.device)
+        device = _device_of(self.base_layer)
+        down = nn.Linear(self.base_layer.in_features, rank, bias=False, device=device)
+        up = nn.Linear(rank, self.base_layer.out_features, bias=False, device=device)
         bound = 1 / math.sqrt(self.base_layer.in_features)
         with torch.no_grad():
             down.weight.copy_(torch.empty(down.weight.shape).uniform_(-bound, bound, generator=generator))
@@ -42,7 +42,8 @@ class RoleLinear(nn.Module):
         for halves, value in ((self.lora_A, down), (self.lora_B, up)):
             half = nn.Linear(value.shape[1], value.shape[0], bias=False, device="meta").requires_grad_(False)
             # Sharding accepts contiguous parameters only.
-            half.load_state_dict({"weight": value.to(weight.device, weight.dtype).contiguous()}, assign=True)
+            placed = value.to(_device_of(self.base_layer), weight.dtype).contiguous()
+            half.load_state_dict({"weight": placed}, assign=True)
             halves[role] = half
         self.scaling[role] = scaling
 
@@ -57,6 +58,11 @@ class RoleLinear(nn.Module):
 
     def forward(self, x: Tensor, role: str | None) -> Tensor:
         return apply(self, x, role)
+
+
+def _device_of(layer: nn.Linear) -> torch.device:
+    """Where its adapters belong: values are there from the start, although those of the layer may be yet to come."""
+    return torch.device("cpu") if layer.weight.is_meta else layer.weight.device
 
 
 class Update(NamedTuple):

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+from workbench.backbones import stored_weights
 from workbench.backbones.base import Denoiser
 from workbench.recipe.config import Recipe
 
@@ -56,7 +57,11 @@ def state_bytes(denoiser: Denoiser, averaged: int) -> int:
 def shard(denoiser: Denoiser, mesh: DeviceMesh, precision: Precision) -> None:
     """Shard every block and every network of `denoiser` over the data-parallel axis of `mesh`, in place.
 
-    Shards stay float32; `bf16-mixed` computes in bfloat16 and reduces gradients in float32.
+    Shards stay float32; `bf16-mixed` computes in bfloat16 and reduces gradients in float32. Networks that were built
+    without values read them now, each rank its own shards.
+
+    Raises:
+        UserError: as `stored_weights.fill`.
     """
     policy = MixedPrecisionPolicy()
     if precision == "bf16-mixed":
@@ -71,6 +76,8 @@ def shard(denoiser: Denoiser, mesh: DeviceMesh, precision: Precision) -> None:
         fully_shard(network, mesh=data_parallel, mp_policy=policy, reshard_after_forward=True)
         for method in ("prefixes", "velocity", "velocity_and_features"):
             register_fsdp_forward_method(network, method)
+    unread = [(network.transformer, network.source) for network in denoiser.transformers() if network.source]
+    stored_weights.fill(unread, torch.device(mesh.device_type))
 
 
 def shard_whole(module: nn.Module, mesh: DeviceMesh) -> None:

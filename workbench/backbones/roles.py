@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -151,14 +151,24 @@ def merge_loras(network: TransformerDenoiser, loras: Sequence[tuple[Path, float]
 def _merge(network: TransformerDenoiser, loras: Sequence[tuple[Adapter, float, str]]) -> None:
     """As `merge_loras`, from adapters with their strengths, and what errors call them."""
     linears = lora.base_linears(network.transformer)
+    for name, layer in updates_of(network, loras).items():
+        weight = linears[name].weight
+        weight.copy_(weight.float() + (layer.up @ layer.down).to(weight.device))
+
+
+def updates_of(network: TransformerDenoiser, loras: Sequence[tuple[Adapter, float, str]]) -> Adapter:
+    """The sum of adapters with their strengths, and what errors call them, by layer of `network`, with scaling 1.
+
+    Raises:
+        UserError: an adapter of another model.
+    """
+    linears = lora.base_linears(network.transformer)
     shapes = {name: lora_files.shape(layer) for name, layer in linears.items()}
     fitted = [
         (lora_files.fit(adapter, shapes, network.fused_layers, which, "the base"), strength)
         for adapter, strength, which in loras
     ]
-    for name, layer in lora_files.weighted_sum(fitted).items():
-        weight = linears[name].weight
-        weight.copy_(weight.float() + (layer.up @ layer.down).to(weight.device))
+    return lora_files.weighted_sum(fitted)
 
 
 def trained_parameters(denoiser: nn.Module, role: str) -> dict[str, nn.Parameter]:
@@ -167,25 +177,39 @@ def trained_parameters(denoiser: nn.Module, role: str) -> dict[str, nn.Parameter
     return {name: parameter for name, parameter in named if parameter.requires_grad and role in name.split(".")}
 
 
-@torch.no_grad()
+class MergedState(Mapping[str, Tensor]):
+    """Weights of `role` under the names of diffusers, adapters merged, unsharded: each is gathered when it is asked
+    for, by all ranks together. One without an adapter stays on its device, and may be the weight itself."""
+
+    def __init__(self, denoiser: RoleNetworks, role: str) -> None:
+        transformer = denoiser.network(role).transformer
+        self.role, self._layers = role, dict(lora.role_linears(transformer))
+        # Layers with adapters over them are named with another step.
+        state = transformer.state_dict()
+        self._names = {name.replace(".base_layer.", "."): name for name in state if ".lora_" not in name}
+        self._state = state
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored = self._names[name]
+        owner, _, leaf = stored.partition(".base_layer.")
+        layer = self._layers.get(owner)
+        if layer is None or leaf != "weight" or self.role not in layer.scaling:
+            return _unsharded(self._state[stored])
+        up, down = (_unsharded(halves[self.role].weight).cpu() for halves in (layer.lora_B, layer.lora_A))
+        return _unsharded(self._state[stored]).cpu() + layer.scaling[self.role] * (up @ down)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def merged_state(denoiser: RoleNetworks, role: str) -> dict[str, Tensor]:
-    """Weights of `role` under the names of diffusers, adapters merged, unsharded, on the CPU (all ranks must call)."""
-    network = denoiser.network(role)
-    linears = dict(lora.role_linears(network.transformer))
-    state = {}
-    for name, tensor in network.transformer.state_dict().items():
-        owner, _, leaf = name.partition(".base_layer.")
-        if owner in linears and leaf == "weight" and role in linears[owner].scaling:
-            layer = linears[owner]
-            up, down = _unsharded(layer.lora_B[role].weight), _unsharded(layer.lora_A[role].weight)
-            state[f"{owner}.weight"] = _unsharded(tensor) + layer.scaling[role] * (up @ down)
-        elif ".lora_" not in name:
-            state[name.replace(".base_layer.", ".")] = _unsharded(tensor)
-    return state
+    """A copy of `MergedState` on the CPU, whatever the weights go on to be (all ranks must call)."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in MergedState(denoiser, role).items()}
 
 
 def _unsharded(tensor: Tensor | nn.Module) -> Tensor:
     assert isinstance(tensor, Tensor)
-    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    # A copy even on the CPU: the caller may go on to change the weights.
-    return full.detach().to("cpu", copy=True)
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()

@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from workbench.backbones import weight_files
 from workbench.backbones.finite import require_finite
-from workbench.backbones.folders import INDEX_FILE, check_weights, copy_parts, read_index, replaced_folder
+from workbench.backbones.folders import INDEX_FILE, check_weights, copied_parts, read_index, replaced_by_all
+from workbench.backbones.placement import cast_parameters
+from workbench.backbones.stored_weights import require_fit
+from workbench.common import progress, ranks
 from workbench.common.errors import UserError
 
-LARGEST_FILE = "5GB"
-"""Larger weights are split: what model hubs advise, and what a host reads at once."""
 WEIGHTED = ("transformer", "vae", "text_encoder")
 
 
@@ -81,35 +84,47 @@ def write_student(
     card: str,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """Write the pipeline folder `out`: the teacher's, with the student's transformer, scheduler and model card.
+    """Write the pipeline folder `out`: the teacher's, with the student's transformer, scheduler and model card
+    (collective).
 
-    network: class of the transformer. state: unsharded, with the names of the stock transformer; stored in `dtype`.
-    index: what its index holds besides. `out` appears complete or not at all; a pipeline folder in its place is
+    network: class of the transformer. state: unsharded, with the names of the stock transformer; stored in `dtype`, see
+    `weight_files.write`. index: what its index holds besides. `out` appears complete or not at all; a pipeline folder in its place is
     replaced, anything else is left alone.
 
     Raises:
         UserError: as `replaced_folder`. ValueError: a state that does not fit.
     """
-    transformer = _transformer(teacher, network, state, dtype)
-    with replaced_folder(out) as folder:
-        copy_parts(teacher, folder, ("transformer", "scheduler"))
-        transformer.save_pretrained(folder / "transformer", max_shard_size=LARGEST_FILE)
-        scheduler.save_pretrained(folder / "scheduler")
-        held = {**read_index(teacher), **index, "scheduler": ["diffusers", type(scheduler).__name__]}
-        (folder / INDEX_FILE).write_text(json.dumps(held, indent=2) + "\n")
-        (folder / "README.md").write_text(card)
+    transformer = _empty(teacher, network, dtype)
+    like = transformer.state_dict()
+    left_out = ("transformer", "scheduler")
+    with replaced_by_all(out) as folder, copied_parts(teacher, folder, left_out):
+        with progress.job(f"writing {out}", sum(values.numel() for values in like.values())):
+            weight_files.write(folder / "transformer", state, like)
+        if ranks.rank() == 0:
+            transformer.save_config(folder / "transformer")
+            scheduler.save_pretrained(folder / "scheduler")
+            held = {**read_index(teacher), **index, "scheduler": ["diffusers", type(scheduler).__name__]}
+            (folder / INDEX_FILE).write_text(json.dumps(held, indent=2) + "\n")
+            (folder / "README.md").write_text(card)
 
 
-def _transformer(teacher: Path, network: type[ModelMixin], state: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
-    """The student's network without a second copy of its weights."""
-    with torch.device("meta"):
-        transformer = network.from_config(network.load_config(teacher / "transformer"))
-    expected = transformer.state_dict()
-    wrong = sorted(set(expected) ^ set(state)) or sorted(n for n in expected if expected[n].shape != state[n].shape)
-    if wrong:
-        raise ValueError(f"the student's weights do not fit the teacher's transformer: {', '.join(wrong[:5])}")
-    cast = {name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()}
-    transformer.load_state_dict(cast, assign=True)
+def empty_transformer(folder: Path, network: type[ModelMixin], dtype: torch.dtype) -> Any:
+    """The transformer of a pipeline folder, of class `network`, in evaluation mode and without values; what the files
+    hold is compared with it.
+
+    Raises:
+        UserError: as `stored_weights.require_fit`.
+    """
+    transformer = _empty(folder, network, dtype).eval()
+    require_fit(transformer, folder / "transformer")
+    return transformer
+
+
+def _empty(folder: Path, network: type[ModelMixin], dtype: torch.dtype) -> Any:
+    """Its buffers are tables, and computed."""
+    with init_empty_weights(include_buffers=False):
+        transformer = network.from_config(network.load_config(folder / "transformer"))
+    cast_parameters(transformer, dtype)
     return transformer
 
 

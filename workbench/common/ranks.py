@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch.distributed as dist
+
+from workbench.common.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def is_distributed() -> bool:
@@ -18,3 +26,35 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if is_distributed() else 1
+
+
+def gathered(value: Result) -> list[Result]:
+    """What each rank calls with, in the order of ranks (collective)."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def in_shares(items: list[Item], work: Callable[[Item], Result]) -> list[Result]:
+    """`work` of all items, in order, each done by one rank and known to all (collective)."""
+    world = world_size()
+    parts = gathered([work(item) for item in items[rank() :: world]])
+    return [parts[i % world][i // world] for i in range(len(items))]
+
+
+def require_no_fault(fault: str) -> None:
+    """Let every rank fail where one does, so that none waits for it (collective).
+
+    Raises:
+        UserError: the first fault of any rank that is not empty.
+    """
+    if found := next(filter(None, gathered(fault)), ""):
+        raise UserError(found)
+
+
+def barrier() -> None:
+    """Wait for all ranks (collective)."""
+    if is_distributed():
+        dist.barrier()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from workbench.common.errors import UserError
@@ -42,7 +43,10 @@ def student_of(run: Path) -> Student | None:
 def weights_hash(folder: Path) -> str:
     """Hex sha256 over the files of weights of a pipeline folder's transformer."""
     files = sorted((folder / "transformer").glob("*.safetensors"))
-    return hashlib.sha256("".join(f"{path.name} {sha256_of_file(path)}\n" for path in files).encode()).hexdigest()
+    with ThreadPoolExecutor() as pool:
+        hashes = pool.map(sha256_of_file, files)
+        lines = [f"{path.name} {found}\n" for path, found in zip(files, hashes, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def outdated(run: Path, metrics: Metrics) -> str:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemWriter
@@ -38,8 +37,6 @@ _FULL_BELOW = 1 << 20
 """Bytes free on a disk that is called full."""
 BYTES_PER_TRAINED = 3 * 4
 """The parameter and two moments, in float32."""
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -110,14 +107,19 @@ def save_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> 
     Raises:
         UserError: as `save`.
     """
-    final = folder / f"best-{num_updates:06d}"
+    final = best_of(folder, num_updates)
     _write(final, {"average": dict(average)}, Progress(num_updates, 0))
     _drop([old for old in folder.glob("best-*") if old != final])
 
 
+def best_of(folder: Path, num_updates: int) -> Path:
+    """Where `save_best` keeps the weights of that milestone."""
+    return folder / f"best-{num_updates:06d}"
+
+
 def has_best(folder: Path, num_updates: int) -> bool:
     """Whether the weights of that milestone are there and whole (collective)."""
-    return fault(folder / f"best-{num_updates:06d}") == ""
+    return fault(best_of(folder, num_updates)) == ""
 
 
 def load_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> None:
@@ -126,7 +128,7 @@ def load_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> 
     Raises:
         UserError: as `load`.
     """
-    load(folder / f"best-{num_updates:06d}", {"average": dict(average)})
+    load(best_of(folder, num_updates), {"average": dict(average)})
 
 
 def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
@@ -135,10 +137,10 @@ def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
     if ranks.rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    _barrier()
+    ranks.barrier()
     try:
         dcp.save(state, storage_writer=FileSystemWriter(temporary), no_dist=not ranks.is_distributed())
-        files = dict(_in_shares(_files_of(temporary), lambda path: (path.name, _counted(path))))
+        files = dict(ranks.in_shares(_files_of(temporary), lambda path: (path.name, _counted(path))))
         if ranks.rank() == 0:
             stored = _Stored(num_updates=progress.num_updates, num_skipped=progress.num_skipped, files=files)
             _write_synced(temporary / PROGRESS, stored.model_dump_json())
@@ -154,29 +156,53 @@ def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
             f"cannot write the checkpoint {final}: {reason}; free some disk and run the same command again: "
             "it continues from the previous checkpoint"
         ) from error
-    _barrier()
+    ranks.barrier()
 
 
 def _drop(folders: Iterable[Path]) -> None:
     if ranks.rank() == 0:
         for old in folders:
             shutil.rmtree(old, ignore_errors=True)
-    _barrier()
+    ranks.barrier()
 
 
-def load(checkpoint: Path, state: dict[str, Any]) -> None:
+def load(checkpoint: Path, state: dict[str, Any], reader: SafeReader | None = None) -> None:
     """Read `checkpoint` into the tensors of `state` (collective).
+
+    reader: of this checkpoint, where it is read in parts.
 
     Raises:
         UserError: a file is missing or damaged, the checkpoint is of another model, or a value is not finite.
     """
     try:
-        dcp.load(state, storage_reader=SafeReader(checkpoint), no_dist=not ranks.is_distributed())
+        dcp.load(state, storage_reader=reader or SafeReader(checkpoint), no_dist=not ranks.is_distributed())
     except (Exception, CheckpointException) as error:  # torch raises many kinds, all meaning the same to the user
         raise UserError(
             f"cannot read the checkpoint {checkpoint}: {_reason(error)}; delete that folder to use the one before"
         ) from error
     require_finite_values(f"the checkpoint {checkpoint}", dict(tensors_of(state)), "delete it to use the one before")
+
+
+class StoredAverage(Mapping[str, Tensor]):
+    """The averaged weights of a checkpoint, each read to the host when it is asked for.
+
+    parameters: by the wanted name, the name in the checkpoint and a tensor of the same shape and dtype, on any device.
+    """
+
+    def __init__(self, checkpoint: Path, parameters: Mapping[str, tuple[str, Tensor]]) -> None:
+        self.checkpoint, self.parameters, self._reader = checkpoint, parameters, SafeReader(checkpoint)
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored, like = self.parameters[name]
+        values = torch.empty_like(like, device="cpu")
+        load(self.checkpoint, {"average": {stored: values}}, self._reader)
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
 
 
 def newest(folder: Path) -> tuple[Path, Progress] | None:
@@ -223,7 +249,7 @@ def fault(checkpoint: Path) -> str:
         path = inside(checkpoint, name.removeprefix(".")).with_name(name)
         return "" if path.is_file() and _counted(path) == files[name] else f"{name} is gone or has changed"
 
-    return next(filter(None, _in_shares(sorted(files), fault_of)), "")
+    return next(filter(None, ranks.in_shares(sorted(files), fault_of)), "")
 
 
 def _stored(checkpoint: Path) -> _Stored:
@@ -240,16 +266,6 @@ def _counted(path: Path) -> _File:
 
 def _files_of(checkpoint: Path) -> list[Path]:
     return sorted(path for path in checkpoint.iterdir() if path.name != PROGRESS)
-
-
-def _in_shares(items: list[Item], work: Callable[[Item], Result]) -> list[Result]:
-    """`work` of all items, in order, each done by one rank and known to all (collective)."""
-    if not ranks.is_distributed():
-        return [work(item) for item in items]
-    world = dist.get_world_size()
-    parts: list[Any] = [None] * world
-    dist.all_gather_object(parts, [work(item) for item in items[dist.get_rank() :: world]])
-    return [parts[i % world][i // world] for i in range(len(items))]
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -277,8 +293,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _barrier() -> None:
-    if ranks.is_distributed():
-        dist.barrier()

@@ -16,12 +16,13 @@ from datamodules.shards.encoded import EncodedDataset
 from datamodules.shards.left_out import LeftOut
 from datamodules.shards.packed import Made
 from workbench.backbones import families, lora_files, roles
-from workbench.backbones.finite import require_finite_values
+from workbench.backbones.base import RoleNetworks
+from workbench.backbones.finite import FiniteTensors
 from workbench.backbones.folders import sample_sigmas
 from workbench.backbones.load import load_roles
 from workbench.backbones.lora import role_adapters
 from workbench.backbones.provenance import stated_by
-from workbench.common import files
+from workbench.common import files, ranks
 from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.jsonl import read_scalars
@@ -109,23 +110,20 @@ def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), 
         raise UserError(f"{run} has no checkpoint yet: let it reach trainer.checkpoint_every updates")
     if lora and recipe.model.roles != "lora":
         raise UserError(f"{run} trained full weights (model.roles=full): export without --lora")
-    teacher = families.load(recipe.model.folder, text_encoder=False)
-    # The checkpoint holds all that was trained: neither specialists nor what the student started from are needed.
-    trained_alone = replace(
-        recipe,
-        model=replace(recipe.model, student=None),
-        teachers=replace(recipe.teachers, specialists={}),
-        guidance=Guidance(),
-    )
-    denoiser = load_roles(trained_alone, teacher)
-    trained = roles.trained_parameters(denoiser, roles.STUDENT)
-    average = {name: parameter.detach() for name, parameter in trained.items()}
-    checkpoint.load(found[0], {"average": average})
-    update = found[1].num_updates
+    path, update = found[0], found[1].num_updates
     if recipe.trainer.keep == "best":
-        monitor = CollapseMonitor.of(read_scalars(folder.milestones))
-        update = return_to_best(folder.checkpoints, monitor, average) or update
+        best = best_kept(folder.checkpoints, CollapseMonitor.of(read_scalars(folder.milestones)))
+        if best is not None:
+            path, update = checkpoint.best_of(folder.checkpoints, best), best
+    denoiser = _trained_alone(recipe)
+    named = {parameter: name for name, parameter in roles.trained_parameters(denoiser, roles.STUDENT).items()}
     how = student_sampling(recipe.dmd)
+    if recipe.model.roles == "full":
+        transformer = denoiser.network(roles.STUDENT).transformer
+        stored = {name: (named[parameter], parameter.detach()) for name, parameter in transformer.named_parameters()}
+        export_student(folder, recipe, checkpoint.StoredAverage(path, stored), out, update)
+        return sample_sigmas(how.grid())
+    checkpoint.load(path, {"average": {name: parameter.detach() for parameter, name in named.items()}})
     if lora:
         network = denoiser.network(roles.STUDENT)
         chosen, adapters = lora_files.FORMS[form], role_adapters(network.transformer, roles.STUDENT)
@@ -133,8 +131,21 @@ def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), 
         lora_files.write(adapters, out, header=header, form=chosen, fused=network.fused_layers)
         _write_lora_card(folder, recipe, out, form == "comfyui", update)
     else:
-        export_student(folder, recipe, roles.merged_state(denoiser, roles.STUDENT), out, update)
+        export_student(folder, recipe, roles.MergedState(denoiser, roles.STUDENT), out, update)
     return sample_sigmas(how.grid())
+
+
+def _trained_alone(recipe: Recipe) -> RoleNetworks:
+    """The networks without specialists and what the student started from: a checkpoint holds all that was trained. Full
+    roles come without values, which are read from there one by one."""
+    teacher = families.load(recipe.model.folder, text_encoder=False, empty=recipe.model.roles == "full")
+    alone = replace(
+        recipe,
+        model=replace(recipe.model, student=None),
+        teachers=replace(recipe.teachers, specialists={}),
+        guidance=Guidance(),
+    )
+    return load_roles(alone, teacher)
 
 
 def _check_lora_file(out: Path) -> None:
@@ -149,27 +160,42 @@ def _check_lora_file(out: Path) -> None:
 def export_student(
     folder: RunFolder, recipe: Recipe, student_state: Mapping[str, Tensor], out: Path, update: int
 ) -> None:
-    """Write a run's student of `update` as a pipeline folder with its model card."""
-    require_finite_values("the student", student_state, "train it again, from an earlier checkpoint or another recipe")
+    """Write a run's student of `update` as a pipeline folder with its model card (collective).
+
+    student_state: see `PipelineModel.export`.
+
+    Raises:
+        UserError: a weight is not finite, or the folder cannot be written.
+    """
+    remedy = "train it again, from an earlier checkpoint or another recipe"
+    checked = FiniteTensors("the student", student_state, remedy)
     teacher, how = families.resolve(recipe.model.folder), student_sampling(recipe.dmd)
     family, origin = families.family_of(teacher), _origin(folder, recipe)
     card = _with_scores(model_card(origin, family.class_name, how), folder, update)
-    family.export(teacher, student_state, how, out, card)
-    families.state_resolution(out, recipe.data.resolution)
-    describe_student(out, update)
+    family.export(teacher, checked, how, out, card)
+    if ranks.rank() == 0:
+        families.state_resolution(out, recipe.data.resolution)
+        describe_student(out, update)
 
 
-def return_to_best(folder: Path, monitor: CollapseMonitor, average: Mapping[str, Tensor]) -> int | None:
-    """Read the weights of the best milestone into `average`, where the last one is clearly worse; its update, None
-    where the last one stays."""
+def best_kept(folder: Path, monitor: CollapseMonitor) -> int | None:
+    """The best milestone, where the last one is clearly worse and the weights of the best are there; None where the
+    last one is to be delivered."""
     best = monitor.best_to_keep()
     if best is None:
         return None
     if not checkpoint.has_best(folder, best):
         say(f"the student of update {best} was better, but its weights are gone or damaged: the last one is kept")
         return None
-    checkpoint.load_best(folder, average, best)
     say(f"the student of update {best} is delivered: at the end of the run it was clearly worse")
+    return best
+
+
+def return_to_best(folder: Path, monitor: CollapseMonitor, average: Mapping[str, Tensor]) -> int | None:
+    """Read the weights of the best milestone into `average`, where it is to be delivered; its update, or None."""
+    best = best_kept(folder, monitor)
+    if best is not None:
+        checkpoint.load_best(folder, average, best)
     return best
 
 

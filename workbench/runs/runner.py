@@ -89,7 +89,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         delivered = module.num_updates
         if best is not None:
             delivered = return_to_best(best, milestone_log.monitor, averaging.average.average) or delivered
-        _export_student(recipe, folder, denoiser, averaging, module.trainer.is_global_zero, delivered)
+        _export_student(recipe, folder, denoiser, averaging, delivered)
     return folder.path
 
 
@@ -193,14 +193,12 @@ def _fit(
 
 
 def _export_student(
-    recipe: Recipe, folder: RunFolder, denoiser: RoleNetworks, averaging: Averaging, writes: bool, update: int
+    recipe: Recipe, folder: RunFolder, denoiser: RoleNetworks, averaging: Averaging, update: int
 ) -> None:
-    """Every rank gathers the weights; the one that `writes` exports them, as of `update`."""
+    """Export the averaged weights, as of `update` (collective)."""
     averaging.average.swap()
-    state = roles.merged_state(denoiser, roles.STUDENT)
+    export_student(folder, recipe, roles.MergedState(denoiser, roles.STUDENT), folder.student, update)
     averaging.average.swap()
-    if writes:
-        export_student(folder, recipe, state, folder.student, update)
 
 
 def _seconds_per_update(recipe: Recipe, module: Distiller, data: DistillationData) -> float:

@@ -61,13 +61,22 @@ class _PlainTypesOnly(pickle._Unpickler):
 
 
 class SafeReader(FileSystemReader):
-    """torch's reader with an allow-list in front of its metadata; tensors are loaded with `weights_only` as ever."""
+    """torch's reader with an allow-list in front of its metadata; tensors are loaded with `weights_only` as ever. One
+    that reads a checkpoint several times, in parts, reads the metadata once."""
+
+    _metadata: Metadata | None = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with self.fs.create_stream(self._get_metadata_path(kwargs.get("rank")), "rb") as file:
+        if self._metadata is None:
+            self._metadata = self._read(kwargs.get("rank"))
+        assert self._metadata.storage_meta is not None
+        self._metadata.storage_meta.load_id = self.load_id
+        return self._metadata
+
+    def _read(self, rank: int | None) -> Metadata:
+        with self.fs.create_stream(self._get_metadata_path(rank), "rb") as file:
             metadata = _PlainTypesOnly(file).load()
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
         assert isinstance(metadata, Metadata)
         return metadata

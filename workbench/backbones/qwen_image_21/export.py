@@ -14,7 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, QwenImage21Transformer2DM
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
-from workbench.backbones import stock_folder
+from workbench.backbones import stock_folder, weight_files
 from workbench.backbones.folders import copy_parts, replaced_folder
 
 
@@ -28,7 +28,7 @@ def export(
     stochastic: bool = False,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """Write the pipeline folder `out`; see `stock_folder.write_student`.
+    """Write the pipeline folder `out` (collective); see `stock_folder.write_student`.
 
     sigmas: as `folders.sample_sigmas` gives them. stochastic: the student is noised again between its steps.
     """
@@ -59,5 +59,5 @@ def export_pretrained(
     with replaced_folder(out) as folder:
         copy_parts(source, folder, ("transformer", "text_encoder"))
         trained = transformer.to("cpu", torch.bfloat16)
-        trained.save_pretrained(folder / "transformer", max_shard_size=stock_folder.LARGEST_FILE)
+        trained.save_pretrained(folder / "transformer", max_shard_size=weight_files.LARGEST_FILE)
         text_encoder.to("cpu", torch.float32).save_pretrained(folder / "text_encoder")

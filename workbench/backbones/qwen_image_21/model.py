@@ -58,9 +58,10 @@ class QwenImage21Model(PipelineModel):
         transformer_dtype: torch.dtype | None = None,
         transformer: bool = True,
         text_encoder: bool = True,
+        empty: bool = False,
     ) -> Self:
         """See `PipelineModel.load`; with or without torchvision installed."""
-        wanted = {"transformer": transformer, "text_encoder": text_encoder}
+        wanted = {"transformer": transformer and not empty, "text_encoder": text_encoder}
         left_out = [name for name, loaded in wanted.items() if not loaded]
         pipeline = stock_folder.load_pipeline(
             QwenImage21Pipeline,
@@ -70,7 +71,11 @@ class QwenImage21Model(PipelineModel):
             left_out,
             lambda: {"processor": load_processor(folder / "processor")},
         )
-        return cls(pipeline.to(device))
+        pipeline.to(device)
+        if empty:
+            network = stock_folder.empty_transformer(folder, QwenImage21Transformer2DModel, transformer_dtype or dtype)
+            pipeline.register_modules(transformer=network)
+        return cls(pipeline)
 
     @classmethod
     def export(cls, teacher: Path, student_state: Mapping[str, Tensor], how: Sampling, out: Path, card: str) -> None:
