@@ -305,6 +305,18 @@ def test_every_rank_takes_the_same_whole_checkpoint(two_processes: Path) -> None
     }
 
 
+def test_one_process_reads_the_checkpoint_of_two(two_processes: Path) -> None:
+    """The other way round: tests/backbones/test_stored_weights.py."""
+    name = list(CASES)[-1]
+    distiller = make_distiller(CASES[name])
+    trained = {key: parameter.detach() for key, parameter in distiller.trained_parameters().items()}
+    checkpoint.load(two_processes / "checkpoints" / "update-000001", {"parameters": trained})
+    expected = load_file(two_processes / f"{name}.safetensors")
+    for role in (STUDENT, FAKE_SCORE):
+        for key, values in roles.merged_state(distiller.denoiser, role).items():  # type: ignore[arg-type]
+            assert torch.equal(values, expected[f"{role}/{key}"]), key
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_trainable_parameter_is_sharded_or_none_is(name: str, two_processes: Path) -> None:
     for rank in range(WORLD):

@@ -87,9 +87,9 @@ def write_student(
     """Write the pipeline folder `out`: the teacher's, with the student's transformer, scheduler and model card
     (collective).
 
-    network: class of the transformer. state: unsharded, with the names of the stock transformer; stored in `dtype`, see
-    `weight_files.write`. index: what its index holds besides. `out` appears complete or not at all; a pipeline folder in its place is
-    replaced, anything else is left alone.
+    network: class of the transformer. state: unsharded, with the names of the stock transformer; see
+    `weight_files.write`. dtype: that it is stored in. index: what its index holds besides. `out` appears complete or
+    not at all; a pipeline folder in its place is replaced, anything else is left alone.
 
     Raises:
         UserError: as `replaced_folder`. ValueError: a state that does not fit.
