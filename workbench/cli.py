@@ -101,8 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, parents=[common])
         command.add_argument("recipe", metavar="RECIPE", help="YAML file of differences from the defaults")
         _add_overrides(command)
-        if name == "distill":
-            command.add_argument("--dry-run", action="store_true", help="print the plan, write nothing, train nothing")
+        if name in ("encode", "distill"):
+            command.add_argument("--dry-run", action="store_true", help="print the plan, time and disk; write nothing")
 
     text = "draw one image with a pipeline folder"
     command = commands.add_parser("sample", help=text, description=text, parents=[common])
@@ -225,9 +225,15 @@ def _run_recipe(arguments: argparse.Namespace) -> None:
 
             pack(recipe)
         case "encode":
-            from workbench.runs.encoding import encode
+            if arguments.dry_run:
+                from workbench.common.tables import stdout_console
+                from workbench.runs.encode_plan import show
 
-            encode(recipe)
+                show(recipe, stdout_console())
+            else:
+                from workbench.runs.encoding import encode
+
+                encode(recipe)
         case "pretrain":
             from workbench.runs.runner import pretrain
 

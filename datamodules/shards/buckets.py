@@ -2,8 +2,9 @@
 
 A picture goes to the bucket whose aspect is nearest to its own (by ratio), is scaled to cover it and cropped at the
 centre. The buckets have about `resolution`^2 pixels, the aspects of RATIOS and their transposes, and sides rounded to
-what the family takes. Source and target of an edit show the same frame: the bucket and the crop of the target are
-applied to both, in shares of the frame, so that they stay aligned where their sizes differ.
+what the family takes; `data.max_buckets` leaves the longest ones out. Source and target of an edit show the same frame:
+the bucket and the crop of the target are applied to both, in shares of the frame, so that they stay aligned where their
+sizes differ.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def buckets(resolution: int, multiple: int) -> tuple[Size, ...]:
     return tuple(dict.fromkeys(found))  # type: ignore[arg-type]
 
 
+def buckets_of(data: Data, multiple: int) -> tuple[Size, ...]:
+    """The buckets that a recipe leaves open."""
+    return buckets(data.resolution, multiple)[: 1 if data.aspects == "square" else data.max_buckets]
+
+
 def bucket_of(size: Size, data: Data, multiple: int, where: str) -> Size:
     """The bucket of a picture of `size`.
 
@@ -51,10 +57,8 @@ def bucket_of(size: Size, data: Data, multiple: int, where: str) -> Size:
             f"{where} is {width} x {height} pixels, an aspect of {max(size) / min(size):.3g} to 1, beyond "
             f"data.max_aspect={data.max_aspect:g}: crop it or drop it"
         )
-    if data.aspects == "square":
-        return buckets(data.resolution, multiple)[0]
     aspect = math.log(width / height)
-    return min(buckets(data.resolution, multiple), key=lambda bucket: abs(math.log(bucket[0] / bucket[1]) - aspect))
+    return min(buckets_of(data, multiple), key=lambda bucket: abs(math.log(bucket[0] / bucket[1]) - aspect))
 
 
 def fitted(

@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from datamodules.shards import remote
 from datamodules.shards.counts import INDEX
-from datamodules.shards.encode_shard import Encoder, array, encode_shard, finished, record_path
+from datamodules.shards.encode_jobs import (
+    Job,
+    Load,
+    Progress,
+    Work,
+    encode_among_ranks,
+    encode_here,
+    encode_in_processes,
+    left_out_of,
+)
+from datamodules.shards.encode_shard import finished, read_record, record_path
 from datamodules.shards.encoded import EncodedDataset, npy_bytes
 from datamodules.shards.index import INDEX_VERSION, UNCOND_T2I
 from datamodules.shards.left_out import LeftOut, Tally, lines
 from datamodules.shards.packed import ENCODING, Packed, made_with, packed_shard, read_packed, remote_packed
 from datamodules.shards.raw import raw_shards
+from datamodules.shards.team import Team
 from workbench.common import files
 from workbench.common.errors import UserError
-from workbench.common.outside import parse
 from workbench.recipe.config import Data
 
 _SPARE_BYTES = 64 << 20
-_RULE = ("aspects", "min_side", "max_aspect")
+_RULE = ("aspects", "min_side", "max_aspect", "max_buckets")
 
 
 @dataclass(frozen=True)
@@ -47,10 +58,37 @@ class EncodeSummary:
         return "\n".join([f"{self.folder}: {size} ({done})", *lines(self.left_out, INDEX)])
 
 
-def encode_shards(data: Data, load: Callable[[], Encoder], fingerprint: str, precision: str = "") -> EncodeSummary:
+@dataclass(frozen=True)
+class Inputs:
+    """What an encoding is made from.
+
+    fingerprint: identifies the weights of the encoder; it is kept in the index. settings: hash of all that the encoded
+    values depend on. packed: pack.json of the raw shards, None where they are someone else's.
+    """
+
+    shards: list[str]
+    fingerprint: str
+    settings: str
+    packed: Packed | None
+
+    @classmethod
+    def of(cls, data: Data, fingerprint: str, precision: str) -> Inputs:
+        """See `encode_shards`."""
+        shards, packed = raw_shards(data.raw), _packed(data.raw)
+        _check_resolution(data, packed)
+        identities = _identities(packed, shards)
+        values = [INDEX_VERSION, identities, fingerprint, precision, data.keep_raw, data.resolution]
+        return cls(shards, fingerprint, files.settings_hash(values + rule_of(data)), packed)
+
+    def jobs(self, folder: Path) -> list[Job]:
+        """Every shard, done or not."""
+        return [_job(folder, number, shard) for number, shard in enumerate(self.shards)]
+
+
+def encode_shards(data: Data, load: Load, fingerprint: str, precision: str = "") -> EncodeSummary:
     """Encode the shards of `data.raw` into `data.encoded`, or reuse what the same shards and encoder made.
 
-    An interrupted call goes on with the first unfinished shard.
+    An interrupted call goes on with the shards that are not finished, in as many processes as one likes.
 
     Args:
         load: called only if something remains to be encoded.
@@ -61,20 +99,50 @@ def encode_shards(data: Data, load: Callable[[], Encoder], fingerprint: str, pre
         UserError: raw shards that cannot be used, or were packed at another resolution, a full disk, a folder that
             holds something else.
     """
-    if remote.is_remote(data.encoded) or data.encoded.startswith("pipe:"):
-        raise UserError(f"encode writes to a folder, data.encoded={data.encoded} is none; set data.encoded=FOLDER")
-    folder, shards = Path(data.encoded), raw_shards(data.raw)
-    _check_resolution(data)
-    values = [INDEX_VERSION, _identities(data.raw, shards), fingerprint, precision, data.keep_raw, data.resolution]
-    settings = files.settings_hash(values + rule_of(data))
+    return _lead(data, load, Inputs.of(data, fingerprint, precision), None)
+
+
+def encode_shards_among_ranks(
+    data: Data, load: Load, fingerprint: Callable[[], str], precision: str, team: Team
+) -> EncodeSummary | None:
+    """The same in each rank of a team, whose first one writes the index; the others return nothing.
+
+    Raises:
+        UserError: as `encode_shards`.
+        SystemExit: another rank failed, and said why.
+    """
+    if not team.leads:
+        _follow(data, load, team)
+        return None
+    try:
+        return _lead(data, load, Inputs.of(data, fingerprint(), precision), team)
+    except BaseException:
+        team.fail()
+        team.announce(None)
+        raise
+
+
+def _lead(data: Data, load: Load, inputs: Inputs, team: Team | None) -> EncodeSummary:
+    folder = output_folder(data)
     with files.alone(folder):
-        reused = files.claim(folder, settings, INDEX, "data.encoded", "encode")
+        reused = files.claim(folder, inputs.settings, INDEX, "data.encoded", "encode")
         if not reused:
-            with files.given_up_if_empty(folder):
-                _encode_all(data, folder, shards, settings, fingerprint, load)
+            # Other ranks may finish a shard when this one has given up: the claim stays.
+            with files.given_up_if_empty(folder) if team is None else nullcontext():
+                _encode_missing(data, folder, inputs, load, team)
+                _merge(data, folder, inputs)
+        elif team is not None:
+            team.announce([])
     dataset = EncodedDataset(str(folder))
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.tar"))
-    return EncodeSummary(folder, len(dataset), len(shards), num_bytes, reused, dataset.left_out)
+    return EncodeSummary(folder, len(dataset), len(inputs.shards), num_bytes, reused, dataset.left_out)
+
+
+def output_folder(data: Data) -> Path:
+    """`data.encoded`, where it is a folder. Raises: UserError."""
+    if remote.is_remote(data.encoded) or data.encoded.startswith("pipe:"):
+        raise UserError(f"encode writes to a folder, data.encoded={data.encoded} is none; set data.encoded=FOLDER")
+    return Path(data.encoded)
 
 
 def rule_of(data: Data) -> list[Any]:
@@ -83,8 +151,7 @@ def rule_of(data: Data) -> list[Any]:
     return [[key, getattr(data, key)] for key in _RULE if getattr(data, key) != getattr(usual, key)]
 
 
-def _check_resolution(data: Data) -> None:
-    packed = _packed(data.raw)
+def _check_resolution(data: Data, packed: Packed | None) -> None:
     if packed is not None and packed.resolution not in (None, data.resolution):
         raise UserError(
             f"{data.raw} was packed at data.resolution={packed.resolution}, and this is {data.resolution}: set "
@@ -111,9 +178,8 @@ def _warn_of_unknown_content(raw: str, shards: list[str]) -> None:
         )
 
 
-def _identities(raw: str, shards: list[str]) -> list[Any]:
+def _identities(found: Packed | None, shards: list[str]) -> list[Any]:
     """What tells the shards' contents apart: sha256 of local ones, size and date of remote ones, a pipe's command."""
-    found = _packed(raw)
     packed = {shard.name: (shard.bytes, shard.sha256) for shard in found.shards} if found else {}
     identities: list[Any] = []
     for shard in shards:
@@ -130,85 +196,76 @@ def _identities(raw: str, shards: list[str]) -> list[Any]:
     return identities
 
 
-def _encode_all(
-    data: Data, folder: Path, shards: list[str], settings: str, fingerprint: str, load: Callable[[], Encoder]
-) -> None:
+def _encode_missing(data: Data, folder: Path, inputs: Inputs, load: Load, team: Team | None) -> None:
+    """Have every shard encoded that is not there yet, and the empty prompt."""
     files.require_space(folder, _SPARE_BYTES, "encoding")
-    _warn_of_unknown_content(data.raw, shards)
-    encoder = load()
-    empty = array(encoder.prompts([""], None)[0].embeddings)
-    constant, uncond_length = npy_bytes(empty, "the empty prompt"), len(empty)
-    files.write_bytes(folder / UNCOND_T2I, constant)
-    records: list[dict[str, Any]] = []
-    tally = Tally.of(data)
-    packed = _packed(data.raw)
-    with files.progress() as bar:
-        task = bar.add_task(f"encoding into {folder}", total=packed.num_samples if packed else None)
-        if data.encode_workers > 1:
-            _encode_in_processes(data, folder, shards, uncond_length, load, lambda n: bar.advance(task, n))
-        for number, shard in enumerate(shards):
-            path = folder / f"{number:06d}.tar"
-            record = finished(path)
-            if record is None:
-                record = encode_shard(data, encoder, shard, path, uncond_length, lambda n: bar.advance(task, n))
-                files.require_space(folder, path.stat().st_size * (len(shards) - number - 1), f"the rest of {folder}")
-            elif data.encode_workers == 1:
-                bar.advance(task, len(record["samples"]))
-            records.append(record)
-            left_out = parse(json.dumps(record.get("left_out", {})), LeftOut, str(record_path(path)), "encode again")
-            for line in left_out.broken:
-                print(f"left out: {line}")
-            tally.add(left_out)
-            if not packed:  # the number of samples is unknown until all are read: go by what the shards held so far
-                done = sum(len(each["samples"]) for each in records)
-                bar.update(task, total=done * len(shards) // (number + 1), completed=done)
-    constant_entry = {"bytes": len(constant), "sha256": hashlib.sha256(constant).hexdigest()}
-    attribution = packed.attribution if packed else "not stated by the raw shards"
-    index = {"version": INDEX_VERSION, "settings": settings, "pipeline": fingerprint, "attribution": attribution}
-    index |= {"resolution": data.resolution, "left_out": tally.record()}
-    index["made"] = {"pack": packed.made if packed else {}, "encode": made_with(data, ENCODING)}
-    files.release(folder, INDEX, {**index, "uncond_t2i": constant_entry, **_merged(records, shards)})
-    for number in range(len(shards)):
-        record_path(folder / f"{number:06d}.tar").unlink()
+    _warn_of_unknown_content(data.raw, inputs.shards)
+    jobs = inputs.jobs(folder)
+    records = finished_shards(jobs)
+    progress = Progress(data, folder, len(jobs), inputs.packed.num_samples if inputs.packed else None)
+    progress.show(sum(len(record["samples"]) for record in records if record), len(jobs) - records.count(None))
+    missing = [number for number, record in enumerate(records) if record is None]
+    work = Work(data, [jobs[number] for number in missing], load, partial(_keep_empty, folder), progress)
+    with progress.bar:
+        if team is not None:
+            team.announce(missing)
+            encode_among_ranks(work, team)
+        elif data.encode_workers > 1:
+            encode_in_processes(work)
+        else:
+            encode_here(work)
 
 
-def _encode_in_processes(
-    data: Data,
-    folder: Path,
-    shards: list[str],
-    uncond_length: int,
-    load: Callable[[], Encoder],
-    advance: Callable[[int], None],
-) -> None:
-    """Encode the shards that are not finished, each in one of `data.encode_workers` processes with its own encoder."""
-    missing = [i for i in range(len(shards)) if finished(folder / f"{i:06d}.tar") is None]
-    # Spawned, not forked: the parent may already hold a CUDA context.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(data.encode_workers, context, _start_worker, (load,)) as executor:
-        paths = [folder / f"{i:06d}.tar" for i in missing]
-        jobs = [
-            executor.submit(_encode_in_worker, data, shards[i], path, uncond_length)
-            for i, path in zip(missing, paths, strict=True)
-        ]
-        try:
-            for job in as_completed(jobs):
-                advance(job.result())
-        except BaseException:
-            executor.shutdown(cancel_futures=True)
-            raise
+def _follow(data: Data, load: Load, team: Team) -> None:
+    """The part of a rank that does not lead."""
+    missing: list[int] | None = team.plan()
+    if missing is None:
+        raise SystemExit(2)
+    folder, shards = output_folder(data), raw_shards(data.raw)
+    jobs = [_job(folder, number, shards[number]) for number in missing]
+    if jobs:
+        # Its bar is never shown: the first rank's counts the samples of all.
+        encode_among_ranks(Work(data, jobs, load, lambda _: None, Progress(data, folder, len(shards), None)), team)
 
 
-_worker_encoder: list[Encoder] = []
-"""This process's own encoder, if it is a worker of `_encode_in_processes`."""
+def _job(folder: Path, number: int, shard: str) -> Job:
+    return Job(shard, folder / f"{number:06d}.tar")
 
 
-def _start_worker(load: Callable[[], Encoder]) -> None:
-    torch.set_num_threads(1)
-    _worker_encoder.append(load())
+def finished_shards(jobs: list[Job]) -> list[dict[str, Any] | None]:
+    """The record of each shard that is there, several read at once."""
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(finished, [job.path for job in jobs]))
 
 
-def _encode_in_worker(data: Data, url: str, path: Path, uncond_length: int) -> int:
-    return len(encode_shard(data, _worker_encoder[0], url, path, uncond_length, lambda _: None)["samples"])
+def _keep_empty(folder: Path, empty: np.ndarray) -> None:
+    files.write_bytes(folder / UNCOND_T2I, npy_bytes(empty, "the empty prompt"))
+
+
+def _merge(data: Data, folder: Path, inputs: Inputs) -> None:
+    """Write the index of shards that are all there."""
+    records, tally = [], Tally.of(data)
+    jobs, packed = inputs.jobs(folder), inputs.packed
+    for job in jobs:
+        record = read_record(job.path)
+        if record is None:
+            raise UserError(f"{job.path} is not to be seen here: every host must have the same folder data.encoded")
+        records.append(record)
+        tally.add(left_out_of(record, folder))
+    constant = (folder / UNCOND_T2I).read_bytes()
+    index: dict[str, Any] = {
+        "version": INDEX_VERSION,
+        "settings": inputs.settings,
+        "pipeline": inputs.fingerprint,
+        "attribution": packed.attribution if packed else "not stated by the raw shards",
+        "resolution": data.resolution,
+        "left_out": tally.record(),
+        "made": {"pack": packed.made if packed else {}, "encode": made_with(data, ENCODING)},
+        "uncond_t2i": {"bytes": len(constant), "sha256": hashlib.sha256(constant).hexdigest()},
+    }
+    files.release(folder, INDEX, index | _merged(records, inputs.shards))
+    for job in jobs:
+        record_path(job.path).unlink()
 
 
 def _merged(records: list[dict[str, Any]], shards: list[str]) -> dict[str, Any]:

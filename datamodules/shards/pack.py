@@ -114,6 +114,8 @@ def _settings(data: Data, samples: Sequence[WorldSample | OwnSample]) -> str:
         digests = [hashlib.sha256(content).hexdigest() for drawn in first for content in drawn.values()]
         return files.settings_hash({**values, "samples": samples_of(data), "world": digests})
     values |= {"rule": _RULE, "aspects": data.aspects, "bounds": [data.min_side, data.max_aspect]}
+    if data.max_buckets != Data().max_buckets:
+        values["buckets"] = data.max_buckets
     stamps = [sample.stamp() for sample in samples if isinstance(sample, OwnSample)]
     return files.settings_hash({**values, "samples": stamps})
 

@@ -19,8 +19,8 @@ FINISHED = "pack.json"
 Made = dict[str, bool | int | float | str]
 """Dotted key of a recipe -> its value."""
 _BOTH = ("resolution", "broken", "max_broken")
-PACKING = ("source", "samples", "aspects", "min_side", "max_aspect", "samples_per_shard", *_BOTH)
-ENCODING = ("raw", "keep_raw", *_BOTH)
+PACKING = ("source", "samples", "aspects", "min_side", "max_aspect", "max_buckets", "samples_per_shard", *_BOTH)
+ENCODING = ("raw", "keep_raw", "encode_dtype", *_BOTH)
 """Keys of `data` that the shards depend on."""
 
 

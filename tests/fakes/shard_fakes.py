@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.shards.encode import encode_shards
-from datamodules.shards.encode_shard import Encoder
+from datamodules.shards.encode_batch import Encoder
 from datamodules.shards.writer import ShardWriter
 from workbench.batch import EncodedPrompt, Reference
 from workbench.recipe.config import Data
@@ -47,7 +47,7 @@ def fake_latents(images: Tensor) -> Tensor:
     return blocks.mean((2, 4)).reshape(batch, -1, 3)
 
 
-def fake_encoder() -> Encoder:
+def fake_encoder(_: int = 0) -> Encoder:
     return Encoder(fake_prompts, fake_latents, 16, 32)
 
 

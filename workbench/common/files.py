@@ -31,21 +31,28 @@ UNFINISHED = "unfinished.json"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
-def progress(download: bool = False) -> Progress:
-    """Progress bar with the count done and the time left."""
+def progress(download: bool = False, pace: bool = False) -> Progress:
+    """Progress bar with the count done and the time left, and with `pace` how many are done a second."""
     # Rich takes a tenth of a second to import, and most commands show no bar.
     from rich import progress as bars
 
     count = (
         bars.TextColumn("{task.completed:,.0f} of {task.total:,.0f} bytes") if download else bars.MofNCompleteColumn()
     )
+
+    class Pace(bars.ProgressColumn):
+        def render(self, task: bars.Task) -> str:
+            return f"{task.speed:,.1f}/s" if task.speed else ""
+
     return bars.Progress(
         bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
         count,
+        *([Pace()] if pace else []),
         bars.TimeElapsedColumn(),
         bars.TextColumn("left"),
         bars.TimeRemainingColumn(),
+        speed_estimate_period=300 if pace else 30,
     )
 
 
@@ -184,6 +191,14 @@ def claim(folder: Path, settings: str, finished: str, key: str, command: str) ->
     Raises:
         UserError: the folder holds something made from other settings, or shards of unknown origin.
     """
+    complete = is_complete(folder, settings, finished, key, command)
+    if not complete:
+        write_json(folder / UNFINISHED, {"settings": settings})
+    return complete
+
+
+def is_complete(folder: Path, settings: str, finished: str, key: str, command: str) -> bool:
+    """What `claim` would say of `folder`, and as it raises; nothing is written."""
     mend = f"choose another {key} or delete the folder"
     marker = folder / UNFINISHED
     if (folder / finished).exists():
@@ -195,7 +210,6 @@ def claim(folder: Path, settings: str, finished: str, key: str, command: str) ->
             raise UserError(f"{folder} holds an unfinished `workbench {command}` with other settings; {mend}")
     elif folder.exists() and any(folder.glob("*.tar")):
         raise UserError(f"{folder} holds shards that `workbench {command}` did not write; {mend}")
-    write_json(marker, {"settings": settings})
     return False
 
 

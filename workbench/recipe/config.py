@@ -152,12 +152,16 @@ class Data:
     source: `openmoji` (the world that ships), or a user's images or prompts, for `pack`: a folder, or a CSV, JSONL,
     Parquet or txt file (docs/data.md).
     samples: task -> category -> how many samples `pack` draws from the world; empty: the world's default numbers.
-    encode_workers: processes that encode shards side by side, each with an encoder of its own.
+    encode_batch_size: most captions or pictures that are encoded at once; after running out of memory half as many.
+    encode_workers: processes that encode shards side by side, each with an encoder of its own; they take the GPUs of
+    the machine in turn. With torchrun or SLURM every rank is one instead.
+    encode_dtype: of text encoder and autoencoder. auto: bfloat16 on a GPU with trainer.precision=bf16-mixed.
     keep_raw: let encoded shards keep the images too, which pretraining reads.
     num_workers: processes that draw the world.
     raw: folder, http(s) address or `pipe:` command of raw shards. encoded: folder or http(s) address of encoded ones.
     resolution: pictures have about its square in pixels. aspects: `keep` the aspect of a picture, as near as one of the
-    buckets of `datamodules.shards.buckets` is, or crop all of them `square`.
+    buckets of `datamodules.shards.buckets` is, or crop all of them `square`. max_buckets: so many of the buckets at
+    most, the square first, then by aspect.
     min_side, max_aspect: pictures with a smaller side in pixels, or a longer shape, are broken.
     broken: `stop` at a sample that cannot be used, or `skip` it, up to `max_broken` of them.
     """
@@ -168,6 +172,7 @@ class Data:
     aspects: Literal["keep", "square"] = "keep"
     min_side: int = 32
     max_aspect: float = 4.0
+    max_buckets: int = 13
     broken: Literal["stop", "skip"] = "stop"
     max_broken: int = 100
     samples_per_shard: int = 1000
@@ -175,6 +180,7 @@ class Data:
     encoded: str = "data/encoded"
     encode_batch_size: int = 32
     encode_workers: int = 1
+    encode_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     keep_raw: bool = False
     num_workers: int = 1
 
@@ -184,6 +190,7 @@ class Data:
             samples_per_shard=self.samples_per_shard,
             encode_batch_size=self.encode_batch_size,
             encode_workers=self.encode_workers,
+            max_buckets=self.max_buckets,
             min_side=self.min_side,
         )
         require(self.max_aspect >= 1, f"data.max_aspect must be at least 1 (a square), got {self.max_aspect:g}")

@@ -55,6 +55,13 @@ def test_a_picture_of_a_bucket_stays_as_it_is() -> None:
         np.testing.assert_array_equal(target, image)
 
 
+def test_a_recipe_may_leave_the_longest_buckets_out() -> None:
+    few = replace(DATA, max_buckets=3)
+    sizes = [(100, 100), (400, 300), (300, 400), (1600, 400), (400, 1600), (1920, 1080)]
+    assert {bucket_of(size, few, 32, "x") for size in sizes} == {*buckets(256, 32)[:3]}
+    assert bucket_of((1600, 400), few, 32, "x") == bucket_of((400, 300), DATA, 32, "x")
+
+
 def test_squares_are_cut_where_they_are_asked_for() -> None:
     square = replace(DATA, aspects="square")
     target, _ = fitted(gradient(600, 200), None, square, 32, "x")

@@ -15,7 +15,7 @@ from shard_fakes import COUNTS, fake_encoder, fake_latents, fake_prompts, member
 
 from datamodules.shards.counts import INDEX
 from datamodules.shards.encode import encode_shards
-from datamodules.shards.encode_shard import Encoder
+from datamodules.shards.encode_batch import Encoder
 from datamodules.shards.encoded import EncodedDataset
 from datamodules.shards.raw import raw_shards, read_raw
 from workbench.common.errors import UserError
@@ -48,7 +48,7 @@ def test_each_sample_is_encoded_as_if_alone_and_in_order(tmp_path: Path) -> None
         calls.append(len(texts))
         return fake_prompts(texts, images)
 
-    encode_shards(data, lambda: Encoder(prompts, fake_latents, 16, 32), "f")  # type: ignore[arg-type]
+    encode_shards(data, lambda _: Encoder(prompts, fake_latents, 16, 32), "f")  # type: ignore[arg-type]
     assert max(calls) == data.encode_batch_size
     dataset = EncodedDataset(data.encoded)
     raws = [raw for shard in raw_shards(data.raw) for raw in read_raw(shard)]
@@ -69,6 +69,56 @@ def test_each_sample_is_encoded_as_if_alone_and_in_order(tmp_path: Path) -> None
         assert dataset.read_text(i) == raw.text
         assert (dataset.read_source(i) is None) == (raw.source is None)
     assert dataset.categories == ("edit/any", "t2i/any")
+
+
+def test_captions_of_all_sizes_go_together_by_length_and_pictures_by_size(tmp_path: Path) -> None:
+    data = mixed(tmp_path)
+    texts, sizes = [], []
+
+    def prompts(chosen, images):
+        texts.append((images is not None, [len(text) for text in chosen]))
+        return fake_prompts(chosen, images)
+
+    def images(pixels):
+        sizes.append(len(pixels))
+        return fake_latents(pixels)
+
+    encode_shards(data, lambda _: Encoder(prompts, images, 16, 32), "f")
+    captions = [lengths for with_image, lengths in texts if not with_image][1:]  # the first is the empty prompt
+    assert [len(lengths) for lengths in captions] == [3, 3, 2, 3, 2]
+    assert all(lengths == sorted(lengths) for lengths in captions)
+    assert all(a[-1] <= b[0] for a, b in ((captions[0], captions[1]), (captions[1], captions[2])))
+    assert max(sizes) == data.encode_batch_size
+
+
+@pytest.mark.parametrize("part", ["prompts", "images"])
+def test_what_does_not_fit_the_memory_goes_in_halves_with_a_line_each_time(
+    tmp_path: Path, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, tried = replace(mixed(tmp_path), encode_batch_size=8), []
+
+    def of_little_memory(function, most):
+        def tight(items, *more):
+            tried.append(len(items))
+            if len(items) > most and items != [""]:
+                raise torch.OutOfMemoryError("tried to allocate")
+            return function(items, *more)
+
+        return tight
+
+    def encoder(most: int) -> Encoder:
+        parts = {"prompts": fake_prompts, "images": fake_latents}
+        return Encoder(**{**parts, part: of_little_memory(parts[part], most)}, pixels_per_token=16, side_multiple=32)
+
+    encode_shards(data, lambda _: fake_encoder(), "f")
+    halved = replace(data, encoded=str(tmp_path / "halved"))
+    encode_shards(halved, lambda _: encoder(2), "f")
+    for path in (tmp_path / "encoded").iterdir():
+        assert path.read_bytes() == (tmp_path / "halved" / path.name).read_bytes()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("out of memory")]
+    assert len(lines) == len({*lines}) == sum(count > 2 for count in tried), "each failure is told, and comes once"
+    with pytest.raises(UserError, match=r"one of \w+ .*needs more memory than there is"):
+        encode_shards(replace(data, encoded=str(tmp_path / "none")), lambda _: encoder(0), "f")
 
 
 def test_padded_lengths_hold_the_longest_prompt_of_a_geometry(dataset: EncodedDataset) -> None:
@@ -103,7 +153,7 @@ def test_a_crash_resumes_with_the_unfinished_shard_and_gives_the_same_bytes(tmp_
         return fake_prompts(texts, images)
 
     with pytest.raises(RuntimeError):
-        encode_shards(data, lambda: Encoder(crash, fake_latents, 16, 32), "f")  # type: ignore[arg-type]
+        encode_shards(data, lambda _: Encoder(crash, fake_latents, 16, 32), "f")  # type: ignore[arg-type]
     finished = sorted(path.name for path in (tmp_path / "encoded").glob("*.tar"))
     assert finished == ["000000.tar"] and not (tmp_path / "encoded" / INDEX).exists()
     assert not list((tmp_path / "encoded").glob(".*.part"))
@@ -122,7 +172,7 @@ def test_who_comes_second_waits_and_takes_what_the_first_made(tmp_path: Path) ->
     write_raw(tmp_path / "raw", COUNTS)
     data, begun, may_end = data_for(tmp_path), Event(), Event()
 
-    def slow() -> Encoder:
+    def slow(_: int) -> Encoder:
         begun.set()
         assert may_end.wait(20)
         return fake_encoder()
@@ -137,18 +187,28 @@ def test_who_comes_second_waits_and_takes_what_the_first_made(tmp_path: Path) ->
         assert (first.result(20).reused, second.result(20).reused) == (False, True)
 
 
-def test_an_error_in_one_shard_stops_the_workers_of_the_others(tmp_path: Path) -> None:
+def test_an_error_in_one_shard_stops_the_workers_and_one_process_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw", {"t2i/text": 60}, per_shard=2)
-    first = sorted((tmp_path / "raw").glob("*.tar"))[0]
-    first.write_bytes(first.read_bytes()[:700])
-    with pytest.raises(UserError, match="truncated"):
-        encode_shards(data_for(tmp_path, encode_workers=2), slow_encoder, "f")
-    assert len(list((tmp_path / "encoded").glob("*.tar"))) < 20
+    data = data_for(tmp_path, encode_workers=2)
+    with pytest.raises(UserError, match="misread"):
+        encode_shards(data, slow_encoder, "f")
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "encoded").glob("*.tar")}
+    assert 0 < len(made) < 20
+    encode_shards(replace(data, encode_workers=1), fake_encoder, "f")
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
+    other = replace(data, encoded=str(tmp_path / "other"), encode_workers=1)
+    encode_shards(other, fake_encoder, "f")
+    for path in (tmp_path / "other").iterdir():
+        assert path.read_bytes() == (tmp_path / "encoded" / path.name).read_bytes()
 
 
-def slow_encoder() -> Encoder:
+def slow_encoder(_: int) -> Encoder:
+    """Reads all captions but those of the fifth shard."""
+
     def prompts(texts, images):
         time.sleep(0.2)
+        if any(text.endswith(" 9") for text in texts):
+            raise UserError("misread")
         return fake_prompts(texts, images)
 
     return Encoder(prompts, fake_latents, 16, 32)  # type: ignore[arg-type]
@@ -159,7 +219,7 @@ def test_a_finished_encoding_is_reused_only_for_the_same_inputs(tmp_path: Path) 
     data = data_for(tmp_path)
     encode_shards(data, fake_encoder, "f")
 
-    def never() -> Encoder:
+    def never(_: int) -> Encoder:
         raise AssertionError("nothing is left to encode")
 
     assert encode_shards(data, never, "f").reused
@@ -207,4 +267,4 @@ def test_an_overflow_names_the_sample(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw", {"t2i/text": 2})
     huge = Encoder(fake_prompts, lambda images: fake_latents(images) * 1e6, 16, 32)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"t2i-text-0000.*latent\.npy.*float16"):
-        encode_shards(data_for(tmp_path), lambda: huge, "f")
+        encode_shards(data_for(tmp_path), lambda _: huge, "f")

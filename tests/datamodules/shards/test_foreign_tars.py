@@ -15,7 +15,7 @@ from torch import from_numpy
 
 from datamodules.shards.counts import INDEX
 from datamodules.shards.encode import encode_shards
-from datamodules.shards.encode_shard import Encoder
+from datamodules.shards.encode_batch import Encoder
 from datamodules.shards.encoded import EncodedDataset
 from datamodules.shards.left_out import Tally
 from datamodules.shards.packed import FINISHED
@@ -163,11 +163,11 @@ def test_a_broken_sample_stops_or_is_skipped_named_and_counted(
     write_tar(tmp_path / "raw" / "0.tar", {**members("a", 1, "t2i", "text"), **broken_sample(kind), **whole})
     encoder = Encoder(fake_encoder().prompts, fake_encoder().images, 16, 32, no_tokens)
     with pytest.raises(UserError, match=r"(sample b|<token>).*data\.broken=skip"):
-        encode_shards(data_for(tmp_path), lambda: encoder, "f")
+        encode_shards(data_for(tmp_path), lambda _: encoder, "f")
     assert not (tmp_path / "encoded" / INDEX).exists()
     with pytest.raises(UserError, match=r"1 broken samples, more than data\.max_broken=0"):
-        encode_shards(data_for(tmp_path, broken="skip", max_broken=0), lambda: encoder, "f")
-    summary = encode_shards(data_for(tmp_path, broken="skip"), lambda: encoder, "f")
+        encode_shards(data_for(tmp_path, broken="skip", max_broken=0), lambda _: encoder, "f")
+    summary = encode_shards(data_for(tmp_path, broken="skip"), lambda _: encoder, "f")
     assert summary.num_samples == 2 and len(summary.left_out.broken) == 1
     assert "sample b" in summary.left_out.broken[0] or "<token>" in summary.left_out.broken[0]
     assert "1 broken samples left out, named in index.json" in str(summary)
@@ -205,7 +205,7 @@ def test_long_captions_are_counted(tmp_path: Path) -> None:
     content = {"a.txt": b"word " * 30, "b.txt": b"word", "c.txt": b"word " * 31, "c.source.png": png(1)}
     write_tar(tmp_path / "raw" / "0.tar", content)
     encoder = Encoder(fake_encoder().prompts, fake_encoder().images, 16, 32, prompt_limit=20)
-    summary = encode_shards(data_for(tmp_path), lambda: encoder, "f")
+    summary = encode_shards(data_for(tmp_path), lambda _: encoder, "f")
     assert "warning: 2 samples have captions of more than 20 tokens" in str(summary)
     assert EncodedDataset(str(tmp_path / "encoded")).samples.length[0] == 33, "nothing is cut"
 
