@@ -6,6 +6,7 @@ from pathlib import Path
 
 from studies import (
     data_composition,
+    frozen_weights,
     method,
     noise_floor,
     screening,
@@ -26,6 +27,7 @@ KNOWN: dict[str, Study] = {
     "task-mixture": study_of(task_mixture),
     "student-budget": study_of(student_budget),
     "method": study_of(method),
+    "frozen-weights": study_of(frozen_weights),
     "screening": study_of(screening),
     "search": study_of(search),
 }

@@ -52,7 +52,7 @@ def measure(block: nn.Module, run: Callable[[], Sequence[Tensor]], num_passed: i
 
     run: gives tensors that stay for what follows, the first `num_passed` of them even where the block is recomputed.
     """
-    weights = {parameter.untyped_storage()._cdata for parameter in block.parameters()}
+    weights = {tensor.untyped_storage()._cdata for tensor in (*block.parameters(), *block.buffers())}
     saved: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:

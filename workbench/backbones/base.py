@@ -98,11 +98,12 @@ class TransformerDenoiser(Denoiser):
     backward pass. compiled: whether the blocks run compiled. fused_layers: layers that LoRA files of other programs
     adapt as one. adaptable: linear layers outside the blocks that a LoRA file may adapt too, since the network looks up
     the role's adapter there. source: where the values come from of a network that was built without any, once it is
-    sharded.
+    sharded. unquantised: linear layers inside the blocks, by the ends of their names, that are never held in 8 bits.
     """
 
     fused_layers: ClassVar[FusedLayers] = {}
     adaptable: ClassVar[tuple[str, ...]] = ()
+    unquantised: ClassVar[tuple[str, ...]] = ()
     blocks: nn.ModuleList
     num_recomputed: int
     compiled: bool

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workbench.backbones import fp8
+from workbench.backbones.fp8 import Fp8Linear, Fp8Weight
+
 
 class RoleLinear(nn.Module):
     """A frozen linear layer with one adapter per role: y = W x + (alpha / r) B_role A_role x (arXiv 2106.09685).
@@ -19,7 +22,7 @@ class RoleLinear(nn.Module):
 
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()
-        self.base_layer = base_layer.requires_grad_(False)
+        self.base_layer: nn.Linear | Fp8Linear = base_layer.requires_grad_(False)
         self.lora_A = nn.ModuleDict()
         self.lora_B = nn.ModuleDict()
         self.scaling: dict[str, float] = {}
@@ -76,7 +79,7 @@ class Update(NamedTuple):
 class Projection(NamedTuple):
     """A linear layer as one role sees it: weight (out, in), bias (out,) or None, and the update or None."""
 
-    weight: Tensor
+    weight: Tensor | Fp8Weight
     bias: Tensor | None
     update: Update | None
 
@@ -88,18 +91,26 @@ def projection(linear: nn.Module, role: str | None, dtype: torch.dtype) -> Proje
     """
     match linear:
         case RoleLinear():
-            base = linear.base_layer
+            base = projection(linear.base_layer, None, dtype)
             adapted = role is not None and role in linear.scaling
-            return Projection(base.weight, base.bias, linear.update(role, dtype) if adapted and role else None)
+            return base._replace(update=linear.update(role, dtype)) if adapted and role else base
+        case Fp8Linear():
+            return Projection(linear.quantised(_computed_in(linear.weight.device, dtype)), linear.bias, None)
         case nn.Linear():
             return Projection(linear.weight, linear.bias, None)
         case _:
             raise TypeError(f"{type(linear).__name__} is no linear layer")
 
 
+def _computed_in(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the product of an input in `dtype`: autocast, which knows torch's own products alone, may change it."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
+
+
 def project(layer: Projection, x: Tensor) -> Tensor:
     """W x + b + scaling up down x."""
-    y = F.linear(x, layer.weight, layer.bias)
+    weight, bias = layer.weight, layer.bias
+    y = F.linear(x, weight, bias) if isinstance(weight, Tensor) else fp8.linear(x, weight, bias)
     if layer.update is None:
         return y
     down, up, scaling = layer.update

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from workbench.backbones.finite import is_finite, require_finite_values
+from workbench.backbones.fp8 import Fp8Linear
 from workbench.backbones.lora import Adapters
 from workbench.backbones.lora_keys import FusedLayers, Part, kind_of, parse_key, spellings
 from workbench.common import files
@@ -180,7 +181,7 @@ def _without_zeros(layer: AdapterLayer) -> AdapterLayer:
     return layer if used.all() or not used.any() else AdapterLayer(layer.down[used], layer.up[:, used], layer.scaling)
 
 
-def shape(linear: nn.Linear) -> Shape:
+def shape(linear: nn.Linear | Fp8Linear) -> Shape:
     """Of a layer that can be adapted."""
     return linear.out_features, linear.in_features
 

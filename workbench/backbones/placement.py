@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from workbench.backbones import stored_weights
+from workbench.backbones import fp8, stored_weights
 from workbench.backbones.base import Denoiser
 from workbench.recipe.config import Recipe
 
@@ -51,7 +51,7 @@ def state_bytes(denoiser: Denoiser, averaged: int) -> int:
     parameters = list(denoiser.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
-    return trained * BYTES_PER_TRAINED + averaged * 4 + frozen
+    return trained * BYTES_PER_TRAINED + averaged * 4 + frozen + fp8.bytes_besides(denoiser)
 
 
 def shard(denoiser: Denoiser, mesh: DeviceMesh, precision: Precision) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from workbench.backbones import lora, lora_files
+from workbench.backbones import fp8, lora, lora_files
 from workbench.backbones.base import NetworkFactory, RoleNetworks, TransformerDenoiser
 from workbench.backbones.lora_files import Adapter
 from workbench.backbones.placement import cast_parameters
@@ -45,6 +45,7 @@ def build(
     an adapter, which full copies have added to the base; LoRA roles start from adapters alone.
     specialists: each a transformer, or an adapter over the base teacher's, whose weights it then shares.
     frozen_dtype: storage of frozen weights, cast in place; trained ones keep their dtype, adapters are float32.
+    With `model.frozen=fp8` the products of frozen blocks are quantised, after everything has been added to them.
     Only student and fake score are left trainable; the fake score starts at the base, which is a denoiser at every
     noise level, where a few-step student is one at its own times alone.
 
@@ -89,7 +90,24 @@ def build(
             case _:
                 adapt(networks[TEACHER], role, specialist)
                 network_of_role[role] = TEACHER
-    return RoleNetworks(networks, network_of_role)
+    denoiser = RoleNetworks(networks, network_of_role)
+    if model.frozen == "fp8":
+        quantise(denoiser)
+    return denoiser
+
+
+def quantise(denoiser: RoleNetworks) -> None:
+    """Hold the products of every block that no role trains in 8 bits, in place; embeddings, norms, modulation, the
+    output layer and adapters stay as they are. Gradients still pass to adapters where a trained role shares the block.
+
+    Raises:
+        UserError: a layer whose sides the hardware does not multiply.
+    """
+    trained = [denoiser.network(role) for role in (STUDENT, FAKE_SCORE)]
+    for network in denoiser.transformers():
+        adapted = any(True for _ in lora.role_linears(network.blocks))
+        if network not in trained or adapted:
+            fp8.quantise(network.blocks, network.unquantised, differentiable=network in trained)
 
 
 def add_adapter(network: TransformerDenoiser, role: str, rank: int, alpha: float, seed: int) -> None:
@@ -179,15 +197,21 @@ def trained_parameters(denoiser: nn.Module, role: str) -> dict[str, nn.Parameter
 
 class MergedState(Mapping[str, Tensor]):
     """Weights of `role` under the names of diffusers, adapters merged, unsharded: each is gathered when it is asked
-    for, by all ranks together. One without an adapter stays on its device, and may be the weight itself."""
+    for, by all ranks together. One without an adapter stays on its device, and may be the weight itself.
 
-    def __init__(self, denoiser: RoleNetworks, role: str) -> None:
+    base: under the same names what adapters are merged into, where the network holds it quantised alone.
+    """
+
+    def __init__(self, denoiser: RoleNetworks, role: str, base: Mapping[str, Tensor] | None = None) -> None:
         transformer = denoiser.network(role).transformer
         self.role, self._layers = role, dict(lora.role_linears(transformer))
         # Layers with adapters over them are named with another step.
         state = transformer.state_dict()
         self._names = {name.replace(".base_layer.", "."): name for name in state if ".lora_" not in name}
         self._state = state
+        if fp8.is_quantised(transformer):
+            assert base is not None, "adapters are not merged into quantised weights"
+            self._state = state | {stored: base[name] for name, stored in self._names.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._names[name]
@@ -205,9 +229,9 @@ class MergedState(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def merged_state(denoiser: RoleNetworks, role: str) -> dict[str, Tensor]:
+def merged_state(denoiser: RoleNetworks, role: str, base: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """A copy of `MergedState` on the CPU, whatever the weights go on to be (all ranks must call)."""
-    return {name: tensor.to("cpu", copy=True) for name, tensor in MergedState(denoiser, role).items()}
+    return {name: tensor.to("cpu", copy=True) for name, tensor in MergedState(denoiser, role, base).items()}
 
 
 def _unsharded(tensor: Tensor | nn.Module) -> Tensor:

@@ -22,7 +22,7 @@ from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.batch import StepData, Task
 from workbench.bench import data, measure, warm_up
-from workbench.bench.options import Options
+from workbench.bench.options import Options, quantised
 from workbench.bench.plain import PlainEngine
 from workbench.common.errors import UserError
 from workbench.modules import rehearsal
@@ -62,11 +62,17 @@ class MixBenchmark:
         self._attempt("ours", partial(self._ours, "ours", self.recipe))
         if options.engine == "both" and "wall_s" not in self.results.get("plain", {}):
             self._attempt("plain", self._plain_alone)
+        rows = {"ours": self.recipe}
         if options.reuse != "none":
-            reusing = replace(self.recipe, dmd=replace(self.recipe.dmd, fake_samples=options.reuse))
-            self._attempt(options.reuse, partial(self._ours, options.reuse, reusing))
+            rows[options.reuse] = replace(self.recipe, dmd=replace(self.recipe.dmd, fake_samples=options.reuse))
+            self._attempt(options.reuse, partial(self._ours, options.reuse, rows[options.reuse]))
         if options.phases:
             self._attempt("phases_s", self._phases)
+        if options.frozen == "fp8":
+            # In place, so last: the plain arrangement and the engine above share these weights.
+            roles.quantise(self.denoiser)
+            for name, recipe in rows.items():
+                self._attempt(quantised(name), partial(self._ours, quantised(name), recipe))
         return self.results
 
     def _attempt(self, name: str, measurement: Callable[[], None]) -> None:

@@ -55,6 +55,8 @@ class Options:
     states alone, after one evaluation of every kind.
     engine: both, or `ours` alone where the plain arrangement would not fit.
     reuse: also measure the engine with this `dmd.fake_samples`, against the same plain arrangement with fresh samples.
+    frozen: with `fp8` measure the engine once more, with and without reuse, over frozen blocks in 8-bit floats
+    (`model.frozen`), after everything else.
     phases: also time each phase of the engine, run eagerly. compile: the engine's blocks, with `backend`.
     seconds: start no further measurement after so many, 0 for no limit. threads: of torch on the CPU, 0 leaves it.
     json: file that results are written to, after every measurement.
@@ -83,6 +85,7 @@ class Options:
     in_turns: bool = True
     reuse: Literal["none", "rollout", "student_rollout"] = "student_rollout"
     engine: Literal["both", "ours"] = "both"
+    frozen: Literal["auto", "fp8"] = "auto"
     phases: bool = True
     compile: bool = False
     backend: str = "inductor"
@@ -103,6 +106,8 @@ class Options:
             raise UserError(f"text_tokens must be above {data.PREFIX_SLOT}, got {self.text_tokens}")
         if self.specialists and self.roles != "lora":
             raise UserError("specialists are adapters over a shared base: set roles=lora")
+        if self.frozen == "fp8" and self.precision != "bf16-mixed":
+            raise UserError("frozen=fp8 gives products in bfloat16: set precision=bf16-mixed")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda, but torch sees no GPU here: use cpu or auto")
 
@@ -130,9 +135,16 @@ class Options:
 
     @property
     def engines(self) -> tuple[str, ...]:
-        """Rows of the table in order: the plain arrangement, this engine, this engine with reused rollouts."""
+        """Rows of the table in order: the plain arrangement, this engine, this engine with reused rollouts; then this
+        engine over quantised weights."""
         plain = ("plain",) if self.engine == "both" else ()
-        return (*plain, "ours") if self.reuse == "none" else (*plain, "ours", self.reuse)
+        ours = ("ours",) if self.reuse == "none" else ("ours", self.reuse)
+        return (*plain, *ours, *(quantised(name) for name in ours if self.frozen == "fp8"))
+
+
+def quantised(engine: str) -> str:
+    """Row of an engine over quantised weights."""
+    return f"{engine}, fp8"
 
 
 def read(arguments: Sequence[str]) -> Options:

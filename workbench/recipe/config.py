@@ -22,6 +22,8 @@ class Model:
     student: what the student starts from, the base teacher when absent: a pipeline folder, such as `RUN/student`, or a
     LoRA file over the base teacher; with `lora` roles a LoRA file alone. The fake score starts at the base teacher.
     roles: `full` copies of the weights, or `lora` adapters over one shared frozen base.
+    frozen: `fp8` multiplies the blocks of frozen networks in 8-bit floats, forward and backward, on a GPU of compute
+    capability 8.9 or later (docs/scale.md); auto: as trainer.precision says.
     gradient_checkpointing: recompute the activations of blocks in the backward pass, except in the last
     `stored_blocks` of each network: some seconds for some memory. auto: as many as a GPU has memory for, measured
     before the first update; none on a CPU.
@@ -34,6 +36,7 @@ class Model:
     roles: Literal["full", "lora"] = "full"
     lora_rank: int = 32
     lora_alpha: float = 32.0
+    frozen: Literal["auto", "fp8"] = "auto"
     gradient_checkpointing: bool = False
     stored_blocks: int | str = "auto"
     license: str = ""
@@ -619,6 +622,14 @@ class Recipe:
         require(
             not self.trainer.start or self.model.student is None,
             "trainer.start and model.student both say where the student starts: leave out one of them",
+        )
+        require(
+            self.model.frozen == "auto" or self.trainer.precision == "bf16-mixed",
+            "model.frozen=fp8 gives products in bfloat16: it needs trainer.precision=bf16-mixed",
+        )
+        require(
+            self.model.frozen == "auto" or self.trainer.strategy != "fsdp",
+            "model.frozen=fp8 is not sharded: every device holds it whole, so leave out trainer.strategy=fsdp",
         )
         require(
             not self.dmd.decoupled or (self.teachers.cfg_scale > 1 and self.teachers.cfg_rescale == 0),

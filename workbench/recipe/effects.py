@@ -30,6 +30,7 @@ IN_DISTILLATION = (
     "model.roles",
     "model.lora_rank",
     "model.lora_alpha",
+    "model.frozen",
     "teachers",
     "guidance",
     "dmd",

@@ -141,7 +141,8 @@ def _trained_alone(recipe: Recipe) -> RoleNetworks:
     teacher = families.load(recipe.model.folder, text_encoder=False, empty=recipe.model.roles == "full")
     alone = replace(
         recipe,
-        model=replace(recipe.model, student=None),
+        # Adapters are merged into weights as the folder has them.
+        model=replace(recipe.model, student=None, frozen="auto"),
         teachers=replace(recipe.teachers, specialists={}),
         guidance=Guidance(),
     )

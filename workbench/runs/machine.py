@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
-from workbench.backbones import families, roles
+from workbench.backbones import families, fp8, roles
 from workbench.backbones.base import RoleNetworks
 from workbench.backbones.placement import trainer_precision
 from workbench.common.errors import UserError
@@ -68,7 +68,9 @@ def resolved(recipe: Recipe) -> tuple[Recipe, str]:
     if trainer.devices * trainer.num_nodes == 1 or trainer.strategy != "auto":
         return recipe, ""
     strategy: Literal["ddp", "fsdp"]
-    if recipe.model.roles == "full":
+    if recipe.model.frozen == "fp8":
+        strategy, why = "ddp", "every device holds weights in 8 bits whole"
+    elif recipe.model.roles == "full":
         strategy, why = "fsdp", "full roles are sharded"
     else:
         weights, limit = _frozen_bytes(recipe), _device_bytes(trainer) / 2
@@ -99,8 +101,9 @@ def accelerator(trainer: Trainer) -> str:
     return trainer.accelerator
 
 
-def check(trainer: Trainer) -> None:
+def check(recipe: Recipe) -> None:
     """Raise UserError where the recipe asks for what torch does not see here."""
+    trainer = recipe.trainer
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError(
             "trainer.accelerator=gpu, but torch sees no GPU here: use cpu or auto, or install torch for CUDA"
@@ -109,6 +112,17 @@ def check(trainer: Trainer) -> None:
         raise UserError("trainer.cuda_graphs=on, but torch sees no GPU here: leave it at auto")
     if accelerator(trainer) == "gpu" and trainer.devices > torch.cuda.device_count():
         raise UserError(f"trainer.devices={trainer.devices}, but torch sees {torch.cuda.device_count()} GPUs here")
+    if accelerator(trainer) == "gpu" and recipe.model.frozen == "fp8":
+        capability = torch.cuda.get_device_capability()
+        if capability < fp8.LEAST_CAPABILITY:
+            raise UserError(
+                f"model.frozen=fp8 needs a GPU of compute capability {_version(fp8.LEAST_CAPABILITY)} or later, and "
+                f"{torch.cuda.get_device_name()} has {_version(capability)}: leave it at auto"
+            )
+
+
+def _version(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
 
 
 def compiles(trainer: Trainer, denoiser: RoleNetworks) -> bool:

@@ -46,7 +46,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     Raises:
         UserError: anything in the recipe, the data or the folder that the user can fix.
     """
-    machine.check(recipe.trainer)
+    machine.check(recipe)
     loggers.check(recipe.trainer)
     recipe, reason = machine.resolved(recipe)
     if reason:
@@ -103,7 +103,7 @@ def pretrain(recipe: Recipe, source: Source | None = None, pictured: Source | No
     Raises:
         UserError: anything in the recipe, the data or the folder that the user can correct.
     """
-    machine.check(recipe.trainer)
+    machine.check(recipe)
     loggers.check(recipe.trainer)
     if recipe.trainer.strategy != "auto" or recipe.trainer.devices * recipe.trainer.num_nodes > 1:
         raise UserError("pretraining runs on one device: set trainer.strategy=auto and trainer.devices=1")
@@ -196,8 +196,10 @@ def _export_student(
     recipe: Recipe, folder: RunFolder, denoiser: RoleNetworks, averaging: Averaging, update: int
 ) -> None:
     """Export the averaged weights, as of `update` (collective)."""
+    quantised = recipe.model.frozen == "fp8" and recipe.model.roles == "lora"
+    base = load_for_training(recipe, recipe.model.folder).transformer.state_dict() if quantised else None
     averaging.average.swap()
-    export_student(folder, recipe, roles.MergedState(denoiser, roles.STUDENT), folder.student, update)
+    export_student(folder, recipe, roles.MergedState(denoiser, roles.STUDENT, base), folder.student, update)
     averaging.average.swap()
 
 

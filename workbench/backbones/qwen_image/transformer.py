@@ -54,6 +54,8 @@ class EmbeddedPrefix(Prefix):
 class DualTransformer(TransformerDenoiser):
     """`QwenImageTransformer2DModel` as prefix and velocity, over the same parameters."""
 
+    # Products of one row a sample, and the scale of everything else.
+    unquantised: ClassVar[tuple[str, ...]] = ("img_mod.1", "txt_mod.1")
     adaptable: ClassVar[tuple[str, ...]] = (
         *("img_in", "txt_in", "norm_out.linear", "proj_out"),
         *(f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)),
