@@ -54,3 +54,16 @@ def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pipeline") / "smallest"
     assemble(folder, CAPTIONS, seed=0, sizes=SMALLEST)
     return folder
+
+
+@pytest.fixture(scope="session")
+def qwen_image_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random folders of the two pipelines of Qwen-Image, `t2i` and `edit` (as of 2511), with the same encoders. Never
+    write into them."""
+    from tiny_qwen_image import assemble
+
+    root = tmp_path_factory.mktemp("qwen_image")
+    return {
+        "t2i": assemble(root / "t2i", CAPTIONS, edits=False, seed=1),
+        "edit": assemble(root / "edit", CAPTIONS, edits=True, zero_cond_t=True, seed=2),
+    }

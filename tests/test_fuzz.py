@@ -374,7 +374,7 @@ def test_what_a_folder_says_of_its_licence(tmp_path: Path) -> None:
         for name, data in content.items():
             (place / name).write_bytes(data)
         fields = stated_by(place)
-        text = model_card(Origin("x", "y", "z", "w", fields), "Pipeline", Sampling(4))
+        text = model_card(Origin("x", "y", "z", "w", fields), "Pipeline", Sampling(4), [])
         again = yaml.safe_load(text.split("---\n")[1])
         kept = all(again[name] == value for name, value in fields.items() if name != "tags")
         tagged = {"distillation", *fields.get("tags", [])} <= set(again["tags"])

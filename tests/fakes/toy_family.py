@@ -30,7 +30,7 @@ SLOTS = 3
 
 
 class ToyModel(PipelineModel):
-    class_name = "ToyPipeline"
+    class_names = ("ToyPipeline",)
     pixels_per_token = 8
     side_multiple = 8
     encoder_parts = ("words",)
@@ -69,6 +69,12 @@ class ToyModel(PipelineModel):
             copy_parts(teacher, folder, ("transformer",))
             _write_network(folder, student_state, how)
             (folder / "README.md").write_text(card)
+
+    @classmethod
+    def drawing_code(
+        cls, folder: Path, how: Sampling, resolution: int, tasks: Sequence[str], *, stored: bool
+    ) -> list[str]:
+        return ['pipeline("PROMPT")']
 
     @property
     def transformer(self) -> ToyTransformer:
@@ -138,7 +144,9 @@ def write_folder(folder: Path, seed: int = 0) -> None:
     """A pipeline folder with random weights."""
     (folder / "words").mkdir(parents=True)
     (folder / "words/salt.txt").write_text("7")
-    (folder / INDEX_FILE).write_text(json.dumps({"_class_name": ToyModel.class_name, "words": [], "transformer": []}))
+    (folder / INDEX_FILE).write_text(
+        json.dumps({"_class_name": ToyModel.class_names[0], "words": [], "transformer": []})
+    )
     _write_network(folder, ToyTransformer(seed).state_dict(), None)
 
 

@@ -10,12 +10,13 @@ import torch
 
 from workbench.backbones.family import PipelineModel
 from workbench.backbones.folders import INDEX_FILE, read_index
+from workbench.backbones.qwen_image.model import QwenImageModel
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 from workbench.method.rollout import Sampling
 
-FAMILIES: tuple[type[PipelineModel], ...] = (QwenImage21Model,)
+FAMILIES: tuple[type[PipelineModel], ...] = (QwenImage21Model, QwenImageModel)
 RESOLUTION = "_resolution"
 """Key of a folder's index, which diffusers passes over."""
 LARGEST_SIDE = 1 << 13
@@ -42,12 +43,17 @@ def family_of(path: Path) -> type[PipelineModel]:
     Raises:
         UserError: no pipeline folder, or of no family that is known here.
     """
-    found = read_index(path).get("_class_name")
+    found = class_of(path)
     for family in FAMILIES:
-        if family.class_name == found:
+        if found in family.class_names:
             return family
-    known = ", ".join(family.class_name for family in FAMILIES)
+    known = ", ".join(name for family in FAMILIES for name in family.class_names)
     raise UserError(f"{path} is a {found}, which cannot be used here: name a folder of {known}")
+
+
+def class_of(path: Path) -> str:
+    """Class of a pipeline folder in diffusers."""
+    return str(read_index(path).get("_class_name"))
 
 
 def sampling_of(folder: str, steps: int | None = None, sigmas: Sequence[float] = ()) -> Sampling:

@@ -44,13 +44,14 @@ class TrainableText(ABC):
 class PipelineModel(ABC):
     """A loaded pipeline folder of one family.
 
-    class_name: the class in the folder's index. pixels_per_token: side of the square of pixels behind one latent token.
-    side_multiple: sides of images are multiples of so many pixels. encoder_parts: components that encoded data depend
-    on. transformer: diffusers' network, absent where it was left on the disk. default_resolution: pictures have about
-    its square in pixels where neither a recipe nor the folder says otherwise.
+    class_names: classes in the index of a folder of the family. pixels_per_token: side of the square of pixels behind
+    one latent token. side_multiple: sides of images are multiples of so many pixels. encoder_parts: components that
+    encoded data depend on, where a folder has them. transformer: diffusers' network, absent where it was left on the
+    disk. default_resolution: pictures have about its square in pixels where neither a recipe nor the folder says
+    otherwise.
     """
 
-    class_name: ClassVar[str]
+    class_names: ClassVar[tuple[str, ...]]
     pixels_per_token: ClassVar[int]
     side_multiple: ClassVar[int]
     encoder_parts: ClassVar[tuple[str, ...]]
@@ -108,9 +109,20 @@ class PipelineModel(ABC):
             UserError: a scheduler that cannot be followed.
         """
 
+    @classmethod
+    @abstractmethod
+    def drawing_code(
+        cls, folder: Path, how: Sampling, resolution: int, tasks: Sequence[str], *, stored: bool
+    ) -> list[str]:
+        """Lines of Python for a model card: what draws with a student, sampled as `how` says, of the teacher in
+        `folder`, once the stock pipeline is there as `pipeline`.
+
+        stored: its own folder was loaded, with its scheduler; otherwise one that leaves sigmas as they are given.
+        """
+
     def export_pretrained(self, source: Path, out: Path) -> None:
         """Write the pipeline folder `out`: the source's, with this transformer and text encoder."""
-        raise UserError(f"a {self.class_name} cannot be pretrained here")
+        raise UserError(f"a {self.class_names[0]} cannot be pretrained here")
 
     @property
     @abstractmethod
@@ -166,4 +178,4 @@ class PipelineModel(ABC):
 
     def trainable_text(self) -> TrainableText:
         """Tokenizer and text encoder for pretraining."""
-        raise UserError(f"a {self.class_name} cannot be pretrained here")
+        raise UserError(f"a {self.class_names[0]} cannot be pretrained here")

@@ -19,6 +19,9 @@ from workbench.common.errors import UserError, nearest
 from workbench.common.outside import Outside, inside, read_json
 
 INDEX_FILE = "model_index.json"
+STORED_SIGMAS = "_sample_sigmas"
+"""Key of a student's times in the index of a pipeline that has no `sample_sigmas` of its own; diffusers passes it over.
+"""
 
 
 def _neighbour(folder: Path) -> str:
@@ -41,11 +44,12 @@ def read_index(folder: Path) -> dict[str, Any]:
         why = f"it has no {INDEX_FILE}" if folder.exists() else f"nothing is there{_neighbour(folder)}"
         raise UserError(f"no pipeline folder at {folder}: {why}")
     index: dict[str, Any] = read_json(folder / INDEX_FILE, dict, "copy the pipeline folder again")
-    if sigmas := index.get("sample_sigmas"):
+    for key in ("sample_sigmas", STORED_SIGMAS):
         try:
-            sample_sigmas([*map(float, sigmas), 0.0])
+            if sigmas := index.get(key):
+                sample_sigmas([*map(float, sigmas), 0.0])
         except (TypeError, ValueError) as error:
-            raise UserError(f"{folder / INDEX_FILE}: sample_sigmas: {error}; export the student again") from error
+            raise UserError(f"{folder / INDEX_FILE}: {key}: {error}; export the student again") from error
     return index
 
 

@@ -43,21 +43,22 @@ class Origin:
         return [name for name in ASKED_FOR if not self.fields.get(name)]
 
 
-def model_card(origin: Origin, pipeline_class: str, how: Sampling) -> str:
-    """Markdown for a student that `pipeline_class` of diffusers samples as `how` says."""
+def model_card(origin: Origin, pipeline_class: str, how: Sampling, draw: Sequence[str]) -> str:
+    """Markdown for a student that `pipeline_class` samples as `how` says. draw: lines of Python for that."""
     times = how.grid()[:-1].tolist()
     solver = "noised again between them (`stochastic_sampling`)" if how.stochastic else "Euler"
     code = [
         f"from diffusers import {pipeline_class}",
         f'pipeline = {pipeline_class}.from_pretrained("FOLDER")',
-        f'pipeline("PROMPT", output_resolution={origin.resolution}).images[0]',
+        *draw,
     ]
-    grid = f"- Times (`sample_sigmas`): {', '.join(f'{time:.6g}' for time in times)}, then 0; {solver}."
+    grid = f"- Times: {', '.join(f'{time:.6g}' for time in times)}, then 0; {solver}."
     return _card(origin, "finetune", how, [grid], ["# pip install diffusers transformers torchvision", *code])
 
 
-def lora_card(origin: Origin, pipeline_class: str, how: Sampling, file: str, comfyui: bool) -> str:
-    """Markdown for a student in the LoRA file `file`, with the sigmas to type into ComfyUI or to give diffusers."""
+def lora_card(origin: Origin, pipeline_class: str, how: Sampling, draw: Sequence[str], file: str, comfyui: bool) -> str:
+    """Markdown for a student in the LoRA file `file`, with the sigmas to type into ComfyUI or to give diffusers, as the
+    lines of Python `draw` do."""
     sigmas = ", ".join(f"{time:.6g}" for time in how.grid().tolist())
     sampler = "lcm" if how.stochastic else "euler"
     if comfyui:
@@ -75,7 +76,7 @@ def lora_card(origin: Origin, pipeline_class: str, how: Sampling, file: str, com
         f'pipeline = {pipeline_class}.from_pretrained("{base}")',
         f"pipeline.scheduler = {scheduler}({settings})",
         f'pipeline.load_lora_weights("{file}")',
-        f'pipeline("PROMPT", output_resolution={origin.resolution}, sigmas=[{sigmas.rpartition(", ")[0]}]).images[0]',
+        *draw,
     ]
     return _card(origin, "adapter", how, [f"- Sigmas: {sigmas}."], code)
 

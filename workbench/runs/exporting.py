@@ -172,7 +172,8 @@ def export_student(
     checked = FiniteTensors("the student", student_state, remedy)
     teacher, how = families.resolve(recipe.model.folder), student_sampling(recipe.dmd)
     family, origin = families.family_of(teacher), _origin(folder, recipe)
-    card = _with_scores(model_card(origin, family.class_name, how), folder, update)
+    draw = family.drawing_code(teacher, how, origin.resolution, origin.tasks, stored=True)
+    card = _with_scores(model_card(origin, families.class_of(teacher), how, draw), folder, update)
     family.export(teacher, checked, how, out, card)
     if ranks.rank() == 0:
         families.state_resolution(out, recipe.data.resolution)
@@ -219,8 +220,9 @@ def _header(folder: RunFolder, how: Sampling) -> dict[str, str]:
 
 
 def _write_lora_card(folder: RunFolder, recipe: Recipe, out: Path, comfyui: bool, update: int) -> None:
-    family, how = families.family_of(families.resolve(recipe.model.folder)), student_sampling(recipe.dmd)
-    text = lora_card(_origin(folder, recipe), family.class_name, how, out.name, comfyui)
+    teacher, how, origin = families.resolve(recipe.model.folder), student_sampling(recipe.dmd), _origin(folder, recipe)
+    draw = families.family_of(teacher).drawing_code(teacher, how, origin.resolution, origin.tasks, stored=False)
+    text = lora_card(origin, families.class_of(teacher), how, draw, out.name, comfyui)
     files.write_bytes(out.with_suffix(".md"), _with_scores(text, folder, update).encode())
 
 

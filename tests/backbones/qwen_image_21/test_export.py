@@ -28,7 +28,7 @@ PROMPT = "a red house under a clear sky"
 TIMES = time_grid(4, 3.0)
 SIGMAS = folders.sample_sigmas(TIMES)
 ORIGIN = Origin(title="A student", recipe_hash="abc123", data="OpenMoji", licence="CC BY-SA 4.0")
-CARD = model_card(ORIGIN, "QwenImage21Pipeline", Sampling(4, 3.0))
+CARD = model_card(ORIGIN, "QwenImage21Pipeline", Sampling(4, 3.0), [])
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ DEFAULT_SAMPLING = Sampling(40)
 class QwenImage21Model(PipelineModel):
     """A loaded `QwenImage21Pipeline`, and its autoencoder a second time in a faster form where there is one."""
 
-    class_name = "QwenImage21Pipeline"
+    class_names = ("QwenImage21Pipeline",)
     pixels_per_token = PIXELS_PER_TOKEN
     side_multiple = SIDE_MULTIPLE
     encoder_parts = ("text_encoder", "vae", "processor", "tokenizer")
@@ -81,6 +81,15 @@ class QwenImage21Model(PipelineModel):
     def export(cls, teacher: Path, student_state: Mapping[str, Tensor], how: Sampling, out: Path, card: str) -> None:
         sigmas = sample_sigmas(how.grid())
         export.export(teacher, student_state, sigmas, out, card=card, stochastic=how.stochastic)
+
+    @classmethod
+    def drawing_code(
+        cls, folder: Path, how: Sampling, resolution: int, tasks: Sequence[str], *, stored: bool
+    ) -> list[str]:
+        sigmas = ", ".join(f"{time:.6g}" for time in how.grid()[:-1].tolist())
+        return [
+            f'pipeline("PROMPT", output_resolution={resolution}{"" if stored else f", sigmas=[{sigmas}]"}).images[0]'
+        ]
 
     def export_pretrained(self, source: Path, out: Path) -> None:
         export.export_pretrained(source, self.pipeline.transformer, self.pipeline.text_encoder, out)

@@ -19,6 +19,7 @@ from workbench.backbones import template_tokens
 from workbench.backbones.qwen_image_21 import text_encoder
 from workbench.backbones.qwen_image_21.sequence import LATENT_TOKENS_PER_SLOT, SIDE_MULTIPLE
 from workbench.batch import EncodedPrompt, Reference
+from workbench.common.images import on_white
 
 IMAGE_TOKEN = "<|image_pad|>"
 
@@ -59,7 +60,7 @@ def tokenize(
     per_prompt = images if images is not None else [()] * len(prompts)
     if len(per_prompt) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts with {len(per_prompt)} lists of images")
-    flat = [_on_white(image) for group in per_prompt for image in group]
+    flat = [on_white(image) for group in per_prompt for image in group]
     texts = [
         _template(pipeline, len(group)).format(text or " ") for text, group in zip(prompts, per_prompt, strict=True)
     ]
@@ -126,7 +127,7 @@ def _encode_uniform(
     pixels, slots = None, None
     references: tuple[Reference, ...] = ()
     if images is not None and any(images):
-        pixels = torch.from_numpy(np.stack([np.asarray(_on_white(group[0])) for group in images])).to(device)
+        pixels = torch.from_numpy(np.stack([np.asarray(on_white(group[0])) for group in images])).to(device)
         height, width = pixels.shape[1] // side, pixels.shape[2] // side
         start = tokenizer.first_slot(tokenizer("", height * width))
         slots = text_encoder.ImageSlots(start, height, width)
@@ -166,12 +167,3 @@ def _template(pipeline: QwenImage21Pipeline, num_images: int) -> str:
     slot = "<image{}><|vision_start|><|image_pad|><|vision_end|>"
     slots = " ".join(slot.format(index + 1) for index in range(num_images))
     return str(pipeline.prompt_template_ti2i).replace(slot.format(1), slots)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """The text encoder reads no alpha."""
-    if image.mode != "RGBA":
-        return image.convert("RGB")
-    white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(image, mask=image.getchannel("A"))
-    return white
