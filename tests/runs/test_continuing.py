@@ -19,14 +19,15 @@ from safetensors.torch import save_file
 from small_runs import in_folder, student_weights
 
 from datamodules.shards.encoded import EncodedDataset
+from workbench.backbones import weights_hash as weights
+from workbench.backbones.weights_hash import weights_hash
 from workbench.common.errors import UserError
 from workbench.modules.distiller import Distiller
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import load, to_yaml
-from workbench.runs import checkpoint, continuing, environment, inputs, runner
+from workbench.runs import checkpoint, continuing, environment, runner
 from workbench.runs.encoding import encode
 from workbench.runs.exporting import export_run
-from workbench.runs.inputs import weights_hash
 from workbench.runs.run_folder import Beginning, RunFolder
 from workbench.runs.runner import distill, pretrain
 
@@ -142,7 +143,7 @@ def test_weights_are_the_same_however_they_are_cut_into_files(tmp_path: Path) ->
 
 
 def test_large_weights_are_hashed_by_parts_of_every_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(weights, "WHOLE_BYTES", 0)
     tensors = {"a": torch.randn(100_000), "b": torch.randn(3)}
     found = set()
     for scale in (1.0, 1.001):

@@ -14,6 +14,7 @@ from workbench.backbones.base import RoleNetworks, TransformerDenoiser
 from workbench.backbones.family import PipelineModel
 from workbench.backbones.placement import frozen_dtype
 from workbench.backbones.stored_weights import WeightSource
+from workbench.backbones.weights_hash import weights_hash
 from workbench.common.errors import UserError
 from workbench.recipe.config import Model, Recipe
 
@@ -83,11 +84,35 @@ def _load_start(recipe: Recipe, teacher: PipelineModel) -> nn.Module | lora_file
 
 
 def load_specialist(recipe: Recipe, where: str) -> nn.Module | lora_files.Adapter:
-    """A LoRA file, which may be one of a folder that ships, or the transformer of a pipeline folder."""
+    """A LoRA file, which may be one of a folder that ships, or the transformer of a pipeline folder.
+
+    Raises:
+        UserError: a folder of another family, or with another text encoder or autoencoder, than the base teacher's.
+    """
     if not where.endswith(".safetensors"):
+        _require_shared_encoders(where, recipe.model.folder)
         dtype, empty = frozen_dtype(recipe), _is_sharded(recipe)
         return families.load(where, transformer_dtype=dtype, text_encoder=False, empty=empty).transformer
     return lora_files.read(lora_file(where))
+
+
+def _require_shared_encoders(specialist: str, base: str) -> None:
+    """All teachers of a run read the same embeddings and latents."""
+    folders = (families.resolve(specialist), families.resolve(base))
+    family, other = (families.family_of(folder) for folder in folders)
+    if family is not other:
+        names = " and ".join(f"{folder} a {families.class_of(folder)}" for folder in folders)
+        raise UserError(f"{names}: a specialist is of the family of the base teacher, or a LoRA file over it")
+    for part in family.encoder_parts:
+        found, wanted = (
+            weights_hash([("", file) for file in sorted((folder / part).glob("*.safetensors"))], {})
+            for folder in folders
+        )
+        if found != wanted:
+            raise UserError(
+                f"{specialist} has another {part} than {base}, so what is encoded for the base teacher would mean "
+                "something else to it: name a folder with the same one, or a LoRA file over the base teacher"
+            )
 
 
 def lora_file(where: str) -> Path:
