@@ -104,6 +104,9 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stored")
     mkfolder.make(folder / "small", mkfolder.Sizes())
     mkfolder.make(folder / "other", mkfolder.Sizes(seed=1))
+    for part in ("text_encoder", "vae"):  # which specialists share with the base teacher
+        shutil.rmtree(folder / "other" / part)
+        shutil.copytree(folder / "small" / part, folder / "other" / part)
     mkfolder.make(folder / "large", LARGE)
     break_last_row(folder)
     layer = "transformer_blocks.0.attn.to_q"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from diffusers.schedulers import scheduling_flow_match_euler_discrete
 
 from workbench.backbones.base import RoleDenoiser
+from workbench.backbones.family import PipelineModel
 from workbench.backbones.load import single_role
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.method import rng
@@ -41,8 +43,9 @@ def stock_latents(student: QwenImage21Model, request: Request, how: Sampling, as
         ).images[0]
 
 
-def noise(student: QwenImage21Model, request: Request, stream: str, num_tokens: int = 16) -> torch.Tensor:
-    shape, rows = (num_tokens, student.transformer.config.in_channels), torch.tensor([0])
+def noise(student: PipelineModel, request: Request, stream: str, num_tokens: int = 16) -> torch.Tensor:
+    config: Any = student.transformer.config
+    shape, rows = (num_tokens, config.in_channels), torch.tensor([0])
     return rng.normal(shape, rows, seed=request.seed, stream=stream, step=request.row, num_rows=1)
 
 

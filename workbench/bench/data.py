@@ -85,8 +85,8 @@ def folder_transformer(folder: str) -> QwenImage21Transformer2DModel:
     path = families.resolve(folder)
     family = families.family_of(path)
     if family.network is not SplitTransformer:
-        known = [known.class_name for known in families.FAMILIES if known.network is SplitTransformer]
-        raise UserError(f"{path} is a {family.class_name}: bench measures folders of {', '.join(known)} alone")
+        known = [n for known in families.FAMILIES if known.network is SplitTransformer for n in known.class_names]
+        raise UserError(f"{path} is a {families.class_of(path)}: bench measures folders of {', '.join(known)} alone")
     return QwenImage21Transformer2DModel.from_pretrained(path, subfolder="transformer")
 
 

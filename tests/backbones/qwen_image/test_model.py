@@ -45,6 +45,13 @@ def models(qwen_image_folders: dict[str, Path]) -> dict[str, QwenImageModel]:
     return {name: QwenImageModel.load(folder) for name, folder in qwen_image_folders.items()}
 
 
+def editing(models: dict[str, QwenImageModel]) -> QwenImageEditPlusPipeline:
+    """The stock pipeline of the editing folder."""
+    pipeline = models["edit"].edits
+    assert pipeline is not None
+    return pipeline
+
+
 def image(seed: int, width: int = 64, height: int = 64, mode: str = "RGB") -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, len(mode)), dtype=np.uint8)
     return Image.fromarray(pixels)
@@ -70,18 +77,18 @@ def test_text_equals_the_generating_pipeline_sample_by_sample(name: str, models:
 @pytest.mark.parametrize("sides", [[(64, 64)], [(64, 96), (96, 32), (64, 64)]], ids=["one", "three"])
 def test_edits_equal_the_editing_pipeline(sides: list[tuple[int, int]], models: dict[str, QwenImageModel]) -> None:
     """Slots are where the image tokens are, of a number that only the encoder's size decides."""
-    model = models["edit"]
+    model, pipeline = models["edit"], editing(models)
     groups = [[image(10 * row + i, *size) for i, size in enumerate(sides)] for row in range(2)]
-    read = [[model.edits.image_processor.resize(item, *condition_size(item)) for item in group] for group in groups]
+    read = [[pipeline.image_processor.resize(item, *condition_size(item)) for item in group] for group in groups]
     encoded = model.encode_prompts(PROMPTS[:2], groups)
     for prompt, group, seen, ours in zip(PROMPTS[:2], groups, read, encoded, strict=True):
-        theirs, _ = model.edits.encode_prompt(prompt or " ", seen)
+        theirs, _ = pipeline.encode_prompt(prompt or " ", seen)
         torch.testing.assert_close(ours.embeddings, theirs[0], atol=0, rtol=0)
         assert [(item.height, item.width) for item in ours.references] == [(h // 16, w // 16) for w, h in sides]
         empty = "".join(f"Picture {i + 1}: <|vision_start|><|image_pad|><|vision_end|>" for i in range(len(group)))
-        texts = [model.edits.prompt_template_encode.format(empty + (prompt or " "))]
-        ids = model.edits.processor(text=texts, images=seen, return_tensors="pt")["input_ids"][0]
-        slots = (ids == model.edits.processor.image_token_id)[model.edits.prompt_template_encode_start_idx :]
+        texts = [pipeline.prompt_template_encode.format(empty + (prompt or " "))]
+        ids = pipeline.processor(text=texts, images=seen, return_tensors="pt")["input_ids"][0]
+        slots = (ids == pipeline.processor.image_token_id)[pipeline.prompt_template_encode_start_idx :]
         expected = torch.zeros_like(slots)
         for item in ours.references:
             expected[item.slot : item.end] = True
@@ -96,7 +103,7 @@ def condition_size(item: Image.Image) -> tuple[int, int]:
 
 def test_image_tokens_have_the_positions_of_their_grid(models: dict[str, QwenImageModel]) -> None:
     """What diffusers leaves out (its issue 14194): without token types, an image is a line of text to the encoder."""
-    pipeline, seen = models["edit"].edits, []
+    pipeline, seen = editing(models), []
     language = pipeline.text_encoder.model.language_model
     handle = language.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
     reference = encode_edit(pipeline, "a fox", [image(0, 64, 96)]).references[0]
@@ -119,14 +126,15 @@ def test_what_a_folder_cannot_encode_is_refused(models: dict[str, QwenImageModel
 
 
 def test_image_latents_equal_stock_and_come_back(models: dict[str, QwenImageModel]) -> None:
-    model, pictures = models["edit"], [image(seed, 64, 96) for seed in range(2)]
+    model, pipeline = models["edit"], editing(models)
+    pictures = [image(seed, 64, 96) for seed in range(2)]
     pixels = torch.from_numpy(np.stack([np.asarray(item) for item in pictures]))
     ours = model.encode_images(pixels)
     for item, latents in zip(pictures, ours, strict=True):
-        preprocessed = model.edits.image_processor.preprocess(item, 96, 64).unsqueeze(2)
+        preprocessed = pipeline.image_processor.preprocess(item, 96, 64).unsqueeze(2)
         with torch.no_grad():
-            theirs = model.edits._encode_vae_image(preprocessed, None)
-        packed = model.edits._pack_latents(theirs, 1, 16, 12, 8)
+            theirs = pipeline._encode_vae_image(preprocessed, None)
+        packed = pipeline._pack_latents(theirs, 1, 16, 12, 8)
         torch.testing.assert_close(latents[None], packed, atol=1e-5, rtol=1e-5)
     assert torch.equal(pack(unpack(ours, 6, 4)), ours)
     opaque = torch.cat([pixels, pixels.new_full((*pixels.shape[:3], 1), 255)], dim=-1)
@@ -225,7 +233,7 @@ def test_an_editing_folder_generates_in_the_generating_pipeline(
     """As the lines of the model card do."""
     line = QwenImageModel.drawing_code(qwen_image_folders["edit"], Sampling(4, 3.0), 64, ["t2i"], stored=True)
     assert "generate = QwenImagePipeline.from_pipe(pipeline, torch_dtype=pipeline.dtype)" in line
-    pipeline = models["edit"].edits
+    pipeline = editing(models)
     generate = QwenImagePipeline.from_pipe(pipeline, torch_dtype=pipeline.dtype)
     assert generate.transformer is pipeline.transformer
     assert "true_cfg_scale=1.0" in line[-1] and "num_inference_steps=4" in line[-1]
