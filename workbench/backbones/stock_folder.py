@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ def write_student(
     like = transformer.state_dict()
     left_out = ("transformer", "scheduler")
     with replaced_by_all(out) as folder, copied_parts(teacher, folder, left_out):
-        with progress.job(f"writing {out}", sum(values.numel() for values in like.values())):
+        total = sum(values.numel() for values in like.values())
+        with progress.job(f"writing {out}", total) if ranks.rank() == 0 else nullcontext():
             weight_files.write(folder / "transformer", state, like)
         if ranks.rank() == 0:
             transformer.save_config(folder / "transformer")

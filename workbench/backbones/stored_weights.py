@@ -107,11 +107,11 @@ class _Place:
         """Put the stored values in place; whether they are finite."""
         parameter = self.owner.get_parameter(self.name)
         rows = _rows(parameter)
-        values = stored[rows] if rows.start < rows.stop else torch.empty(0, *parameter.shape[1:])
+        # What safetensors gives is a view of the file.
+        values = (stored[rows] if rows.start < rows.stop else torch.empty(0, *parameter.shape[1:])).to(device)
         finite = is_finite(values)
         if update := self.updates.get(self.stored_name.removesuffix(".weight")):
-            values = values.float() + (update.up @ update.down)[rows]
-        # What safetensors gives is a view of the file.
+            values = values.float() + (update.up @ update.down)[rows].to(device)
         local = torch.empty(values.shape, dtype=parameter.dtype, device=device).copy_(values)
         setattr(self.owner, self.name, nn.Parameter(_like(parameter, local), parameter.requires_grad))
         return finite

@@ -196,11 +196,13 @@ def _export_student(
     recipe: Recipe, folder: RunFolder, denoiser: RoleNetworks, averaging: Averaging, update: int
 ) -> None:
     """Export the averaged weights, as of `update` (collective)."""
+    started = time.perf_counter()
     quantised = recipe.model.frozen == "fp8" and recipe.model.roles == "lora"
     base = load_for_training(recipe, recipe.model.folder).transformer.state_dict() if quantised else None
     averaging.average.swap()
     export_student(folder, recipe, roles.MergedState(denoiser, roles.STUDENT, base), folder.student, update)
     averaging.average.swap()
+    say(f"the student of update {update} is in {folder.student}, written in {time.perf_counter() - started:.0f} s")
 
 
 def _seconds_per_update(recipe: Recipe, module: Distiller, data: DistillationData) -> float:
