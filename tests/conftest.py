@@ -30,7 +30,16 @@ LONGEST_FIRST = (
         "test_studies",
         "test_compile",
     ),
-    *("test_page", "test_sanity", "test_build", "test_zoo_report", "test_bench", "test_second", "test_graph_steps"),
+    *(
+        "test_stored_weights",
+        "test_page",
+        "test_sanity",
+        "test_build",
+        "test_zoo_report",
+        "test_bench",
+        "test_second",
+        "test_graph_steps",
+    ),
     *("test_user_study", "test_study_smoke", "test_config", "test_distiller", "test_openmoji", "test_family"),
 )
 """Files of ten seconds and more. One that began last would leave every other core without work."""

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 
-from workbench.backbones import families, lora, lora_files, placement, roles
+from workbench.backbones import families, folders, lora, lora_files, placement, roles, weight_files
 from workbench.backbones.base import RoleNetworks
 from workbench.backbones.load import load_for_training, load_roles
 from workbench.backbones.placement import frozen_dtype
@@ -59,6 +60,32 @@ def weights(denoiser: RoleNetworks) -> dict[str, torch.Tensor]:
     }
 
 
+def write(denoiser: RoleNetworks, out: Path, rank: int) -> str:
+    """The student, in files that the ranks take turns at, into a pipeline folder; again, while the last rank's disk is
+    full: what that rank is told."""
+    state = roles.MergedState(denoiser, roles.STUDENT)
+    like = {name: values.bfloat16() for name, values in roles.merged_state(denoiser, roles.STUDENT).items()}
+
+    def write_files() -> None:
+        with folders.replaced_by_all(out) as part:
+            weight_files.write(part, state, like, largest="300KB")
+            (part / folders.INDEX_FILE).write_text("{}")
+
+    write_files()
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == WORLD - 1:
+            patch.setattr(weight_files, "save_file", full_disk)
+        try:
+            write_files()
+        except UserError as error:
+            return str(error)
+    return ""
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise SafetensorError("I/O error: No space left on device")
+
+
 def peak_bytes() -> int:
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
@@ -76,13 +103,13 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
         found = weights(denoiser)
         if rank == 0:
             save_file(found, folder / f"{name}.safetensors")
+    report: dict[str, object] = {"full": write(denoiser, folder / "written", rank)}
     trained = {name: p.detach().zero_() for name, p in denoiser.named_parameters() if p.requires_grad}
     checkpoint.load(folder / "checkpoint" / "update-000001", {"parameters": trained})
     found = weights(denoiser)
     if rank == 0:
         save_file(found, folder / "resumed.safetensors")
 
-    report: dict[str, object] = {}
     try:
         broken = Recipe(model=Model(folder=str(folder / "broken"), roles="full"))
         placement.shard(load(sharded(broken)), mesh, "32-true")
@@ -156,6 +183,20 @@ def test_shards_hold_what_a_whole_network_does(name: str, case: str, random: boo
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     student, teacher = (found[f"{role}/transformer_blocks.0.attn.to_q.weight"] for role in ("student", "teacher"))
     assert torch.equal(student.to(teacher.dtype), teacher) == (name == "lora"), "fresh adapters alone add nothing"
+
+
+def test_ranks_write_files_in_turns_and_fail_together(two_processes: Path) -> None:
+    out = two_processes / "written"
+    files = folders.weight_files(out)
+    assert len(files) > WORLD
+    found = {name: values for file in files for name, values in load_file(file).items()}
+    expected = roles.merged_state(alone(recipes(two_processes)["lora"]), roles.STUDENT)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], values.bfloat16()) for name, values in expected.items())
+    for rank in range(WORLD):
+        refused = json.loads((two_processes / f"report-{rank}.json").read_text())["full"]
+        assert re.fullmatch(r"cannot write \S*/written: .*No space left on device; free space.*", refused)
+    assert not list(two_processes.glob(".written*")), "the folder of before stays, and nothing else"
 
 
 def test_every_rank_refuses_a_value_that_only_one_reads(two_processes: Path) -> None:
