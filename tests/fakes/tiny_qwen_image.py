@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,38 @@ PUBLIC_SCHEDULER: dict[str, Any] = {
 """As Qwen-Image and Qwen-Image-Edit have it on the Hub."""
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Of the transformer; the public ones are 60, 24 and (16, 56, 56)."""
+
+    blocks: int = 2
+    heads: int = 2
+    rope_axes: tuple[int, int, int] = (4, 6, 6)
+
+
 def assemble(
-    out: Path, corpus: Iterable[str], edits: bool, zero_cond_t: bool = False, seed: int = 0, encoder_seed: int = 0
+    out: Path,
+    corpus: Iterable[str],
+    edits: bool,
+    zero_cond_t: bool = False,
+    seed: int = 0,
+    sizes: Sizes = Sizes(),
+    dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write the pipeline folder `out`; folders of one `encoder_seed` share text encoder and autoencoder.
+    """Write the pipeline folder `out`; all folders share text encoder and autoencoder.
 
     edits: of `QwenImageEditPlusPipeline`, otherwise of `QwenImagePipeline`. zero_cond_t: as in Qwen-Image-Edit-2511.
+    dtype: that the transformer is stored in.
     """
     tokenizer = tokenizers.train(corpus, VOCABULARY)
-    parts = {"text_encoder": text_encoder(tokenizer), "vae": autoencoder(), "transformer": transformer(zero_cond_t)}
+    parts = {
+        "text_encoder": text_encoder(tokenizer),
+        "vae": autoencoder(),
+        "transformer": transformer(sizes, zero_cond_t),
+    }
     for name, part in parts.items():
-        _randomise(part, seed if name == "transformer" else encoder_seed)
-        part.save_pretrained(out / name)
+        _randomise(part, seed if name == "transformer" else 0)
+        (part.to(dtype) if name == "transformer" else part).save_pretrained(out / name)
     FlowMatchEulerDiscreteScheduler(**PUBLIC_SCHEDULER).save_pretrained(out / "scheduler")
     tokenizer.save_pretrained(out / "tokenizer")
     if edits:
@@ -62,15 +83,15 @@ def assemble(
     return out
 
 
-def transformer(zero_cond_t: bool) -> QwenImageTransformer2DModel:
+def transformer(sizes: Sizes, zero_cond_t: bool) -> QwenImageTransformer2DModel:
     return QwenImageTransformer2DModel(
         in_channels=4 * LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
+        num_layers=sizes.blocks,
+        attention_head_dim=sum(sizes.rope_axes),
+        num_attention_heads=sizes.heads,
         joint_attention_dim=TEXT_WIDTH,
-        axes_dims_rope=(4, 6, 6),
+        axes_dims_rope=sizes.rope_axes,
         zero_cond_t=zero_cond_t,
     )
 
@@ -100,6 +121,8 @@ def text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneratio
         "num_key_value_heads": 1,
         "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {

@@ -87,6 +87,7 @@ def export_and_say(run: Path, out: Path, lora: bool, form: str | None, overrides
             print(f"in ComfyUI: LoraLoaderModelOnly at strength 1, cfg 1, sigmas {grid}, 0")
         else:
             print(f'over the teacher: pipeline.load_lora_weights("{out}"), then sigmas=[{grid}]')
+            print(f"under a scheduler that leaves sigmas as they are: {out.with_suffix('.md')} has the lines")
 
 
 def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), form: str = "diffusers") -> list[float]:
