@@ -14,7 +14,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from datamodules.mixture import STUDENT, MixturePlan, fake_stream, micro_batches
-from datamodules.shards.encoded import EncodedDataset, EncodedSample
+from datamodules.shards.encoded import EncodedDataset
 from workbench.batch import Batch, Condition, Layout, StepData
 from workbench.common import ranks
 from workbench.common.errors import UserError
@@ -23,21 +23,6 @@ from workbench.recipe.config import Mixture
 Step = TypeVar("Step", covariant=True)
 AHEAD = 2
 """Steps that are prepared while one is used."""
-
-
-def _padded(prompts: Sequence[np.ndarray], layout: Layout, references: Tensor | None) -> Condition:
-    """Condition of prompts (L_i, D), right-padded with zeros to the layout's text length."""
-    padded = np.zeros((len(prompts), layout.text_tokens, prompts[0].shape[1]), dtype=prompts[0].dtype)
-    for row, prompt in zip(padded, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
-    return Condition(torch.from_numpy(padded).float(), lengths, layout, references)
-
-
-def _stacked(arrays: Sequence[np.ndarray | None]) -> Tensor | None:
-    """float32 stack, or None unless every sample has one."""
-    there = [array for array in arrays if array is not None]
-    return torch.from_numpy(np.stack(there)).float() if len(there) == len(arrays) else None
 
 
 def collate(
@@ -57,22 +42,46 @@ def collate(
     """
     geometry = int(dataset.samples.geometry[indices[0]])
     layout, uncond_layout = dataset.layouts(geometry)
-    samples: list[EncodedSample] = [dataset.read(i, guided, targets) for i in indices.tolist()]
-    references = _stacked([sample.source_latent for sample in samples]) if layout.references else None
-    unconds = [sample.uncond for sample in samples if sample.uncond is not None]
-    is_constant = guided and all(uncond is dataset.uncond_t2i for uncond in unconds)
+    samples, chosen = dataset.samples, indices.tolist()
+    with dataset.opened() as opened:
+
+        def read(name: str, num_rows: int, lengths: np.ndarray | None = None) -> Tensor:
+            of_each = [num_rows] * len(chosen) if lengths is None else lengths.tolist()
+            return torch.from_numpy(dataset.read_rows(chosen, name, num_rows, of_each, opened)).float()
+
+        def condition(name: str, layout: Layout, lengths: np.ndarray) -> Condition:
+            prompt = read(name, layout.text_tokens, lengths)
+            return Condition(prompt, torch.from_numpy(lengths), layout, references)
+
+        num_references = sum(reference.num_tokens for reference in layout.references)
+        references = read("source_latent.npy", num_references) if num_references else None
+        prompt = condition("prompt.npy", layout, samples.length[indices])
+        targets = targets and all(map(dataset.has_target, chosen))
+        target = read("latent.npy", layout.num_target_tokens) if targets else None
+        is_constant = guided and not any(dataset.has(i, "uncond.npy") for i in chosen)
+        if is_constant:
+            uncond: Condition | None = _constant(dataset.uncond_t2i, uncond_layout, references)
+        else:
+            uncond = condition("uncond.npy", uncond_layout, samples.uncond_length[indices]) if guided else None
     return Batch(
         task=dataset.geometries[geometry].task,
-        condition=_padded([sample.prompt for sample in samples], layout, references),
-        uncond=_padded(unconds[:1] if is_constant else unconds, uncond_layout, references) if guided else None,
-        target=_stacked([sample.latent for sample in samples]),
+        condition=prompt,
+        uncond=uncond,
+        target=target,
         rows=torch.from_numpy(rows.astype(np.int64)),
         weight=torch.from_numpy(weight.astype(np.float32)),
         num_samples=num_samples,
-        category=torch.from_numpy(dataset.samples.category[indices]),
-        sample_ids=tuple(dataset.samples.keys[i] for i in indices.tolist()),
+        category=torch.from_numpy(samples.category[indices]),
+        sample_ids=tuple(samples.keys[i] for i in chosen),
         uncond_is_constant=is_constant,
     )
+
+
+def _constant(prompt: np.ndarray, layout: Layout, references: Tensor | None) -> Condition:
+    """Condition of one prompt (L, D), right-padded with zeros to the layout's text length."""
+    padded = np.zeros((1, layout.text_tokens, prompt.shape[1]), dtype=np.float32)
+    padded[0, : len(prompt)] = prompt
+    return Condition(torch.from_numpy(padded), torch.tensor([len(prompt)]), layout, references)
 
 
 def batches_for(dataset: EncodedDataset, indices: Sequence[int], guided: bool = True) -> tuple[Batch, ...]:

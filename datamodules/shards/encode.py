@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.shards import remote
+from datamodules.shards.arrays import npy_bytes
 from datamodules.shards.counts import INDEX
 from datamodules.shards.encode_jobs import (
     Job,
@@ -27,7 +28,7 @@ from datamodules.shards.encode_jobs import (
     left_out_of,
 )
 from datamodules.shards.encode_shard import finished, read_record, record_path
-from datamodules.shards.encoded import EncodedDataset, npy_bytes
+from datamodules.shards.encoded import EncodedDataset
 from datamodules.shards.index import INDEX_VERSION, UNCOND_T2I
 from datamodules.shards.left_out import LeftOut, Tally, lines
 from datamodules.shards.packed import ENCODING, Packed, made_with, packed_shard, read_packed, remote_packed

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.shards.encoded import Geometry, npy_bytes
+from datamodules.shards.arrays import npy_bytes
+from datamodules.shards.encoded import Geometry
 from datamodules.shards.raw import RawSample
 from workbench.batch import EncodedPrompt, Reference
 from workbench.common.errors import UserError

@@ -9,17 +9,17 @@ KEY.source.* and the target image. `uncond_t2i.npy` (L, D) is the empty prompt o
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from tokenize import TokenError
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from datamodules.shards.arrays import finite_view_of, is_finite, view_of
 from datamodules.shards.index import damaged, fetch_shards, read_index
 from workbench.batch import Layout, Reference, Task
 from workbench.common.errors import UserError
@@ -80,7 +80,7 @@ class EncodedDataset:
         constant = read_bytes(self._paths[-1], "encode again")
         if hashlib.sha256(constant).hexdigest() != index.shards[-1][2]:
             raise UserError(f"{self._paths[-1]} is damaged; encode again")
-        self.uncond_t2i = _array(constant, str(self._paths[-1]))
+        self.uncond_t2i = finite_view_of(constant, str(self._paths[-1]))
         self._text_tokens = self._padded_lengths()
 
     def _padded_lengths(self) -> list[tuple[int, int]]:
@@ -134,7 +134,7 @@ class EncodedDataset:
 
     def has_target(self, i: int) -> bool:
         """Whether sample `i` has a target image (prompt-only samples have none)."""
-        return "latent.npy" in self._members[i]
+        return self.has(i, "latent.npy")
 
     def read_text(self, i: int) -> str:
         """Caption or instruction of sample `i`."""
@@ -163,18 +163,60 @@ class EncodedDataset:
             "encode with data.keep_raw=true into another data.encoded"
         )
 
+    def read_rows(
+        self, indices: Sequence[int], name: str, num_rows: int, lengths: Sequence[int], opened: OpenShards
+    ) -> np.ndarray:
+        """Array `name` of samples that share a geometry, (B, num_rows, D) float16, zeros below a sample's own rows.
+
+        lengths: (B,) rows of each. opened: what else is read for the same batch shares it.
+
+        Raises:
+            UserError: as `read`.
+        """
+        rows: np.ndarray | None = None
+        for row, (i, length) in enumerate(zip(indices, lengths, strict=True)):
+            content = self._read_member(i, name, opened)
+            found = self._checked(i, name, length, view_of(content, self._where(i, name)))
+            if rows is None:
+                rows = np.zeros((len(indices), num_rows, found.shape[1]), np.float16)
+            rows[row, :length] = found
+        assert rows is not None, "a batch has samples"
+        if not is_finite(rows):  # once for all of them; who it is matters only now
+            for i, length in zip(indices, lengths, strict=True):
+                self._read_array(i, name, length)
+        return rows
+
+    def has(self, i: int, name: str) -> bool:
+        """Whether sample `i` has a member of this name."""
+        return name in self._members[i]
+
+    def opened(self) -> OpenShards:
+        """Shards that stay open between the reads of one batch, in a `with` block."""
+        return OpenShards(self._paths)
+
     def _read_array(self, i: int, name: str, rows: int) -> np.ndarray:
-        where = f"sample {self.samples.keys[i]} of {self.address}, {name}"
-        found = _array(self._read_member(i, name), where)
+        content = self._read_member(i, name)
+        return self._checked(i, name, rows, finite_view_of(content, self._where(i, name)))
+
+    def _checked(self, i: int, name: str, rows: int, found: np.ndarray) -> np.ndarray:
         if len(found) != rows:
-            raise UserError(f"{where}: {len(found)} rows, {rows} in the index; encode again")
+            raise UserError(f"{self._where(i, name)}: {len(found)} rows, {rows} in the index; encode again")
         return found
 
-    def _read_member(self, i: int, name: str) -> bytes:
-        shard, offset, size, *checksum = self._members[i][name]
+    def _where(self, i: int, name: str) -> str:
+        return f"sample {self.samples.keys[i]} of {self.address}, {name}"
+
+    def _read_member(self, i: int, name: str, opened: OpenShards | None = None) -> bytes:
+        place = self._members[i].get(name)
+        if place is None:
+            raise UserError(f"sample {self.samples.keys[i]} of {self.address} has no {name}; encode again")
+        shard, offset, size, *checksum = place
         try:
-            with open(self._paths[shard], "rb", buffering=0) as file:
-                content = os.pread(file.fileno(), size, offset)
+            if opened is not None:
+                content = os.pread(opened.descriptor(shard), size, offset)
+            else:
+                with open(self._paths[shard], "rb", buffering=0) as file:
+                    content = os.pread(file.fileno(), size, offset)
         except OSError as error:
             raise UserError(f"cannot read shard {self._paths[shard]}: {error.strerror}") from error
         if len(content) != size:
@@ -182,6 +224,28 @@ class EncodedDataset:
         if checksum and zlib.crc32(content) != checksum[0]:
             raise UserError(f"shard {self._paths[shard]} is damaged at {self.samples.keys[i]}.{name}; encode again")
         return content
+
+
+class OpenShards:
+    """Descriptors of shards, each opened when it is first read, and closed with the block."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._descriptors: dict[int, int] = {}
+
+    def descriptor(self, shard: int) -> int:
+        """Of the shard of this number. Raises: OSError."""
+        found = self._descriptors.get(shard)
+        if found is None:
+            found = self._descriptors[shard] = os.open(self._paths[shard], os.O_RDONLY)
+        return found
+
+    def __enter__(self) -> OpenShards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
 
 
 def geometry_to_json(geometry: Geometry) -> dict[str, Any]:
@@ -213,44 +277,3 @@ def geometry_from_json(value: dict[str, Any]) -> Geometry:
 def _reference(slot: int, height: int, width: int, num_slots: int | None = None) -> Reference:
     """Indexes written before slots were counted are of Qwen-Image-2.1, whose slots stand for 2 x 2 latent tokens."""
     return Reference(slot, height, width, height * width // 4 if num_slots is None else num_slots)
-
-
-def npy_bytes(values: np.ndarray, where: str) -> bytes:
-    """`values` as a float16 .npy file. UserError naming `where` if a value is not finite in float16."""
-    with np.errstate(over="ignore"):
-        half = np.ascontiguousarray(values, dtype=np.float16)
-    if not np.isfinite(half).all():
-        largest = float(np.abs(np.asarray(values, dtype=np.float64)).max())
-        raise UserError(f"{where}: values up to {largest:g} do not fit float16 (65504 at most); use other weights")
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, half, allow_pickle=False)
-    return buffer.getvalue()
-
-
-@lru_cache(maxsize=4096)
-def _parsed_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
-    """dtype and shape of an .npy header. Parsing one takes longer than reading an array, and few differ."""
-    stream = io.BytesIO(header)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("of an unknown version")
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype.hasobject or is_fortran:
-        raise ValueError("not of numbers in C order")
-    return dtype, shape
-
-
-def _array(content: bytes, where: str) -> np.ndarray:
-    """The float16 array (rows, columns) in an .npy file, read-only, finite. Objects, which would be unpickled, are
-    refused."""
-    try:
-        start = 10 + int.from_bytes(content[8:10], "little")
-        dtype, shape = _parsed_header(content[:start])
-        if dtype != np.float16 or len(shape) != 2:
-            raise ValueError(f"{dtype} of shape {shape}, not rows of float16")
-        found = np.frombuffer(content, dtype, offset=start).reshape(shape)
-    except (ValueError, SyntaxError, TokenError) as error:
-        raise UserError(f"{where}: not a plain array ({error}); encode again") from error
-    # Bits, since numpy has no fast isfinite of float16: all ones in the exponent are infinity and NaN.
-    if found.size and int((found.view(np.int16) & 0x7FFF).max()) >= 0x7C00:
-        raise UserError(f"{where}: holds values that are not finite; encode again")
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lightning import LightningModule, Trainer
 from PIL import Image
 
 from datamodules.distillation import AHEAD, DistillationData, batches_for
+from datamodules.shards.arrays import npy_bytes
 from datamodules.shards.encoded import EncodedDataset, Geometry, geometry_from_json, geometry_to_json
 from workbench.backbones import families
 from workbench.batch import Batch, Layout, Reference, StepData
@@ -45,6 +47,30 @@ def assert_equal(a: StepData, b: StepData) -> None:
         for x, y in zip(left, right, strict=True):
             for p, q in zip(flat(x), flat(y), strict=True):
                 assert torch.equal(p, q) if isinstance(p, torch.Tensor) else p == q
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content[:-2] + b"\x00\x7c", r"key-2 of .*latent\.npy: holds values that are not finite"),
+        (lambda content: content[:-16], r"key-2 of .*latent\.npy: not a plain array"),
+        (lambda _: npy_bytes(np.ones((3, 3)), "x"), r"key-2 of .*latent\.npy: 3 rows, 4 in the index"),
+    ],
+)
+def test_a_batch_names_the_sample_that_is_wrong(
+    dataset: EncodedDataset, change, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, damaged = dataset._read_member, np.flatnonzero(dataset.samples.geometry == 0)[2]
+    keys = tuple(f"key-{i}" for i in range(len(dataset)))
+    monkeypatch.setattr(dataset, "samples", replace(dataset.samples, keys=keys))
+
+    def changed(i: int, name: str, *more) -> bytes:
+        content = read(i, name, *more)
+        return change(content) if i == damaged and name == "latent.npy" else content
+
+    monkeypatch.setattr(dataset, "_read_member", changed)
+    with pytest.raises(UserError, match=message.replace("key-2", f"key-{damaged}")):
+        batches_for(dataset, range(len(dataset)))
 
 
 def test_batches_hold_the_encoded_samples_right_padded(dataset: EncodedDataset) -> None:

@@ -15,8 +15,9 @@ import webdataset as wds
 from shard_fakes import COUNTS, make_encoded, members, png, write_raw, write_tar
 
 from datamodules.shards import remote
+from datamodules.shards.arrays import npy_bytes
 from datamodules.shards.counts import INDEX
-from datamodules.shards.encoded import EncodedDataset, npy_bytes
+from datamodules.shards.encoded import EncodedDataset
 from datamodules.shards.raw import raw_shards, read_raw
 from datamodules.shards.writer import ShardWriter
 from workbench.common import files
