@@ -63,7 +63,7 @@ class RoleLinear(nn.Module):
         return apply(self, x, role)
 
 
-def _device_of(layer: nn.Linear) -> torch.device:
+def _device_of(layer: nn.Linear | Fp8Linear) -> torch.device:
     """Where its adapters belong: values are there from the start, although those of the layer may be yet to come."""
     return torch.device("cpu") if layer.weight.is_meta else layer.weight.device
 
@@ -104,7 +104,9 @@ def projection(linear: nn.Module, role: str | None, dtype: torch.dtype) -> Proje
 
 def _computed_in(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """Dtype of the product of an input in `dtype`: autocast, which knows torch's own products alone, may change it."""
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
+    # The meta device, on which memory is measured, has no autocast.
+    autocasts = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if autocasts else dtype
 
 
 def project(layer: Projection, x: Tensor) -> Tensor:

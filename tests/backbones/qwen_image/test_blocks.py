@@ -12,6 +12,7 @@ from two_streams import random_condition, random_transformer
 
 from workbench.backbones import roles
 from workbench.backbones.base import RoleNetworks
+from workbench.backbones.fp8 import Fp8Linear
 from workbench.backbones.qwen_image.transformer import DualTransformer
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, TEACHER
 from workbench.batch import Condition, Layout, Reference
@@ -21,10 +22,12 @@ BLOCKS = 3
 Kind = Literal["full", "lora"]
 
 
-def build(kind: Kind, stored: int = BLOCKS, dtype: torch.dtype | None = None) -> RoleNetworks:
+def build(
+    kind: Kind, stored: int = BLOCKS, dtype: torch.dtype | None = None, frozen: Literal["auto", "fp8"] = "auto"
+) -> RoleNetworks:
     """Roles that differ, the references read at t = 0."""
     base = random_transformer(zero_cond_t=True, num_layers=BLOCKS, heads=4, std=0.1)
-    model = Model(roles=kind, lora_rank=4, gradient_checkpointing=True, stored_blocks=stored)
+    model = Model(roles=kind, lora_rank=4, gradient_checkpointing=True, stored_blocks=stored, frozen=frozen)
     generator = torch.Generator().manual_seed(0)
     networks = roles.build(DualTransformer, base, model, frozen_dtype=dtype)
     with torch.no_grad():
@@ -91,6 +94,18 @@ def test_the_last_text_alone_learns_nothing(condition: Condition) -> None:
     unread = (f"{last}{name}" for name in ("attn.to_add_out", "txt_mlp"))
     expected = {name for part in unread for name, _ in networks.named_parameters() if part in name and ".lora_" in name}
     assert without_gradient(networks) == expected
+
+
+def test_products_in_8_bits_give_about_the_same_gradients_and_keep_as_much(condition: Condition) -> None:
+    plain, quantised = (build("lora", dtype=torch.bfloat16, frozen=frozen) for frozen in ("auto", "fp8"))
+    layers = [name for name, module in quantised.named_modules() if isinstance(module, Fp8Linear)]
+    assert len(layers) == BLOCKS * 12 and not any("_mod." in name for name in layers)
+    expected, found = gradients(plain, condition), gradients(quantised, condition)
+    assert expected.keys() == found.keys()
+    left, right = (torch.cat([grads[name].flatten() for name in expected]) for grads in (expected, found))
+    assert torch.nn.functional.cosine_similarity(left, right, dim=0) > 0.99
+    planned = [n.network(STUDENT).activation_bytes(condition, STUDENT, torch.bfloat16) for n in (plain, quantised)]
+    assert planned[0] == planned[1]
 
 
 def kept_bytes(networks: RoleNetworks, condition: Condition) -> int:
