@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,19 @@ import torch
 from diffusers import QwenImageEditPlusPipeline, QwenImagePipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as stock
 from PIL import Image
-from stock_student import noise
+from stock_student import noise, renoised_by
 from torch import Tensor
 
-from workbench.backbones import families
+from workbench.backbones import families, stored_weights
 from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.load import single_role
 from workbench.backbones.qwen_image.export import export
 from workbench.backbones.qwen_image.images import pack, unpack
 from workbench.backbones.qwen_image.model import QwenImageModel
 from workbench.backbones.qwen_image.prompts import encode_edit
+from workbench.backbones.stored_weights import WeightSource
 from workbench.common.errors import UserError
-from workbench.method.rollout import Sampling, time_grid
+from workbench.method.rollout import Sampling
 from workbench.sampling.sampler import NOISE_STREAM, Request, Sampler, fit
 
 PROMPTS = ("a red house", "", 'a blue fox under a starry sky, with a sign that says "HELLO"')
@@ -162,6 +165,9 @@ REQUESTS = {
 }
 
 
+NUM_TOKENS = {"t2i": 24, "edit": 12}
+
+
 @pytest.mark.parametrize("task", REQUESTS)
 @pytest.mark.parametrize("steps", [4, 40])
 @pytest.mark.parametrize("guided", [False, True])
@@ -181,8 +187,6 @@ def test_a_folder_is_sampled_as_its_own_pipeline_samples_it(
 
 
 def test_defaults_are_those_of_the_stock_pipelines(qwen_image_folders: dict[str, Path]) -> None:
-    import inspect
-
     for name, kind in (("t2i", QwenImagePipeline), ("edit", QwenImageEditPlusPipeline)):
         call = inspect.signature(kind.__call__).parameters
         how = families.sampling_of(str(qwen_image_folders[name]))
@@ -203,26 +207,31 @@ def student_state(model: QwenImageModel) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("task", REQUESTS)
-@pytest.mark.parametrize("times", [(), (1.0, 0.8, 0.3)], ids=["shifted", "explicit"])
+@pytest.mark.parametrize(
+    "how",
+    [Sampling(4, 3.0), Sampling(3, times=(1.0, 0.8, 0.3)), Sampling(4, 3.0, stochastic=True)],
+    ids=["shifted", "explicit", "noised again"],
+)
 @torch.no_grad()
 def test_an_exported_student_in_the_stock_pipeline(
     task: str,
-    times: tuple[float, ...],
+    how: Sampling,
     models: dict[str, QwenImageModel],
     qwen_image_folders: dict[str, Path],
     tmp_path: Path,
 ) -> None:
     """A shifted grid needs no sigmas in the call, only the number of steps."""
     state = student_state(models["edit"])
-    how = Sampling(3, times=times) if times else Sampling(4, 3.0)
     export(qwen_image_folders["edit"], state, how, tmp_path / "student", "a card", torch.float32)
     student = families.load(str(tmp_path / "student"))
     assert isinstance(student, QwenImageModel)
     own = student.default_sampling()
-    torch.testing.assert_close(own.grid(), time_grid(how.steps, 3.0, times), atol=1e-6, rtol=0)
+    torch.testing.assert_close(own.grid(), how.grid(), atol=1e-6, rtol=0)
     assert own.cfg_scale == 1 and families.sampling_of(str(tmp_path / "student"), 8).cfg_scale == 1
-    call = {"sigmas": list(times)} if times else {"num_inference_steps": 4}
-    ours, theirs = drawn(student, REQUESTS[task], own, **call)
+    call = {"sigmas": list(how.times)} if how.times else {"num_inference_steps": 4}
+    fresh = [noise(student, REQUESTS[task], f"{NOISE_STREAM}/fresh{k}", NUM_TOKENS[task]) for k in range(3)]
+    with renoised_by([*fresh, torch.zeros(1)]):
+        ours, theirs = drawn(student, REQUESTS[task], own, **call)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert all(torch.equal(value, state[name]) for name, value in student.transformer.state_dict().items())
 
@@ -239,3 +248,33 @@ def test_an_editing_folder_generates_in_the_generating_pipeline(
     assert "true_cfg_scale=1.0" in line[-1] and "num_inference_steps=4" in line[-1]
     picture = generate("a fox", height=64, width=64, num_inference_steps=4, true_cfg_scale=1.0).images[0]
     assert picture.size == (64, 64)
+
+
+def test_a_network_without_values_is_filled_from_its_files(
+    models: dict[str, QwenImageModel], qwen_image_folders: dict[str, Path]
+) -> None:
+    """As sharded runs load both checkpoints."""
+    for name, folder in qwen_image_folders.items():
+        empty = families.load(str(folder), text_encoder=False, empty=True)
+        assert stored_weights.is_empty(empty.transformer) and empty.architecture == models[name].architecture
+        stored_weights.fill([(empty.transformer, WeightSource(folder / "transformer"))], torch.device("cpu"))
+        expected = models[name].transformer.state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in empty.transformer.state_dict().items())
+
+
+def test_a_folder_cannot_run_its_own_python(
+    qwen_image_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, asked = tmp_path / "folder", []
+    shutil.copytree(qwen_image_folders["t2i"], folder)
+    (folder / "tokenizer" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass X: pass\n")
+    config = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())
+    config |= {"auto_map": {"AutoTokenizer": ["evil.X", "evil.X"]}, "tokenizer_class": "X"}
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", "AutoTokenizer"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    with pytest.raises(UserError, match="cannot load"):
+        families.load(str(folder))
+    assert not asked and not (tmp_path / "ran").exists()

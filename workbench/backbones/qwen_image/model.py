@@ -7,6 +7,7 @@ can be made from the same components.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ import torch
 from diffusers import QwenImageEditPlusPipeline, QwenImagePipeline, QwenImageTransformer2DModel
 from PIL import Image
 from torch import Tensor
-from transformers import Qwen2VLProcessor
+from transformers import AutoTokenizer, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from workbench.backbones import schedule, stock_folder
@@ -75,7 +76,7 @@ class QwenImageModel(PipelineModel):
             dtype,
             transformer_dtype,
             [name for name, loaded in wanted.items() if not loaded],
-            lambda: {"processor": _processor(folder)} if edits else {},
+            partial(_made, folder, edits),
         ).to(device)
         if empty:
             network = stock_folder.empty_transformer(folder, QwenImageTransformer2DModel, transformer_dtype or dtype)
@@ -165,5 +166,11 @@ class QwenImageModel(PipelineModel):
         return self.sampling_of(self._folder)
 
 
-def _processor(folder: Path) -> Qwen2VLProcessor:
-    return load_processor(folder / "processor", Qwen2VLProcessor, Qwen2VLImageProcessorPil)
+def _made(folder: Path, edits: bool) -> dict[str, Any]:
+    """Components that diffusers would load otherwise. Python files in the folder are never run, and nobody is asked
+    whether they may be."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
+    if not edits:
+        return {"tokenizer": tokenizer}
+    processor = load_processor(folder / "processor", Qwen2VLProcessor, Qwen2VLImageProcessorPil)
+    return {"tokenizer": tokenizer, "processor": processor}
