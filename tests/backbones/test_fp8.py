@@ -130,12 +130,12 @@ def test_what_is_quantised_and_what_it_weighs() -> None:
     scales = 4 * sum(
         linear.base_layer.out_features for _, linear in lora.role_linears(quantised.network(STUDENT).blocks)
     )
-    assert placement.state_bytes(quantised, 0) == placement.state_bytes(plain, 0) + scales
+    assert placement.state_bytes(quantised, 0, 8.0) == placement.state_bytes(plain, 0, 8.0) + scales
 
     teacher = build("fp8", kind="full")
     halved = {name: p for name, p in teacher.named_parameters() if p.dtype == fp8.E4M3}
     assert len(halved) == 21 and all(f".{TEACHER}." in f".{name}" for name in halved)
-    saved = placement.state_bytes(build("auto", kind="full"), 0) - placement.state_bytes(teacher, 0)
+    saved = placement.state_bytes(build("auto", kind="full"), 0, 8.0) - placement.state_bytes(teacher, 0, 8.0)
     assert saved == 3 * sum(p.numel() for p in halved.values()) - scales
 
 

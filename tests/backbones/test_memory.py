@@ -81,7 +81,7 @@ def test_state_counts_every_weight_once() -> None:
     trained = [p for p in denoiser.parameters() if p.requires_grad]
     moments = sum(p.numel() for p in trained) * 3 * 4
     held = sum(p.numel() * p.element_size() for p in denoiser.parameters())
-    assert placement.state_bytes(denoiser, 100) == held + moments + 400
+    assert placement.state_bytes(denoiser, 100, 8.0) == held + moments + 400
 
 
 def test_the_plan_counts_the_largest_layout_of_a_task() -> None:

@@ -63,6 +63,7 @@ class Case:
     that they are compared with does not."""
     dual: bool = False
     """A network whose last text nothing reads: some of its weights never have a gradient."""
+    moments: Literal["float32", "8bit"] = "float32"
 
 
 CASES = {
@@ -72,6 +73,7 @@ CASES = {
     "bfloat16": Case("full", True, "euler", "bf16-mixed"),
     "lora, checkpointed, compiled": Case("lora", True, "euler", compiled=True, adversarial=True),
     "lora, replicated": Case("lora", False, "euler", adversarial=True, strategy="ddp"),
+    "8-bit moments": Case("full", False, "euler", moments="8bit"),
     "two streams": Case("full", True, "euler", adversarial=True, dual=True),
     "two streams, lora": Case("lora", False, "euler", strategy="ddp", dual=True),
     "lora over a bfloat16 base": Case("lora", True, "euler", "bf16-mixed", reusing=True, compiled=True),
@@ -92,7 +94,14 @@ def make_recipe(case: Case) -> Recipe:
             adversarial_weight=1.0 if case.adversarial else 0.0,
             classifier_weight=1.0,
         ),
-        optim=Optim(student_lr=LEARNING_RATE, fake_lr=LEARNING_RATE, student_clip=0.5, fake_clip=0.5, warmup_updates=2),
+        optim=Optim(
+            student_lr=LEARNING_RATE,
+            fake_lr=LEARNING_RATE,
+            student_clip=0.5,
+            fake_clip=0.5,
+            warmup_updates=2,
+            moments=case.moments,
+        ),
         trainer=Trainer(
             updates=UPDATES,
             accelerator="cpu",

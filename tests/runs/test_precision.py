@@ -51,16 +51,21 @@ def run(*words: str) -> None:
 
 # Every precision, both kinds of roles and both autoencoders, each pair of the last two with the riskiest precision.
 @pytest.mark.parametrize(
-    ("precision", "roles", "autoencoder"),
+    ("precision", "roles", "autoencoder", "eight_bits"),
     [
-        ("32-true", "full", "plain"),
-        ("tf32", "lora", "plain"),
-        ("bf16-mixed", "full", "folded"),
-        ("bf16-mixed", "lora", "plain"),
+        ("32-true", "full", "plain", ()),
+        ("tf32", "lora", "plain", ()),
+        ("bf16-mixed", "full", "folded", ()),
+        ("bf16-mixed", "lora", "plain", ("model.frozen=fp8", "optim.moments=8bit")),
     ],
 )
 def test_every_command_runs_at_every_precision(
-    precision: str, roles: str, autoencoder: str, request: pytest.FixtureRequest, tmp_path: Path
+    precision: str,
+    roles: str,
+    autoencoder: str,
+    eight_bits: tuple[str, ...],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> None:
     fixture = "tiny_pipeline_folder" if autoencoder == "plain" else "folded_pipeline_folder"
     model: Path = request.getfixturevalue(fixture)
@@ -68,6 +73,7 @@ def test_every_command_runs_at_every_precision(
     recipe.write_text("seed: 1\n")
     words = [
         *SETTINGS,
+        *eight_bits,
         f"model.folder={model}",
         f"model.roles={roles}",
         f"trainer.precision={precision}",

@@ -13,8 +13,8 @@ from workbench.backbones import fp8, stored_weights
 from workbench.backbones.base import Denoiser
 from workbench.recipe.config import Recipe
 
-BYTES_PER_TRAINED = 4 * 4
-"""Weight, gradient and two moments in float32; the student's average is a fifth copy."""
+WEIGHT_BYTES = 2 * 4
+"""Of a trained parameter and its gradient, in float32; the student's average is another copy."""
 Precision = Literal["32-true", "tf32", "bf16-mixed"]
 
 
@@ -43,15 +43,17 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype | None) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def state_bytes(denoiser: Denoiser, averaged: int) -> int:
+def state_bytes(denoiser: Denoiser, averaged: int, moments: float) -> int:
     """Memory of all weights, of gradients and moments of the trained ones, and of an average of `averaged` parameters.
+
+    moments: bytes of the moments of one parameter.
 
     Only one of the two trained roles has gradients at a time; those of both are counted.
     """
     parameters = list(denoiser.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
-    return trained * BYTES_PER_TRAINED + averaged * 4 + frozen + fp8.bytes_besides(denoiser)
+    return int(trained * (WEIGHT_BYTES + moments)) + averaged * 4 + frozen + fp8.bytes_besides(denoiser)
 
 
 def shard(denoiser: Denoiser, mesh: DeviceMesh, precision: Precision) -> None:

@@ -17,6 +17,7 @@ from workbench.common.errors import UserError
 from workbench.engine.draws import Draws
 from workbench.engine.graph_steps import GraphRunner, GraphStep, StepInput, run_eagerly
 from workbench.engine.means import Means
+from workbench.engine.moments import AdamW8bit
 from workbench.engine.optimisation import uncached_casts
 from workbench.engine.task_gradients import TaskGradients
 from workbench.method import guidance, rng, rollout
@@ -101,13 +102,13 @@ class Distiller(RootModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         optim = self.recipe.optim
         options: dict[str, Any] = {"betas": (optim.beta1, optim.beta2), "weight_decay": optim.weight_decay}
+        rates = ((STUDENT, optim.student_lr), (FAKE_SCORE, optim.fake_lr))
+        if optim.moments == "8bit":
+            return [AdamW8bit(self.parameters_of(role), lr=self._rate(lr), **options) for role, lr in rates]
         # The fused implementation is not tested with sharded weights.
         options["fused"] = self.device_mesh is None
         options["capturable"] = self.guards_on_device
-        return [
-            torch.optim.AdamW(self.parameters_of(role), lr=self._rate(lr), **options)
-            for role, lr in ((STUDENT, optim.student_lr), (FAKE_SCORE, optim.fake_lr))
-        ]
+        return [torch.optim.AdamW(self.parameters_of(role), lr=self._rate(lr), **options) for role, lr in rates]
 
     def _rate(self, lr: float) -> float | Tensor:
         """The rate, on the device where a CUDA graph reads it."""

@@ -98,7 +98,7 @@ class RootModule(L.LightningModule, ABC):
         self._average_gradients(parameters)
         norm = clip_gradients(parameters, clip)
         if self.guards_on_device:
-            # A fused AdamW leaves weights, moments and its count as they are where this is 1.
+            # A fused AdamW, as one of 8-bit moments, leaves weights, moments and its count as they are where this is 1.
             optimizer.optimizer.found_inf = (~torch.isfinite(norm)).float()
             optimizer.optimizer.step()
         elif torch.isfinite(norm):

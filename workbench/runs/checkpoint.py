@@ -28,6 +28,7 @@ from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.files import free_bytes, sha256_of_file
 from workbench.common.outside import Count, Outside, Sha256, inside, read_json
+from workbench.engine.moments import AdamW8bit
 from workbench.runs.run_folder import PROGRESS
 from workbench.runs.safe_reader import SafeReader
 
@@ -35,8 +36,8 @@ _NAME = re.compile(r"update-(\d{6,})")
 KEPT = 2
 _FULL_BELOW = 1 << 20
 """Bytes free on a disk that is called full."""
-BYTES_PER_TRAINED = 3 * 4
-"""The parameter and two moments, in float32."""
+WEIGHT_BYTES = 4
+"""A trained parameter's, in float32; its moments come on top."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ class _Stored(Outside):
 
 
 def prime(optimizer: torch.optim.Optimizer) -> None:
-    """Create the state of AdamW or Muon as its first step would, so that it can be saved and loaded at any time."""
+    """Create the state of an optimiser as its first step would, so that it can be saved and loaded at any time."""
+    if isinstance(optimizer, AdamW8bit):
+        optimizer.prime()
+        return
     for group in optimizer.param_groups:
         if isinstance(optimizer, torch.optim.Muon):
             for parameter in group["params"]:

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.files import sha256_of_file
-from workbench.recipe.config import Recipe
+from workbench.recipe.config import Optim, Recipe
 from workbench.runs import checkpoint
 from workbench.runs.inputs import hashes_of
 from workbench.runs.run_folder import Beginning, RunFolder
@@ -148,6 +148,7 @@ def _start_of(folder: RunFolder, recipe: Recipe, base: str | None) -> Start:
         ours, theirs = getattr(recipe.model, option), getattr(before, option)
         if ours != theirs:
             raise UserError(f"{key} was trained with model.{option}={theirs}, and here it is {ours}: give the same")
+    _require_same_moments(key, run.read_recipe().optim, recipe.optim)
     known = record.inputs.get("model.folder")
     if recipe.model.roles == "lora" and None not in (base, known) and base != known:
         raise UserError(f"{key} has adapters over other weights than model.folder={recipe.model.folder}: name those")
@@ -156,6 +157,16 @@ def _start_of(folder: RunFolder, recipe: Recipe, base: str | None) -> Start:
         student = f"; model.student={run.student} starts from its student alone" if run.student.exists() else ""
         raise UserError(f"{key} has no checkpoint to start from{student}")
     return Start(name, found[0], found[1].num_updates)
+
+
+def _require_same_moments(key: str, before: Optim, now: Optim) -> None:
+    """In 8 bits there is a first moment only where beta1 asks for one."""
+    held = [(optim.moments, optim.moments == "8bit" and optim.beta1 > 0) for optim in (before, now)]
+    if held[0] != held[1]:
+        raise UserError(
+            f"{key} holds moments otherwise (optim.moments={before.moments}, optim.beta1={before.beta1:g}) than this "
+            f"recipe ({now.moments}, {now.beta1:g}): give the same, or name its student as model.student"
+        )
 
 
 def load_start(start: Start, state: dict[str, Any], student: Sequence[str]) -> None:

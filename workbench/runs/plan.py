@@ -15,6 +15,7 @@ from workbench.backbones.base import RoleNetworks
 from workbench.backbones.roles import STUDENT, teacher_roles
 from workbench.common import files
 from workbench.common.tables import Table
+from workbench.engine.moments import moment_bytes
 from workbench.modules.distiller import Distiller
 from workbench.modules.teachers import evaluations
 from workbench.recipe.config import Recipe
@@ -56,9 +57,10 @@ def show(
 def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: DistillationData) -> str:
     world = recipe.trainer.devices * recipe.trainer.num_nodes
     averaged = sum(parameter.numel() for parameter in module.parameters_of(STUDENT))
+    moments = moment_bytes(recipe.optim.moments, recipe.optim.beta1)
     copied = 4 * averaged if recipe.trainer.task_gradients_every else 0
     shards = world if recipe.trainer.strategy == "fsdp" else 1
-    student, state = networks.network(STUDENT), (placement.state_bytes(networks, averaged) + copied) / shards
+    student, state = networks.network(STUDENT), (placement.state_bytes(networks, averaged, moments) + copied) / shards
     line = (
         f"memory: state {state / 2**30:.2f} GiB per device ({_trained(module) / 1e6:.1f} M parameters trained, "
         f"{_frozen(module) / 1e6:.1f} M frozen, {world} device(s))"
@@ -87,7 +89,8 @@ def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: Dis
 def _disk(recipe: Recipe, module: Distiller) -> str:
     """Checkpoints that are kept, one more while it is written, the student's folder, and what is free."""
     averaged = 4 * sum(parameter.numel() for parameter in module.parameters_of(STUDENT))
-    saved = checkpoint.BYTES_PER_TRAINED * _trained(module) + averaged
+    moments = moment_bytes(recipe.optim.moments, recipe.optim.beta1)
+    saved = int((checkpoint.WEIGHT_BYTES + moments) * _trained(module)) + averaged
     student = sum(file.stat().st_size for file in families.resolve(recipe.model.folder).rglob("*") if file.is_file())
     best = averaged if recipe.trainer.keep == "best" else 0
     most = (checkpoint.KEPT + 1) * saved + 2 * best + student
