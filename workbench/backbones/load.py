@@ -13,7 +13,7 @@ from workbench.backbones import families, lora_files, roles, stored_weights
 from workbench.backbones.base import RoleNetworks, TransformerDenoiser
 from workbench.backbones.family import PipelineModel
 from workbench.backbones.placement import frozen_dtype
-from workbench.backbones.stored_weights import WeightSource
+from workbench.backbones.stored_weights import StoredTensors, WeightSource
 from workbench.backbones.weights_hash import weights_hash
 from workbench.common.errors import UserError
 from workbench.recipe.config import Model, Recipe
@@ -66,6 +66,11 @@ def _source(
 
 def _is_sharded(recipe: Recipe) -> bool:
     return recipe.trainer.strategy == "fsdp"
+
+
+def stored_base(recipe: Recipe, dtype: torch.dtype | None) -> StoredTensors:
+    """The weights of the base teacher as its folder has them, read one by one; float32 for no `dtype`."""
+    return StoredTensors(families.resolve(recipe.model.folder) / "transformer", dtype or torch.float32)
 
 
 def single_role(model: PipelineModel, role: str = roles.TEACHER) -> RoleNetworks:

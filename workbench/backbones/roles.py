@@ -199,7 +199,7 @@ class MergedState(Mapping[str, Tensor]):
     """Weights of `role` under the names of diffusers, adapters merged, unsharded: each is gathered when it is asked
     for, by all ranks together. One without an adapter stays on its device, and may be the weight itself.
 
-    base: under the same names what adapters are merged into, where the network holds it quantised alone.
+    base: under the same names what adapters are merged into, where the network holds it quantised alone, or no values.
     """
 
     def __init__(self, denoiser: RoleNetworks, role: str, base: Mapping[str, Tensor] | None = None) -> None:
@@ -208,19 +208,21 @@ class MergedState(Mapping[str, Tensor]):
         # Layers with adapters over them are named with another step.
         state = transformer.state_dict()
         self._names = {name.replace(".base_layer.", "."): name for name in state if ".lora_" not in name}
-        self._state = state
-        if fp8.is_quantised(transformer):
-            assert base is not None, "adapters are not merged into quantised weights"
-            self._state = state | {stored: base[name] for name, stored in self._names.items()}
+        self._state, self._base = state, base
+        assert base is not None or not fp8.is_quantised(transformer), "adapters are not merged into quantised weights"
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self._names[name]
         owner, _, leaf = stored.partition(".base_layer.")
         layer = self._layers.get(owner)
         if layer is None or leaf != "weight" or self.role not in layer.scaling:
-            return _unsharded(self._state[stored])
+            return self._own(name)
         up, down = (_unsharded(halves[self.role].weight).cpu() for halves in (layer.lora_B, layer.lora_A))
-        return _unsharded(self._state[stored]).cpu() + layer.scaling[self.role] * (up @ down)
+        return self._own(name).cpu() + layer.scaling[self.role] * (up @ down)
+
+    def _own(self, name: str) -> Tensor:
+        """Without the adapter."""
+        return _unsharded(self._state[self._names[name]]) if self._base is None else self._base[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -6,7 +6,7 @@ A network without values has its parameters on the meta device and its buffers, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,24 @@ class WeightSource:
 
     folder: Path
     updates: Adapter = field(default_factory=dict)
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a component's files by name, each read to the host in `dtype` when it is asked for."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        opened = [safe_open(file, framework="pt") for file in weight_files(folder)]
+        self._files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[name].get_tensor(name).to(self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def is_empty(network: nn.Module) -> bool:

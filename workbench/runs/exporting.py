@@ -19,9 +19,10 @@ from workbench.backbones import families, lora_files, roles
 from workbench.backbones.base import RoleNetworks
 from workbench.backbones.finite import FiniteTensors
 from workbench.backbones.folders import sample_sigmas
-from workbench.backbones.load import load_roles
+from workbench.backbones.load import load_roles, stored_base
 from workbench.backbones.lora import role_adapters
 from workbench.backbones.provenance import stated_by
+from workbench.backbones.stored_weights import is_empty
 from workbench.common import files, ranks
 from workbench.common.console import say
 from workbench.common.errors import UserError
@@ -132,14 +133,15 @@ def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), 
         lora_files.write(adapters, out, header=header, form=chosen, fused=network.fused_layers)
         _write_lora_card(folder, recipe, out, form == "comfyui", update)
     else:
-        export_student(folder, recipe, roles.MergedState(denoiser, roles.STUDENT), out, update)
+        base = stored_base(recipe, None) if is_empty(denoiser) else None
+        export_student(folder, recipe, roles.MergedState(denoiser, roles.STUDENT, base), out, update)
     return sample_sigmas(how.grid())
 
 
 def _trained_alone(recipe: Recipe) -> RoleNetworks:
-    """The networks without specialists and what the student started from: a checkpoint holds all that was trained. Full
-    roles come without values, which are read from there one by one."""
-    teacher = families.load(recipe.model.folder, text_encoder=False, empty=recipe.model.roles == "full")
+    """The networks without specialists and what the student started from: a checkpoint holds all that was trained. They
+    come without values, but for adapters: these are read from there, or from the teacher's folder, one by one."""
+    teacher = families.load(recipe.model.folder, text_encoder=False, empty=True)
     alone = replace(
         recipe,
         # Adapters are merged into weights as the folder has them.

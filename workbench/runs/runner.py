@@ -17,7 +17,7 @@ from datamodules.pretraining import PretrainingData, ShardSource, Source
 from datamodules.shards.encoded import EncodedDataset
 from workbench.backbones import families, lora_files, roles
 from workbench.backbones.base import RoleNetworks
-from workbench.backbones.load import load_for_training, load_roles, single_role
+from workbench.backbones.load import load_for_training, load_roles, single_role, stored_base
 from workbench.backbones.lora import role_adapters
 from workbench.backbones.placement import frozen_dtype
 from workbench.common.console import say
@@ -198,7 +198,7 @@ def _export_student(
     """Export the averaged weights, as of `update` (collective)."""
     started = time.perf_counter()
     quantised = recipe.model.frozen == "fp8" and recipe.model.roles == "lora"
-    base = load_for_training(recipe, recipe.model.folder).transformer.state_dict() if quantised else None
+    base = stored_base(recipe, frozen_dtype(recipe)) if quantised else None
     averaging.average.swap()
     export_student(folder, recipe, roles.MergedState(denoiser, roles.STUDENT, base), folder.student, update)
     averaging.average.swap()
