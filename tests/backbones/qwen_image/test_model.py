@@ -29,7 +29,7 @@ from workbench.backbones.qwen_image.prompts import encode_edit
 from workbench.backbones.stored_weights import WeightSource
 from workbench.common.errors import UserError
 from workbench.method.rollout import Sampling
-from workbench.sampling.sampler import NOISE_STREAM, Request, Sampler, fit
+from workbench.sampling.sampler import NOISE_STREAM, EncodedRequest, Request, Sampler, fit
 
 PROMPTS = ("a red house", "", 'a blue fox under a starry sky, with a sign that says "HELLO"')
 
@@ -186,6 +186,32 @@ def test_a_folder_is_sampled_as_its_own_pipeline_samples_it(
     assert math.isclose(grid[-2], 0.02, rel_tol=1e-4) and not torch.equal(grid, how.grid(4096))
 
 
+@torch.no_grad()
+def test_three_references_are_drawn_as_the_editing_pipeline_draws_them(
+    models: dict[str, QwenImageModel], qwen_image_folders: dict[str, Path]
+) -> None:
+    model, pipeline = models["edit"], editing(models)
+    pictures = [image(6), image(7, 96, 32), image(8, 32, 96)]
+    request = Request("put the fox into the house", seed=5, height=64, width=64)
+    prompt, uncond = model.encode_prompts([request.prompt, ""], [pictures] * 2)
+    pixels = (torch.from_numpy(np.array(picture))[None] for picture in pictures)
+    references = torch.cat([model.encode_images(of_one)[0] for of_one in pixels])
+    case = EncodedRequest(request, prompt, uncond, references, 4, 4)
+    how = families.sampling_of(str(qwen_image_folders["edit"]), 4)
+    (ours,) = Sampler(model, RoleDenoiser(single_role(model), "teacher")).sample([case], how).latents
+    theirs = pipeline(
+        pictures,
+        request.prompt,
+        negative_prompt=" ",
+        height=64,
+        width=64,
+        num_inference_steps=4,
+        latents=noise(model, request, NOISE_STREAM),
+        output_type="latent",
+    ).images[0]
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_defaults_are_those_of_the_stock_pipelines(qwen_image_folders: dict[str, Path]) -> None:
     for name, kind in (("t2i", QwenImagePipeline), ("edit", QwenImageEditPlusPipeline)):
         call = inspect.signature(kind.__call__).parameters
@@ -265,7 +291,13 @@ def test_a_network_without_values_is_filled_from_its_files(
 def test_a_folder_cannot_run_its_own_python(
     qwen_image_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, asked = tmp_path / "folder", []
+    folder = tmp_path / "folder"
+    asked: list[object] = []
+
+    def answer(*words: object) -> str:
+        asked.append(words)
+        return "y"
+
     shutil.copytree(qwen_image_folders["t2i"], folder)
     (folder / "tokenizer" / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass X: pass\n")
     config = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())
@@ -274,7 +306,7 @@ def test_a_folder_cannot_run_its_own_python(
     index = json.loads((folder / "model_index.json").read_text())
     index["tokenizer"] = ["transformers", "AutoTokenizer"]
     (folder / "model_index.json").write_text(json.dumps(index))
-    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    monkeypatch.setattr("builtins.input", answer)
     with pytest.raises(UserError, match="cannot load"):
         families.load(str(folder))
     assert not asked and not (tmp_path / "ran").exists()
