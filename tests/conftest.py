@@ -40,7 +40,15 @@ LONGEST_FIRST = (
         "test_second",
         "test_graph_steps",
     ),
-    *("test_user_study", "test_study_smoke", "test_config", "test_distiller", "test_openmoji", "test_family"),
+    *(
+        "test_user_study",
+        "test_study_smoke",
+        "test_config",
+        "test_distiller",
+        "test_openmoji",
+        "test_family",
+        "test_commands",
+    ),
 )
 """Files of ten seconds and more. One that began last would leave every other core without work."""
 

@@ -88,7 +88,7 @@ def test_one_student_of_two_checkpoints_goes_through_every_command(
     plan = capsys.readouterr().out
     assert "teacher_generation" in plan and "peak about" in plan
     assert main([*distill, "trainer.updates=1"]) == 0
-    for command in (distill, ["report", str(run)], ["export", str(run), str(out)]):
+    for command in (distill, ["export", str(run), str(out)]):
         assert main(command) == 0
     # The folder alone: `evaluate` of a run scores three models by the same code.
     few = [f"evaluation.{key}" for key in ("t2i_cases=1", "editing_cases=1", "teacher_steps=2", "seeds=[0]")]
@@ -107,6 +107,7 @@ def test_one_student_of_two_checkpoints_goes_through_every_command(
     assert teacher["nfe"] == 4 and teacher["sampling"]["cfg_rescale"] == 1
     card = (out / "README.md").read_text()
     assert "from diffusers import QwenImageEditPlusPipeline" in card and "num_inference_steps=2" in card
+    assert 'pipeline([IMAGE], "INSTRUCTION"' in card and "QwenImagePipeline.from_pipe(pipeline" in card
     assert families.load(str(out), text_encoder=False).default_sampling().grid().tolist() == pytest.approx(
         time_grid(2, 3.0).tolist()
     )

@@ -101,14 +101,17 @@ class QwenImageModel(PipelineModel):
         sides = f"height={resolution}, width={resolution}"
         if read_index(folder)["_class_name"] == QwenImagePipeline.__name__:
             return [f'pipeline("PROMPT", {sides}, {steps}, true_cfg_scale=1.0).images[0]']
-        edit = f'pipeline([IMAGE], "INSTRUCTION", {steps}, true_cfg_scale=1.0).images[0]'
+        edit = [
+            "# diffusers up to 0.42 under transformers 5 misplaces the image in the prompt: its issue 14194",
+            f'pipeline([IMAGE], "INSTRUCTION", {steps}, true_cfg_scale=1.0).images[0]',
+        ]
         generate = [
             "# Without an image, over the same weights:",
             "from diffusers import QwenImagePipeline",
             "generate = QwenImagePipeline.from_pipe(pipeline, torch_dtype=pipeline.dtype)",
             f'generate("PROMPT", {sides}, {steps}, true_cfg_scale=1.0).images[0]',
         ]
-        return [*([edit] if "edit" in tasks else []), *(generate if "t2i" in tasks else [])]
+        return [*(edit if "edit" in tasks else []), *(generate if "t2i" in tasks else [])]
 
     @property
     def transformer(self) -> QwenImageTransformer2DModel:
