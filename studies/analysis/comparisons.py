@@ -18,7 +18,7 @@ from studies.analysis.crossed import Components, Contrast, Quantile, Table, comp
 from studies.analysis.decisions import Decision, decide, is_equivalent
 from studies.analysis.families import LargestT, against_first, all_pairs, holm_levels, pools_of
 from studies.analysis.power import CONFIDENCE
-from workbench.evaluation.measures.statistics import Interval
+from workbench.evaluation.measures.interval import Interval
 
 Row = dict[str, Any]
 

@@ -23,7 +23,7 @@ from studies.study import Study
 from workbench.common.files import write_bytes
 from workbench.common.tables import Table
 from workbench.evaluation.cases.count import count_cases
-from workbench.evaluation.measures.statistics import Interval
+from workbench.evaluation.measures.interval import Interval
 from workbench.recipe.config import Recipe
 
 SEARCH_ARM = SEARCH

@@ -18,8 +18,9 @@ from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.evaluate import select_few_step
 from workbench.evaluation.judges import second
 from workbench.evaluation.judges.local import ASSET, LocalJudge
+from workbench.evaluation.measures.interval import Interval
 from workbench.evaluation.measures.ocr import chosen_reader
-from workbench.evaluation.measures.statistics import Interval, bench_intervals
+from workbench.evaluation.measures.statistics import bench_intervals
 from workbench.evaluation.models import FolderUnderTest, ModelUnderTest, few_step_candidates
 from workbench.evaluation.sheets import chosen_cases
 from workbench.method.rollout import Sampling

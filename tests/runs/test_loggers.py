@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from workbench.common.errors import UserError
 from workbench.common.jsonl import read_scalars
-from workbench.evaluation.measures.statistics import Interval
+from workbench.evaluation.measures.interval import Interval
 from workbench.evaluation.metrics_file import Metrics as Scores
 from workbench.evaluation.metrics_file import ModelMetrics
 from workbench.modules.distiller import Distiller

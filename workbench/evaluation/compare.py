@@ -14,7 +14,8 @@ from workbench.common.errors import UserError
 from workbench.common.tables import Table, stdout_console
 from workbench.evaluation.case_scores import Key, read_asked, read_measures, read_scores
 from workbench.evaluation.measures.catalogue import MEASURES, VARIETY, numbers_of
-from workbench.evaluation.measures.statistics import Interval, paired_differences, verdict
+from workbench.evaluation.measures.interval import Interval
+from workbench.evaluation.measures.statistics import paired_differences, verdict
 from workbench.evaluation.metrics_file import MEAN, Bounded, Metrics
 from workbench.evaluation.places import evaluations, find
 from workbench.evaluation.trained_student import outdated

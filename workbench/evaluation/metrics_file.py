@@ -16,7 +16,7 @@ from typing import Any
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 from workbench.common.outside import read_json
-from workbench.evaluation.measures.statistics import Interval
+from workbench.evaluation.measures.interval import Interval
 from workbench.evaluation.metrics_json import INLINE, LEFT_OUT, RENAMED, from_plain, to_plain
 
 MEAN = "mean"

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from workbench.evaluation.cases.case import BENCHES
-from workbench.evaluation.measures.statistics import Interval
+from workbench.evaluation.measures.interval import Interval
 
 INLINE: Mapping[str, Any] = {"inline": True}
 """Metadata of a field whose items stand in the object that holds it."""

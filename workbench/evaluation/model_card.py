@@ -11,7 +11,7 @@ import yaml
 
 from workbench.common import files
 from workbench.evaluation.cases.case import BENCHES
-from workbench.evaluation.measures.statistics import Interval
+from workbench.evaluation.measures.interval import Interval
 from workbench.evaluation.metrics_file import Metrics, mean_of
 from workbench.method.rollout import Sampling
 

@@ -22,8 +22,9 @@ from workbench.evaluation.answers import Answers
 from workbench.evaluation.cases.case import BENCHES, Case
 from workbench.evaluation.judges.judge import LOCAL, Judge, Scored, Unanswered
 from workbench.evaluation.judges.vlm_reply import Verdict
+from workbench.evaluation.measures.interval import Interval
 from workbench.evaluation.measures.preference import Match, both_orders, strength_intervals
-from workbench.evaluation.measures.statistics import Interval, bench_intervals, paired_differences, verdict
+from workbench.evaluation.measures.statistics import bench_intervals, paired_differences, verdict
 from workbench.evaluation.metrics_file import (
     MEAN,
     Agreement,

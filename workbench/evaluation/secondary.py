@@ -16,7 +16,8 @@ from workbench.evaluation.measures import choices, distances
 from workbench.evaluation.measures.answer_measures import Measures
 from workbench.evaluation.measures.catalogue import MEASURES
 from workbench.evaluation.measures.category_frechet import category_frechet
-from workbench.evaluation.measures.statistics import Interval, bench_intervals
+from workbench.evaluation.measures.interval import Interval
+from workbench.evaluation.measures.statistics import bench_intervals
 from workbench.evaluation.metrics_file import Bounded, Secondary, Value
 
 MIN_KID_IMAGES = 20

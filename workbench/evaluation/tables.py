@@ -10,7 +10,7 @@ from workbench.common.tables import Table
 from workbench.evaluation.cases.case import BENCHES
 from workbench.evaluation.judges.judge import LOCAL
 from workbench.evaluation.measures.catalogue import rows_of
-from workbench.evaluation.measures.statistics import Interval
+from workbench.evaluation.measures.interval import Interval
 from workbench.evaluation.metrics_file import (
     MEAN,
     Agreement,

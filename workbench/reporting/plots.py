@@ -20,7 +20,7 @@ from PIL import Image
 from workbench.common.errors import UserError
 from workbench.common.images import FORMATS, UNDECODABLE
 from workbench.common.outside import read_bytes
-from workbench.evaluation.measures.statistics import Interval
+from workbench.evaluation.measures.interval import Interval
 from workbench.evaluation.metrics_file import ModelMetrics
 
 INK = "#0a0b0c"

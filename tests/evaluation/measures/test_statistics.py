@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from workbench.evaluation.measures.distances import frechet, gaussian_frechet, mean_pairwise_distance
+from workbench.evaluation.measures.interval import Interval
 from workbench.evaluation.measures.statistics import (
     NO_DIFFERENCE,
     TOO_FEW,
-    Interval,
     bench_intervals,
     bootstrap_means,
     paired_differences,

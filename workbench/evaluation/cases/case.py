@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
+
     from workbench.batch import Task
 
 BENCHES: dict[Task, str] = {"t2i": "t2i_bench", "edit": "editing_bench"}
@@ -63,5 +63,7 @@ class Case:
 
 def slice_indices(available: int, count: int, seed: int) -> list[int]:
     """`count` of `available` cases, or all: the first ones under seed 0, else those that a seeded shuffle has first."""
+    import numpy as np
+
     order = np.random.default_rng(seed).permutation(available) if seed else np.arange(available)
     return [int(index) for index in order[:count]]

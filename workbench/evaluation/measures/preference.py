@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.evaluation.measures.statistics import CONFIDENCE, Interval
+from workbench.evaluation.measures.interval import Interval
+from workbench.evaluation.measures.statistics import CONFIDENCE
 
 PRIOR_WINS = 0.5
 """Added to both sides of every pair of models that were compared: a model that won all has a finite strength."""

@@ -8,28 +8,16 @@ A benchmark's mean is the mean of its category means; its bootstrap resamples wi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
+
+from workbench.evaluation.measures.interval import Interval
 
 CONFIDENCE = 0.95
 MIN_CASES = 5
 """With fewer cases an interval means next to nothing, and no verdict is given."""
 NO_DIFFERENCE = "no difference shown"
 TOO_FEW = "too few cases"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over `n` cases with its interval; low and high are None for a single case, the mean is NaN for none."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
 
 
 def bootstrap_means(scores: np.ndarray, num_resamples: int, generator: np.random.Generator) -> np.ndarray:
