@@ -1,4 +1,4 @@
-"""The GPU multiplies in 8 bits what the CPU emulates; graphs, kills and compiled blocks change no run with it."""
+"""The GPU multiplies in 8 bits what the CPU emulates; graphs and stops change no run with it, or with such moments."""
 
 from __future__ import annotations
 
@@ -43,11 +43,14 @@ def test_products_of_the_gpu_are_those_of_the_emulation(rows: int, compiled: boo
         assert found.is_cuda and relative(found, expected) < BF16
 
 
-def test_a_killed_and_an_eager_run_end_with_the_bits_of_a_replayed_one(bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [FP8, ("optim.moments=8bit",)], ids=["frozen weights", "moments"])
+def test_an_eager_run_in_two_parts_ends_with_the_bits_of_a_replayed_one(
+    words: tuple[str, ...], bench: Bench, tmp_path: Path
+) -> None:
     replayed, other = tmp_path / "replayed", tmp_path / "other"
-    bench.run("distill", *FP8, "trainer.updates=20", "trainer.cuda_graphs=on", f"trainer.folder={replayed}")
+    bench.run("distill", *words, "trainer.updates=20", "trainer.cuda_graphs=on", f"trainer.folder={replayed}")
     for updates in (10, 20):
-        bench.run("distill", *FP8, f"trainer.updates={updates}", "trainer.cuda_graphs=off", f"trainer.folder={other}")
+        bench.run("distill", *words, f"trainer.updates={updates}", "trainer.cuda_graphs=off", f"trainer.folder={other}")
     assert_same_bits(replayed, other)
 
 

@@ -13,8 +13,8 @@ from workbench.backbones import fp8, stored_weights
 from workbench.backbones.base import Denoiser
 from workbench.recipe.config import Recipe
 
-WEIGHT_BYTES = 2 * 4
-"""Of a trained parameter and its gradient, in float32; the student's average is another copy."""
+WEIGHT_BYTES = 4
+"""Of a trained parameter, its gradient and the student's average, each: float32."""
 Precision = Literal["32-true", "tf32", "bf16-mixed"]
 
 
@@ -44,16 +44,16 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def state_bytes(denoiser: Denoiser, averaged: int, moments: float) -> int:
-    """Memory of all weights, of gradients and moments of the trained ones, and of an average of `averaged` parameters.
+    """Memory of all weights, of gradients and moments of the trained ones, and of an average of the student.
 
-    moments: bytes of the moments of one parameter.
-
-    Only one of the two trained roles has gradients at a time; those of both are counted.
+    averaged: the student's trained parameters; all others that are trained are the fake score's. moments: bytes of the
+    moments of one parameter. One of the two roles has gradients at a time.
     """
     parameters = list(denoiser.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
-    return int(trained * (WEIGHT_BYTES + moments)) + averaged * 4 + frozen + fp8.bytes_besides(denoiser)
+    copies = trained + max(averaged, trained - averaged) + averaged
+    return copies * WEIGHT_BYTES + int(trained * moments) + frozen + fp8.bytes_besides(denoiser)
 
 
 def shard(denoiser: Denoiser, mesh: DeviceMesh, precision: Precision) -> None:

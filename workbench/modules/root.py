@@ -103,6 +103,8 @@ class RootModule(L.LightningModule, ABC):
             optimizer.optimizer.step()
         elif torch.isfinite(norm):
             optimizer.step()
+        # The other role has its gradients next.
+        optimizer.zero_grad(set_to_none=True)
         return norm
 
     def _average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
