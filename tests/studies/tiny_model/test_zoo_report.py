@@ -21,6 +21,7 @@ from workbench.common.arguments import read_options
 from workbench.common.errors import UserError
 from workbench.evaluation.diversity import DIVERSITY_SAMPLES
 from workbench.evaluation.judges import local_network
+from workbench.method.rollout import Sampling
 from workbench.sampling.sampler import Sampler
 
 
@@ -60,7 +61,7 @@ def options(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "CFG_SCALES", (1.0, 2.0))
     monkeypatch.setattr(figures, "TEACHER_STEPS", 3)
-    monkeypatch.setattr("workbench.backbones.qwen_image_21.schedule.DEFAULT_STEPS", 1)
+    monkeypatch.setattr("workbench.backbones.qwen_image_21.model.DEFAULT_SAMPLING", Sampling(1))
 
 
 def test_every_section_is_measured_written_and_taken_up_again(
