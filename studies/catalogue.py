@@ -6,7 +6,9 @@ from pathlib import Path
 
 from studies import (
     data_composition,
+    fidelity,
     frozen_weights,
+    known_answers,
     method,
     noise_floor,
     screening,
@@ -28,6 +30,8 @@ KNOWN: dict[str, Study] = {
     "student-budget": study_of(student_budget),
     "method": study_of(method),
     "frozen-weights": study_of(frozen_weights),
+    "fidelity": study_of(fidelity),
+    "known-answers": study_of(known_answers),
     "screening": study_of(screening),
     "search": study_of(search),
 }

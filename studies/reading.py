@@ -14,6 +14,7 @@ from typing import Any, get_args
 import optuna
 
 from studies.analysis.decisions import MARGIN
+from studies.analysis.expectations import NOISIER
 from studies.analysis.screening import MAX_FACTORS, MIN_FACTORS
 from studies.factors import runs_of
 from studies.machine.trial_queue import SEARCH
@@ -23,7 +24,7 @@ from workbench.evaluation.measures.catalogue import MEASURES
 from workbench.recipe.checks import require
 from workbench.recipe.config import Recipe
 
-NAMES = ("QUESTION", "ARMS", "FACTORS", "SEEDS", "OBJECTIVES", "SAMPLER", "MARGIN", "PRUNES", "suggest")
+NAMES = ("QUESTION", "ARMS", "FACTORS", "SEEDS", "OBJECTIVES", "SAMPLER", "MARGIN", "PRUNES", "EXPECTS", "suggest")
 MEASURED = (*BENCHES, "score", "worst", "variety", *MEASURES)
 
 
@@ -46,6 +47,7 @@ class StudyFile:
     SAMPLER: Sampler = "tpe"
     MARGIN: float = MARGIN
     PRUNES: bool = True
+    EXPECTS: Mapping[str, str] = field(default_factory=dict)
     SPLIT: Split = "search"
     WORDS: tuple[str, ...] = ()
     suggest: Callable[[optuna.trial.BaseTrial, Recipe], Recipe] = _no_space
@@ -59,10 +61,22 @@ class StudyFile:
             require(name in MEASURED, f"OBJECTIVES knows {', '.join(MEASURED)}, not {name!r}{nearest(name, MEASURED)}")
         samplers = get_args(Sampler)
         require(self.SAMPLER in samplers, f"SAMPLER must be one of {', '.join(samplers)}, got {self.SAMPLER!r}")
+        self._check_expectations()
         is_number = isinstance(self.MARGIN, int | float) and not isinstance(self.MARGIN, bool)
         require(is_number and 0 < self.MARGIN < 4, f"MARGIN must be points of the score above 0, got {self.MARGIN!r}")
         require(isinstance(self.PRUNES, bool), f"PRUNES must be True or False, got {self.PRUNES!r}")
         require(bool(self.ARMS) or self.suggest is not _no_space, "it has neither ARMS nor suggest(trial, base)")
+
+    def _check_expectations(self) -> None:
+        require(isinstance(self.EXPECTS, Mapping), 'EXPECTS must map arms to predictions, {"slow": "score worse"}')
+        predictions = [NOISIER, *(f"{name} {of}" for name in MEASURED for of in ("better", "worse"))]
+        for arm, expected in self.EXPECTS.items():
+            others = [*self.ARMS][1:]
+            require(arm in others, f"EXPECTS has {arm!r}, which is no arm after the first{nearest(str(arm), others)}")
+            require(
+                expected in predictions,
+                f"EXPECTS knows {NOISIER!r}, or an objective that is better or worse (score worse), not {expected!r}",
+            )
 
     def _check_arms(self) -> None:
         require(

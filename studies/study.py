@@ -51,6 +51,8 @@ class Study(Protocol):
     SAMPLER: of the search; `tpe` is multi-objective where there are several objectives.
     MARGIN: points of an objective below which a difference does not matter, fixed before the study is run.
     PRUNES: whether a search may give up a trial early; False where stability is the question.
+    EXPECTS: arm -> what is predicted of it against the first arm, before it is run: "noisier", or an objective and a
+        direction, "score worse".
     SPLIT: the cases that trials are scored on: `search`, or `report` for recipes that are chosen already.
     WORDS: arguments of the command that stand before those that are given.
     suggest: for search, the base recipe with the trial's draws in it; what it draws from is the study's space.
@@ -64,6 +66,7 @@ class Study(Protocol):
     SAMPLER: Sampler
     MARGIN: float
     PRUNES: bool
+    EXPECTS: Mapping[str, str]
     SPLIT: Split
     WORDS: tuple[str, ...]
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from datamodules.shards.counts import category_counts
 from datamodules.shares import category_shares, used_samples
-from studies.analysis import arms, collapse, comparisons, effects, importance, numbers, plots
+from studies.analysis import arms, collapse, comparisons, effects, expectations, importance, numbers, plots, spread
 from studies.analysis.arms import Arm, Floor
 from studies.analysis.decisions import MARGIN
 from studies.analysis.verdict import TITLES, arms_verdict, effects_verdict, noise_verdict, search_verdict
@@ -70,6 +70,8 @@ def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, An
         **_arms_values(replicated, study, objectives[0], reported),
         **_search_values(drawn, study, objectives, floor),
         "curves": plots.curves_chart(numbers.curves(folder, found), [arm.name for arm in found]),
+        "expectations": _expectations(folder, replicated, study, reported),
+        "mean_spread": _mean_spread(replicated, study, objectives[0]),
         "collapses": collapse.fall_rows(folder, replicated),
         "sheets": side_by_side(_columns(folder, replicated, drawn, study)),
         "cost": numbers.cost(found),
@@ -131,6 +133,22 @@ def _arms_values(found: Sequence[Arm], study: Any, objective: str, reported: lis
         "floors": floors,
         "floor_chart": plots.detectable_chart(floors[0]["planned"], *floors[0]["factors"]) if floors else "",
     }
+
+
+def _expectations(folder: Path, found: Sequence[Arm], study: Any, reported: list[str]) -> list[dict[str, Any]]:
+    """What was predicted, against what was measured."""
+    expects, reference, margin = study.get("expects") or {}, study.get("reference"), study.get("margin", MARGIN)
+    if not expects:
+        return []
+    names = {*reported, *(expected.split()[0] for expected in expects.values() if expected != expectations.NOISIER)}
+    measured = [comparisons.measure(found, name, reference) for name in sorted(names)]
+    compared = [row for of in measured for row in comparisons.against_reference(of, margin)]
+    return expectations.expectation_rows(folder, found, expects, reference, compared)
+
+
+def _mean_spread(found: Sequence[Arm], study: Any, objective: str) -> spread.MeanSpread | None:
+    """Of the arms that have finished; the runs of a screening are no draws from a space."""
+    return None if study.get("factors") else spread.mean_spread([of for arm in found if (of := arm.values(objective))])
 
 
 def _search_values(drawn: Sequence[Any], study: Any, objectives: list[str], floor: Floor | None) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def write_json(optuna_study: optuna.Study, study: Study, name: str, storage: str
         "reference": next(iter(study.ARMS)) if replicated and not study.FACTORS else None,
         "objectives": list(study.OBJECTIVES),
         "margin": study.MARGIN,
+        "expects": dict(study.EXPECTS),
         "split": study.SPLIT,
         "factors": [
             {"name": name, "low": level_text(low), "high": level_text(high)}

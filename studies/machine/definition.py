@@ -21,6 +21,7 @@ def definition_of(study: Study, base: Recipe, arms: Mapping[str, Recipe]) -> dic
         "arms": {arm: differences(recipe, base) for arm, recipe in arms.items()},
         "objectives": list(study.OBJECTIVES),
         "margin": study.MARGIN,
+        **({"expects": dict(study.EXPECTS)} if study.EXPECTS else {}),
     }
 
 
@@ -36,9 +37,9 @@ def definition_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str
     arms, others = before.get("arms", {}), now["arms"]
     changed = [arm for arm in {**arms, **others} if arms.get(arm) != others.get(arm)]
     found += [f"arm {arm!r} is {_state(arm, arms, others)}" for arm in changed]
-    for name in ("objectives", "margin"):
-        if before.get(name) != now[name]:
-            found.append(f"{name} was {before.get(name)}, is {now[name]}")
+    for name in ("objectives", "margin", "expects"):
+        if before.get(name) != now.get(name):
+            found.append(f"{name} was {before.get(name)}, is {now.get(name)}")
     return "; ".join(found)
 
 

@@ -75,9 +75,10 @@ class Drawing(optuna.trial.FixedTrial):
         return super()._suggest(name, distribution)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, of in KNOWN.items() if name not in ("frozen-weights", "method", "screening")]
-)
+WITHOUT_SPACE = ("fidelity", "frozen-weights", "known-answers", "method", "screening")
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if name not in WITHOUT_SPACE])
 @given(data=st.data())
 @settings(max_examples=12, deadline=None)
 def test_every_draw_is_a_recipe(name: str, data: st.DataObject) -> None:
