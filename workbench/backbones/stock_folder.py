@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from workbench.backbones import weight_files
+from workbench.backbones.family import PipelineModel
 from workbench.backbones.finite import require_finite
 from workbench.backbones.folders import INDEX_FILE, check_weights, copied_parts, read_index, replaced_by_all
 from workbench.backbones.placement import cast_parameters
@@ -26,34 +27,58 @@ from workbench.common.errors import UserError
 WEIGHTED = ("transformer", "vae", "text_encoder")
 
 
-def check_parts(folder: Path) -> None:
-    """Whether the components of a pipeline folder are there.
+class StockModel(PipelineModel):
+    """A family whose folders are loaded as `pipeline`, diffusers' own, with a transformer, a VAE and a text encoder."""
 
-    Raises:
-        UserError: weights or a configuration are missing.
-    """
-    for name in WEIGHTED:
-        check_weights(folder / name)
-    for name in ("scheduler/scheduler_config.json", *(f"{part}/config.json" for part in WEIGHTED)):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} lacks {name}: copy the pipeline folder again")
+    pipeline: Any
+
+    @classmethod
+    def check(cls, folder: Path) -> None:
+        for name in WEIGHTED:
+            check_weights(folder / name)
+        for name in ("scheduler/scheduler_config.json", *(f"{part}/config.json" for part in WEIGHTED)):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder} lacks {name}: copy the pipeline folder again")
+
+    @property
+    def transformer(self) -> Any:
+        return self.pipeline.transformer
+
+    @property
+    def architecture(self) -> Mapping[str, Any]:
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in self.transformer.config.items()
+            if not name.startswith("_")
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipeline.vae.device
 
 
 def load_pipeline(
     kind: type[DiffusionPipeline],
+    network: type[ModelMixin],
     folder: Path,
+    device: str | torch.device,
     dtype: torch.dtype,
-    transformer_dtype: torch.dtype | None,
-    left_out: Sequence[str],
     made: Callable[[], Mapping[str, Any]],
+    *,
+    transformer_dtype: torch.dtype | None,
+    transformer: bool,
+    text_encoder: bool,
+    empty: bool,
 ) -> Any:
-    """The pipeline of a folder, of class `kind`, in evaluation mode on the CPU.
+    """The pipeline of a folder, of class `kind` with a transformer of class `network`, in evaluation mode.
 
-    left_out: components that stay on the disk. made: gives those that are not loaded by diffusers.
+    made: gives the components that are not loaded by diffusers. The others: see `PipelineModel.load`.
 
     Raises:
         UserError: the files cannot be read, do not fit the classes, or hold values that are not finite.
     """
+    wanted = {"transformer": transformer and not empty, "text_encoder": text_encoder}
+    left_out = [name for name, loaded in wanted.items() if not loaded]
     try:
         given = {**made(), **dict.fromkeys(left_out)}
         with _no_progress_bars():
@@ -71,6 +96,9 @@ def load_pipeline(
         raise UserError(f"cannot load the pipeline folder {folder}: {reason}; copy it again") from error
     require_finite(folder, pipeline.components)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    if empty:
+        pipeline.register_modules(transformer=_empty_transformer(folder, network, transformer_dtype or dtype))
     return pipeline
 
 
@@ -109,7 +137,7 @@ def write_student(
             (folder / "README.md").write_text(card)
 
 
-def empty_transformer(folder: Path, network: type[ModelMixin], dtype: torch.dtype) -> Any:
+def _empty_transformer(folder: Path, network: type[ModelMixin], dtype: torch.dtype) -> Any:
     """The transformer of a pipeline folder, of class `network`, in evaluation mode and without values; what the files
     hold is compared with it.
 
@@ -127,15 +155,6 @@ def _empty(folder: Path, network: type[ModelMixin], dtype: torch.dtype) -> Any:
         transformer = network.from_config(network.load_config(folder / "transformer"))
     cast_parameters(transformer, dtype)
     return transformer
-
-
-def architecture(transformer: Any) -> dict[str, Any]:
-    """What decides names and shapes of a transformer's weights, from its configuration."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in transformer.config.items()
-        if not name.startswith("_")
-    }
 
 
 @contextmanager

@@ -18,14 +18,14 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from workbench.backbones import schedule, stock_folder
-from workbench.backbones.family import PipelineModel
+from workbench.backbones import schedule
 from workbench.backbones.folders import STORED_SIGMAS, read_index
 from workbench.backbones.processor import load_processor
 from workbench.backbones.qwen_image import export, prompts
 from workbench.backbones.qwen_image.images import decode_latents, encode_images
 from workbench.backbones.qwen_image.text_encoder import prepare
 from workbench.backbones.qwen_image.transformer import DualTransformer
+from workbench.backbones.stock_folder import StockModel, load_pipeline
 from workbench.batch import EncodedPrompt
 from workbench.common.errors import UserError
 from workbench.method.rollout import Sampling
@@ -36,7 +36,7 @@ PROMPT_LIMIT = 512
 """Text tokens that a call of `QwenImagePipeline` reads unless it is told to read more, up to 1,024."""
 
 
-class QwenImageModel(PipelineModel):
+class QwenImageModel(StockModel):
     """A loaded `QwenImagePipeline`, or `QwenImageEditPlusPipeline` and the generating one over its components.
 
     edits: the editing pipeline, where the folder is one.
@@ -52,10 +52,6 @@ class QwenImageModel(PipelineModel):
         self.pipeline, self.edits, self._folder = pipeline, edits, folder
 
     @classmethod
-    def check(cls, folder: Path) -> None:
-        stock_folder.check_parts(folder)
-
-    @classmethod
     def load(
         cls,
         folder: Path,
@@ -69,18 +65,18 @@ class QwenImageModel(PipelineModel):
     ) -> Self:
         """See `PipelineModel.load`; with or without torchvision installed."""
         edits = read_index(folder)["_class_name"] == QwenImageEditPlusPipeline.__name__
-        wanted = {"transformer": transformer and not empty, "text_encoder": text_encoder}
-        pipeline = stock_folder.load_pipeline(
+        pipeline = load_pipeline(
             QwenImageEditPlusPipeline if edits else QwenImagePipeline,
+            QwenImageTransformer2DModel,
             folder,
+            device,
             dtype,
-            transformer_dtype,
-            [name for name, loaded in wanted.items() if not loaded],
             partial(_made, folder, edits),
-        ).to(device)
-        if empty:
-            network = stock_folder.empty_transformer(folder, QwenImageTransformer2DModel, transformer_dtype or dtype)
-            pipeline.register_modules(transformer=network)
+            transformer_dtype=transformer_dtype,
+            transformer=transformer,
+            text_encoder=text_encoder,
+            empty=empty,
+        )
         if text_encoder:
             prepare(pipeline.text_encoder)
         if not edits:
@@ -114,20 +110,8 @@ class QwenImageModel(PipelineModel):
         return [*(edit if "edit" in tasks else []), *(generate if "t2i" in tasks else [])]
 
     @property
-    def transformer(self) -> QwenImageTransformer2DModel:
-        return self.pipeline.transformer
-
-    @property
-    def architecture(self) -> Mapping[str, Any]:
-        return stock_folder.architecture(self.transformer)
-
-    @property
     def embedding_dim(self) -> int:
         return int(self.transformer.config.joint_attention_dim)
-
-    @property
-    def device(self) -> torch.device:
-        return self.pipeline.vae.device
 
     @property
     def prompt_limit(self) -> int:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from diffusers import QwenImage21Pipeline, QwenImage21Transformer2DModel
 from PIL import Image
 from torch import Tensor
 
-from workbench.backbones import schedule, stock_folder, template_tokens
-from workbench.backbones.family import PipelineModel
+from workbench.backbones import schedule, template_tokens
 from workbench.backbones.folders import sample_sigmas
 from workbench.backbones.qwen_image_21 import export
 from workbench.backbones.qwen_image_21.images import decode_latents, encode_images
@@ -22,6 +21,7 @@ from workbench.backbones.qwen_image_21.prompts import encode_prompts
 from workbench.backbones.qwen_image_21.sequence import PIXELS_PER_TOKEN, SIDE_MULTIPLE
 from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.qwen_image_21.vae import FastVae
+from workbench.backbones.stock_folder import StockModel, load_pipeline
 from workbench.batch import EncodedPrompt
 from workbench.method.rollout import Sampling
 
@@ -31,7 +31,7 @@ DEFAULT_SAMPLING = Sampling(40)
 """Of `QwenImage21Pipeline.__call__`, which does not guide by default."""
 
 
-class QwenImage21Model(PipelineModel):
+class QwenImage21Model(StockModel):
     """A loaded `QwenImage21Pipeline`, and its autoencoder a second time in a faster form where there is one."""
 
     class_names = ("QwenImage21Pipeline",)
@@ -43,10 +43,6 @@ class QwenImage21Model(PipelineModel):
     def __init__(self, pipeline: QwenImage21Pipeline) -> None:
         self.pipeline = pipeline
         self._fast = FastVae(pipeline.vae).eval() if pipeline.vae.config.is_residual else None
-
-    @classmethod
-    def check(cls, folder: Path) -> None:
-        stock_folder.check_parts(folder)
 
     @classmethod
     def load(
@@ -61,20 +57,18 @@ class QwenImage21Model(PipelineModel):
         empty: bool = False,
     ) -> Self:
         """See `PipelineModel.load`; with or without torchvision installed."""
-        wanted = {"transformer": transformer and not empty, "text_encoder": text_encoder}
-        left_out = [name for name, loaded in wanted.items() if not loaded]
-        pipeline = stock_folder.load_pipeline(
+        pipeline = load_pipeline(
             QwenImage21Pipeline,
+            QwenImage21Transformer2DModel,
             folder,
+            device,
             dtype,
-            transformer_dtype,
-            left_out,
             lambda: {"processor": load_processor(folder / "processor")},
+            transformer_dtype=transformer_dtype,
+            transformer=transformer,
+            text_encoder=text_encoder,
+            empty=empty,
         )
-        pipeline.to(device)
-        if empty:
-            network = stock_folder.empty_transformer(folder, QwenImage21Transformer2DModel, transformer_dtype or dtype)
-            pipeline.register_modules(transformer=network)
         return cls(pipeline)
 
     @classmethod
@@ -95,20 +89,8 @@ class QwenImage21Model(PipelineModel):
         export.export_pretrained(source, self.pipeline.transformer, self.pipeline.text_encoder, out)
 
     @property
-    def transformer(self) -> QwenImage21Transformer2DModel:
-        return self.pipeline.transformer
-
-    @property
-    def architecture(self) -> Mapping[str, Any]:
-        return stock_folder.architecture(self.transformer)
-
-    @property
     def embedding_dim(self) -> int:
         return int(self.transformer.config.context_in_dim)
-
-    @property
-    def device(self) -> torch.device:
-        return self.pipeline.vae.device
 
     @property
     def prompt_limit(self) -> int:
