@@ -200,15 +200,16 @@ def claim(folder: Path, settings: str, finished: str, key: str, command: str) ->
 def is_complete(folder: Path, settings: str, finished: str, key: str, command: str) -> bool:
     """What `claim` would say of `folder`, and as it raises; nothing is written."""
     mend = f"choose another {key} or delete the folder"
-    marker = folder / UNFINISHED
+    marker, has_shards = folder / UNFINISHED, any(folder.glob("*.tar"))
     if (folder / finished).exists():
         if read_json(folder / finished, _MadeFrom, mend).settings != settings:
             raise UserError(f"{folder} was made by `workbench {command}` from other settings or inputs; {mend}")
         return True
     if marker.exists():
-        if read_json(marker, _MadeFrom, mend).settings != settings:
+        # Without a whole shard the claim binds nobody: what failed before the first one may be mended and begun anew.
+        if has_shards and read_json(marker, _MadeFrom, mend).settings != settings:
             raise UserError(f"{folder} holds an unfinished `workbench {command}` with other settings; {mend}")
-    elif folder.exists() and any(folder.glob("*.tar")):
+    elif has_shards:
         raise UserError(f"{folder} holds shards that `workbench {command}` did not write; {mend}")
     return False
 

@@ -17,11 +17,12 @@ import lightning.fabric.plugins.environments  # noqa: F401 (so that no forked ra
 import pytest
 from shard_fakes import fake_encoder, fake_latents, fake_prompts, write_raw
 
-from datamodules.shards import team
+from datamodules.shards import encode_jobs, team
 from datamodules.shards.counts import INDEX
 from datamodules.shards.encode import encode_shards, encode_shards_among_ranks
 from datamodules.shards.encode_batch import Encoder
 from workbench.common.errors import UserError
+from workbench.common.files import UNFINISHED
 from workbench.recipe.config import Data
 
 COUNTS = {"t2i/text": 30, "edit/scene": 12}
@@ -53,6 +54,10 @@ def failing_encoder(number: int) -> Encoder:
     return slow_encoder(number)
 
 
+def fail(*_: object) -> None:
+    raise UserError("a picture cannot be read")
+
+
 def run_rank(rank: int, world: int, port: int, data: Data, load: Callable[[int], Encoder]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "TORCHELASTIC_RUN_ID": "x"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -69,7 +74,9 @@ def start(world: int, data: Data, load: Callable[[int], Encoder] = slow_encoder)
         port = free.getsockname()[1]
     # Forked: ranks that import torch once more would take longer than all they do.
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=run_rank, args=(rank, world, port, data, load)) for rank in range(world)]
+    ranks: list[BaseProcess] = [
+        context.Process(target=run_rank, args=(rank, world, port, data, load)) for rank in range(world)
+    ]
     for process in ranks:
         process.start()
     return ranks
@@ -125,6 +132,17 @@ def test_all_ranks_end_with_the_error_of_one(data: Data, tmp_path: Path) -> None
     mine = replace(data, encoded=str(tmp_path / "encoded"))
     assert exit_codes(start(2, mine, failing_encoder)) == [2, 1], "forked children have no command line"
     assert not (tmp_path / "encoded" / INDEX).exists()
+
+
+def test_ranks_that_failed_before_the_first_shard_leave_the_folder_to_other_inputs(data: Data, tmp_path: Path) -> None:
+    other = replace(data, encoded=str(tmp_path / "encoded"), keep_raw=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode_jobs.ShardEncoder, "encode", fail)
+        assert not {0, None} & {*exit_codes(start(2, other))}
+    assert (tmp_path / "encoded" / UNFINISHED).exists()
+    mine = replace(data, encoded=other.encoded)
+    assert exit_codes(start(2, mine)) == [0, 0]
+    assert_same(mine.encoded, data.encoded)
 
 
 def test_what_stops_the_first_rank_stops_the_others(data: Data, tmp_path: Path) -> None:
