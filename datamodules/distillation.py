@@ -84,8 +84,11 @@ def _constant(prompt: np.ndarray, layout: Layout, references: Tensor | None) -> 
     return Condition(torch.from_numpy(padded), torch.tensor([len(prompt)]), layout, references)
 
 
-def batches_for(dataset: EncodedDataset, indices: Sequence[int], guided: bool = True) -> tuple[Batch, ...]:
-    """Batches of chosen samples, one a geometry in order of first appearance; `rows` are positions in `indices`.
+def batches_for(
+    dataset: EncodedDataset, indices: Sequence[int], guided: bool = True, most: int | None = None
+) -> tuple[Batch, ...]:
+    """Batches of chosen samples, one a geometry in order of first appearance, or several of at most `most` samples;
+    `rows` are positions in `indices`.
 
     So `batch.rows` scatters what is computed for a batch back into the order asked for.
     """
@@ -93,8 +96,10 @@ def batches_for(dataset: EncodedDataset, indices: Sequence[int], guided: bool = 
     geometry = dataset.samples.geometry[chosen]
     batches = []
     for value in dict.fromkeys(geometry.tolist()):
-        rows = np.flatnonzero(geometry == value)
-        batches.append(collate(dataset, chosen[rows], rows, np.ones(len(rows)), len(rows), guided))
+        of_geometry = np.flatnonzero(geometry == value)
+        for part in micro_batches(len(of_geometry), most or len(of_geometry)):
+            rows = of_geometry[part]
+            batches.append(collate(dataset, chosen[rows], rows, np.ones(len(rows)), len(rows), guided))
     return tuple(batches)
 
 
@@ -229,8 +234,8 @@ class DistillationData(LightningDataModule):
         return collate(self.dataset, samples, rows, np.ones(len(rows)), len(rows), guided, targets)
 
     def batches_for(self, indices: Sequence[int], guided: bool = True) -> tuple[Batch, ...]:
-        """As the function of this name, over this datamodule's samples."""
-        return batches_for(self.dataset, indices, guided)
+        """As the function of this name, over this datamodule's samples, in batches no larger than in training."""
+        return batches_for(self.dataset, indices, guided, self.plan.micro_batch_size)
 
     def realised(self, num_steps: int) -> dict[str, int]:
         """Samples of each category in the student's batches of the first `num_steps` steps, all ranks together."""

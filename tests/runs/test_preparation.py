@@ -36,7 +36,8 @@ def recipe(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory)
                 "encoded": str(root / "encoded"),
                 "num_workers": 0,
             },
-            "mixture": {"batch_size": 2, "tasks": {"t2i": 1.0}},
+            # Pictures of milestones are more than one.
+            "mixture": {"batch_size": 2, "micro_batch_size": 1, "tasks": {"t2i": 1.0}},
             "dmd": {"fake_updates": 1, "student_steps": 2},
             "trainer": {
                 "folder": str(root / "run"),
@@ -44,7 +45,7 @@ def recipe(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory)
                 "compile": "blocks",
                 "updates": 3,
                 "log_every": 1,
-                "sample_every": 3,
+                "sample_every": 2,
             },
         }
     )
@@ -75,7 +76,7 @@ def test_what_is_compiled_after_the_first_update_is_counted_and_told(
     run = distill(replace(recipe, trainer=replace(recipe.trainer, folder=str(tmp_path / "runs" / "one"))))
     printed = capsys.readouterr().out
     assert "prepared 1 shapes of batches" in printed and "blocks keep" not in printed
-    assert (compilations(run)[0] == 0) == rehearses
+    assert any(compilations(run)) != rehearses
     assert ("update 1:" in printed) != rehearses
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "runs" / ".compiled")
 

@@ -44,6 +44,14 @@ def in_shares(items: list[Item], work: Callable[[Item], Result]) -> list[Result]
     return [parts[i % world][i // world] for i in range(len(items))]
 
 
+def in_equal_shares(items: list[Item], work: Callable[[Item], Result]) -> list[Result]:
+    """As `in_shares`, each rank doing as many items, the last one again where there are none left: for work that all
+    ranks take part in, such as evaluations of a sharded network (collective)."""
+    world = world_size()
+    missing = -len(items) % world
+    return in_shares([*items, *items[-1:] * missing], work)[: len(items)]
+
+
 def require_no_fault(fault: str) -> None:
     """Let every rank fail where one does, so that none waits for it (collective).
 

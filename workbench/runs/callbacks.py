@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.loggers import Logger
 from PIL import Image
 
@@ -60,6 +62,15 @@ class Averaging(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, RootModule)
         self.average.update(module.num_updates)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The averaged weights in the student's place. Shapes that training has not compiled run uncompiled: a
+        compilation takes longer than the few evaluations of a milestone."""
+        self.average.swap()
+        with torch.compiler.set_stance("eager_on_recompile"):
+            yield
+        self.average.swap()
 
 
 class Resuming(L.Callback):
@@ -169,10 +180,9 @@ class Milestones(L.Callback):
         update = module.num_updates
         if update % self.every and update != module.total_updates:
             return
-        self.averaging.average.swap()
-        distance = self.distance(module)
-        scores = self.scores(module) if self.scores is not None else Scored({}, {})
-        self.averaging.average.swap()
+        with self.averaging.in_place():
+            distance = self.distance(module)
+            scores = self.scores(module) if self.scores is not None else Scored({}, {})
         self.monitor.add(update, distance)
         if self.folder is not None and self.monitor.best() == update:
             checkpoint.save_best(self.folder, self.averaging.average.average, update)
@@ -218,9 +228,8 @@ class SampleGrid(L.Callback):
             self._draw(trainer, module)
 
     def _draw(self, trainer: L.Trainer, module: RootModule) -> None:
-        self.averaging.average.swap()
-        picture = self.grid(module)
-        self.averaging.average.swap()
+        with self.averaging.in_place():
+            picture = self.grid(module)
         if trainer.is_global_zero:
             with whole_file(self.folder / f"update-{module.num_updates:06d}.png") as file:
                 Image.fromarray(picture).save(file, format="PNG")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from datamodules.distillation import DistillationData
 from datamodules.pretraining import PretrainingData
 from workbench.backbones import families, roles
 from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.family import PipelineModel
-from workbench.batch import Batch, CaptionBatch, Condition
+from workbench.batch import Batch, CaptionBatch, Condition, Layout, Task
+from workbench.common import ranks
 from workbench.evaluation.answers import answer
 from workbench.evaluation.cases.case import BENCHES
 from workbench.evaluation.cases.choose import benchmark_cases
@@ -33,6 +35,7 @@ from workbench.sampling.contact_sheet import Picture, contact_sheet
 from workbench.sampling.sampler import Sampler, default_batch_size
 
 MILESTONE_SAMPLES = 48
+Kind = tuple[Task, Layout]
 PRETRAINING_STEPS = 20
 """Sampling steps of a pretraining grid: enough to judge a teacher by."""
 
@@ -80,41 +83,52 @@ def distillation_distance(recipe: Recipe, data: DistillationData) -> Callable[[R
     """Energy distance of the student's samples to the data's targets on fixed prompts of every category, or to the
     teacher's own samples (drawn once) where the data have no targets; the mean over layouts."""
     chosen = _evenly_of_each_category(data.dataset.samples.category, MILESTONE_SAMPLES)
-    wanted: dict[int, torch.Tensor] = {}
+    wanted: dict[Kind, Tensor] = {}
+
+    def of_teacher(module: Distiller, prompts: fixed_prompts.FixedPrompts, batch: Batch) -> Tensor:
+        teacher = RoleDenoiser(module.denoiser, roles.TEACHER)
+        how = teacher_sampling(recipe.evaluation, recipe.model.folder)
+        # Different noise: the student must not be asked for the same pictures.
+        apart = fixed_prompts.FixedPrompts(prompts.batches, prompts.labels, recipe.seed + 1)
+        noise, times = apart.noise(batch, teacher.num_channels), how.grid(batch.condition.layout.num_target_tokens)
+        condition, uncond = batch.condition, batch.uncond
+        drawn = teacher.sample(condition, uncond, noise, times, how.cfg_scale, cfg_rescale=how.cfg_rescale)
+        return drawn.float().cpu()
 
     def distance(module: RootModule) -> float:
         assert isinstance(module, Distiller)
-        found = []
         batches = [batch.to(module.device) for batch in data.batches_for(chosen)]
         prompts = fixed_prompts.FixedPrompts(tuple(batches), ("",) * len(chosen), recipe.seed)
-        for position, batch in enumerate(batches):
+
+        def of_student(batch: Batch) -> Tensor:
             channels = module.student.network.num_channels
-            noise = prompts.noise(batch, channels)
-            if position not in wanted:
-                teacher = RoleDenoiser(module.denoiser, roles.TEACHER)
-                sampling = teacher_sampling(recipe.evaluation, recipe.model.folder)
-                times = sampling.grid(batch.condition.layout.num_target_tokens)
-                # Different noise: the student must not be asked for the same pictures.
-                apart = fixed_prompts.FixedPrompts(prompts.batches, prompts.labels, recipe.seed + 1)
-                other = apart.noise(batch, channels)
-                wanted[position] = (
-                    batch.target
-                    if batch.target is not None
-                    else teacher.sample(
-                        batch.condition,
-                        batch.uncond,
-                        other,
-                        times,
-                        sampling.cfg_scale,
-                        cfg_rescale=sampling.cfg_rescale,
-                    )
-                )
-            drawn = module.student.sample(batch.condition, noise, prompts.fresh(batch, channels))
-            if len(drawn) > 1:
-                found.append(energy_distance(drawn.flatten(1).float(), wanted[position].flatten(1).float()))
+            noise, fresh = prompts.noise(batch, channels), prompts.fresh(batch, channels)
+            return module.student.sample(batch.condition, noise, fresh).float().cpu()
+
+        drawn = _by_kind(batches, ranks.in_equal_shares(batches, of_student))
+        if not wanted:
+            lacking = {_kind(batch) for batch in batches if batch.target is None}
+            of_data = [batch for batch in batches if _kind(batch) not in lacking]
+            of_none = [batch for batch in batches if _kind(batch) in lacking]
+            targets = [batch.target.float().cpu() for batch in of_data if batch.target is not None]
+            wanted.update(_by_kind(of_data, targets))
+            wanted.update(_by_kind(of_none, ranks.in_equal_shares(of_none, partial(of_teacher, module, prompts))))
+        found = [energy_distance(samples, wanted[kind]) for kind, samples in drawn.items() if len(samples) > 1]
         return float(torch.stack(found).mean()) if found else float("nan")
 
     return distance
+
+
+def _kind(batch: Batch) -> Kind:
+    return batch.task, batch.condition.layout
+
+
+def _by_kind(batches: Sequence[Batch], latents: Sequence[Tensor]) -> dict[Kind, Tensor]:
+    """Latents of batches, (n, N C) for each kind."""
+    found: dict[Kind, list[Tensor]] = {}
+    for batch, of_batch in zip(batches, latents, strict=True):
+        found.setdefault(_kind(batch), []).append(of_batch.flatten(1))
+    return {kind: torch.cat(parts) for kind, parts in found.items()}
 
 
 def _evenly_of_each_category(categories: np.ndarray, count: int) -> list[int]:

@@ -11,6 +11,7 @@ from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.family import PipelineModel
 from workbench.backbones.finite import require_finite_latents
 from workbench.batch import Batch
+from workbench.common import ranks
 from workbench.method import rng
 from workbench.method.rollout import Fresh, Sampling
 from workbench.sampling.contact_sheet import Picture
@@ -47,14 +48,18 @@ def draw_column(
     network: RoleDenoiser,
     how: Sampling,
 ) -> list[Picture]:
-    """One picture a row, by `network`."""
-    pictures: dict[int, Picture] = {}
-    for batch in prompts.batches:
+    """One picture a row, by `network`; the ranks draw the batches between them (collective)."""
+
+    def drawn(batch: Batch) -> dict[int, Picture]:
         noise, fresh = prompts.noise(batch, network.num_channels), prompts.fresh(batch, network.num_channels)
         times = how.grid(batch.condition.layout.num_target_tokens)
         renoised = fresh if how.stochastic else None
         latents = network.sample(batch.condition, batch.uncond, noise, times, how.cfg_scale, renoised, how.cfg_rescale)
-        _decode_into(pictures, model, batch, latents)
+        return _decoded(model, batch, latents)
+
+    pictures: dict[int, Picture] = {}
+    for of_batch in ranks.in_equal_shares(list(prompts.batches), drawn):
+        pictures |= of_batch
     return [pictures[row] for row in range(len(prompts.labels))]
 
 
@@ -66,13 +71,13 @@ def latents_column(
     for position, batch in enumerate(prompts.batches):
         given = latents[position]
         if given is not None:
-            _decode_into(pictures, model, batch, given)
+            pictures |= _decoded(model, batch, given)
     return [pictures.get(row) for row in range(len(prompts.labels))]
 
 
-def _decode_into(pictures: dict[int, Picture], model: PipelineModel, batch: Batch, latents: Tensor) -> None:
+def _decoded(model: PipelineModel, batch: Batch, latents: Tensor) -> dict[int, Picture]:
+    """The picture of each row."""
     require_finite_latents(latents)
     layout = batch.condition.layout
-    decoded = model.decode_latents(latents.float(), layout.height, layout.width)
-    for row, picture in zip(batch.rows.tolist(), decoded.cpu().numpy(), strict=True):
-        pictures[row] = picture
+    pictures = model.decode_latents(latents.float(), layout.height, layout.width).cpu().numpy()
+    return dict(zip(batch.rows.tolist(), pictures, strict=True))

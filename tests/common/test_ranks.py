@@ -1,0 +1,28 @@
+"""Work shared among ranks, each played in turn."""
+
+from __future__ import annotations
+
+import pytest
+
+from workbench.common import ranks
+
+
+@pytest.mark.parametrize("num_items", [0, 1, 4, 5])
+def test_equal_shares_are_of_equal_length_and_give_every_item_once(
+    num_items: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, parts = 2, dict[int, list[int]]()
+    monkeypatch.setattr(ranks, "world_size", lambda: world)
+
+    def play(rank: int) -> list[int]:
+        def gathered(part: list[int]) -> list[list[int]]:
+            parts[rank] = part
+            return [parts.get(other, part) for other in range(world)]
+
+        monkeypatch.setattr(ranks, "rank", lambda: rank)
+        monkeypatch.setattr(ranks, "gathered", gathered)
+        return ranks.in_equal_shares([*range(num_items)], lambda item: 10 * item)
+
+    play(0)
+    assert play(1) == [10 * item for item in range(num_items)]
+    assert len(parts[0]) == len(parts[1]) == -(-num_items // world)
