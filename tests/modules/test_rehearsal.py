@@ -131,6 +131,28 @@ def test_the_shape_that_needs_most_decides_for_both_trained_networks(monkeypatch
     assert len(calls) == rehearsal.rehearsals(len(PAIRS), chooses=True)
 
 
+def test_ranks_that_share_a_network_try_no_more_blocks_than_all_expect_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def peak(_module: Distiller, _networks: Sequence[object], _pair: Pair, stored: int) -> float:
+        tried.append(stored)
+        return 50.0 + 10 * stored
+
+    monkeypatch.setattr(rehearsal, "_peak", peak)
+    monkeypatch.setattr(Distiller, "device_mesh", "of two ranks")
+    for limit, wanted, stored in (
+        (40, [0], 0),
+        (55, [0, 1], 0),
+        (65, [0, 1], 1),
+        (75, [0, 1, 2], 2),
+        (200, [0, 1, 2], 4),
+    ):
+        tried.clear()
+        module = make()
+        assert rehearsal.prepare(module, PAIRS[:1], limit, lambda: None) == stored
+        assert tried == wanted
+
+
 def test_every_teacher_of_a_task_is_rehearsed_at_few_steps() -> None:
     assert rehearsal._covering([[True, False, False], [True, True, False], [False, True, True]]) == [2, 1]
     assert rehearsal._covering([[True], [True]]) == [1]

@@ -6,7 +6,7 @@ Every rank rehearses the same shapes. Random numbers are functions of the update
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +23,7 @@ from workbench.engine.graph_steps import GraphStep, StepInput, run_eagerly
 from workbench.engine.means import Means
 from workbench.modules.distiller import Distiller
 
+INFINITE = float("inf")
 USED_SHARE = 0.9
 """Of the memory that is there before the first update: what is freed comes back in pieces that do not always fit."""
 
@@ -50,14 +51,7 @@ def prepare(module: Distiller, pairs: Sequence[Pair], limit_bytes: int | None, d
     if limit_bytes is None:
         _each(pairs, partial(_rehearse, module), done)
         return num_blocks - networks[0].num_recomputed
-    few, more = max(1, num_blocks // 8), max(2, num_blocks // 4)
-    found = []
-    for pair in pairs:
-        peaks = []
-        for stored in (0, few, more):
-            peaks.append(_peak(module, networks, pair, stored))
-            done()
-        found.append(affordable({few: peaks[1], more: peaks[2]}, num_blocks, limit_bytes))
+    found = [_affordable_for(module, pair, limit_bytes, done) for pair in pairs]
     stored = _least(found, module.device)
     store(networks, stored)
     _each(pairs, partial(_rehearse, module), done)
@@ -69,11 +63,38 @@ def rehearsals(num_pairs: int, chooses: bool) -> int:
     return num_pairs * (4 if chooses else 1)
 
 
+def _affordable_for(module: Distiller, pair: Pair, limit_bytes: int, done: Callable[[], None]) -> int:
+    """Blocks that may be stored for one pair.
+
+    A rank of a sharded network that ran out of memory would leave the others waiting for its shards: there all ranks
+    go on, from a single block, only while the peaks so far lead each to expect that the next one fits.
+    """
+    networks, sharded = _trained_networks(module), module.device_mesh is not None
+    num_blocks = len(networks[0].blocks)
+    few, more = max(1, num_blocks // 8), max(2, num_blocks // 4)
+    peaks: dict[int, float] = {}
+    for stored in dict.fromkeys((0, 1, few, more) if sharded else (0, few, more)):
+        tries = not sharded or _least([int(expected_peak(peaks, stored) < limit_bytes)], module.device) == 1
+        peaks[stored] = _peak(module, networks, pair, stored) if tries or stored == 0 else INFINITE
+        if stored in (0, few, more):
+            done()
+    found = affordable({few: peaks[few], more: peaks[more]}, num_blocks, limit_bytes)
+    return found or int(peaks.get(1, INFINITE) < limit_bytes)
+
+
+def expected_peak(peaks: Mapping[int, float], stored: int) -> float:
+    """Peak with so many blocks stored, on a line through the last two of `peaks`; the last one where it is alone."""
+    if len(peaks) < 2:
+        return max(peaks.values(), default=0.0)
+    (fewer, low), (last, high) = sorted(peaks.items())[-2:]
+    return INFINITE if high == INFINITE else high + (stored - last) * (high - low) / (last - fewer)
+
+
 def affordable(peaks: dict[int, float], num_blocks: int, limit_bytes: int) -> int:
     """Stored blocks, of `num_blocks`, whose peak stays below a limit: a line through two measured peaks, in bytes by
     number of stored blocks. None fit where a peak is infinite."""
     (few, low), (more, high) = sorted(peaks.items())
-    if high == float("inf"):
+    if high == INFINITE:
         return few if low < limit_bytes else 0
     each = max(1.0, (high - low) / (more - few))
     return max(0, min(num_blocks, more + int((limit_bytes - high) // each)))
@@ -118,7 +139,7 @@ def _peak(module: Distiller, networks: Sequence[TransformerDenoiser], pair: Pair
             raise
         module.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        return float("inf")
+        return INFINITE
     return torch.cuda.max_memory_allocated(module.device)
 
 
