@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from workbench.backbones import fp8, stored_weights
-from workbench.backbones.base import Denoiser
+from workbench.backbones.base import Denoiser, TransformerDenoiser
 from workbench.recipe.config import Recipe
 
 WEIGHT_BYTES = 4
@@ -54,6 +54,13 @@ def state_bytes(denoiser: Denoiser, averaged: int, moments: float) -> int:
     frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
     copies = trained + max(averaged, trained - averaged) + averaged
     return copies * WEIGHT_BYTES + int(trained * moments) + frozen + fp8.bytes_besides(denoiser)
+
+
+def gathered_bytes(network: TransformerDenoiser, dtype: torch.dtype) -> int:
+    """Memory of what FSDP2 gathers of a network at its busiest, in the backward pass: a block, the next one, what came
+    in of it, and the block's gradient on its way out in float32."""
+    block = sum(parameter.numel() for parameter in network.blocks[0].parameters())
+    return block * (3 * dtype.itemsize + WEIGHT_BYTES)
 
 
 def shard(denoiser: Denoiser, mesh: DeviceMesh, precision: Precision) -> None:

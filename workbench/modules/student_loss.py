@@ -31,6 +31,17 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class _Noised:
+    """x_t (B, N, C) and t (B,) of a student's sample, and the fake score's prediction there. adversary: loss (B,) and
+    gradient (B, N, C) of the adversarial term at the same x_t."""
+
+    x_t: Tensor
+    t: Tensor
+    x0_fake: Tensor
+    adversary: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True)
 class StudentLoss:
     """Loss per sample of the student's graded step. Its networks are the modules of the distiller.
 
@@ -63,13 +74,16 @@ class StudentLoss:
         """
         prefix = self.student.network.prefix(batch.condition)
         x = self.student.draw(batch, numbers, step, state=state, prefix=prefix)
+        matches = step > 0 or self.options.first_step == "added"
+        # Before the teachers' prefixes, so that the fake score's is gone by then.
+        by_fake = self._by_fake_score(batch, numbers, x.detach(), step) if matches else None
         of_teachers = self.teachers.prefixes(batch, active, weights)
         terms, seen = {}, None
-        if step > 0 or self.options.first_step == "added":
-            direction, seen, adversary = self._direction(batch, numbers, x.detach(), step, weights, of_teachers)
+        if by_fake is not None:
+            direction, seen = self._direction(numbers, x.detach(), by_fake, step, weights, of_teachers)
             terms["student"] = dmd.dmd_loss(x, direction)
-            if adversary is not None:
-                losses, gradient = adversary
+            if by_fake.adversary is not None:
+                losses, gradient = by_fake.adversary
                 weight = self.options.adversarial_weight
                 terms["adversarial"] = weight * adversarial.with_gradient(losses, x, gradient)
         if self.options.first_step_weight and step == 0:
@@ -79,11 +93,9 @@ class StudentLoss:
         return terms, seen
 
     @torch.no_grad()
-    def _direction(
-        self, batch: Batch, numbers: Numbers, x: Tensor, step: int, weights: Tensor, of_teachers: TeacherPrefixes
-    ) -> tuple[Tensor, Comparison, tuple[Tensor, Tensor] | None]:
-        """The third: loss and gradient of the adversarial term, at the same x_t."""
-        options, teachers, adversary = self.options, self.teachers, None
+    def _by_fake_score(self, batch: Batch, numbers: Numbers, x: Tensor, step: int) -> _Noised:
+        """The student's sample noised again, as the fake score sees it."""
+        options, adversary = self.options, None
         low, high = self.intervals[step]
         t = rollout.renoise_time(numbers.uniform("t"), shift=options.renoise_shift, low=low, high=high)
         eps = self._normal(numbers, "eps")
@@ -93,12 +105,19 @@ class StudentLoss:
             adversary = losses, gradient
         else:
             x0_fake = self.fake_score.x0(batch.condition, x_t, t, step)
-        each = teachers.predictions(of_teachers, x_t, t, guided=not options.decoupled)
-        seen = Comparison(x, x0_fake, mixed(each, weights), each)
-        direction = dmd.dmd_direction(x, x0_fake, seen.x0_real)
+        return _Noised(x_t, t, x0_fake, adversary)
+
+    @torch.no_grad()
+    def _direction(
+        self, numbers: Numbers, x: Tensor, noised: _Noised, step: int, weights: Tensor, of_teachers: TeacherPrefixes
+    ) -> tuple[Tensor, Comparison]:
+        options, teachers = self.options, self.teachers
+        each = teachers.predictions(of_teachers, noised.x_t, noised.t, guided=not options.decoupled)
+        seen = Comparison(x, noised.x0_fake, mixed(each, weights), each)
+        direction = dmd.dmd_direction(x, noised.x0_fake, seen.x0_real)
         if options.decoupled:
             direction = direction + self._augmentation(numbers, x, step, weights, of_teachers)
-        return direction, seen, adversary
+        return direction, seen
 
     def _augmentation(
         self, numbers: Numbers, x: Tensor, step: int, weights: Tensor, of_teachers: TeacherPrefixes

@@ -72,16 +72,19 @@ def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: Dis
     parts = largest(
         (batch.task, graded * student.activation_bytes(batch.condition, STUDENT, dtype)) for batch in batches
     )
+    # The fake score's is gone before the teachers' two are there.
     prefixes = max(
-        (2 if batch.uncond is None else 3) * student.prefix_bytes(batch.condition, dtype) for batch in batches
+        (1 if batch.uncond is None else 2) * student.prefix_bytes(batch.condition, dtype) for batch in batches
     )
+    gathered = placement.gathered_bytes(student, dtype) if recipe.trainer.strategy == "fsdp" else 0
     each = ", ".join(f"{task} {count / 2**30:.2f}" for task, count in parts.items())
     halved = ", about half of it in compiled blocks" if student.compiled else ""
     if stores_by_memory(recipe):
         halved += " with every block recomputed (on a GPU as many are stored as fit, see below)"
-    peak = state + max(parts.values()) + prefixes
+    peak = state + max(parts.values()) + prefixes + gathered
+    blocks = f"; gathered blocks {gathered / 2**30:.2f} GiB" if gathered else ""
     return (
-        f"{line}; activations {each} GiB{halved}; prefixes of teacher and fake score {prefixes / 2**30:.2f} GiB; "
+        f"{line}; activations {each} GiB{halved}; prefixes of a teacher {prefixes / 2**30:.2f} GiB{blocks}; "
         f"peak about {peak / 2**30:.2f} GiB"
     )
 
