@@ -77,15 +77,17 @@ def quantise(root: nn.Module, unquantised: Sequence[str], *, differentiable: boo
 
     unquantised: ends of the names of layers that stay as they are.
     """
+    # Names alone: a layer's weight is to go as its codes come.
     frozen = [
-        (name, layer)
+        name
         for name, layer in root.named_modules()
-        if isinstance(layer, nn.Linear) and ".lora_" not in f".{name}"
+        if isinstance(layer, nn.Linear)
+        and ".lora_" not in f".{name}"
+        and not name.removesuffix(".base_layer").endswith(tuple(unquantised))
     ]
-    for name, layer in frozen:
-        owner, _, leaf = name.rpartition(".")
-        if not name.removesuffix(".base_layer").endswith(tuple(unquantised)):
-            setattr(root.get_submodule(owner), leaf, Fp8Linear(layer, differentiable=differentiable))
+    for name in frozen:
+        owner, leaf = root.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        setattr(owner, leaf, Fp8Linear(getattr(owner, leaf), differentiable=differentiable))
 
 
 def is_quantised(root: nn.Module) -> bool:
