@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 
@@ -61,6 +62,13 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
             1,
             f"error: unexpected RuntimeError: {'x' * 400} [... 400 characters ...] {'x' * 200}"
             " (run again with --debug for the traceback)",
+        ),
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
+            ),
+            2,
+            "error: CUDA out of memory. Tried to allocate 2.00 GiB: see `When memory runs out` in docs/scale.md",
         ),
         (KeyboardInterrupt(), 130, "interrupted: the same command continues"),
     ],

@@ -283,6 +283,8 @@ def _report(error: Exception) -> int:
         case OSError() if error.errno in MENDABLE_ERRNOS:
             hint = "; free some space and give the same command again" if error.errno in FULL_ERRNOS else ""
             return _fail(2, f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}{hint}")
+        case RuntimeError() if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for it
+            return _fail(2, f"error: {str(error).partition('. GPU ')[0]}: see `When memory runs out` in docs/scale.md")
         case _:
             hint = "(run again with --debug for the traceback)"
             told = shortened(" ".join(str(error).split()), LONGEST_UNEXPECTED)

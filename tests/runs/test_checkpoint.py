@@ -89,7 +89,7 @@ def test_a_full_disk_is_called_so_whatever_torch_calls_it(tmp_path: Path, monkey
             checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))
 
 
-def test_a_killed_write_is_not_seen(tmp_path: Path) -> None:
+def test_a_killed_write_is_not_seen_and_goes_with_the_next(tmp_path: Path) -> None:
     _, _, state = a_trained_layer(0)
     checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))
     partial = tmp_path / ".update-000002.partial"
@@ -97,6 +97,8 @@ def test_a_killed_write_is_not_seen(tmp_path: Path) -> None:
     (partial / "__0_0.distcp").write_bytes(b"half")
     found = checkpoint.newest(tmp_path)
     assert found is not None and found[1].num_updates == 1
+    checkpoint.save(tmp_path, state, checkpoint.Progress(3, 0))
+    assert not partial.exists()
 
 
 def test_a_hostile_checkpoint_runs_nothing(tmp_path: Path) -> None:

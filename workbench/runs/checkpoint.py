@@ -136,10 +136,11 @@ def load_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> 
 
 
 def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
-    """Write `state` under the name `final` once it is complete and on the disk."""
+    """Write `state` under the name `final` once it is complete and on the disk; what killed writes left goes."""
     folder, temporary = final.parent, final.parent / f".{final.name}.partial"
     if ranks.rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in folder.glob(".*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
     ranks.barrier()
     try:

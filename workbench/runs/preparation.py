@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from datamodules.distillation import DistillationData
-from workbench.common import progress
+from workbench.common import progress, ranks
 from workbench.common.console import say
 from workbench.engine.optimisation import uncached_casts
 from workbench.modules import rehearsal
@@ -66,8 +67,11 @@ class Preparation(L.Callback):
         say(f"prepared {len(pairs)} shapes of batches in {time.perf_counter() - started:.0f} s{kept}")
 
     def on_train_batch_start(self, *_: Any) -> None:
-        # Callbacks behind this one may have drawn pictures before the first update.
-        self._known = rehearsal.compilations() if self._known is None else self._known
+        if self._known is None:
+            # Callbacks behind this one may have drawn pictures before the first update.
+            self._known = rehearsal.compilations()
+            if torch.cuda.is_initialized():
+                torch.cuda.reset_peak_memory_stats()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, Distiller) and self._known is not None
@@ -77,6 +81,12 @@ class Preparation(L.Callback):
         self._later = later
         if self._compiles:
             module.means.add("throughput/compilations", module.lambdas.new_full((1,), float(later)))
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if module.device.type == "cuda":
+            peak = max(ranks.gathered(torch.cuda.max_memory_allocated(module.device)))
+            size = torch.cuda.get_device_properties(module.device).total_memory
+            say(f"peak memory {peak / 2**30:.1f} GiB of a GPU's {size / 2**30:.1f} since the first update")
 
 
 def stores_by_memory(recipe: Recipe) -> bool:

@@ -22,6 +22,7 @@ from workbench.backbones.lora import role_adapters
 from workbench.backbones.placement import frozen_dtype
 from workbench.common.console import say
 from workbench.common.errors import UserError
+from workbench.common.parent import end_with_parent
 from workbench.common.tables import stdout_console
 from workbench.modules.distiller import Distiller
 from workbench.modules.pretrainer import Pretrainer
@@ -33,7 +34,7 @@ from workbench.runs.exporting import export_student, record_data, return_to_best
 from workbench.runs.inputs import hashes_of
 from workbench.runs.loggers import loggers_of
 from workbench.runs.preparation import Preparation, keep_compiled
-from workbench.runs.run_folder import Beginning, RunFolder
+from workbench.runs.run_folder import Beginning, RunFolder, is_first_rank
 from workbench.runs.scalars import DataWait, Metrics
 from workbench.runs.updates_bar import UpdatesBar
 
@@ -46,6 +47,8 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
     Raises:
         UserError: anything in the recipe, the data or the folder that the user can fix.
     """
+    if not is_first_rank():
+        end_with_parent()
     machine.check(recipe)
     loggers.check(recipe.trainer)
     recipe, reason = machine.resolved(recipe)
