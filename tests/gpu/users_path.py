@@ -4,13 +4,17 @@
 
 mkfolder -> pack -> encode -> distill, killed after a checkpoint -> distill, killed again -> distill on `then` processes
 to the end -> export -> a picture by stock diffusers, in a process that never sees this package. Prints what each step
-took. A GPU is used where there is one; recipe keys (`trainer.strategy=fsdp`) go to every command.
+took, what the runs say of compiling and memory, and the seconds from the last update to a student's folder. A GPU is
+used where there is one; recipe keys (`trainer.strategy=fsdp`) go to every command. What stops the script stops its
+command.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -19,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +39,11 @@ FULL: dict[str, Any] = {"resolution": 1024, "roles": "lora", "updates": 6}
 SAMPLES = {"t2i": {"landscape": 4, "text": 2}, "edit": {"object": 4}}
 STOCK = Path(__file__).with_name("stock_picture.py")
 POLL_S = 0.2
+SAID = re.compile(
+    r"^(trainer\.strategy=|prepared |peak memory |the student of update |update \d+: \d+ graphs compiled).*", re.M
+)
+"""Lines of a run that its figures are read from."""
+_LIBC, _DIES_WITH_PARENT = ctypes.CDLL(None), 1
 
 
 @dataclass(frozen=True)
@@ -52,12 +62,15 @@ class Options:
 
 @dataclass
 class Step:
-    """What a command took. rss: largest resident memory of any of its processes; gpu: most that any GPU held."""
+    """What a command took, and what it said of it. rss: largest resident memory of any of its processes; gpu: most that
+    any GPU held. export_s: from the last update to the whole folder of a student."""
 
     name: str
     seconds: float = 0.0
     rss: int = 0
     gpu_mib: int = 0
+    export_s: float | None = None
+    said: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -98,6 +111,8 @@ class Walk:
         assert f"at update {2 * every} of" in ended, ended
         logged = [json.loads(line)["update"] for line in (self.run / "metrics.jsonl").read_text().splitlines()]
         assert logged == [*range(1, options.updates + 1)], logged
+        appeared = (self.run / "student").stat().st_ctime
+        self.steps[-1].export_s = appeared - (self.run / "metrics.jsonl").stat().st_mtime
         self._finish("export", [*workbench, "export", str(self.run), str(self.out / "exported")])
         self._compare()
         picture = [str(self.out / "exported"), str(self.out / "picture.png"), str(options.resolution)]
@@ -121,6 +136,8 @@ class Walk:
             },
             "mixture": {"batch_size": 4, "micro_batch_size": 1},
             "dmd": {"fake_updates": 1},
+            # A resumed run draws the teacher again.
+            "evaluation": {"teacher_steps": 4},
             "trainer": {
                 "folder": str(self.run),
                 "updates": options.updates,
@@ -161,7 +178,12 @@ class Walk:
         started = time.perf_counter()
         with log.open("w") as file:
             process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, cwd=cwd or Path.cwd()
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=partial(_LIBC.prctl, _DIES_WITH_PARENT, signal.SIGKILL),
+                cwd=cwd or Path.cwd(),
             )
         ended = threading.Event()
         watchers = [threading.Thread(target=watch, args=(process.pid, step, ended)) for watch in (_rss, _gpu)]
@@ -179,17 +201,26 @@ class Walk:
                 watcher.join()
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         step.seconds = time.perf_counter() - started
-        return process.returncode, log.read_text()
+        output = log.read_text()
+        step.said = [found[0] for found in SAID.finditer(output)]
+        return process.returncode, output
 
     def table(self) -> Table:
         table = Table(title=f"{self.options}", title_justify="left")
-        for column in ("step", "s", "host RSS, a process, GiB", "GPU memory, GiB"):
+        columns = ("step", "s", "last update to student, s", "host RSS, a process, GiB", "GPU memory, GiB")
+        for column in columns:
             table.add_column(column, justify="left" if column == "step" else "right")
         for step in self.steps:
             gpu = f"{step.gpu_mib / 1024:.1f}" if step.gpu_mib else "-"
-            table.add_row(step.name, f"{step.seconds:.1f}", f"{step.rss / 2**30:.2f}", gpu)
+            export = "" if step.export_s is None else f"{step.export_s:.1f}"
+            table.add_row(step.name, f"{step.seconds:.1f}", export, f"{step.rss / 2**30:.2f}", gpu)
         return table
+
+    def said(self) -> str:
+        """Lines of the runs that figures are read from, by step."""
+        return "\n".join(f"{step.name}: {line}" for step in self.steps for line in step.said)
 
 
 def _rss(pid: int, step: Step, ended: threading.Event) -> None:
@@ -228,11 +259,17 @@ def main(words: list[str]) -> None:
     own = [word for word in words[1:] if word not in overrides]
     options = read_options(Options, own, FULL if "size=full" in own else None)
     out = Path(words[0]).absolute()
-    out.mkdir(parents=True)
+    try:
+        out.mkdir(parents=True)
+    except FileExistsError:
+        raise SystemExit(f"error: {out} is there already: name a new folder") from None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda stopped, _: sys.exit(128 + stopped))
     path = Walk(out, options, overrides)
     try:
         path.walk()
     finally:
+        stdout_console().print(path.said(), markup=False, soft_wrap=True)
         stdout_console().print(path.table())
 
 
