@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MAX_COMPILED_BODIES = 64
-"""Prefix and velocity, with and without gradient and adapter, of each layout; beyond it blocks run uncompiled."""
+"""Where nobody says how many shapes there will be."""
+BODIES_OF_A_SHAPE = 16
+"""Prefix and velocity, under the prompt and the empty one, with and without gradient and adapter, and some to spare."""
 Body = TypeVar("Body", bound=Callable[..., object])
 
 
@@ -21,9 +23,16 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal).transpose(1, 2)
 
 
+def allow_shapes(count: int) -> None:
+    """Let compiled bodies have so many shapes of batches: beyond torch's limits blocks run uncompiled, without a word."""
+    config, bodies = torch._dynamo.config, max(MAX_COMPILED_BODIES, count * BODIES_OF_A_SHAPE)
+    config.recompile_limit = max(config.recompile_limit, bodies)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, bodies)
+
+
 @cache
 def compiled_body(body: Body, backend: str) -> Body:
     """One compiled body per process, whose compiled graphs all blocks share."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILED_BODIES)
+    allow_shapes(1)
     # Layouts are few and static, and static shapes give the faster kernels.
     return cast(Body, torch.compile(body, backend=backend, dynamic=False))

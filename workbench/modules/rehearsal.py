@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from workbench.backbones import blocks
 from workbench.backbones.base import RoleNetworks, TransformerDenoiser
 from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.batch import Batch
@@ -48,6 +49,7 @@ def prepare(module: Distiller, pairs: Sequence[Pair], limit_bytes: int | None, d
     """
     networks = _trained_networks(module)
     num_blocks = len(networks[0].blocks)
+    blocks.allow_shapes(len(pairs))
     if limit_bytes is None:
         _each(pairs, partial(_rehearse, module), done)
         return num_blocks - networks[0].num_recomputed
