@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +15,9 @@ from workbench.backbones.qwen_image_21.transformer import CachedPrefix, SplitTra
 from workbench.backbones.roles import STUDENT
 from workbench.batch import Condition, Layout, Reference
 from workbench.bench import data
-from workbench.recipe.config import Model
+from workbench.common.errors import UserError
+from workbench.modules.distiller import Distiller
+from workbench.recipe.config import Model, Recipe, Trainer
 from workbench.runs import plan
 
 BLOCKS = 3
@@ -87,3 +92,17 @@ def test_state_counts_every_weight_once() -> None:
 
 def test_the_plan_counts_the_largest_layout_of_a_task() -> None:
     assert plan.largest([("t2i", 2), ("edit", 3), ("t2i", 5), ("t2i", 1)]) == {"t2i": 5, "edit": 3}
+
+
+def test_state_beyond_a_gpu_is_one_line_before_anything_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = build("full", 0)
+    recipe = Recipe(model=Model(roles="full"), trainer=Trainer(accelerator="gpu", devices=2, strategy="fsdp"))
+    module = Distiller(networks, recipe, data.CATEGORIES)
+    trained = sum(parameter.numel() for parameter in networks.parameters()) / 3
+    state = 4 * trained * (1 + 2 + 4 + 1 + 1) / 2
+    for size, fits in ((state + 1, True), (state - 1, False)):
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda _, size=size: SimpleNamespace(total_memory=size)
+        )
+        with nullcontext() if fits else pytest.raises(UserError, match=r"on each of 2 GPU\(s\), and one has"):
+            plan.require_memory(recipe, module, networks)

@@ -14,12 +14,13 @@ from workbench.backbones import families, placement
 from workbench.backbones.base import RoleNetworks
 from workbench.backbones.roles import STUDENT, teacher_roles
 from workbench.common import files
+from workbench.common.errors import UserError
 from workbench.common.tables import Table
 from workbench.engine.moments import moment_bytes
 from workbench.modules.distiller import Distiller
 from workbench.modules.teachers import evaluations
 from workbench.recipe.config import Recipe
-from workbench.runs import checkpoint
+from workbench.runs import checkpoint, machine
 from workbench.runs.preparation import stores_by_memory
 
 
@@ -36,6 +37,9 @@ def show(
 
     seconds_per_update: measures on this machine; on every rank, and last, since it shards what the plan is read from.
     status: what the run folder holds, one line.
+
+    Raises:
+        UserError: as `require_memory`, once all but the time is shown.
     """
     updates = recipe.trainer.updates
     show_line = rank_zero_only(console.print)
@@ -49,18 +53,39 @@ def show(
     show_line(_routing(recipe, module))
     show_line(_memory(recipe, module, networks, data))
     show_line(_disk(recipe, module), soft_wrap=True)
+    require_memory(recipe, module, networks)
     show_line("timing two updates, which nothing keeps ...")
     seconds = seconds_per_update()
     show_line(f"time: {seconds:.2f} s per update here, {seconds * updates / 60:.1f} min for all (training alone)")
 
 
-def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: DistillationData) -> str:
-    world = recipe.trainer.devices * recipe.trainer.num_nodes
+def require_memory(recipe: Recipe, module: Distiller, networks: RoleNetworks) -> None:
+    """Raises: UserError where what is there between two updates does not fit a GPU."""
+    if machine.accelerator(recipe.trainer) != "gpu":
+        return
+    state, size = _state_bytes(recipe, module, networks), torch.cuda.get_device_properties(0).total_memory
+    if state > size:
+        raise UserError(
+            f"weights, gradients, moments and average take {state / 2**30:.0f} GiB on each of {_world(recipe)} GPU(s), "
+            f"and one has {size / 2**30:.0f}: see `When memory runs out` in docs/scale.md"
+        )
+
+
+def _world(recipe: Recipe) -> int:
+    return recipe.trainer.devices * recipe.trainer.num_nodes
+
+
+def _state_bytes(recipe: Recipe, module: Distiller, networks: RoleNetworks) -> float:
+    """On each device, without activations."""
     averaged = sum(parameter.numel() for parameter in module.parameters_of(STUDENT))
     moments = moment_bytes(recipe.optim.moments, recipe.optim.beta1)
     copied = 4 * averaged if recipe.trainer.task_gradients_every else 0
-    shards = world if recipe.trainer.strategy == "fsdp" else 1
-    student, state = networks.network(STUDENT), (placement.state_bytes(networks, averaged, moments) + copied) / shards
+    shards = _world(recipe) if recipe.trainer.strategy == "fsdp" else 1
+    return (placement.state_bytes(networks, averaged, moments) + copied) / shards
+
+
+def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: DistillationData) -> str:
+    world, student, state = _world(recipe), networks.network(STUDENT), _state_bytes(recipe, module, networks)
     line = (
         f"memory: state {state / 2**30:.2f} GiB per device ({_trained(module) / 1e6:.1f} M parameters trained, "
         f"{_frozen(module) / 1e6:.1f} M frozen, {world} device(s))"

@@ -79,6 +79,7 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         measure = partial(_seconds_per_update, recipe, module, data)
         plan.show(recipe, module, denoiser, data, measure, line, stdout_console())
         return folder.path
+    plan.require_memory(recipe, module, denoiser)
     with continuing.held(folder, beginning):
         record_data(folder, dataset)
         averaging = Averaging(recipe.optim.ema_decay)
