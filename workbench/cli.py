@@ -283,7 +283,7 @@ def _report(error: Exception) -> int:
         case OSError() if error.errno in MENDABLE_ERRNOS:
             hint = "; free some space and give the same command again" if error.errno in FULL_ERRNOS else ""
             return _fail(2, f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}{hint}")
-        case RuntimeError() if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for it
+        case RuntimeError() if type(error).__name__ == "OutOfMemoryError":  # torch's
             return _fail(2, f"error: {str(error).partition('. GPU ')[0]}: see `When memory runs out` in docs/scale.md")
         case _:
             hint = "(run again with --debug for the traceback)"
@@ -292,7 +292,7 @@ def _report(error: Exception) -> int:
 
 
 def _fail(code: int, message: str) -> int:
-    print(" ".join(message.split()), file=sys.stderr)
+    sys.stderr.write(f"{' '.join(message.split())}\n")  # in one piece: several ranks may fail at once
     return code
 
 

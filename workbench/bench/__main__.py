@@ -78,7 +78,8 @@ def _engine_table(results: Results, options: Options) -> Table:
         f"{options.batch_size} samples a task",
         title_justify="left",
     )
-    for column in ("mix", "engine", "s / iteration", "+-", "samples / s", "peak GiB", "speed-up"):
+    columns = ("mix", "engine", "s / iteration", "+-", "samples / s", "peak GiB", "speed-up", "prepared s", "stored")
+    for column in columns:
         table.add_column(column, justify="left" if column in ("mix", "engine") else "right")
     for mix, result in results.items():
         for engine in options.engines:
@@ -94,6 +95,8 @@ def _engine_table(results: Results, options: Options) -> Table:
                 f"{row['samples_per_s']:.1f}",
                 f"{row['peak_bytes'] / 2**30:.1f}" if row["peak_bytes"] else "-",
                 f"{row['speed_up']:.2f} x" if "speed_up" in row else "",
+                f"{row['warm_up_s']:.0f}" if "warm_up_s" in row else "",
+                f"{row['stored']} blocks" if "stored" in row else "",
             )
     return table
 
