@@ -10,6 +10,7 @@
 #   RECIPE=FILE            base recipe of a study: demo.yaml for CPUs, studies/recipes/gpu.yaml for one GPU
 #   STUDY='key=value ...'  options of a study and overrides of its recipe: workers=4 seeds=0,1 trainer.updates=100
 #   SPECIALISTS='{...}'    teachers.specialists of the studies that guide by them
+#   PROXY=FOLDER           of a study: another base with its specialists, as studies/tiny_model/proxy_small.yaml builds them
 #   SMOKE=1                of a study: two trials of two updates, minutes on two cores, into runs/studies-smoke
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -23,10 +24,15 @@ BENCH ?=
 ZOO ?=
 SMOKE ?=
 STUDY ?=
+PROXY ?=
 # A smoke run needs no trained specialists: as long as none ship, random ones are made for it.
 ADAPTERS := $(if $(wildcard workbench/assets/tiny/portrait.safetensors)$(if $(SMOKE),,trained),tiny,data/smoke/specialists)
-SPECIALISTS ?= {portrait: $(ADAPTERS)/portrait.safetensors, text: $(ADAPTERS)/text.safetensors, editing: $(ADAPTERS)/editing.safetensors}
-MADE_ADAPTERS := $(if $(filter tiny,$(ADAPTERS)),,$(addprefix $(ADAPTERS)/,portrait.safetensors text.safetensors editing.safetensors))
+ADAPTER = $(if $(PROXY),$(patsubst %/,%,$(PROXY))/$(1),$(ADAPTERS))/$(1).safetensors
+SPECIALISTS ?= {portrait: $(call ADAPTER,portrait), text: $(call ADAPTER,text), editing: $(call ADAPTER,editing)}
+# What a text encoder makes of a prompt is its own: a proxy has encoded shards of its own.
+OF_PROXY := $(if $(PROXY),model.folder=$(patsubst %/,%,$(PROXY))/base/teacher data.encoded=data/$(notdir $(patsubst %/,%,$(PROXY)))/encoded)
+PLACE_SUFFIX := $(if $(PROXY),-$(notdir $(patsubst %/,%,$(PROXY))))
+MADE_ADAPTERS := $(if $(filter tiny,$(ADAPTERS))$(PROXY),,$(addprefix $(ADAPTERS)/,portrait.safetensors text.safetensors editing.safetensors))
 BASE_RECIPE := $(if $(SMOKE),studies/recipes/smoke.yaml,$(RECIPE))
 STUDIES := runs/studies$(if $(SMOKE),-smoke)
 
@@ -111,9 +117,9 @@ report: $(BASE_STAMP) ## write RUN/report.html again
 
 study-%: $(BASE_STAMP) $(MADE_ADAPTERS) ## run a study by its name in studies/catalogue.py; noise-floor first: the others read it
 	$(WORKBENCH) pack $(BASE_RECIPE)
-	$(WORKBENCH) encode $(BASE_RECIPE)
-	$(WORKBENCH) study $* recipe=$(BASE_RECIPE) folder=$(STUDIES)/$* $(OPTIONS_$*) $(if $(SMOKE),trials=2 workers=2) $(STUDY)
-	$(WORKBENCH) report $(STUDIES)/$*
+	$(WORKBENCH) encode $(BASE_RECIPE) $(OF_PROXY)
+	$(WORKBENCH) study $* recipe=$(BASE_RECIPE) folder=$(STUDIES)/$*$(PLACE_SUFFIX) $(OF_PROXY) $(OPTIONS_$*) $(if $(SMOKE),trials=2 workers=2) $(STUDY)
+	$(WORKBENCH) report $(STUDIES)/$*$(PLACE_SUFFIX)
 
 data/smoke/specialists/%.safetensors: $(BASE_STAMP)
 	$(BIN)/python tests/fakes/random_adapter.py $@

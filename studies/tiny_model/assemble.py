@@ -84,6 +84,10 @@ SMALLEST = Sizes(
     vae_mult=(1, 1, 2, 2, 2),
 )
 """For tests: the same shapes of everything, about 0.4 M parameters."""
+SMALL, LARGE = replace(TINY, heads=2), replace(TINY, heads=11)
+"""Proxies: transformers of TINY's depth and another width, 1.9 M and 55 M parameters beside its 7.4 M; all else is the
+same."""
+SIZES = {"tiny": TINY, "smallest": SMALLEST, "small": SMALL, "large": LARGE}
 
 
 def assemble(out: Path, corpus: Iterable[str], seed: int, sizes: Sizes = TINY) -> None:

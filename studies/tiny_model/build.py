@@ -1,6 +1,6 @@
 """Everything that ships, from nothing: `python -m studies.tiny_model.build [PLAN] [key=value ...]` (`make zoo`).
 
-vae -> judges -> start -> teacher -> base -> specialists -> assets. PLAN is a YAML file of differences from `Plan`,
+judges, vae -> start -> teacher -> base -> specialists -> assets. PLAN is a YAML file of differences from `Plan`,
 zoo.yaml by default. Every stage ends by itself; interrupted, the same command goes on from what the stage saved, and a
 stage that is done under the same settings, with all that it builds on unchanged, is left alone. What ships is then in
 FOLDER/assets, to be copied over `workbench/assets`.
@@ -14,20 +14,18 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from studies.tiny_model import judge, vae
-from studies.tiny_model.assemble import CORPUS_TEXTS, SMALLEST, TINY, Sizes, assemble, put_autoencoder
-from studies.tiny_model.curation import Curation
+from studies.tiny_model.assemble import SIZES, Sizes, assemble, put_autoencoder
 from studies.tiny_model.judge import Options as JudgeOptions
+from studies.tiny_model.plan import Plan, RecipeStage, read
 from studies.tiny_model.shipped import ship
 from studies.tiny_model.stages import Stage, key_of, world_fingerprint
 from studies.tiny_model.world_source import world_sources
@@ -39,47 +37,9 @@ from workbench.recipe import reading
 from workbench.recipe.config import Recipe
 from workbench.runs.runner import pretrain
 
-PLAN = Path(__file__).parent / "zoo.yaml"
 CONSOLE = Console(markup=False)
 
 Report = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class RecipeStage:
-    """Pretraining by `recipe` with `overrides`.
-
-    fresh_every: updates after which the samples of the world are drawn anew. minutes: expected, for the plan alone.
-    curation: what is done to the samples.
-    """
-
-    recipe: str = ""
-    fresh_every: int = 1000
-    overrides: list[str] = field(default_factory=list)
-    minutes: float = 0.0
-    curation: Curation = field(default_factory=Curation)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All stages' settings.
-
-    folder: where everything goes. corpus_texts: lines that the tokenizer is trained on. teacher: learns the world.
-    base: goes on from it, on what a web has. given: assets that exist, whose pipeline is taken for the teacher; the
-    stages up to `teacher` are left out then.
-    """
-
-    folder: str = "runs/zoo"
-    sizes: Literal["tiny", "smallest"] = "tiny"
-    seed: int = 0
-    corpus_texts: int = CORPUS_TEXTS
-    vae: vae.Options = field(default_factory=vae.Options)
-    judge: JudgeOptions = field(default_factory=JudgeOptions)
-    second_judge: JudgeOptions = field(default_factory=JudgeOptions)
-    teacher: RecipeStage = field(default_factory=RecipeStage)
-    base: RecipeStage = field(default_factory=RecipeStage)
-    given: str = ""
-    specialists: dict[str, RecipeStage] = field(default_factory=dict)
 
 
 JUDGES = ("judge", "second_judge")
@@ -101,24 +61,6 @@ class Step:
     run_folder: Path | None = None
 
 
-def read(arguments: list[str]) -> Plan:
-    """The plan of a YAML file, if one is named first, and `key=value` words.
-
-    Raises:
-        UserError: no such file, broken YAML, an unknown key or an impossible value.
-    """
-    path = Path(arguments.pop(0)) if arguments and "=" not in arguments[0] else PLAN
-    if not path.is_file():
-        raise UserError(f"no plan at {path}")
-    try:
-        words = OmegaConf.from_dotlist(arguments)
-        plan = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), OmegaConf.load(path), words))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
-    assert isinstance(plan, Plan)
-    return plan
-
-
 def steps_of(plan: Plan) -> list[Step]:
     """All stages in order. Nothing is written before every recipe among them is valid."""
     root = Path(plan.folder)
@@ -137,54 +79,51 @@ def steps_of(plan: Plan) -> list[Step]:
         recipe = _recipe(plan, of, start, places[name])
         return _pretraining(name, of, recipe, stage(name, _settings(of, recipe), builds_on))
 
+    start, autoencoder = places["start"], Path(plan.autoencoder or places["vae"])
+    if plan.autoencoder:
+        keys["vae"] = fingerprint(autoencoder)
     if plan.given:
-        given = Path(plan.given)
-        keys["teacher"] = fingerprint(given / "tiny")
-        teacher, judges, steps = given / "tiny", {name: given / name for name in JUDGES}, []
-    else:
-        teacher, judges = places["teacher"] / "teacher", {name: places[name] for name in JUDGES}
-        steps = [*_parts(plan, places, stage), pretraining("teacher", plan.teacher, places["start"], "start")]
+        start = Path(plan.given) / "tiny"
+        keys["start"] = fingerprint(start)
+    steps = [*_judges(plan, places, stage), *([] if plan.given else _parts(plan, places, autoencoder, stage))]
     base = places["base"] / "teacher"
-    steps.append(pretraining("base", plan.base, teacher, "teacher"))
+    steps.append(pretraining("teacher", plan.teacher, start, "start"))
+    steps.append(pretraining("base", plan.base, places["teacher"] / "teacher", "teacher"))
     steps += [pretraining(name, of, base, "base") for name, of in plan.specialists.items()]
     adapters = {name: places[name] / f"{name}.safetensors" for name in plan.specialists}
     stages = {step.name: step.stage for step in steps}
 
     def assets() -> Report:
         reports = {name: {**of.report, "wall_s": of.wall_s} for name, of in stages.items()}
+        judges = {name: places[name] for name in JUDGES}
         return dict(ship(places["assets"], base, adapters, judges, reports))
 
     steps.append(Step("assets", 0.0, stage("assets", {}, *list(keys)), assets))
+    unknown = {*plan.only} - {step.name for step in steps}
+    if unknown:
+        known = ", ".join(step.name for step in steps)
+        raise UserError(f"only: no stage {', '.join(sorted(unknown))}; there are {known}")
+    return [step for step in steps if step.name in (plan.only or (step.name,))]
+
+
+def _judges(plan: Plan, places: Mapping[str, Path], stage: Callable[..., Stage]) -> list[Step]:
+    steps = []
+    for name, options in zip(JUDGES, (plan.judge, plan.second_judge), strict=True):
+        chosen = replace(options, init=str(Path(plan.given) / name)) if plan.given else options
+        run = partial(_judge, places[name], chosen)
+        steps.append(Step(name, chosen.minutes, stage(name, judge.settings(chosen)), run))
     return steps
 
 
-def _parts(plan: Plan, places: Mapping[str, Path], stage: Callable[..., Stage]) -> list[Step]:
-    """All stages before the teacher's."""
-    sizes = TINY if plan.sizes == "tiny" else SMALLEST
+def _parts(plan: Plan, places: Mapping[str, Path], autoencoder: Path, stage: Callable[..., Stage]) -> list[Step]:
+    """The autoencoder, unless one is named, and the pipeline that the teacher starts from."""
+    sizes, steps = SIZES[plan.sizes], []
+    if not plan.autoencoder:
+        run = partial(vae.train, autoencoder, plan.vae, sizes)
+        steps.append(Step("vae", plan.vae.minutes, stage("vae", vae.settings(plan.vae, sizes)), run))
     assembled = {"sizes": asdict(sizes), "texts": plan.corpus_texts, "seed": plan.seed}
-    return [
-        Step(
-            "vae",
-            plan.vae.minutes,
-            stage("vae", vae.settings(plan.vae, sizes)),
-            lambda: vae.train(places["vae"], plan.vae, sizes),
-        ),
-        *(
-            Step(
-                name,
-                options.minutes,
-                stage(name, judge.settings(options)),
-                partial(_judge, places[name], options),
-            )
-            for name, options in zip(JUDGES, (plan.judge, plan.second_judge), strict=True)
-        ),
-        Step(
-            "start",
-            0.0,
-            stage("start", assembled, "vae"),
-            lambda: _start(plan, sizes, places["start"], places["vae"]),
-        ),
-    ]
+    begin = partial(_start, plan, sizes, places["start"], autoencoder)
+    return [*steps, Step("start", 0.0, stage("start", assembled, "vae"), begin)]
 
 
 def _judge(folder: Path, options: JudgeOptions) -> Report:

@@ -11,8 +11,8 @@ import torch
 from diffusers import QwenImage21Pipeline
 from safetensors.torch import load_file, save_file
 
+from studies.tiny_model import assemble, judge, shipped, vae
 from studies.tiny_model import build as building
-from studies.tiny_model import judge, shipped, vae
 from studies.tiny_model.stages import Stage
 from workbench.backbones import families, lora_files, roles
 from workbench.backbones.load import load_specialist, single_role
@@ -42,7 +42,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_every_stage_leaves_what_ships(plan: building.Plan, built: dict[str, building.Report]) -> None:
-    assert list(built) == ["vae", "judge", "second_judge", "start", "teacher", "base", "portrait", "assets"]
+    assert list(built) == ["judge", "second_judge", "vae", "start", "teacher", "base", "portrait", "assets"]
     assets = Path(plan.folder) / "assets"
     for part in ("transformer", "vae"):
         tensors = load_file(assets / "tiny" / part / "diffusion_pytorch_model.safetensors")
@@ -125,6 +125,63 @@ def test_a_teacher_goes_on_where_it_was_interrupted(
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
 
 
+def test_stages_go_on_from_shipped_weights_some_of_them_alone(
+    plan: building.Plan, built: dict[str, building.Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher starts at the given pipeline, judges at the given ones; neither autoencoder nor start is made."""
+    assets = Path(plan.folder) / "assets"
+    going_on = replace(plan, folder=str(tmp_path), given=str(assets))
+    names = [step.name for step in building.steps_of(going_on)]
+    assert names == ["judge", "second_judge", "teacher", "base", "portrait", "assets"]
+    begun: dict[str, str] = {}
+
+    def pretrained(recipe: Recipe, *_: object) -> None:
+        folder = Path(recipe.trainer.folder)
+        begun[folder.name] = recipe.model.folder
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text('{"loss/total": 1.0}\n')
+
+    def judged(folder: Path, options: judge.Options) -> dict[str, object]:
+        begun[folder.name] = options.init
+        return {}
+
+    monkeypatch.setattr(building, "pretrain", pretrained)
+    monkeypatch.setattr(building, "world_sources", lambda *_: ())
+    monkeypatch.setattr(judge, "run", judged)
+    monkeypatch.setattr(judge, "brief", lambda found: found)
+    building.build(replace(going_on, only=["teacher", "base"]))
+    assert begun == {"teacher": str(assets / "tiny"), "base": str(tmp_path / "teacher" / "teacher")}
+    building.build(replace(going_on, only=["second_judge"]))
+    assert begun["second_judge"] == str(assets / "second_judge") and "judge" not in begun
+    done = {step.name for step in building.steps_of(going_on) if step.stage.done}
+    assert done == {"teacher", "base", "second_judge"}, "what was built alone is done in the whole"
+
+
+@pytest.mark.parametrize(("name", "millions"), [("small", (1.8, 2.2)), ("tiny", (7.3, 7.5)), ("large", (54.0, 66.0))])
+def test_proxies_have_transformers_of_some_2_and_60_million_parameters(
+    name: str, millions: tuple[float, float]
+) -> None:
+    with torch.device("meta"):
+        network = assemble.transformer(assemble.SIZES[name])
+    assert millions[0] <= sum(tensor.numel() for tensor in network.parameters()) / 1e6 <= millions[1]
+
+
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_a_proxy_has_the_shipped_autoencoder_and_all_stages_of_its_own(name: str, tmp_path: Path) -> None:
+    proxy = building.read([f"studies/tiny_model/proxy_{name}.yaml", f"folder={tmp_path}"])
+    stages = [step.name for step in building.steps_of(proxy)]
+    assert stages == ["start", "teacher", "base", "portrait", "text", "editing"] and proxy.sizes == name
+
+
+def test_a_start_takes_an_autoencoder_that_exists(
+    plan: building.Plan, built: dict[str, building.Report], tmp_path: Path
+) -> None:
+    trained = Path(plan.folder) / "vae"
+    building.build(replace(plan, folder=str(tmp_path), autoencoder=str(trained), only=["start"]))
+    put = tmp_path / "start" / "vae" / vae.WEIGHTS_FILE
+    assert put.read_bytes() == (trained / vae.WEIGHTS_FILE).read_bytes() and not (tmp_path / "vae").exists()
+
+
 def test_a_stage_keeps_its_progress_under_its_own_settings(tmp_path: Path) -> None:
     Stage(tmp_path, {"steps": 3}).write(2, 1.5, done=False)
     same, other = Stage(tmp_path, {"steps": 3}), Stage(tmp_path, {"steps": 4})
@@ -156,6 +213,9 @@ def test_halving_keeps_integers_and_header(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["no.yaml"], "no plan at no.yaml"),
+        ([PLAN, "autoencoder=nowhere"], "autoencoder: no config.json in nowhere"),
+        ([PLAN, "given=workbench/assets", "autoencoder=workbench/assets/tiny/vae"], "leave out autoencoder"),
+        ([PLAN, "only=[base,bse]"], "only: no stage bse; there are judge"),
         ([PLAN, "vae.step=3"], "smoke.yaml: Key 'step' not in 'Options'"),
         ([PLAN, "specialists={judge: {recipe: studies/recipes/specialist.yaml}}"], "may not be called vae, judge"),
     ],

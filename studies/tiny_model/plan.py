@@ -1,0 +1,83 @@
+"""What the tiny model is built by: a YAML file of differences from `Plan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from studies.tiny_model import vae
+from studies.tiny_model.assemble import CORPUS_TEXTS
+from studies.tiny_model.curation import Curation
+from studies.tiny_model.judge import Options as JudgeOptions
+from workbench.common.errors import UserError
+from workbench.recipe.checks import require
+
+PLAN = Path(__file__).parent / "zoo.yaml"
+
+
+@dataclass(frozen=True)
+class RecipeStage:
+    """Pretraining by `recipe` with `overrides`.
+
+    fresh_every: updates after which the samples of the world are drawn anew. minutes: expected, for the plan alone.
+    curation: what is done to the samples.
+    """
+
+    recipe: str = ""
+    fresh_every: int = 1000
+    overrides: list[str] = field(default_factory=list)
+    minutes: float = 0.0
+    curation: Curation = field(default_factory=Curation)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages' settings.
+
+    folder: where everything goes. sizes: of the transformer and all else, see `assemble.SIZES`. corpus_texts: lines
+    that the tokenizer is trained on. teacher: learns the world. base: goes on from it, on what a web has. given: assets
+    that exist, from which the judges and the teacher go on; the autoencoder and the tokenizer are theirs then.
+    autoencoder: folder of one that exists; none is trained then. only: stages to run, all when empty; two calls with
+    different ones may work in one folder at once.
+    """
+
+    folder: str = "runs/zoo"
+    sizes: Literal["tiny", "smallest", "small", "large"] = "tiny"
+    seed: int = 0
+    corpus_texts: int = CORPUS_TEXTS
+    vae: vae.Options = field(default_factory=vae.Options)
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
+    second_judge: JudgeOptions = field(default_factory=JudgeOptions)
+    teacher: RecipeStage = field(default_factory=RecipeStage)
+    base: RecipeStage = field(default_factory=RecipeStage)
+    given: str = ""
+    autoencoder: str = ""
+    only: list[str] = field(default_factory=list)
+    specialists: dict[str, RecipeStage] = field(default_factory=dict)
+
+
+def read(arguments: list[str]) -> Plan:
+    """The plan of a YAML file, if one is named first, and `key=value` words.
+
+    Raises:
+        UserError: no such file, broken YAML, an unknown key or an impossible value.
+    """
+    path = Path(arguments.pop(0)) if arguments and "=" not in arguments[0] else PLAN
+    if not path.is_file():
+        raise UserError(f"no plan at {path}")
+    try:
+        words = OmegaConf.from_dotlist(arguments)
+        plan = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), OmegaConf.load(path), words))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    assert isinstance(plan, Plan)
+    require(not (plan.given and plan.autoencoder), "given goes on with its own autoencoder: leave out autoencoder")
+    require(
+        not plan.autoencoder or (Path(plan.autoencoder) / "config.json").is_file(),
+        f"autoencoder: no config.json in {plan.autoencoder}",
+    )
+    return plan
