@@ -56,7 +56,7 @@ BASE_STAMP := $(VENV)/.base
 DEV_STAMP := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu lint types format bench tensorboard report zoo zoo-smoke zoo-report benchmarks clean
+.PHONY: help demo test test-gpu lint types format bench tensorboard report pilot zoo zoo-smoke zoo-report benchmarks clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -120,6 +120,12 @@ study-%: $(BASE_STAMP) $(MADE_ADAPTERS) ## run a study by its name in studies/ca
 	$(WORKBENCH) encode $(BASE_RECIPE) $(OF_PROXY)
 	$(WORKBENCH) study $* recipe=$(BASE_RECIPE) folder=$(STUDIES)/$*$(PLACE_SUFFIX) $(OF_PROXY) $(OPTIONS_$*) $(if $(SMOKE),trials=2 workers=2) $(STUDY)
 	$(WORKBENCH) report $(STUDIES)/$*$(PLACE_SUFFIX)
+
+PLAN_ONLY = $(filter dry_run=true,$(STUDY))
+pilot: $(BASE_STAMP) $(MADE_ADAPTERS) ## a campaign's first studies in turn; STUDY='minutes=8 workers=3' a piece at a time, 'dry_run=true' what it costs
+	$(if $(PLAN_ONLY),,$(WORKBENCH) pack $(BASE_RECIPE))
+	$(if $(PLAN_ONLY),,$(WORKBENCH) encode $(BASE_RECIPE) $(OF_PROXY))
+	$(BIN)/python -m studies.pilot recipe=$(BASE_RECIPE) folder=runs/pilot$(PLACE_SUFFIX)$(if $(SMOKE),-smoke) $(OF_PROXY) $(GUIDED) $(if $(SMOKE),smoke=true trials=2 workers=2) $(STUDY)
 
 data/smoke/specialists/%.safetensors: $(BASE_STAMP)
 	$(BIN)/python tests/fakes/random_adapter.py $@

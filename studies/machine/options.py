@@ -109,8 +109,8 @@ def parse(
         search=search,
         workers=_whole("workers", own.get("workers", "1"), least=1),
         devices=_names(own.get("devices", "")),
-        budget_s=60 * _positive("budget", own["budget"]) if "budget" in own else None,
-        noise_floor=_positive("noise_floor", own["noise_floor"]) if "noise_floor" in own else None,
+        budget_s=60 * positive_number("budget", own["budget"]) if "budget" in own else None,
+        noise_floor=positive_number("noise_floor", own["noise_floor"]) if "noise_floor" in own else None,
         overrides=tuple(overrides),
     )
 
@@ -151,7 +151,7 @@ def _flag(own: dict[str, str], key: str) -> bool:
             raise UserError(f"{key}={other} must be true or false")
 
 
-def _positive(key: str, text: str) -> float:
+def positive_number(key: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
