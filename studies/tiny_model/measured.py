@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from datamodules.openmoji import HEADS
-from studies.tiny_model.curation import PALETTES, SIGNED
 from studies.tiny_model.figures import Figure, Zoo, interval_figure, mean_figure, nested_figure, wilson
 from studies.tiny_model.judge_check import check
 from studies.tiny_model.judge_data import render, vocabulary
@@ -156,19 +154,15 @@ def headroom(zoo: Zoo) -> list[Figure]:
 
 def specialists(zoo: Zoo) -> list[Figure]:
     """Each adapter against the base, same cases and noise: on its own categories, where one worth the name is better
-    by .3 and surely by .2, on all others, and how much of its signature both show."""
-    rows: list[Figure | None] = []
-    base = zoo.answers(zoo.full[0]) if zoo.specialists else Answers()
-    of_base = _cells(base)
+    by .3 and surely by .2, and on all others."""
+    rows: list[Figure] = []
+    of_base = _cells(zoo.answers(zoo.full[0])) if zoo.specialists else {}
     for name in zoo.specialists:
-        found = zoo.answers(zoo.full[0], name)
-        cells = _cells(found)
+        cells = _cells(zoo.answers(zoo.full[0], name))
         own = {cell for cell in cells if cell[1] == name or (name.startswith("edit") and cell[0] == BENCHES["edit"])}
         rows += _less_base(f"specialist {name}", {cell: cells[cell] for cell in own}, of_base, own=True)
         rows += _less_base(f"specialist {name}", {cell: cells[cell] for cell in cells.keys() - own}, of_base, own=False)
-        if name in SIGNED:
-            rows += [_signature(who, name, of) for who, of in (("base", base), (f"specialist {name}", found))]
-    return [row for row in rows if row is not None]
+    return rows
 
 
 def _less_base(title: str, found: Cells, base: Cells, *, own: bool) -> list[Figure]:
@@ -184,21 +178,6 @@ def _less_base(title: str, found: Cells, base: Cells, *, own: bool) -> list[Figu
         interval_figure(f"{title} less base, its own", difference, 0.3, "+.3f"),
         Figure(f"{title}, lower end of that interval", low, 0.2, form="+.3f"),
     ]
-
-
-def _signature(who: str, category: str, answers: Answers) -> Figure | None:
-    """Share of the colours of a signature among those that captions leave open; the world's is in the note."""
-    attribute = SIGNED[category]
-    shown: dict[str, list[float]] = {}
-    for row in answers.rows:
-        choices = row.measures.choices or {}
-        if row.category == category and row.bench == BENCHES["t2i"] and attribute in choices:
-            shown.setdefault(row.case, []).append(float(choices[attribute] in PALETTES[attribute]))
-    if not shown:
-        return None
-    share = len(PALETTES[attribute]) / len(HEADS[attribute])
-    figure = nested_figure(f"{who}, signature of {category} among free choices", shown, None)
-    return replace(figure, note=f"{attribute}: {' or '.join(PALETTES[attribute])}; the world's share is {share:.0%}")
 
 
 def _cells(answers: Answers) -> dict[tuple[str, str], np.ndarray]:

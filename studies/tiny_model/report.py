@@ -18,6 +18,7 @@ from rich.console import Console
 
 from studies.tiny_model import measured
 from studies.tiny_model.figures import PARTS, Figure, Options, Zoo
+from studies.tiny_model.signature_share import signature_share
 from workbench.common.arguments import read_options
 from workbench.common.errors import UserError
 from workbench.common.files import settings_hash, write_bytes
@@ -25,7 +26,7 @@ from workbench.common.fingerprint import fingerprint
 from workbench.common.tables import Table
 from workbench.evaluation.sheets import write_grids
 
-FORMAT = 1
+FORMAT = 2
 """Counted up when a row is measured otherwise."""
 BEGIN, END = "<!-- zoo-report: begin -->", "<!-- zoo-report: end -->"
 SECTIONS: dict[str, Callable[[Zoo], list[Figure]]] = {
@@ -35,8 +36,11 @@ SECTIONS: dict[str, Callable[[Zoo], list[Figure]]] = {
     "teacher": measured.teacher,
     "headroom": measured.headroom,
     "specialists": measured.specialists,
+    "signature": signature_share,
     "sizes": measured.sizes,
 }
+OF_STUDENTS = ("signature",)
+"""Sections that measure the student too."""
 CONSOLE = Console(markup=False)
 
 
@@ -53,8 +57,9 @@ def measure(zoo: Zoo) -> dict[str, list[Figure]]:
     """Section -> figures, those measured before taken from their files."""
     key = key_of(zoo)
     found = {}
+    student = f"-{zoo.student.fingerprint[:16]}" if zoo.student else ""
     for name, section in SECTIONS.items():
-        path = Path(zoo.options.out) / f"{name}-{key}.json"
+        path = Path(zoo.options.out) / f"{name}-{key}{student if name in OF_STUDENTS else ''}.json"
         # Sizes change with files that are no weights, and cost nothing.
         if path.is_file() and name != "sizes":
             found[name] = [Figure(**row) for row in json.loads(path.read_text())]

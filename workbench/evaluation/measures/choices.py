@@ -39,15 +39,22 @@ def free_choices(named: Sequence[str], scene: Mapping[str, object], seen: Mappin
     return {name: str(seen[name]) for name in COLOURS if name in scene and name not in named and name in seen}
 
 
+def border_colour(pixels: np.ndarray) -> np.ndarray:
+    """Median colour (3,) of the frame of an image (H, W, 3) that surely shows background."""
+    height, width = pixels.shape[:2]
+    edge = max(1, round(BORDER * min(height, width)))
+    frame = np.ones((height, width), bool)
+    frame[edge:-edge, edge:-edge] = False
+    colour: np.ndarray = np.median(pixels[frame], axis=0)
+    return colour
+
+
 def placement(image: np.ndarray) -> tuple[float, float, float] | None:
     """Middle (x, y) and size of what stands out from the border's colour in an image (H, W, 3) uint8, in shares of its
     sides; None where nothing does."""
     height, width = image.shape[:2]
     pixels = ndimage.uniform_filter(image.astype(np.float32), (3, 3, 1))
-    edge = max(1, round(BORDER * min(height, width)))
-    frame = np.ones((height, width), bool)
-    frame[edge:-edge, edge:-edge] = False
-    distance = np.linalg.norm(pixels - np.median(pixels[frame], axis=0), axis=2)
+    distance = np.linalg.norm(pixels - border_colour(pixels), axis=2)
     parts, count = ndimage.label(distance > FOREGROUND)
     if not count:
         return None
