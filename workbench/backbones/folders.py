@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from workbench.common import ranks
@@ -54,10 +54,12 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def check_weights(part: Path) -> None:
-    """Whether a component has weights that its library will find, and every shard that its index names.
+    """Whether a component has weights that its library will find, and every shard that its index names, each a whole
+    file; of a transformer, in a floating-point type.
 
     Raises:
-        UserError: there are none, a shard or the index of the shards is missing, or there is only a variant (`fp16`).
+        UserError: there are none, a shard or the index of the shards is missing, there is only a variant (`fp16`), or a
+            file is damaged.
     """
     again = "copy the pipeline folder again"
     found = {path.name for path in part.glob("*.safetensors")}
@@ -69,6 +71,8 @@ def check_weights(part: Path) -> None:
             more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
             raise UserError(f"{part} lacks the shard {lacking[0]}{more}, which {index.name} names: {again}")
     if indices or any(name in found for name in _WHOLE):
+        for file in weight_files(part):
+            _check_header(file, needs_floats=part.name == "transformer")
         return
     variants = sorted({match[2] or match[3] for name in found if (match := _VARIANT.fullmatch(name))})
     if variants:
@@ -77,6 +81,23 @@ def check_weights(part: Path) -> None:
             f"is not read: save it without, from_pretrained(FOLDER, variant={variants[0]!r}).save_pretrained(NEW)"
         )
     raise UserError(f"{part} holds no {' or '.join(_WHOLE)}, and no index of the shards {sorted(found)[0]}: {again}")
+
+
+def _check_header(file: Path, needs_floats: bool) -> None:
+    """Reads the names and types of a file's tensors, and that it is as long as they say."""
+    try:
+        with safe_open(file, framework="np") as opened:
+            types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        with open(file, "rb") as content:
+            if content.read(len(_POINTER)) == _POINTER:
+                raise UserError(f"{file} is a pointer of git-lfs: run `git lfs pull` in its folder") from error
+        raise UserError(f"cannot read {file}: {error}; copy the pipeline folder again") from error
+    if others := [name for name, kind in types.items() if needs_floats and not kind.startswith(("F", "BF"))]:
+        raise UserError(
+            f"{file}: {others[0]} is stored as {types[others[0]]}, not in floating point: name a folder that is not "
+            "quantised"
+        )
 
 
 def weight_files(part: Path) -> list[Path]:
@@ -97,6 +118,7 @@ class _ShardIndex(Outside):
     weight_map: dict[str, str]
 
 
+_POINTER = b"version https://git-lfs"
 _WHOLE = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _VARIANT = re.compile(r"(diffusion_pytorch_)?model(?:\.(\w+)(?:-\d+-of-\d+)?|-\d+-of-\d+\.(\w+))\.safetensors")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import QwenImage21Pipeline
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from workbench.backbones import families
 from workbench.backbones import processor as processors
@@ -172,7 +172,7 @@ def test_truncated_weights_are_a_user_error(tiny_pipeline_folder: Path, tmp_path
     folder = _broken(tiny_pipeline_folder, tmp_path)
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="cannot load"):
+    with pytest.raises(UserError, match="cannot read"):
         families.load(str(folder))
 
 
@@ -238,6 +238,23 @@ def test_a_shard_that_the_index_names_is_named_where_it_lacks(tiny_pipeline_fold
         (folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(content)
         with pytest.raises(UserError, match=r"index\.json: "):
             families.resolve(str(folder))
+
+
+def test_a_damaged_file_of_weights_is_named(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    folder = _broken(tiny_pipeline_folder, tmp_path)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    whole, tensors = file.read_bytes(), load_file(file)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
+    for content, message in (
+        (whole[: len(whole) // 2], rf"cannot read {file}: .*incomplete"),
+        (b"", f"cannot read {file}"),
+        (pointer, "pointer of git-lfs"),
+        (save({**tensors, "img_in.weight": torch.zeros(2, 2, dtype=torch.int8)}), "img_in.weight is stored as I8"),
+    ):
+        file.write_bytes(content)
+        for empty in (False, True):
+            with pytest.raises(UserError, match=message):
+                families.load(str(folder), text_encoder=False, empty=empty)
 
 
 @pytest.mark.parametrize(
