@@ -8,8 +8,10 @@ import multiprocessing
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -232,3 +234,30 @@ def test_files_that_do_not_fit_are_refused_before_anything_is_read(
         load_empty({**tensors, "img_in.weight": torch.zeros(1)})
     load_empty({**tensors, "old": torch.zeros(1)})
     assert "old belong to no layer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rank", range(WORLD))
+def test_a_rank_that_has_all_weights_makes_only_those_that_it_writes(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Whole(weight_files.RankTensors):
+        is_gathered = False
+        asked: ClassVar[list[str]] = []
+
+        def __getitem__(self, name: str) -> torch.Tensor:
+            self.asked.append(name)
+            return torch.full((1000,), float(name))
+
+        def __iter__(self) -> Iterator[str]:
+            return map(str, range(6))
+
+        def __len__(self) -> int:
+            return 6
+
+    monkeypatch.setattr(weight_files.ranks, "rank", lambda: rank)
+    monkeypatch.setattr(weight_files.ranks, "world_size", lambda: WORLD)
+    state = Whole()
+    weight_files.write(tmp_path, state, {name: torch.empty(1000, device="meta") for name in state}, largest="8KB")
+    written = [load_file(file) for file in sorted(tmp_path.glob("*.safetensors"))]
+    assert len(written) in (1, 2) and {name for part in written for name in part} == {*Whole.asked}
+    assert all(torch.equal(part[name], torch.full((1000,), float(name))) for part in written for name in part)

@@ -14,6 +14,7 @@ from workbench.backbones import fp8, lora, lora_files
 from workbench.backbones.base import NetworkFactory, RoleNetworks, TransformerDenoiser
 from workbench.backbones.lora_files import Adapter
 from workbench.backbones.placement import cast_parameters
+from workbench.backbones.weight_files import RankTensors
 from workbench.common.errors import UserError
 from workbench.method import rng
 from workbench.recipe.config import Model, Teachers
@@ -195,7 +196,7 @@ def trained_parameters(denoiser: nn.Module, role: str) -> dict[str, nn.Parameter
     return {name: parameter for name, parameter in named if parameter.requires_grad and role in name.split(".")}
 
 
-class MergedState(Mapping[str, Tensor]):
+class MergedState(RankTensors):
     """Weights of `role` under the names of diffusers, adapters merged, unsharded: each is gathered when it is asked
     for, by all ranks together. One without an adapter stays on its device, and may be the weight itself.
 
@@ -209,6 +210,7 @@ class MergedState(Mapping[str, Tensor]):
         state = transformer.state_dict()
         self._names = {name.replace(".base_layer.", "."): name for name in state if ".lora_" not in name}
         self._state, self._base = state, base
+        self.is_gathered = any(isinstance(values, DTensor) for values in state.values())
         assert base is not None or not fp8.is_quantised(transformer), "adapters are not merged into quantised weights"
 
     def __getitem__(self, name: str) -> Tensor:

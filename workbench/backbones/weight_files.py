@@ -21,12 +21,20 @@ DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
 """How the two libraries name their files."""
 
 
+class RankTensors(Mapping[str, Tensor]):
+    """Tensors of a rank. is_gathered: all ranks must ask for each of them together; otherwise every rank has them all,
+    and asks for those that it writes."""
+
+    is_gathered: bool
+
+
 def write(
     folder: Path, state: Mapping[str, Tensor], like: Mapping[str, Tensor], stem: str = DIFFUSERS, *, largest: str = ""
 ) -> None:
     """Write the tensors of `state` to files in `folder`, each in the dtype that it has in `like` (collective).
 
-    state: every rank asks it for the same tensors in the same order, once, so that it may gather or make them then.
+    state: every rank asks it for the same tensors in the same order, once, so that it may gather or make them then;
+    see also `RankTensors`.
     like: the same names; tensors of the meta device will do. stem: `DIFFUSERS` or `TRANSFORMERS`.
     largest: size of a file, `LARGEST_FILE` if empty.
     The ranks take turns at the files. Within `progress.job`, a tensor advances the bar by its number of elements.
@@ -46,12 +54,18 @@ def write(
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
             (folder / f"{stem}.safetensors.index.json").write_text(text)
     ranks.barrier()
-    faults = []
+    faults, all_ask = [], not isinstance(state, RankTensors) or state.is_gathered
     with ThreadPoolExecutor(1) as writer:
         pending: Future[str] | None = None
         for i, (name, names) in enumerate(plan.filename_to_tensors.items()):
             mine = i % ranks.world_size() == ranks.rank()
-            tensors = {name: kept for name in names if (kept := _taken(name, state, like[name], mine)) is not None}
+            tensors = {}
+            for tensor in names:
+                if mine or all_ask:
+                    values = _taken(tensor, state, like[tensor])
+                    if mine:
+                        tensors[tensor] = values.to(like[tensor].dtype).to("cpu").contiguous()
+                progress.advance(like[tensor].numel())
             if mine:
                 faults.append(pending.result() if pending else "")
                 pending = writer.submit(_save, tensors, folder / name)
@@ -60,13 +74,11 @@ def write(
         raise OSError(fault)
 
 
-def _taken(name: str, state: Mapping[str, Tensor], like: Tensor, mine: bool) -> Tensor | None:
-    """The tensor of that name, cast where it is and moved to the host, where this rank writes it."""
+def _taken(name: str, state: Mapping[str, Tensor], like: Tensor) -> Tensor:
     values = state[name].detach()
-    progress.advance(values.numel())
     if values.shape != like.shape:
         raise ValueError(f"the weights do not fit the network: {name} is of shape {[*values.shape]}")
-    return values.to(like.dtype).to("cpu").contiguous() if mine else None
+    return values
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> str:
