@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from workbench.common import ranks
 from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.files import sha256_of_file
@@ -22,6 +23,8 @@ from workbench.runs.run_folder import Beginning, RunFolder
 from workbench.runs.safe_reader import SafeReader
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_RANK_GONE = ("by peer", "remote process exited")
+"""What gloo and NCCL say of a connection whose other end is gone."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def held(folder: RunFolder, beginning: Beginning) -> Iterator[None]:
 
 @contextmanager
 def one_line_where_full(folder: Path) -> Iterator[None]:
-    """A full disk is one line, whoever finds it full: a logger's thread or a library with errors of its own."""
+    """A full disk is one line, whoever finds it full: a logger's thread or a library with errors of its own. So is a
+    rank that ended, for those that waited for it."""
     shown = threading.excepthook
 
     def show(arguments: threading.ExceptHookArgs) -> None:
@@ -106,6 +110,10 @@ def one_line_where_full(folder: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if ranks.is_distributed() and any(words in str(error) for words in _RANK_GONE):
+            raise UserError(
+                "another rank ended, and may have said why: the same command continues from the last checkpoint"
+            ) from error
         if not _is_full(error):
             raise
         # Closing a log raises again, without a path, what was an error with one.
