@@ -24,7 +24,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is
 
 
 def allow_shapes(count: int) -> None:
-    """Let compiled bodies have so many shapes of batches: beyond torch's limits blocks run uncompiled, without a word."""
+    """Let compiled bodies have so many shapes of batches: beyond torch's limits blocks run uncompiled in silence."""
     config, bodies = torch._dynamo.config, max(MAX_COMPILED_BODIES, count * BODIES_OF_A_SHAPE)
     config.recompile_limit = max(config.recompile_limit, bodies)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, bodies)
