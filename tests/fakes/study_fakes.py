@@ -1,4 +1,4 @@
-"""Studies whose trials are drawn from a known model instead of trained, with the files that real ones leave behind."""
+"""Studies whose trials are drawn from a known model instead of trained, with the files that reports read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from studies.study import Study, TrialFailed, objectives, vary
 from workbench.evaluation.cases.case import BENCHES
 from workbench.recipe.config import Recipe
 from workbench.recipe.reading import load, to_yaml
-from workbench.reporting.hparams import log_trial
 from workbench.sampling.contact_sheet import contact_sheet
 
 SMOKE = Path(__file__).parents[2] / "studies" / "recipes" / "smoke.yaml"
@@ -172,8 +171,7 @@ def _run(
     run = f"trial-{trial.number:04d}"
     recipe = replace(recipe, seed=seed)
     trial.set_user_attr("run", run)
-    hparams = study_file.differences(recipe, base)
-    trial.set_user_attr("hparams", hparams)
+    trial.set_user_attr("hparams", study_file.differences(recipe, base))
     try:
         metrics = world(recipe, folder / run)
     except TrialFailed as error:
@@ -185,4 +183,3 @@ def _run(
     trial.set_user_attr("milestones", world.milestones(recipe, found["score"]))
     trial.set_user_attr("cost", {"distill": 2.0, "evaluate": 1.0})
     optuna_study.tell(trial, objectives(metrics, study.OBJECTIVES))
-    log_trial(folder / run / "tensorboard", recipe, {"arm": run, **hparams}, found)

@@ -43,15 +43,20 @@ def test_every_attribute_of_held_out_renders_is_read() -> None:
     assert np.mean([*found.values()]) >= 0.97
 
 
+@cache
+def quality(name: str | None, severity: float) -> float:
+    """Mean technical quality of held-out renders under a corruption, or as they are."""
+    images = held_out()[0][:24].permute(0, 3, 1, 2).float() / 255
+    kinds = torch.full((len(images),), -1 if name is None else list(CORRUPTIONS).index(name))
+    severities = torch.full((len(images),), severity)
+    damaged = corrupt(images, kinds, severities, torch.Generator().manual_seed(0))
+    rated = predict(networks.load(SECOND_ASSET), damaged * 2 - 1, torch.device("cpu"))["technical"]
+    return float(rated.mean())
+
+
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_quality_falls_with_every_damage(name: str) -> None:
-    network, images = networks.load(SECOND_ASSET), held_out()[0][:24].permute(0, 3, 1, 2).float() / 255
-    kind = torch.full((len(images),), list(CORRUPTIONS).index(name))
-    rated = [
-        predict(network, corrupt(images, kind, torch.full((len(images),), s), torch.Generator().manual_seed(0)) * 2 - 1,
-                torch.device("cpu"))["technical"].mean().item()
-        for s in (0.0, 0.3, 0.6, 1.0)
-    ]  # fmt: skip
+    rated = [quality(None, 0.0), *(quality(name, severity) for severity in (0.3, 0.6, 1.0))]
     assert rated == sorted(rated, reverse=True)
 
 

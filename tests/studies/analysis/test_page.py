@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from workbench.reporting import plots
 from workbench.reporting.hparams import log_trial
 from workbench.sampling.contact_sheet import contact_sheet, cut_sheet
 
+Report = Callable[[Path], tuple[str, dict[str, Any]]]
 EVIL = "<script>alert('x')</script>"
 SHIPPED = KNOWN["task-mixture"]
 MIXTURE = StudyFile(
@@ -50,6 +52,24 @@ def better_with_edits(recipe: Recipe, bench: str) -> float:
 def few_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page is written in tenths of a second."""
     monkeypatch.setattr(importance, "NUM_PERMUTATIONS", 5)
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> Report:
+    """Writes a study's page: its text, and the values that it shows."""
+
+    def write(folder: Path) -> tuple[str, dict[str, Any]]:
+        shown: dict[str, Any] = {}
+
+        def kept(*arguments: Any) -> dict[str, Any]:
+            shown.update(study_values(*arguments))
+            return shown
+
+        with monkeypatch.context() as patch:
+            patch.setattr("studies.analysis.page.study_values", kept)
+            return report_study(folder).read_text(), shown
+
+    return write
 
 
 @pytest.fixture(scope="module")
@@ -151,23 +171,22 @@ def test_one_seed_shows_nothing_even_beside_a_noise_floor_of_another_recipe(floo
         report_study(tmp_path / "mixture", tmp_path)
 
 
-def test_a_search_shows_its_front_and_what_matters(tmp_path: Path) -> None:
+def test_a_search_shows_its_front_and_what_matters(tmp_path: Path, report: Report) -> None:
     def effect(recipe: Recipe, bench: str) -> float:
         share = recipe.mixture.tasks["t2i"]
         return share if bench == "t2i_bench" else -share
 
     world = World(effect=effect, seed_sd=0, noise_sd=0.01, cases=2)
     memory = conduct(KNOWN["search"], tmp_path / "search", world, draws=10)
-    page = report_study(tmp_path / "search").read_text()
-    first = page[: page.index("<h2>Front")]
+    text, values = report(tmp_path / "search")
+    first = text[: text.index("<h2>Front")]
     assert "10 recipes drawn from a space of 13 parameters" in first and "Preliminary: about 130 trials" in first
     best = max(memory.trials, key=lambda trial: trial.values[0])
     assert f"trial {best.number}" in first and "What sets the best apart from the rest" in first
-    assert "<h2>Against" not in page and "importance, summing to 1" in page and "t2i share" in page
-    values = study_values(tmp_path / "search")
+    assert "<h2>Against" not in text and "importance, summing to 1" in text and "t2i share" in text
     assert arms.read_study(tmp_path / "search")["front"] == [trial.number for trial in memory.best_trials]
     assert sum(found.share for found in values["importance"]["t2i"].values()) == pytest.approx(1)
-    assert "share (p)" in page and "workbench study FOLDER" in first
+    assert "share (p)" in text and "workbench study FOLDER" in first
 
 
 def test_arms_and_a_search_in_one_folder_keep_apart(tmp_path: Path) -> None:
@@ -284,20 +303,20 @@ FACTORS = StudyFile(
 )
 
 
-def test_a_screening_says_which_factors_matter(tmp_path: Path) -> None:
+def test_a_screening_says_which_factors_matter(tmp_path: Path, report: Report) -> None:
     def effect(recipe: Recipe, bench: str) -> float:
         return 0.4 * (recipe.optim.beta1 > 0.5) - 0.3 * (recipe.dmd.fake_updates == 3)
 
     conduct(FACTORS, tmp_path / "s", World(effect=effect, noise_sd=0.02, seed_sd=0.02, cases=3), seeds=(0,))
-    page = report_study(tmp_path / "s").read_text()
-    first = page[: page.index("<h2>Main effects")]
+    text, values = report(tmp_path / "s")
+    first = text[: text.index("<h2>Main effects")]
     assert "What moves the score, from the low level to the high one: beta1 +0." in first and "; R -0." in first
     assert "By less than 0.2: " in first and ">answered<" in first and "Margin: a difference below 0.2 " in first
-    rows = {row["name"]: row for row in study_values(tmp_path / "s")["effects"] if row["objective"] == "score"}
+    rows = {row["name"]: row for row in values["effects"] if row["objective"] == "score"}
     assert rows["beta1"]["difference"] == pytest.approx(0.4, abs=0.05)
     assert rows["R"]["difference"] == pytest.approx(-0.3, abs=0.05)
     assert {rows[name]["kind"] for name in ("EMA", "shift")} == {"equivalent"}
-    assert "Lenth" in page and "<h2>Against" not in page and "dmd.student_shift x 2" in page
+    assert "Lenth" in text and "<h2>Against" not in text and "dmd.student_shift x 2" in text
     console = Console(record=True, width=200, file=io.StringIO())
     table.print_table(tmp_path / "s", console)
     assert "beta1: +0." in console.export_text()
@@ -328,9 +347,9 @@ def test_a_screening_waits_for_all_of_its_runs(tmp_path: Path) -> None:
     assert "Main effects need every run of the design: 1 have no score yet." in page and ">not answered yet<" in page
 
 
-def test_all_arms_are_compared_with_each_other(tmp_path: Path) -> None:
+def test_all_arms_are_compared_with_each_other(tmp_path: Path, report: Report) -> None:
     conduct(MIXTURE, tmp_path / "s", World(effect=better_with_edits, seed_sd=0.01), seeds=(0, 1, 2))
-    values = study_values(tmp_path / "s")
+    text, values = report(tmp_path / "s")
     cells = {row["name"]: row["cells"] for row in values["among_all"]}
     assert cells["edit-only"]["t2i-only"]["shown"] == "better" and cells["t2i-only"]["edit-only"]["shown"] == "worse"
     assert cells["edit-only"]["5:5"]["shown"] == ""
@@ -339,7 +358,7 @@ def test_all_arms_are_compared_with_each_other(tmp_path: Path) -> None:
     against_first = next(row for row in values["comparisons"] if row["arm"] == "5:5" and row["objective"] == "score")
     assert one["difference"] == pytest.approx(against_first["difference"])
     assert one["high"] - one["low"] > against_first["high"] - against_first["low"], "three pairs, not two"
-    assert "<h2>Among all arms" in report_study(tmp_path / "s").read_text()
+    assert "<h2>Among all arms" in text
 
 
 def test_the_first_screen_has_a_verdict_for_every_category_and_the_margin(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from workbench.evaluation.metrics_file import Bounded
 
@@ -53,12 +53,12 @@ def placement(image: np.ndarray) -> tuple[float, float, float] | None:
     """Middle (x, y) and size of what stands out from the border's colour in an image (H, W, 3) uint8, in shares of its
     sides; None where nothing does."""
     height, width = image.shape[:2]
-    pixels = ndimage.uniform_filter(image.astype(np.float32), (3, 3, 1))
+    pixels = scipy.ndimage.uniform_filter(image.astype(np.float32), (3, 3, 1))
     distance = np.linalg.norm(pixels - border_colour(pixels), axis=2)
-    parts, count = ndimage.label(distance > FOREGROUND)
+    parts, count = scipy.ndimage.label(distance > FOREGROUND)
     if not count:
         return None
-    sizes = ndimage.sum_labels(np.ones_like(parts), parts, range(1, count + 1))
+    sizes = scipy.ndimage.sum_labels(np.ones_like(parts), parts, range(1, count + 1))
     # Parts of one drawing may not touch; specks do not count.
     rows, columns = np.nonzero(np.isin(parts, 1 + np.flatnonzero(sizes >= 0.05 * sizes.max())))
     (top, bottom), (left, right) = np.quantile(rows, (0.01, 0.99)), np.quantile(columns, (0.01, 0.99))
