@@ -33,6 +33,7 @@ import yaml
 from safetensors.torch import load_file
 
 from workbench.common.arguments import read_options
+from workbench.common.errors import UserError
 from workbench.common.tables import Table, stdout_console
 
 FULL: dict[str, Any] = {"resolution": 1024, "roles": "lora", "updates": 6}
@@ -257,7 +258,10 @@ def main(words: list[str]) -> None:
         raise SystemExit(__doc__)
     overrides = [word for word in words[1:] if "." in word.partition("=")[0]]
     own = [word for word in words[1:] if word not in overrides]
-    options = read_options(Options, own, FULL if "size=full" in own else None)
+    try:
+        options = read_options(Options, own, FULL if "size=full" in own else None)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
     out = Path(words[0]).absolute()
     try:
         out.mkdir(parents=True)

@@ -126,6 +126,10 @@ class TransformerDenoiser(Denoiser):
     def prefix_bytes(self, condition: Condition, dtype: torch.dtype) -> int:
         """Bytes of one prefix of `condition` without gradient."""
 
+    def pair_bytes(self, cond: Condition, uncond: Condition | None, dtype: torch.dtype) -> int:
+        """Bytes of what `prefixes` gives, without gradient."""
+        return sum(self.prefix_bytes(one, dtype) for one in (cond, uncond) if one is not None)
+
     def transformers(self) -> Iterable[TransformerDenoiser]:
         return (self,)
 

@@ -98,9 +98,7 @@ def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: Dis
         (batch.task, graded * student.activation_bytes(batch.condition, STUDENT, dtype)) for batch in batches
     )
     # The fake score's is gone before the teachers' two are there.
-    prefixes = max(
-        (1 if batch.uncond is None else 2) * student.prefix_bytes(batch.condition, dtype) for batch in batches
-    )
+    prefixes = max(student.pair_bytes(batch.condition, batch.uncond, dtype) for batch in batches)
     gathered = placement.gathered_bytes(student, dtype) if recipe.trainer.strategy == "fsdp" else 0
     each = ", ".join(f"{task} {count / 2**30:.2f}" for task, count in parts.items())
     halved = ", about half of it in compiled blocks" if student.compiled else ""

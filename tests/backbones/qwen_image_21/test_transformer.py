@@ -155,9 +155,18 @@ def test_prompt_and_empty_prompt_share_what_precedes_the_text_after_equal_slots(
     prefix, shared = network.prefixes(cond, uncond, "teacher")
     alone = network.prefix(uncond, "teacher")
     assert isinstance(prefix, CachedPrefix) and isinstance(shared, CachedPrefix) and isinstance(alone, CachedPrefix)
-    torch.testing.assert_close(shared.tensors(), alone.tensors())
-    for (key, value), (first_key, first_value) in zip(shared.keys_values, prefix.keys_values, strict=True):
-        assert torch.equal(key[:, :19], first_key[:, :19]) and torch.equal(value[:, :19], first_value[:, :19])
+    for parts, (whole,), (first,) in zip(shared.contexts(), alone.contexts(), prefix.contexts(), strict=True):
+        for j in range(2):
+            joined = torch.cat([part[j] for part in parts], dim=1)
+            torch.testing.assert_close(joined, whole[j])
+            assert torch.equal(joined[:, :19], first[j][:, :19])
+            assert parts[0][j].data_ptr() == first[j].data_ptr(), "no copy"
+    x_t, t = torch.randn(2, 16, 8), torch.tensor([0.7, 0.2])
+    velocities = [network.velocity(one, x_t, t, "teacher") for one in (shared, alone)]
+    torch.testing.assert_close(*velocities)
+    taken = {tensor.untyped_storage()._cdata: tensor for tensor in (*prefix.tensors(), *shared.tensors())}
+    of_tokens = sum(tensor.untyped_storage().nbytes() for tensor in taken.values() if tensor.shape[2:] == (2, 16))
+    assert network.network("teacher").pair_bytes(cond, uncond, torch.float32) == of_tokens
 
 
 @pytest.mark.parametrize(

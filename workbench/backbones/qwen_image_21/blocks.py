@@ -51,18 +51,17 @@ class TargetAttention:
     """Target tokens see all valid prefix tokens and each other. Text that follows a shared prefix uses it too, with a
     causal mask.
 
-    key_valid: bool over the context's keys and those of the target, as `CachedPrefix` holds it, or (S, P + S); None
-    where all are valid.
+    context: in parts, one after the other. key_valid: bool over the context's keys and those of the target, as
+    `CachedPrefix` holds it, or (S, P + S); None where all are valid.
     """
 
-    context: KeyValue
+    context: tuple[KeyValue, ...]
     key_valid: Tensor | None
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        prefix_key, prefix_value = (part.expand(len(query), -1, -1, -1).to(key.dtype) for part in self.context)
-        return attention(
-            query, torch.cat([prefix_key, key], dim=1), torch.cat([prefix_value, value], dim=1), self.key_valid
-        )
+        keys = [part.expand(len(query), -1, -1, -1).to(key.dtype) for part, _ in self.context]
+        values = [part.expand(len(query), -1, -1, -1).to(key.dtype) for _, part in self.context]
+        return attention(query, torch.cat([*keys, key], dim=1), torch.cat([*values, value], dim=1), self.key_valid)
 
 
 Attend = PrefixAttention | TargetAttention

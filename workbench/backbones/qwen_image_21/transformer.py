@@ -8,8 +8,8 @@ forward is the reference (`tests/backbones/qwen_image_21/test_transformer.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -38,6 +38,8 @@ from workbench.common.errors import UserError
 class CachedPrefix(Prefix):
     """Keys and values of text and references in each block, (B or 1, P, heads, head_dim), and what the target needs.
 
+    before: of the first tokens in each block, where another prefix holds them, which begins alike; keys_values are then
+    those of the tokens after.
     key_valid: (B or 1, 1, 1, P + N) bool over these keys and the target's, False at padded text; None where the
     layout has no padding, which leaves attention its fastest kernels.
     rotary: of the target tokens, (B or 1, N, head_dim / 2, 2).
@@ -46,11 +48,22 @@ class CachedPrefix(Prefix):
     keys_values: tuple[KeyValue, ...]
     key_valid: Tensor | None
     rotary: Rotary
+    before: tuple[KeyValue, ...] = ()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> CachedPrefix:
-        keys_values = tuple((change(key), change(value)) for key, value in self.keys_values)
+        before, keys_values = (
+            tuple((change(key), change(value)) for key, value in pairs) for pairs in (self.before, self.keys_values)
+        )
         key_valid = None if self.key_valid is None else change(self.key_valid)
-        return CachedPrefix(keys_values, key_valid, change(self.rotary))
+        return CachedPrefix(keys_values, key_valid, change(self.rotary), before)
+
+    def first(self, count: int) -> tuple[KeyValue, ...]:
+        """Keys and values of the first `count` tokens in each block, none of them copied."""
+        return tuple((key[:, :count], value[:, :count]) for key, value in self.keys_values)
+
+    def contexts(self) -> Iterator[tuple[KeyValue, ...]]:
+        """What the target attends to in each block, in parts."""
+        return zip(self.before, self.keys_values, strict=True) if self.before else zip(self.keys_values, strict=True)
 
 
 class SplitTransformer(TransformerDenoiser):
@@ -114,22 +127,15 @@ class SplitTransformer(TransformerDenoiser):
         x = self.graded(self._embedded(condition, text, role) if shared is None else text)
         modulation, _ = self._modulation(torch.zeros(1, device=device), x.dtype, role)
         rotary = self.table.prefix(layout, device)[:, start:]
-        keys_values = []
+        keys_values, before = [], () if shared is None else shared.first(start)
         for i in range(len(self.blocks)):
-            context: KeyValue | None = None
-            if shared is not None:
-                key, value = shared.keys_values[i]
-                context = key[:, :start], value[:, :start]
-            attend = PrefixAttention(segments) if context is None else TargetAttention(context, mask)
+            attend = TargetAttention((before[i],), mask) if before else PrefixAttention(segments)
             # The last block computes keys and values alone: nothing reads its output.
             last = i == len(self.blocks) - 1
             x, key_value = self.run_block(i, x, modulation, rotary, None if last else attend, role)
-            if context is not None:
-                key_value = _joined(context, key_value)
             keys_values.append(key_value)
-        return CachedPrefix(
-            tuple(keys_values), sequence.key_valid(condition), self.table.target(layout, condition.lengths)
-        )
+        rotary_of_target = self.table.target(layout, condition.lengths)
+        return CachedPrefix(tuple(keys_values), sequence.key_valid(condition), rotary_of_target, before)
 
     def velocity(self, prefix: Prefix, x_t: Tensor, t: Tensor, role: str) -> Tensor:
         return self._evaluated(prefix, x_t, t, role)[0]
@@ -143,7 +149,7 @@ class SplitTransformer(TransformerDenoiser):
         x = self.graded(lora.apply(self.embed["img_in"], x_t.to(self._dtype), role))
         features, last_of_half = x, (len(self.blocks) - 1) // 2
         modulation, temb = self._modulation(t, x.dtype, role)
-        for i, context in enumerate(prefix.keys_values):
+        for i, context in enumerate(prefix.contexts()):
             attend = TargetAttention(context, prefix.key_valid)
             x, _ = self.run_block(i, x, modulation, prefix.rotary, attend, role)
             features = x if i == last_of_half else features
@@ -158,6 +164,13 @@ class SplitTransformer(TransformerDenoiser):
     def prefix_bytes(self, condition: Condition, dtype: torch.dtype) -> int:
         numbers = 2 * len(self.blocks) * self.transformer.inner_dim
         return len(condition.lengths) * sequence.num_prefix_tokens(condition.layout) * numbers * dtype.itemsize
+
+    def pair_bytes(self, cond: Condition, uncond: Condition | None, dtype: torch.dtype) -> int:
+        found = super().pair_bytes(cond, uncond, dtype)
+        if uncond is None or not sequence.begin_alike(cond, uncond):
+            return found
+        until_text = replace(cond.layout, text_tokens=cond.layout.references[-1].end)
+        return found - self.prefix_bytes(replace(cond, layout=until_text), dtype)
 
     def _text(self, condition: Condition, role: str, last: int | None) -> Tensor:
         """Embedded text, (B, L, width), or the last tokens of it."""
@@ -199,8 +212,3 @@ class SplitTransformer(TransformerDenoiser):
         activation, linear = modulation.children()
         scale_1, gate_1, scale_2, gate_2 = lora.apply(linear, activation(temb), role).unsqueeze(1).chunk(4, dim=-1)
         return (1 + scale_1, gate_1.tanh(), 1 + scale_2, gate_2.tanh()), temb
-
-
-def _joined(context: KeyValue, new: KeyValue) -> KeyValue:
-    """Keys and values of the tokens before, then of those after."""
-    return torch.cat([context[0], new[0]], dim=1), torch.cat([context[1], new[1]], dim=1)
