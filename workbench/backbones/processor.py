@@ -1,4 +1,4 @@
-"""A pipeline's processor on machines without torchvision.
+"""A pipeline's processor, on machines without torchvision and from folders without a video processor too.
 
 transformers builds vision-language processors with a video processor, which needs torchvision. Pipelines never see a
 video, so here the same class is built from the tokenizer and a Pillow image processor alone: a distillation needs no
@@ -22,6 +22,7 @@ from workbench.common.outside import read_bytes, read_json
 
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+VIDEO_PROCESSOR_FILE = "video_preprocessor_config.json"
 COPY_AGAIN = "copy the processor folder of the pipeline again"
 TOKENS = {
     "image": "<|image_pad|>",
@@ -35,8 +36,8 @@ _LONGEST_RENDERING_S = 5.0
 
 
 def load_processor(folder: Path, kind: type[ProcessorMixin], images: type[PilBackend]) -> ProcessorMixin:
-    """Processor saved in `folder`, of class `kind`: as it is where torchvision is installed, without videos elsewhere,
-    then with an image processor of class `images`.
+    """Processor saved in `folder`, of class `kind`: as it is where torchvision is installed and the folder has a video
+    processor; without videos elsewhere, then with an image processor of class `images`.
 
     Raises:
         UserError: a file that it needs is missing, or the chat template does not come to an end.
@@ -91,7 +92,7 @@ def _require_end(processor: ProcessorMixin, file: Path) -> None:
 
 
 def _loaded(folder: Path, kind: type[ProcessorMixin], images: type[PilBackend]) -> ProcessorMixin:
-    if is_torchvision_available():
+    if is_torchvision_available() and (folder / VIDEO_PROCESSOR_FILE).is_file():
         return kind.from_pretrained(folder, trust_remote_code=False)
     settings: dict[str, Any] = read_json(folder / IMAGE_PROCESSOR_FILE, dict, COPY_AGAIN)
     settings = {
