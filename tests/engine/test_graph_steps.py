@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SIZES = "blocks=1,width=32,heads=2,text=24,channels=8"
 SHAPES = Shapes(batch_size=3, text_tokens=9, side=4, context_dim=24, channels=8)
 CPU = torch.device("cpu")
-UPDATES = 7
+UPDATES = 5
 FORBIDDEN = (
     "_local_scalar_dense",
     "nonzero",
