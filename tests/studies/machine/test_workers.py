@@ -70,7 +70,7 @@ def test_two_workers_run_every_entry_once(folder: Path) -> None:
 
 
 def test_two_commands_at_once_share_the_entries(folder: Path) -> None:
-    commands = [start(folder, "workers=1"), start(folder, "workers=2")]
+    commands = [start(folder), start(folder)]
     outputs = [command.communicate(timeout=280)[0] for command in commands]
     assert [command.returncode for command in commands] == [0, 0], outputs
     run_here(folder)
@@ -93,7 +93,7 @@ def test_trials_that_die_are_recorded_and_the_study_goes_on(folder: Path) -> Non
     assert Counter(trial["seed"] for trial in failed) == {1: 2, 2: 2, 3: 2}
     assert all(trial["error"].startswith(errors[trial["seed"]]) for trial in failed)
     (folder / "faults").unlink()
-    run(folder, "workers=1", "seeds=0,1,2,3")
+    run_here(folder, "seeds=0,1,2,3")
     assert completed(folder) == entries
     # Tried again in their own folders, from where they were.
     assert len(writers(folder)) == len(entries)
@@ -123,7 +123,7 @@ def test_a_supervisor_killed_by_force_takes_its_workers_along(folder: Path) -> N
     command.kill()
     wait_for(lambda: not any(Path(f"/proc/{process}").exists() for process in begun))
     (folder / "seconds").write_text("0.1")
-    run(folder, "seeds=0")
+    run_here(folder, "seeds=0")
     assert completed(folder) == {entry: 1 for entry in ALL if entry[1] == 0}
 
 
@@ -135,7 +135,7 @@ def test_an_interrupt_stops_all_workers_and_the_same_command_continues(folder: P
     command.communicate(timeout=60)
     assert {trial["error"] for trial in trials(folder)} == {"interrupted"}
     (folder / "seconds").write_text("0.1")
-    run(folder, "workers=1", "seeds=0")
+    run_here(folder, "seeds=0")
     assert completed(folder) == {entry: 1 for entry in ALL if entry[1] == 0}
     assert len(writers(folder)) == 2
 
@@ -171,25 +171,23 @@ def test_workers_that_cannot_go_on_say_why(folder: Path) -> None:
         run(folder, worker=worker)
 
 
-def test_a_search_draws_every_slot_once_and_differently(folder: Path) -> None:
-    (folder / "seconds").write_text("0.1")
-    optuna_study = run(folder, "search=true", "trials=6", "workers=2")
-    shifts = [trial.params["shift"] for trial in optuna_study.trials]
-    assert len(shifts) == len(set(shifts)) == 6
-    run_here(folder, "search=true", "trials=6")
-    assert len(trials(folder)) == 6
-
-
-def test_a_search_prunes_what_is_far_below_the_median(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_draws_every_slot_once_and_prunes_what_is_far_below_the_median(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the noise floor that its supervisor found: the workers are told, and do not look themselves."""
     monkeypatch.setattr(session, "noise_floor_of", lambda *_: 0.001)
     (folder / "seconds").write_text("2")
-    optuna_study = run(folder, "search=true", "trials=8", "workers=2", "evaluation.milestone_cases=1")
+    words = ("search=true", "trials=8", "evaluation.milestone_cases=1")
+    optuna_study = run(folder, *words, "workers=2")
+    shifts = [trial.params["shift"] for trial in optuna_study.trials]
+    assert len(shifts) == len(set(shifts)) == 8
     states = Counter(trial.state.name for trial in optuna_study.trials)
     assert states["PRUNED"] >= 1 and states["COMPLETE"] >= 4 and states.total() == 8
     for trial in optuna_study.trials:
         if trial.state.name == "PRUNED":
             assert len(writers(folder)[trial.user_attrs["run"]]) < 5
+    run_here(folder, *words)
+    assert len(trials(folder)) == 8
 
 
 def test_libraries_are_read_once_and_before_the_first_trial(tmp_path: Path) -> None:
