@@ -166,7 +166,7 @@ class ShardSource:
     """Encoded shards that kept their images in (`data.keep_raw`), decoded once: some 70 KB an edit of 128 x 128.
 
     Raises:
-        UserError: a sample has no target image or no caption.
+        UserError: a sample has no target image, no caption, or several sources.
     """
 
     def __init__(self, dataset: EncodedDataset, tokenize: Tokenize) -> None:
@@ -204,8 +204,10 @@ class ShardSource:
             return list(bar.track(reads, total=len(self._dataset), description="reading the encoded shards"))
 
     def _read(self, i: int) -> tuple[np.ndarray | None, ...]:
-        sample, source = self._dataset.read(i, uncond=False), self._dataset.read_source(i)
-        return sample.latent, sample.source_latent, None if source is None else np.asarray(source)
+        sample, sources = self._dataset.read(i, uncond=False), self._dataset.read_sources(i)
+        if len(sources) > 1:
+            raise UserError(f"sample {self.key(i, 0)} has {len(sources)} source images, and pretraining takes one")
+        return sample.latent, sample.source_latent, np.asarray(sources[0]) if sources else None
 
 
 def places(geometry: np.ndarray, num_geometries: int) -> np.ndarray:

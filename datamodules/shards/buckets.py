@@ -4,12 +4,13 @@ A picture goes to the bucket whose aspect is nearest to its own (by ratio), is s
 centre. The buckets have about `resolution`^2 pixels, the aspects of RATIOS and their transposes, and sides rounded to
 what the family takes; `data.max_buckets` leaves the longest ones out. Source and target of an edit show the same frame:
 the bucket and the crop of the target are applied to both, in shares of the frame, so that they stay aligned where their
-sizes differ.
+sizes differ. Of several sources those of the target's aspect are treated so, and each other one goes to its own bucket.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 from PIL import Image
@@ -19,7 +20,7 @@ from workbench.recipe.config import Data
 
 RATIOS = (1, 4 / 3, 3 / 2, 16 / 9, 2, 3, 4)
 ALIKE = 1.1
-"""Source and target whose aspects differ by more than this factor cannot show the same frame."""
+"""Pictures whose aspects differ by more than this factor cannot show the same frame."""
 Size = tuple[int, int]
 """Width and height in pixels."""
 
@@ -61,28 +62,43 @@ def bucket_of(size: Size, data: Data, multiple: int, where: str) -> Size:
     return min(buckets_of(data, multiple), key=lambda bucket: abs(math.log(bucket[0] / bucket[1]) - aspect))
 
 
+def frame_of(target: Image.Image | None, sources: Sequence[Image.Image]) -> Image.Image | None:
+    """The picture whose frame is drawn: the target, else the last source, which editing pipelines go by."""
+    return target or (sources[-1] if sources else None)
+
+
 def fitted(
-    target: Image.Image | None, source: Image.Image | None, data: Data, multiple: int, where: str
-) -> tuple[Image.Image | None, Image.Image | None]:
-    """Target and source of one sample in the bucket of the target, or of the source where there is no target.
+    target: Image.Image | None, sources: Sequence[Image.Image], data: Data, multiple: int, where: str
+) -> tuple[Image.Image | None, tuple[Image.Image, ...]]:
+    """Target and sources of one sample, in the bucket of its frame (`frame_of`), sources of other aspects in their own.
 
     Raises:
-        UserError: naming `where`, as `bucket_of`, or for an edit whose pictures cannot show the same frame.
+        UserError: naming `where`, as `bucket_of`, or for an edit whose one source cannot show the target's frame.
     """
-    frame = target or source
+    frame = frame_of(target, sources)
     if frame is None:
-        return None, None
+        return None, ()
     bucket = bucket_of(frame.size, data, multiple, where)
-    if target is not None and source is not None:
-        factor = (source.width * target.height) / (source.height * target.width)
-        if not 1 / ALIKE <= factor <= ALIKE:
-            raise UserError(
-                f"{where}: the source is {source.width} x {source.height} and the target {target.width} x "
-                f"{target.height} pixels: of different aspects, so nobody can tell what lies where; crop one like the "
-                "other"
-            )
+    if target is not None and len(sources) == 1 and not _are_alike(sources[0].size, target.size):
+        raise UserError(
+            f"{where}: the source is {sources[0].width} x {sources[0].height} and the target {target.width} x "
+            f"{target.height} pixels: of different aspects, so nobody can tell what lies where; crop one like the other"
+        )
     box = _crop(frame.size, bucket)
-    return tuple(None if image is None else _cut(image, frame.size, box, bucket) for image in (target, source))  # type: ignore[return-value]
+
+    def placed(number: int, source: Image.Image) -> Image.Image:
+        if _are_alike(source.size, frame.size):
+            return _cut(source, frame.size, box, bucket)
+        own = bucket_of(source.size, data, multiple, f"{where}, source {number}")
+        return _cut(source, source.size, _crop(source.size, own), own)
+
+    cut = None if target is None else _cut(target, frame.size, box, bucket)
+    return cut, tuple(placed(number, source) for number, source in enumerate(sources, 1))
+
+
+def _are_alike(first: Size, second: Size) -> bool:
+    factor = (first[0] * second[1]) / (first[1] * second[0])
+    return 1 / ALIKE <= factor <= ALIKE
 
 
 def _crop(size: Size, bucket: Size) -> tuple[float, float, float, float]:

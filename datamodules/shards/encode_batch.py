@@ -24,6 +24,16 @@ from workbench.common.errors import UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Key = TypeVar("Key", bound=Hashable)
+_TARGET, _SOURCES = "latent.npy", "source_latent.npy"
+
+
+@dataclass(frozen=True)
+class FamilyLimits:
+    """What a family takes: sides of images that are multiples of `side_multiple` pixels, and at most `max_sources`
+    source images of one edit."""
+
+    side_multiple: int
+    max_sources: int = 1
 
 
 @dataclass(frozen=True)
@@ -31,15 +41,14 @@ class Encoder:
     """Text encoder and autoencoder of a pipeline.
 
     prompts: prompts, each with its images. images: uint8 (B, H, W, 3 or 4) -> latents (B, N, C).
-    pixels_per_token: side of the square of pixels behind one latent token. side_multiple: sides of images are multiples
-    of so many pixels. check: raises UserError for a prompt that would be misread. prompt_limit: tokens of a prompt
-    beyond which a warning is due; 0 for none.
+    pixels_per_token: side of the square of pixels behind one latent token. check: raises UserError for a prompt that
+    would be misread. prompt_limit: tokens of a prompt beyond which a warning is due; 0 for none.
     """
 
     prompts: Callable[[list[str], list[list[Image.Image]] | None], Sequence[EncodedPrompt]]
     images: Callable[[Tensor], Tensor]
     pixels_per_token: int
-    side_multiple: int
+    limits: FamilyLimits
     check: Callable[[str], None] = lambda _: None
     prompt_limit: int = 0
 
@@ -61,15 +70,6 @@ class _Text:
     content: bytes
     length: int
     references: tuple[Reference, ...]
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """One picture of a sample. name: of the member that its latents become."""
-
-    image: Image.Image
-    name: str
-    where: str
 
 
 class Batches:
@@ -137,18 +137,18 @@ def encode_window(encoder: Encoder, batches: Batches, url: str, window: Sequence
         members = {"prompt.npy": prompt.content}
         if uncond is not None:
             members["uncond.npy"] = uncond.content
-        members |= {name: content for name, (content, _) in sorted(latents[i].items())}
+        members |= {name: npy_bytes(values, f"{where[i]}, {name}") for name, values in sorted(latents[i].items())}
         _check_slots(geometry, latents[i], where[i])
         results.append(EncodedRaw(geometry, prompt.length, uncond.length if uncond else None, members))
     return results
 
 
-def _check_slots(geometry: Geometry, latents: dict[str, tuple[bytes, int]], where: str) -> None:
+def _check_slots(geometry: Geometry, latents: dict[str, np.ndarray], where: str) -> None:
     slots = sum(reference.num_tokens for reference in geometry.references)
-    if "source_latent.npy" in latents and slots != latents["source_latent.npy"][1]:
+    if _SOURCES in latents and slots != len(latents[_SOURCES]):
         raise UserError(
-            f"{where}: the text encoder sees {slots} tokens of the source image and the VAE "
-            f"{latents['source_latent.npy'][1]}; resize source images to what the pipeline's processor keeps"
+            f"{where}: the text encoder sees {slots} tokens of source images and the VAE {len(latents[_SOURCES])}; "
+            "resize source images to what the pipeline's processor keeps"
         )
 
 
@@ -159,8 +159,8 @@ def _prompts(
     found: dict[int, tuple[_Text, _Text | None]] = {}
 
     def embed(texts: Sequence[str], chosen: Sequence[int], name: str) -> list[_Text]:
-        images = [[raw.source] for raw in (window[i] for i in chosen) if raw.source is not None] or None
-        encoded = encoder.prompts(list(texts), images)
+        images = [list(window[i].sources) for i in chosen]
+        encoded = encoder.prompts(list(texts), images if any(images) else None)
         arrays = [(i, array(each.embeddings), each.references) for i, each in zip(chosen, encoded, strict=True)]
         return [
             _Text(npy_bytes(values, f"{where[i]}, {name}"), len(values), tuple(references))
@@ -174,50 +174,50 @@ def _prompts(
         texts = embed([window[i].text for i in chosen], chosen, "prompt.npy")
         return list(zip(texts, embed([""] * len(chosen), chosen, "uncond.npy"), strict=True))
 
-    for size, alike in _grouped(enumerate(window), lambda item: _size_of_source(item[1])):
+    for sizes, alike in _grouped(enumerate(window), lambda item: tuple(image.size for image in item[1].sources)):
         # Of like length: a batch is padded to its longest.
         indices = sorted((i for i, _ in alike), key=lambda i: (len(window[i].text), i))
-        kind = "captions" if size is None else f"instructions with pictures of {size[0]} x {size[1]}"
-        found.update(zip(indices, batches.run(kind, indices, captions if size is None else instructions), strict=True))
+        pictures = " and ".join(f"{width} x {height}" for width, height in sizes)
+        kind = f"instructions with pictures of {pictures}" if sizes else "captions"
+        found.update(zip(indices, batches.run(kind, indices, instructions if sizes else captions), strict=True))
     return [found[i] for i in range(len(window))]
-
-
-def _size_of_source(raw: RawSample) -> tuple[int, int] | None:
-    return None if raw.source is None else raw.source.size
 
 
 def _latents(
     encoder: Encoder, batches: Batches, window: Sequence[RawSample], where: Sequence[str]
-) -> list[dict[str, tuple[bytes, int]]]:
-    """Of every sample: name of a picture's member -> its .npy file and its tokens."""
-    results: list[dict[str, tuple[bytes, int]]] = [{} for _ in window]
+) -> list[dict[str, np.ndarray]]:
+    """Of every sample: name of a member -> latents (tokens, C) of its target, or of all its sources in order."""
     pictures = [
-        (i, _Picture(image, name, where[i]))
+        (i, name, image)
         for i, raw in enumerate(window)
-        for name, image in (("latent.npy", raw.target), ("source_latent.npy", raw.source))
+        for name, images in ((_TARGET, (raw.target,)), (_SOURCES, raw.sources))
+        for image in images
         if image is not None
     ]
-    for (size, _), alike in _grouped(pictures, lambda item: (item[1].image.size, item[1].image.mode)):
-        kind = f"pictures of {size[0]} x {size[1]}"
-        encoded = batches.run(kind, [picture for _, picture in alike], lambda part: _encode_pictures(encoder, part))
-        for (i, picture), result in zip(alike, encoded, strict=True):
-            results[i][picture.name] = result
+    encoded: dict[int, np.ndarray] = {}
+    for (size, _), alike in _grouped(enumerate(pictures), lambda item: (item[1][2].size, item[1][2].mode)):
+        indices = [index for index, _ in alike]
+
+        def run(part: Sequence[int]) -> list[np.ndarray]:
+            return _encode_pictures(encoder, [pictures[j][2] for j in part], where[pictures[part[0]][0]])
+
+        found = batches.run(f"pictures of {size[0]} x {size[1]}", indices, run)
+        encoded.update(zip(indices, found, strict=True))
+    results: list[dict[str, np.ndarray]] = [{} for _ in window]
+    for (i, name), of_one in _grouped(range(len(pictures)), lambda j: pictures[j][:2]):
+        results[i][name] = np.concatenate([encoded[j] for j in of_one])
     return results
 
 
-def _encode_pictures(encoder: Encoder, pictures: Sequence[_Picture]) -> list[tuple[bytes, int]]:
-    pixels = torch.from_numpy(np.stack([np.asarray(picture.image) for picture in pictures]))
+def _encode_pictures(encoder: Encoder, images: Sequence[Image.Image], where: str) -> list[np.ndarray]:
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     latents = array(encoder.images(pixels))
     num_tokens = pixels.shape[1] * pixels.shape[2] // encoder.pixels_per_token**2
     if latents.shape[1] != num_tokens:
         raise UserError(
-            f"{pictures[0].where}: the VAE makes {latents.shape[1]} tokens of an image, not {num_tokens}; use another "
-            "VAE"
+            f"{where}: the VAE makes {latents.shape[1]} tokens of an image, not {num_tokens}; use another VAE"
         )
-    return [
-        (npy_bytes(values, f"{picture.where}, {picture.name}"), len(values))
-        for picture, values in zip(pictures, latents, strict=True)
-    ]
+    return list(latents)
 
 
 def _grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> list[tuple[Key, list[Item]]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from datamodules.shards.buckets import Size
+from datamodules.shards.encode_batch import FamilyLimits
 from datamodules.shards.encode_shard import ShardEncoder, read_fitted
 from datamodules.shards.left_out import Tally
 from datamodules.shards.raw import RawSample
@@ -26,8 +27,8 @@ _HEADERS_BYTES = 4096
 class Look:
     """What a look at raw samples found.
 
-    num_shards: looked into. num_samples: looked at. is_all: whether there are no others. sizes: samples by task and
-    bucket in pixels. tally: what would be left out. kept: some samples of every shard seen, fitted.
+    num_shards: looked into. num_samples: looked at. is_all: whether there are no others. sizes: samples by task, size
+    in pixels and sizes of their sources. tally: what would be left out. kept: some samples of every shard seen, fitted.
     read_s: seconds that reading, decoding and scaling took.
     """
 
@@ -35,7 +36,7 @@ class Look:
     num_shards: int = 0
     num_samples: int = 0
     is_all: bool = True
-    sizes: Counter[tuple[Task, Size]] = field(default_factory=Counter)
+    sizes: Counter[tuple[Task, Size, tuple[Size, ...]]] = field(default_factory=Counter)
     kept: list[RawSample] = field(default_factory=list)
     read_s: float = 0.0
 
@@ -53,7 +54,7 @@ class Pace:
     sample_bytes: float
 
 
-def look_at(data: Data, shards: Sequence[str], side_multiple: int) -> Look:
+def look_at(data: Data, shards: Sequence[str], limits: FamilyLimits) -> Look:
     """Read the first samples of some shards, evenly spread.
 
     Raises:
@@ -66,9 +67,10 @@ def look_at(data: Data, shards: Sequence[str], side_multiple: int) -> Look:
     started = time.perf_counter()
     for i in range(num_seen):
         shard = shards[i * len(shards) // num_seen]
-        samples = read_fitted(data, side_multiple, shard, found.tally)
+        samples = read_fitted(data, limits, shard, found.tally)
         for number, raw in enumerate(islice(samples, SAMPLES_SEEN)):
-            found.sizes[raw.task, (raw.meta["width"], raw.meta["height"])] += 1
+            sources = tuple(image.size for image in raw.sources)
+            found.sizes[raw.task, (raw.meta["width"], raw.meta["height"]), sources] += 1
             found.num_samples += 1
             if number < most:
                 found.kept.append(raw)

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.shards.buckets import bucket_of, fitted
-from datamodules.shards.encode_batch import Batches, EncodedRaw, Encoder, array, encode_window
+from datamodules.shards.buckets import bucket_of, fitted, frame_of
+from datamodules.shards.encode_batch import Batches, EncodedRaw, Encoder, FamilyLimits, array, encode_window
 from datamodules.shards.encoded import geometry_to_json
 from datamodules.shards.left_out import Tally
 from datamodules.shards.raw import RawSample, read_raw
+from datamodules.shards.sources import source_name, source_number
 from datamodules.shards.writer import ShardWriter
 from workbench.common import files
 from workbench.common.errors import UserError
-from workbench.common.images import IMAGE_SUFFIXES, png_bytes
+from workbench.common.images import IMAGE_SUFFIXES, check_sources, png_bytes
 from workbench.common.outside import read_json
 from workbench.recipe.config import Data
 
@@ -28,7 +29,6 @@ _WINDOW_PIXELS = 1 << 26
 """Samples are read this many batches or pixels at a time, so that those of one size find each other."""
 LARGEST_SIDE = 1 << 13
 LONG = "have captions of more than {} tokens: all prompts of their size are padded to the longest"
-_RAW_IMAGES = (*IMAGE_SUFFIXES, *(f"source.{suffix}" for suffix in IMAGE_SUFFIXES))
 
 
 def record_path(path: Path) -> Path:
@@ -71,7 +71,7 @@ class ShardEncoder:
         reading, checking = Tally.of(data), Tally.of(data)
         entries: list[dict[str, Any]] = []
         with ShardWriter(path) as shard:
-            for window in read_windows(data, self._encoder.side_multiple, url, reading):
+            for window in read_windows(data, self._encoder.limits, url, reading):
                 chosen = [raw for raw in window if self._is_readable(raw, checking)]
                 for raw, encoded in zip(chosen, self.encode_samples(url, chosen), strict=True):
                     entries.append(self._write(shard, raw, encoded, checking))
@@ -97,8 +97,9 @@ class ShardEncoder:
 
     def _write(self, shard: ShardWriter, raw: RawSample, encoded: EncodedRaw, tally: Tally) -> dict[str, Any]:
         """Add a sample's members to the shard; its entry of the index."""
-        kept = ("txt", *_RAW_IMAGES) if self._data.keep_raw else ("txt",)
-        members = encoded.members | {name: raw.members[name] for name in kept if name in raw.members}
+        images = sorted((name for name in raw.members if _place(name) is not None), key=lambda name: _place(name) or 0)
+        kept = ("txt", *images) if self._data.keep_raw else ("txt",)
+        members = encoded.members | {name: raw.members[name] for name in kept}
         text_tokens = encoded.length - sum(reference.num_slots for reference in encoded.geometry.references)
         if 0 < self._encoder.prompt_limit < text_tokens:
             tally.warned[LONG.format(self._encoder.prompt_limit)] += 1
@@ -110,10 +111,16 @@ class ShardEncoder:
         return {"key": raw.key, **entry, "geometry": plain, "members": places}
 
 
-def read_windows(data: Data, side_multiple: int, url: str, tally: Tally) -> Iterator[list[RawSample]]:
+def _place(name: str) -> int | None:
+    """Of an image among those of a raw sample, by the name of its member: 0 of the target, the number of a source."""
+    stem, _, suffix = name.rpartition(".")
+    return None if suffix not in IMAGE_SUFFIXES else source_number(stem) if stem else 0
+
+
+def read_windows(data: Data, limits: FamilyLimits, url: str, tally: Tally) -> Iterator[list[RawSample]]:
     """The samples of a raw shard that can be encoded, in order, as many as are encoded together. The next ones are
     read and scaled in a thread meanwhile."""
-    windows = _windows(read_fitted(data, side_multiple, url, tally), WINDOW_BATCHES * data.encode_batch_size)
+    windows = _windows(read_fitted(data, limits, url, tally), WINDOW_BATCHES * data.encode_batch_size)
     thread = ThreadPoolExecutor(1, "raw samples")
     try:
         ahead = thread.submit(next, windows, None)
@@ -124,30 +131,33 @@ def read_windows(data: Data, side_multiple: int, url: str, tally: Tally) -> Iter
         thread.shutdown(cancel_futures=True)
 
 
-def read_fitted(data: Data, side_multiple: int, url: str, tally: Tally) -> Iterator[RawSample]:
+def read_fitted(data: Data, limits: FamilyLimits, url: str, tally: Tally) -> Iterator[RawSample]:
     """The samples of a raw shard that can be encoded, images brought to a bucket, whose sides are `height` and `width`
     of `meta`."""
     for raw in read_raw(url, tally):
         ready: RawSample | None = None
         with tally.sample():
-            ready = _in_bucket(raw, data, side_multiple, f"shard {url}, sample {raw.key}")
+            where = f"shard {url}, sample {raw.key}"
+            check_sources(len(raw.sources), limits.max_sources, where)
+            ready = _in_bucket(raw, data, limits.side_multiple, where)
         if ready is not None:
             yield ready
 
 
 def _in_bucket(raw: RawSample, data: Data, multiple: int, where: str) -> RawSample:
-    target, source = fitted(raw.target, raw.source, data, multiple, where)
-    image = target or source
+    target, sources = fitted(raw.target, raw.sources, data, multiple, where)
+    image = frame_of(target, sources)
     width, height = image.size if image else bucket_of(_stated_size(raw.meta, data, where), data, multiple, where)
     members = dict(raw.members)
-    for prefix, before, after in (("", raw.target, target), ("source.", raw.source, source)):
+    named = {f"{source_name(i)}.": pair for i, pair in enumerate(zip(raw.sources, sources, strict=True), 1)}
+    for prefix, (before, after) in {"": (raw.target, target), **named}.items():
         # Writing a PNG takes longer than all else that is done to a picture here.
         if data.keep_raw and before is not None and after is not None and before.size != after.size:
             for suffix in IMAGE_SUFFIXES:
                 members.pop(prefix + suffix, None)
             members[f"{prefix}png"] = png_bytes(after)
     meta = {**raw.meta, "width": width, "height": height}
-    return replace(raw, target=target, source=source, meta=meta, members=members)
+    return replace(raw, target=target, sources=sources, meta=meta, members=members)
 
 
 def _stated_size(meta: dict[str, Any], data: Data, where: str) -> tuple[int, int]:
@@ -164,7 +174,7 @@ def _windows(samples: Iterable[RawSample], most: int) -> Iterator[list[RawSample
     pixels = 0
     for raw in samples:
         window.append(raw)
-        pixels += sum(image.width * image.height for image in (raw.target, raw.source) if image is not None)
+        pixels += sum(image.width * image.height for image in (raw.target, *raw.sources) if image is not None)
         if len(window) == most or pixels >= _WINDOW_PIXELS:
             yield window
             window, pixels = [], 0

@@ -2,8 +2,9 @@
 
 The shards are valid WebDataset tars; `index.json` next to them holds byte offset and size of every member, so a sample
 is one `pread` a member. Members: KEY.prompt.npy (L, D), KEY.uncond.npy (edits), KEY.latent.npy (N, C) if there is a
-target, KEY.source_latent.npy (R, C) for edits, all arrays float16; KEY.txt, KEY.json; with `data.keep_raw` also
-KEY.source.* and the target image. `uncond_t2i.npy` (L, D) is the empty prompt of every T2I sample.
+target, KEY.source_latent.npy (R, C) for edits, the sources one after another, all arrays float16; KEY.txt, KEY.json;
+with `data.keep_raw` also KEY.source.*, KEY.source_2.* and so on, and the target image. `uncond_t2i.npy` (L, D) is the
+empty prompt of every T2I sample.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from PIL import Image
 
 from datamodules.shards.arrays import finite_view_of, is_finite, view_of
 from datamodules.shards.index import damaged, fetch_shards, read_index
+from datamodules.shards.sources import source_name
 from workbench.batch import Layout, Reference, Task
 from workbench.common.errors import UserError
 from workbench.common.images import IMAGE_SUFFIXES, decode_image
@@ -140,18 +142,19 @@ class EncodedDataset:
         """Caption or instruction of sample `i`."""
         return self._read_raw_member(i, ("txt",))[1].decode()
 
-    def read_source(self, i: int) -> Image.Image | None:
-        """Source image of an edit as PIL, None for T2I. UserError unless encoded with `data.keep_raw`."""
-        if not self.geometries[self.samples.geometry[i]].references:
-            return None
-        name, content = self._read_raw_member(i, tuple(f"source.{suffix}" for suffix in IMAGE_SUFFIXES))
-        return decode_image(content, f"sample {self.samples.keys[i]}, {name}")
+    def read_sources(self, i: int) -> list[Image.Image]:
+        """Source images of an edit as PIL, none for T2I. UserError unless encoded with `data.keep_raw`."""
+        count = len(self.geometries[self.samples.geometry[i]].references)
+        return [self._read_image(i, f"{source_name(number)}.") for number in range(1, count + 1)]
 
     def read_target(self, i: int) -> Image.Image | None:
         """Target image as PIL, None for prompt-only samples. UserError unless encoded with `data.keep_raw`."""
         if not self.has_target(i):
             return None
-        name, content = self._read_raw_member(i, IMAGE_SUFFIXES)
+        return self._read_image(i, "")
+
+    def _read_image(self, i: int, prefix: str) -> Image.Image:
+        name, content = self._read_raw_member(i, tuple(prefix + suffix for suffix in IMAGE_SUFFIXES))
         return decode_image(content, f"sample {self.samples.keys[i]}, {name}")
 
     def _read_raw_member(self, i: int, names: tuple[str, ...]) -> tuple[str, bytes]:

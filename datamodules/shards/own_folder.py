@@ -1,8 +1,8 @@
 """A folder of a user's images: captions as text files next to them, or tables that name them.
 
-Captions: `x.png|jpg|webp` with `x.txt`, `x.source.png|jpg|webp` for an edit; a caption alone is a prompt-only sample;
-the first subfolder is the category, else `custom`. Tables: `metadata.csv|jsonl|parquet` in any subfolder, as Hugging
-Face has them, or where no picture has a caption of its own all tables that there are.
+Captions: `x.png|jpg|webp` with `x.txt`, `x.source.png|jpg|webp` for an edit, then `x.source_2.png` and so on; a caption
+alone is a prompt-only sample; the first subfolder is the category, else `custom`. Tables: `metadata.csv|jsonl|parquet`
+in any subfolder, as Hugging Face has them, or where no picture has a caption of its own all tables that there are.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from pathlib import Path
 from datamodules.shards.left_out import Tally
 from datamodules.shards.own_sample import CUSTOM, OwnSample, checked_text, read_text, safe_key
 from datamodules.shards.own_table import TABLES, read_prompts, read_table
-from datamodules.shards.raw import NUMBERED_SOURCE, SEVERAL_SOURCES, kind_of
+from datamodules.shards.raw import kind_of
+from datamodules.shards.sources import in_order, source_name, source_number, split_source
 from workbench.common.errors import UserError
 from workbench.common.images import IMAGE_SUFFIXES, OTHER_IMAGES
 
 ATTRIBUTION_FILE = "ATTRIBUTION.txt"
 METADATA = tuple(f"metadata{suffix}" for suffix in TABLES)
-Files = dict[tuple[str, str], Path]
-"""(stem, `text` or `image` or `source`) -> file."""
+Files = dict[str, dict[str, Path]]
+"""Stem -> `text` or `image` or the name of a source -> file."""
 
 
 def read_folder(folder: Path, tally: Tally) -> list[OwnSample]:
     """The samples in a folder, in order. tally: counts the files that are ignored.
 
     Raises:
-        UserError: naming the file, for an image without a caption, an empty caption, two samples of one key, several
-            source images, a text file that could be one prompt or many.
+        UserError: naming the file, for an image without a caption, an empty caption, two samples of one key, sources
+            with a gap, a text file that could be one prompt or many.
     """
     paths = _files(folder, tally)
     metadata = [path for path in paths if path.name.lower() in METADATA]
@@ -54,7 +55,7 @@ def _from_tables(paths: list[Path], tables: list[Path], tally: Tally) -> list[Ow
     samples: list[OwnSample] = []
     for number, table in enumerate(tables):
         samples += read_table(table, tally, f"{number:04d}-" if len(tables) > 1 else "")
-    used = {each for sample in samples for each in (sample.image, sample.source) if isinstance(each, Path)}
+    used = {each for sample in samples for each in (sample.image, *sample.sources) if isinstance(each, Path)}
     used |= {*tables}
     _ignore(tally, [path for path in paths if path not in used])
     return samples
@@ -63,13 +64,12 @@ def _from_tables(paths: list[Path], tables: list[Path], tally: Tally) -> list[Ow
 def _from_captions(folder: Path, paths: list[Path], tally: Tally) -> list[OwnSample]:
     files = _by_name(folder, paths, tally)
     samples: list[OwnSample] = []
-    for (stem, kind), path in files.items():
+    for stem, of_one in files.items():
         with tally.sample():
-            if kind == "text":
-                image, source = files.get((stem, "image")), files.get((stem, "source"))
-                samples.append(_sample(folder, stem, path, image, source))
-            elif (stem, "text") not in files:
+            if "text" not in of_one:
+                path = next(iter(of_one.values()))
                 raise UserError(f"{path} has no caption; write {folder / stem}.txt or move the image away")
+            samples.append(_sample(folder, stem, of_one))
     return samples
 
 
@@ -88,27 +88,28 @@ def _by_name(folder: Path, paths: list[Path], tally: Tally) -> Files:
                 raise UserError(f"{path} is a link that leads nowhere; mend it or remove it")
             stem = str(path.relative_to(folder))[: -len(path.suffix)]
             kind = "text" if suffix == "txt" else "image"
-            if kind == "image" and NUMBERED_SOURCE.search(stem):
-                raise UserError(f"{path}: {SEVERAL_SOURCES}")
-            if kind == "image" and stem.lower().endswith(".source"):
-                stem, kind = stem[: -len(".source")], "source"
-            other = found.setdefault((stem, kind), path)
+            if kind == "image" and (source := split_source(stem)):
+                stem, kind = source[0], source_name(source[1])
+            other = found.setdefault(stem, {}).setdefault(kind, path)
             if other != path:
-                several = f": {SEVERAL_SOURCES}" * (kind == "source")
-                raise UserError(f"{path} and {other} have the same key {stem!r}; rename or drop one of them{several}")
+                raise UserError(f"{path} and {other} have the same key {stem!r}; rename or drop one of them")
     return found
 
 
-def _sample(folder: Path, stem: str, caption: Path, image: Path | None, source: Path | None) -> OwnSample:
+def _sample(folder: Path, stem: str, of_one: dict[str, Path]) -> OwnSample:
+    """The sample of the files with one stem."""
+    caption = of_one["text"]
     text = checked_text(read_text(caption), f"the caption {caption}")
-    if image is None and source is None and len(_lines(text)) > 1:
+    if len(of_one) == 1 and len(_lines(text)) > 1:
         raise UserError(
             f"{caption} has {len(_lines(text)):,} lines and no picture: for a list of prompts, one a line, name the "
             "file itself as data.source; a prompt alone stands on one line"
         )
     parents = Path(stem).parts[:-1]
     category = parents[0] if parents else CUSTOM
-    return OwnSample(safe_key(stem), category, text, image, source, str(folder / stem))
+    numbered = {number: path for kind, path in of_one.items() if (number := source_number(kind)) is not None}
+    origin = str(folder / stem)
+    return OwnSample(safe_key(stem), category, text, of_one.get("image"), in_order(numbered, origin), origin)
 
 
 def _files(folder: Path, tally: Tally) -> list[Path]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from datamodules.shards.buckets import bucket_of, fitted
+from datamodules.shards.buckets import bucket_of, fitted, frame_of
 from datamodules.shards.own_parquet import Embedded, read_embedded
+from datamodules.shards.sources import source_name
 from workbench.common.errors import UserError
 from workbench.common.images import decode_image, on_white, png_bytes, read_image
 from workbench.common.outside import LONGEST_TEXT, read_bytes
@@ -29,22 +30,22 @@ Picture = Path | Embedded
 
 @dataclass(frozen=True)
 class OwnSample:
-    """A sample of the user's, files still unread. origin: what error messages call it."""
+    """A sample of the user's, files still unread. sources: in order. origin: what error messages call it."""
 
     key: str
     category: str
     text: str
     image: Picture | None
-    source: Picture | None
+    sources: tuple[Picture, ...]
     origin: str
 
     @property
     def task(self) -> Task:
-        return "t2i" if self.source is None else "edit"
+        return "edit" if self.sources else "t2i"
 
     def stamp(self) -> list[Any]:
         """What identifies the sample's content: key, text, and size and date of change of its files."""
-        stats = [None if each is None else _file_of(each).stat() for each in (self.image, self.source)]
+        stats = [None if each is None else _file_of(each).stat() for each in (self.image, *(self.sources or (None,)))]
         return [self.key, self.category, self.text, *([s.st_size, s.st_mtime_ns] if s else None for s in stats)]
 
 
@@ -76,16 +77,17 @@ def own_members(sample: OwnSample, data: Data) -> tuple[str, dict[str, bytes]]:
     Raises:
         UserError: an image that does not decode, or that `buckets.fitted` refuses.
     """
-    target, source = (None if each is None else _read(each, sample.origin) for each in (sample.image, sample.source))
-    target, source = fitted(target, source, data, SIDE_MULTIPLE, sample.origin)
-    image = target or source
+    target = None if sample.image is None else _read(sample.image, sample.origin)
+    sources = [_read(each, sample.origin) for each in sample.sources]
+    target, fitted_sources = fitted(target, sources, data, SIDE_MULTIPLE, sample.origin)
+    image = frame_of(target, fitted_sources)
     square = (data.resolution, data.resolution)
     width, height = image.size if image else bucket_of(square, data, SIDE_MULTIPLE, sample.origin)
     meta = {"task": sample.task, "category": sample.category, "height": height, "width": width}
     members = {"txt": sample.text.encode(), "json": json.dumps(meta).encode()}
-    for name, picture in (("png", target), ("source.png", source)):
-        if picture is not None:
-            members[name] = png_bytes(picture)
+    if target is not None:
+        members["png"] = png_bytes(target)
+    members |= {f"{source_name(i)}.png": png_bytes(source) for i, source in enumerate(fitted_sources, 1)}
     return sample.key, members
 
 

@@ -1,6 +1,7 @@
 """Tables of a user's samples, one a row: CSV, JSON lines, JSON and Parquet, with the column names that others use.
 
-Paths are relative to the table. A text file is a list of prompts, one a line.
+Paths are relative to the table. Several sources stand in a list, or in numbered columns (`source`, `source_2`, ...). A
+text file is a list of prompts, one a line.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from datamodules.shards.left_out import Tally
 from datamodules.shards.own_parquet import Embedded, rows_of
 from datamodules.shards.own_sample import CUSTOM, OwnSample, Picture, checked_text, read_text, safe_key
-from datamodules.shards.raw import SEVERAL_SOURCES
+from datamodules.shards.sources import in_order, source_name, source_number
 from workbench.common.errors import UserError
 from workbench.common.outside import parse, read_bytes, read_json
 
@@ -29,7 +30,7 @@ COLUMNS = {
 """What a sample is made of -> names of columns: ours, Hugging Face's, DiffSynth's and InstructPix2Pix's."""
 TABLES = (".csv", ".jsonl", ".json", ".parquet")
 _ROLE = {name: role for role, names in COLUMNS.items() for name in names}
-_NUMBERED = re.compile(rf"({'|'.join(COLUMNS['source'])})_?\d+")
+_SOURCE = re.compile(rf"(?:{'|'.join(COLUMNS['source'])})_?(\d{{1,3}})")
 
 
 def read_table(path: Path, tally: Tally, prefix: str = "") -> list[OwnSample]:
@@ -37,7 +38,7 @@ def read_table(path: Path, tally: Tally, prefix: str = "") -> list[OwnSample]:
 
     Raises:
         UserError: naming the file and the line, for what is no such table, columns without a caption, a caption that
-            is missing, a file that is not there, several source images.
+            is missing, a file that is not there, sources with a gap.
     """
     samples: list[OwnSample] = []
     roles: dict[str, str] = {}
@@ -61,7 +62,7 @@ def read_prompts(path: Path, tally: Tally, prefix: str = "") -> list[OwnSample]:
             origin = f"{path}, line {line}"
             with tally.sample():
                 text = checked_text(text, f"{origin}: the prompt")
-                samples.append(OwnSample(f"{prefix}{line:08d}", CUSTOM, text, None, None, origin))
+                samples.append(OwnSample(f"{prefix}{line:08d}", CUSTOM, text, None, (), origin))
     return samples
 
 
@@ -110,12 +111,11 @@ def _needs_a_caption(columns: set[str]) -> str:
 
 
 def _roles(path: Path, columns: set[str]) -> dict[str, str]:
-    """Role -> name of its column."""
+    """Role -> name of its column; each source is a role of its own."""
     found: dict[str, str] = {}
     for name in sorted(columns):
-        if _NUMBERED.fullmatch(name):
-            raise UserError(f"{path}, column {name}: {SEVERAL_SOURCES}")
-        role = _ROLE.get(name)
+        numbered = _SOURCE.fullmatch(name)
+        role = source_name(int(numbered[1])) if numbered else _ROLE.get(name)
         if role in found:
             raise UserError(f"{path} has the columns {found[role]} and {name}, both for the {role}; drop one of them")
         if role is not None:
@@ -131,27 +131,41 @@ def _sample(path: Path, line: int, values: dict[str, Any], prefix: str) -> OwnSa
     if text is not None and not isinstance(text, str):
         raise UserError(f"{origin}: the caption is no text; write one or drop the line")
     text = checked_text(text or "", f"{origin}: the caption")
-    image, source = (_picture(path, origin, role, values.get(role)) for role in ("image", "source"))
+    images = _pictures(path, origin, "image", values.get("image"))
+    if len(images) > 1:
+        raise UserError(f"{origin}: several images; keep one")
+    image = images[0] if images else None
     name = image.name if isinstance(image, Path) else ""
     key = f"{prefix}{line:08d}" + (f"-{safe_key(Path(name).stem)}" if name else "")
-    category = values.get("category")
-    return OwnSample(key, CUSTOM if category in (None, "") else str(category), text, image, source, origin)
+    category = CUSTOM if values.get("category") in (None, "") else str(values["category"])
+    return OwnSample(key, category, text, image, _sources(path, origin, values), origin)
 
 
-def _picture(path: Path, origin: str, role: str, value: Any) -> Picture | None:
-    """The picture that a cell names; a list of one is that one."""
+def _sources(path: Path, origin: str, values: dict[str, Any]) -> tuple[Picture, ...]:
+    """The sources that the cells of a row name, in the order of their columns."""
+    cells = {
+        number: _pictures(path, origin, role, value)
+        for role, value in values.items()
+        if (number := source_number(role)) is not None
+    }
+    ordered = in_order({number: pictures for number, pictures in cells.items() if pictures}, origin)
+    return tuple(picture for pictures in ordered for picture in pictures)
+
+
+def _pictures(path: Path, origin: str, role: str, value: Any) -> list[Picture]:
+    """The pictures that a cell names: one, none, or a list, also as JSON."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        value = parse(value, list, f"{origin}, {role}", "name one picture")
-    if isinstance(value, list):
-        if len(value) > 1:
-            raise UserError(f"{origin}: {SEVERAL_SOURCES if role == 'source' else 'several images; keep one'}")
-        value = value[0] if value else None
-    if isinstance(value, Embedded) or value is None:
+        value = parse(value, list, f"{origin}, {role}", "name a picture, or a list of them")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return []
+    return [_picture(path, origin, role, each) for each in (value if isinstance(value, list) else [value])]
+
+
+def _picture(path: Path, origin: str, role: str, value: Any) -> Picture:
+    if isinstance(value, Embedded):
         return value
     if not isinstance(value, str):
         raise UserError(f"{origin}: the {role} is {json.dumps(value, default=str)[:80]}, not the path of a picture")
-    if not value.strip():
-        return None
     found = path.parent / value.strip()
     try:
         there = found.is_file()

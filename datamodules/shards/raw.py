@@ -1,14 +1,13 @@
 """Raw shards: img2dataset-style tars of captions and images, streamed in.
 
 A sample is KEY.txt (caption or instruction; else the `caption` of KEY.json), KEY.json, an optional target
-KEY.png|jpg|webp and, for edits, KEY.source.png|jpg|webp. Suffixes may be of any case, keys may hold dots; hidden and
-unknown files are ignored and counted. The tar reading and grouping is webdataset's; decoding is done here alone,
-because webdataset's default decoders unpickle.
+KEY.png|jpg|webp and, for edits, KEY.source.png|jpg|webp, KEY.source_2.png and so on. Suffixes may be of any case, keys
+may hold dots; hidden and unknown files are ignored and counted. The tar reading and grouping is webdataset's; decoding
+is done here alone, because webdataset's default decoders unpickle.
 """
 
 from __future__ import annotations
 
-import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,6 +24,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from datamodules.shards import remote
 from datamodules.shards.left_out import Tally
 from datamodules.shards.packed import FINISHED, Packed, packed_shard
+from datamodules.shards.sources import in_order, source_name, source_number, split_source
 from datamodules.shards.tar_stream import TarStream
 from workbench.batch import TASKS, Task
 from workbench.common import files
@@ -33,15 +33,14 @@ from workbench.common.images import IMAGE_SUFFIXES, OTHER_IMAGES, decode_image
 from workbench.common.outside import LONGEST_TEXT, parse
 
 _LONGEST_CATEGORY = 64
-SEVERAL_SOURCES = "several references for one edit, of which one can be used: keep one source image"
-NUMBERED_SOURCE = re.compile(r"\.source[._-]?\d+$", re.IGNORECASE)
+_TEXTS = ("txt", "json")
 
 
 @dataclass(frozen=True)
 class RawSample:
     """One sample as the user made it.
 
-    target: PIL image (RGB or RGBA), or None for prompt-only data. source: the image to edit, edits only.
+    target: PIL image (RGB or RGBA), or None for prompt-only data. sources: the images that an edit reads, in order.
     meta: KEY.json without `task` and `category`. members: the encoded files as they lie in the shard, by suffix in
     lower case, the caption among them. key: without dots, at which webdataset splits names.
     """
@@ -51,7 +50,7 @@ class RawSample:
     category: str
     text: str
     target: Image.Image | None
-    source: Image.Image | None
+    sources: tuple[Image.Image, ...]
     meta: dict[str, Any]
     members: dict[str, bytes] = field(repr=False)
 
@@ -107,23 +106,16 @@ def _open(url: str) -> BinaryIO | Pipe | remote.Steady:
 
 
 def member_of(name: str) -> tuple[str, str] | None:
-    """Key and suffix, in lower case, of a file of a tar: `a/22.05.JPG` gives `a/22.05` and `jpg`, `a.source.png` gives
-    `a` and `source.png`. None for a file that belongs to no sample."""
+    """Key and suffix, in lower case, of a file of a tar: `a/22.05.JPG` gives `a/22.05` and `jpg`, `a.source2.png` gives
+    `a` and `source_2.png`. None for a file that belongs to no sample."""
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.rpartition(".")
-    suffix = suffix.lower()
-    of_source = stem.lower().endswith(".source")
-    if not stem or is_hidden(name) or (of_source and suffix not in (*IMAGE_SUFFIXES, *OTHER_IMAGES)):
+    suffix, source = suffix.lower(), split_source(stem)
+    if not stem or is_hidden(name) or suffix not in (*IMAGE_SUFFIXES, *OTHER_IMAGES, *(() if source else _TEXTS)):
         return None
-    if suffix in ("txt", "json"):
+    if source is None:
         return folder + slash + stem, suffix
-    if suffix not in (*IMAGE_SUFFIXES, *OTHER_IMAGES):
-        return None
-    if numbered := NUMBERED_SOURCE.search(stem):
-        return folder + slash + stem[: numbered.start()], f"{numbered[0][1:].lower()}.{suffix}"
-    if of_source:
-        return folder + slash + stem[: -len(".source")], f"source.{suffix}"
-    return folder + slash + stem, suffix
+    return folder + slash + source[0], f"{source_name(source[1])}.{suffix}"
 
 
 def is_hidden(name: str) -> bool:
@@ -162,7 +154,7 @@ def read_raw(url: str, tally: Tally | None = None) -> Iterator[RawSample]:
 
     Raises:
         UserError: naming the shard, the sample and what to do, for a shard that is missing, truncated or answers with
-            an error, an image or JSON that does not decode, a missing or empty caption, several source images.
+            an error, an image or JSON that does not decode, a missing or empty caption, sources with a gap.
     """
     tally = tally or Tally()
     try:
@@ -194,13 +186,11 @@ def _decode(url: str, grouped: dict[str, Any]) -> RawSample:
     meta: dict[str, Any] = parse(members.get("json", b"{}"), dict, f"{where}, {key}.json", "write it again")
     text = _caption(members, meta.get("caption"), where, key)
     members.setdefault("txt", text.encode())
-    if any(NUMBERED_SOURCE.fullmatch(f".{name.rpartition('.')[0]}") for name in members):
-        raise UserError(f"{where}: {SEVERAL_SOURCES}")
     target = _image(members, "", where)
-    source = _image(members, "source.", where)
-    task = meta.pop("task", "edit" if source is not None else "t2i")
-    if task not in TASKS or (task == "edit") != (source is not None):
-        have = "has no source image" if source is None else "has a source image"
+    sources = in_order(_sources(members, where), where)
+    task = meta.pop("task", "edit" if sources else "t2i")
+    if task not in TASKS or (task == "edit") != bool(sources):
+        have = "has a source image" if sources else "has no source image"
         raise UserError(f"{where}: task {task!r}, but the sample {have}; edits (`edit`) have one, `t2i` has none")
     category = meta.pop("category", None)
     category = "custom" if category is None else category
@@ -208,7 +198,14 @@ def _decode(url: str, grouped: dict[str, Any]) -> RawSample:
         raise UserError(f"{where}: category {category!r} must be a name of at most {_LONGEST_CATEGORY} characters")
     folder, slash, base = key.rpartition("/")
     safe = folder + slash + base.replace(".", "_")
-    return RawSample(safe, task, str(category), text, target, source, meta, members)
+    return RawSample(safe, task, str(category), text, target, sources, meta, members)
+
+
+def _sources(members: dict[str, bytes], where: str) -> dict[int, Image.Image]:
+    """Source images by their numbers."""
+    numbers = [source_number(name.rpartition(".")[0]) for name in members]
+    images = {number: _image(members, f"{source_name(number)}.", where) for number in numbers if number is not None}
+    return {number: image for number, image in images.items() if image is not None}
 
 
 def _caption(members: dict[str, bytes], of_json: Any, where: str, key: str) -> str:
@@ -237,6 +234,5 @@ def _image(members: dict[str, bytes], prefix: str, where: str) -> Image.Image | 
     if not found:
         return None
     if len(found) > 1:
-        several = f"; {SEVERAL_SOURCES}" if prefix else "; keep one of them"
-        raise UserError(f"{where}: has {' and '.join(prefix + suffix for suffix in found)}{several}")
+        raise UserError(f"{where}: has {' and '.join(prefix + suffix for suffix in found)}; keep one of them")
     return decode_image(members[prefix + found[0]], f"{where}, {prefix}{found[0]}")

@@ -234,8 +234,8 @@ def test_a_specialist_of_all_layers_draws_what_diffusers_draws(
     base = QwenImage21Model.load(tiny_pipeline_folder)
     of_diffusers(random_halves(base.transformer, 0), file)
     denoiser = roles.build(SplitTransformer, base.transformer, Model(), specialists={"text": lora_files.read(file)})
-    picture = Image.new("RGB", (64, 64), "red") if source else None
-    request, sampling = Request("a red house", source=picture, height=64, width=64), Sampling(2, times=(1.0, 0.6))
+    pictures = (Image.new("RGB", (64, 64), "red"),) if source else ()
+    request, sampling = Request("a red house", sources=pictures, height=64, width=64), Sampling(2, times=(1.0, 0.6))
     drawn = {
         role: Sampler(base, RoleDenoiser(denoiser, role))([request], sampling).latents[0]
         for role in (SPECIALIST, TEACHER)

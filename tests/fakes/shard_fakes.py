@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.shards.encode import encode_shards
-from datamodules.shards.encode_batch import Encoder
+from datamodules.shards.encode_batch import Encoder, FamilyLimits
 from datamodules.shards.writer import ShardWriter
 from workbench.batch import EncodedPrompt, Reference
 from workbench.recipe.config import Data
@@ -48,7 +48,7 @@ def fake_latents(images: Tensor) -> Tensor:
 
 
 def fake_encoder(_: int = 0) -> Encoder:
-    return Encoder(fake_prompts, fake_latents, 16, 32)
+    return Encoder(fake_prompts, fake_latents, 16, FamilyLimits(32, 3))
 
 
 def png(seed: int, size: tuple[int, int] = (SIDE, SIDE)) -> bytes:

@@ -33,7 +33,7 @@ def stock_latents(student: QwenImage21Model, request: Request, how: Sampling, as
     with renoised_by([*fresh, torch.zeros_like(start)]):
         return student.pipeline(
             request.prompt,
-            image=request.source,
+            image=list(request.sources) or None,
             height=64,
             width=64,
             output_resolution=64,

@@ -37,10 +37,10 @@ def source() -> Image.Image:
 @torch.no_grad()
 def test_the_stock_pipeline_draws_our_picture(which: str, task: str, replayed: Path) -> None:
     folder = families.resolve("tiny") if which == "shipped" else replayed / "student"
-    image = source() if task == "edit" else None
+    images = (source(),) if task == "edit" else ()
     model = families.load(str(folder), "cuda")
     sampler = Sampler(model, RoleDenoiser(single_role(model), "teacher"))
-    ours = sampler([Request(PROMPT, seed=SEED, source=image, height=SIDE, width=SIDE)], HOW)
+    ours = sampler([Request(PROMPT, seed=SEED, sources=images, height=SIDE, width=SIDE)], HOW)
 
     channels = sampler.denoiser.num_channels
     shape = ((SIDE // model.pixels_per_token) ** 2, channels)
@@ -49,7 +49,7 @@ def test_the_stock_pipeline_draws_our_picture(which: str, task: str, replayed: P
     pipeline = QwenImage21Pipeline.from_pretrained(folder, torch_dtype=torch.float32).to("cuda")
     # A student's folder holds its grid; the teacher's is told.
     grid = {} if which == "student" else {"sigmas": folders.sample_sigmas(HOW.grid())}
-    arguments = {"image": image, "output_resolution": SIDE, **grid}
+    arguments = {"image": list(images) or None, "output_resolution": SIDE, **grid}
     latents = pipeline(PROMPT, latents=noise.clone(), output_type="latent", **arguments).images
     error = (latents[0].cpu() - ours.latents[0]).norm() / latents[0].cpu().norm()
     # The sampler multiplies in TensorFloat-32, whose factors have 10 bits.

@@ -43,7 +43,7 @@ def test_a_real_pipeline_encodes_the_world_as_it_would_each_sample_alone(
     pipeline = families.load(str(tiny_pipeline_folder))
     for i, raw in enumerate(raw for shard in raw_shards(data.raw) for raw in read_raw(shard)):
         stored = dataset.read(i)
-        images = [[raw.source]] if raw.source is not None else None
+        images = [raw.sources] if raw.sources else None
         for values, prompt in ((stored.prompt, raw.text), (stored.uncond, "")):
             alone = pipeline.encode_prompts([prompt], images)[0]
             np.testing.assert_allclose(values, alone.embeddings.numpy(), rtol=1e-3, atol=1e-3)

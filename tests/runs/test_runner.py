@@ -211,7 +211,7 @@ def test_a_run_of_all_options_exports_a_student_that_stock_diffusers_draws_as_we
     assert {"loss/classifier/t2i", "loss/data/edit", "task_gradients/norm/edit"} < last.keys()
     student = QwenImage21Model.load(run / "student")
     source = Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 20).convert("RGB")
-    for request in (Request("a red house", 0, 0, height=64, width=64), Request("make it blue", 0, 1, source=source)):
+    for request in (Request("a red house", 0, 0, height=64, width=64), Request("make it blue", 0, 1, (source,))):
         ours, stock = own_and_stock(student, request)
         assert (ours - stock).abs().max() < 1e-4
 
@@ -583,11 +583,11 @@ def test_a_picture_to_edit_is_read_upright_and_named_where_it_cannot_be(
     orientation = Image.Exif()
     orientation[0x0112] = 6
     Image.new("RGB", (160, 64)).save(tmp_path / "photo.jpg", exif=orientation)
-    inference.sample_image(str(finished), "add snow", tmp_path / "photo.jpg", tmp_path / "out.png", 0, resolution=64)
+    inference.sample_image(str(finished), "add snow", [tmp_path / "photo.jpg"], tmp_path / "out.png", 0, resolution=64)
     with Image.open(tmp_path / "out.png") as drawn:
         assert drawn.height > drawn.width
     with pytest.raises(UserError, match="--image .*none.png: cannot be read"):
-        inference.sample_image(str(finished), "add snow", tmp_path / "none.png", tmp_path / "out.png", 0)
+        inference.sample_image(str(finished), "add snow", [tmp_path / "none.png"], tmp_path / "out.png", 0)
 
 
 def test_a_picture_has_the_size_of_the_training_or_the_one_that_is_asked_for(
@@ -597,14 +597,14 @@ def test_a_picture_has_the_size_of_the_training_or_the_one_that_is_asked_for(
     Image.new("RGB", (300, 100), "red").save(tmp_path / "wide.png")
 
     def drawn(folder: Path, **options: Any) -> tuple[int, int]:
-        inference.sample_image(str(folder), "a fox", options.pop("image", None), out, 0, **options)
+        inference.sample_image(str(folder), "a fox", options.pop("images", ()), out, 0, **options)
         with Image.open(out) as image:
             return image.size
 
     assert drawn(finished) == drawn(finished / "student") == (64, 64)
     assert drawn(finished, size="96x64") == (96, 64)
-    assert drawn(finished, image=tmp_path / "wide.png") == (96, 32)
-    assert drawn(finished, image=tmp_path / "wide.png", size="64x96") == (64, 96)
+    assert drawn(finished, images=[tmp_path / "wide.png"]) == (96, 32)
+    assert drawn(finished, images=[tmp_path / "wide.png"], size="64x96") == (64, 96)
     apart = shutil.copytree(finished / "student", tmp_path / "apart")
     index = json.loads((apart / "model_index.json").read_text())
     (apart / "model_index.json").write_text(json.dumps({**index, "_resolution": 32}))
@@ -620,6 +620,8 @@ def test_a_picture_has_the_size_of_the_training_or_the_one_that_is_asked_for(
     ):
         with pytest.raises(UserError, match=message):
             drawn(finished, size=size)
+    with pytest.raises(UserError, match="--image: 2 source images, and the pipeline folder takes 1"):
+        drawn(finished, images=[tmp_path / "wide.png"] * 2)
 
 
 def test_a_folder_that_says_nothing_draws_at_the_size_of_its_family(finished: Path, tmp_path: Path) -> None:

@@ -55,14 +55,14 @@ def folder_with(source: Path, out: Path, scheduler: dict[str, Any], index: dict[
 def both(model: QwenImage21Model, request: Request, how: Sampling, **stock: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents by our sampler and by the stock pipeline's own call, from the same noise."""
     (ours,) = Sampler(model, RoleDenoiser(single_role(model), "teacher"))([request], how).latents
-    width, height = request.source.size if request.source else (request.width, request.height)
+    width, height = request.sources[-1].size if request.sources else (request.width, request.height)
     start = noise(model, request, NOISE_STREAM, width * height // 256)
     theirs = model.pipeline(
         request.prompt,
-        image=request.source,
+        image=list(request.sources) or None,
         height=height,
         width=width,
-        output_resolution=80 if request.source else 64,
+        output_resolution=80 if request.sources else 64,
         latents=start,
         output_type="latent",
         **stock,
@@ -91,10 +91,10 @@ def test_a_folder_is_sampled_as_its_own_pipeline_samples_it(
         assert how == model.default_sampling()
     source = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
     grids = []
-    for request in (Request("a red house", seed=3, height=64, width=64), Request("make it blue", source=source)):
+    for request in (Request("a red house", seed=3, height=64, width=64), Request("make it blue", sources=(source,))):
         ours, theirs = both(model, request, how, **({} if stored else {"num_inference_steps": 5}))
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-        grids.append(how.grid(16 if request.source is None else 24))
+        grids.append(how.grid(24 if request.sources else 16))
     plain = torch.tensor([*(stored or np.linspace(1, 0.2, 5).tolist()), 0.0])
     assert torch.allclose(grids[0], plain, atol=1e-6) == (name == "plain")
     assert torch.equal(*grids) == ("dynamic" not in name)

@@ -34,9 +34,9 @@ def _image(seed: int, mode: str = "RGB", size: tuple[int, int] = (64, 64)) -> Im
 
 REQUESTS = (
     Request("a red house", seed=0, row=0, height=64, width=64),
-    Request("make it blue", seed=0, row=1, source=_image(1)),
+    Request("make it blue", seed=0, row=1, sources=(_image(1),)),
     Request("a fox under a starry sky, with a sign", seed=0, row=2, height=64, width=64),
-    Request("", seed=3, row=0, source=_image(2, "RGBA")),
+    Request("", seed=3, row=0, sources=(_image(2, "RGBA"),)),
     Request("a tree", seed=0, row=4, height=64, width=96),
 )
 
@@ -57,7 +57,7 @@ def test_equals_the_stock_pipeline(model: QwenImage21Model, sampler: Sampler, sc
     samples = sampler(REQUESTS, guided_by(scale))
     assert samples.nfe == (3 if scale == 1 else 6)
     for request, ours, latents in zip(REQUESTS, samples.images, samples.latents, strict=True):
-        width, height = request.source.size if request.source else (request.width, request.height)
+        width, height = request.sources[-1].size if request.sources else (request.width, request.height)
         noise = rng.normal(
             (width * height // 256, 8),
             torch.tensor([0]),
@@ -68,7 +68,7 @@ def test_equals_the_stock_pipeline(model: QwenImage21Model, sampler: Sampler, sc
         )
         settings = {
             "prompt": request.prompt,
-            "image": request.source,
+            "image": list(request.sources) or None,
             "negative_prompt": "" if scale > 1 else None,
             "true_cfg_scale": scale,
             "height": height,

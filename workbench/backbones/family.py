@@ -48,7 +48,7 @@ class PipelineModel(ABC):
     one latent token. side_multiple: sides of images are multiples of so many pixels. encoder_parts: components that
     encoded data depend on, where a folder has them. transformer: diffusers' network, absent where it was left on the
     disk. default_resolution: pictures have about its square in pixels where neither a recipe nor the folder says
-    otherwise.
+    otherwise. max_sources: source images that an edit may have.
     """
 
     class_names: ClassVar[tuple[str, ...]]
@@ -57,6 +57,7 @@ class PipelineModel(ABC):
     encoder_parts: ClassVar[tuple[str, ...]]
     network: ClassVar[NetworkFactory]
     default_resolution: ClassVar[int] = 1024
+    max_sources: ClassVar[int] = 1
 
     @classmethod
     @abstractmethod

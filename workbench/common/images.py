@@ -52,6 +52,15 @@ def read_image(path: Path, where: str, mend: str) -> Image.Image:
     return on_white(decode_image(read_bytes(path, mend, where, _LARGEST_BYTES), where, mend))
 
 
+def check_sources(count: int, most: int, where: str) -> None:
+    """Raise UserError, naming `where`, for an edit of more source images than a pipeline takes."""
+    if count > most:
+        raise UserError(
+            f"{where}: {count} source images, and the pipeline folder takes {most}; leave out the others, or use "
+            "another folder"
+        )
+
+
 def on_white(image: Image.Image) -> Image.Image:
     """RGB or RGBA as RGB."""
     if image.mode == "RGBA":

@@ -138,8 +138,9 @@ class Encodings:
         self.model = None
 
     def _request(self, case: Case) -> Request:
-        source = fit(Image.fromarray(case.source), self.resolution, self._multiple) if case.source is not None else None
-        return Request(case.prompt, source=source, height=self.resolution, width=self.resolution)
+        pictures = [case.source] if case.source is not None else []
+        sources = tuple(fit(Image.fromarray(picture), self.resolution, self._multiple) for picture in pictures)
+        return Request(case.prompt, sources=sources, height=self.resolution, width=self.resolution)
 
 
 def from_sampler(sampler: Sampler, encodings: Encodings, how: Sampling) -> ModelUnderTest:

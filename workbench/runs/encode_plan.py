@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from datamodules.shards.buckets import buckets_of
+from datamodules.shards.buckets import Size, buckets_of
 from datamodules.shards.counts import INDEX
 from datamodules.shards.encode import Inputs, finished_shards, output_folder
+from datamodules.shards.encode_batch import FamilyLimits
 from datamodules.shards.encode_plan import Look, Pace, look_at, pace_of
 from datamodules.shards.encode_shard import ShardEncoder
 from datamodules.shards.left_out import lines
@@ -34,7 +35,7 @@ def show(recipe: Recipe, console: Console) -> None:
     complete = files.is_complete(folder, inputs.settings, INDEX, "data.encoded", "encode")
     done = len(inputs.shards) if complete else sum(r is not None for r in finished_shards(inputs.jobs(folder)))
     family = families.family_of(families.resolve(recipe.model.folder))
-    found = look_at(data, inputs.shards, family.side_multiple)
+    found = look_at(data, inputs.shards, FamilyLimits(family.side_multiple, family.max_sources))
     known = inputs.packed.num_samples if inputs.packed else found.num_samples if found.is_all else None
     num_samples = known or round(found.num_samples / found.num_shards * len(inputs.shards))
     console.print(f"{data.raw}: {'' if known else 'about '}{num_samples:,} samples in {len(inputs.shards):,} shards")
@@ -52,21 +53,29 @@ def show(recipe: Recipe, console: Console) -> None:
 
 
 def _sizes(data: Data, found: Look, family: type[PipelineModel]) -> Table:
-    """Samples of each size that pictures are brought to."""
+    """Samples of each size that pictures are brought to; where an edit's sources are others than one of that size,
+    theirs too."""
     seen = "all samples" if found.is_all else f"{found.num_samples:,} samples of {found.num_shards:,} shards"
     open_to = len(buckets_of(data, family.side_multiple))
-    title = f"sizes of {seen}: {len({size for _, size in found.sizes})} of {open_to} buckets"
+    num_sizes = len({size for _, size, _ in found.sizes})
+    title = f"sizes of {seen}: {num_sizes} of {open_to} buckets, {len(found.sizes)} layouts"
     table = Table("pixels", title=title, title_justify="left")
-    for name in ("latent tokens", "t2i", "edit", "share"):
+    for name in ("sources", "latent tokens", "t2i", "edit", "share"):
         table.add_column(name, justify="right")
-    of_size: dict[tuple[int, int], Counter[str]] = {}
-    for (task, size), count in found.sizes.items():
-        of_size.setdefault(size, Counter())[task] += count
-    for (width, height), counts in sorted(of_size.items(), key=lambda item: -item[1].total()):
-        tokens = width * height // family.pixels_per_token**2
+    of_size: dict[tuple[Size, tuple[Size, ...]], Counter[str]] = {}
+    for (task, size, sources), count in found.sizes.items():
+        others = () if sources == (size,) else sources
+        of_size.setdefault((size, others), Counter())[task] += count
+    for (size, sources), counts in sorted(of_size.items(), key=lambda item: -item[1].total()):
+        tokens = size[0] * size[1] // family.pixels_per_token**2
         share = counts.total() / found.num_samples
-        table.add_row(f"{width} x {height}", f"{tokens:,}", str(counts["t2i"]), str(counts["edit"]), f"{share:.1%}")
+        named = " + ".join(map(_pixels, sources))
+        table.add_row(_pixels(size), named, f"{tokens:,}", str(counts["t2i"]), str(counts["edit"]), f"{share:.1%}")
     return table
+
+
+def _pixels(size: Size) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def _machine(data: Data, dtype: torch.dtype) -> str:

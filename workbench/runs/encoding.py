@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules.shards import team as teams
 from datamodules.shards.encode import EncodeSummary, encode_shards, encode_shards_among_ranks
-from datamodules.shards.encode_batch import Encoder
+from datamodules.shards.encode_batch import Encoder, FamilyLimits
 from workbench.backbones import families
 from workbench.common import files
 from workbench.common.errors import UserError
@@ -99,7 +99,7 @@ class EncoderLoader:
             model.encode_prompts,
             images,
             model.pixels_per_token,
-            model.side_multiple,
+            FamilyLimits(model.side_multiple, model.max_sources),
             model.check_prompt,
             model.prompt_limit,
         )

@@ -16,7 +16,7 @@ from workbench.backbones import families
 from workbench.common.clock import Clock
 from workbench.common.errors import UserError
 from workbench.common.files import whole_file
-from workbench.common.images import read_image
+from workbench.common.images import check_sources, read_image
 from workbench.common.outside import as_name
 from workbench.common.progress import job
 from workbench.common.tables import stdout_console
@@ -168,7 +168,7 @@ def write_cases(out: Path, overrides: list[str]) -> int:
 def sample_image(
     folder: str,
     prompt: str,
-    image: Path | None,
+    images: Sequence[Path],
     out: Path,
     seed: int,
     resolution: int | None = None,
@@ -176,26 +176,28 @@ def sample_image(
 ) -> None:
     """Draw one picture with a pipeline folder (or a run's student), sampled as is its default, into `out`.
 
-    resolution: the picture has about its square in pixels, and the aspect of `image`; that of the run's training, or
-    the folder's own, when None. size: instead, WIDTHxHEIGHT, to which `image` is cropped.
+    images: that an edit reads. resolution: the picture has about its square in pixels, and the aspect of the last of
+    `images`; that of the run's training, or the folder's own, when None. size: instead, WIDTHxHEIGHT, to which the last
+    of `images` is cropped.
 
     Raises:
-        UserError: no such folder, a picture that cannot be read, a size that the family cannot draw.
+        UserError: no such folder, a picture that cannot be read, too many, a size that the family cannot draw.
     """
     run = RunFolder(Path(folder))
     folder = str(run.student) if run.is_run() and run.student.is_dir() else folder
     path = families.resolve(folder)
-    multiple = families.family_of(path).side_multiple
+    family = families.family_of(path)
+    multiple = family.side_multiple
+    check_sources(len(images), family.max_sources, "--image")
     sides = None if size is None else _sides(size, multiple)
     resolution = resolution or _resolution_of(path)
-    source = None
-    if image is not None:
-        picture = read_image(image, "--image", "name another picture")
-        resample = Image.Resampling.LANCZOS
-        source = ImageOps.fit(picture, sides, resample) if sides else fit(picture, resolution, multiple)
+    pictures = [read_image(image, "--image", "name another picture") for image in images]
+    sources = [fit(picture, resolution, multiple) for picture in pictures]
+    if sources and sides:
+        sources[-1] = ImageOps.fit(pictures[-1], sides, Image.Resampling.LANCZOS)
     tested = FolderUnderTest(folder, resolution, batch_size=1)
     width, height = sides or (resolution, resolution)
-    request = Request(prompt, seed=seed, source=source, height=height, width=width)
+    request = Request(prompt, seed=seed, sources=tuple(sources), height=height, width=width)
     drawn = tested.sampler()([request], tested.loaded.default_sampling())
     with whole_file(out) as file:
         Image.fromarray(drawn.images[0]).save(file, format=Image.registered_extensions()[out.suffix.lower()])

@@ -52,7 +52,7 @@ def _first_of_each_category(categories: np.ndarray) -> list[int]:
 
 
 def distillation_grid(recipe: Recipe, teacher: PipelineModel, data: DistillationData) -> Grid:
-    """Columns source, teacher, teacher at 4 NFE (drawn once) and student (drawn at every milestone)."""
+    """Columns of sources, teacher, teacher at 4 NFE (drawn once) and student (drawn at every milestone)."""
     chosen = _first_of_each_category(data.dataset.samples.category)
     labels, student = _labels(data, chosen), student_sampling(recipe.dmd)
     fixed: dict[str, Sequence[Picture | None]] = {}
@@ -67,8 +67,7 @@ def distillation_grid(recipe: Recipe, teacher: PipelineModel, data: Distillation
             return fixed_prompts.draw_column(prompts, teacher, RoleDenoiser(module.denoiser, role), how)
 
         if not fixed:
-            sources = {position: batch.condition.references for position, batch in enumerate(batches)}
-            fixed["source"] = fixed_prompts.latents_column(prompts, teacher, sources)
+            fixed.update(fixed_prompts.source_columns(prompts, teacher))
             teachers = teacher_sampling(recipe.evaluation, recipe.model.folder)
             fixed[f"teacher, {teachers.nfe} NFE"] = column(roles.TEACHER, teachers)
             fixed[f"teacher, {recipe.dmd.student_steps} NFE"] = column(
@@ -200,7 +199,7 @@ def pretraining_grid(recipe: Recipe, base: PipelineModel, data: PretrainingData)
         guided = teacher_sampling(few, recipe.model.folder)
         plain = replace(guided, cfg_scale=1.0)
         columns: dict[str, Sequence[Picture | None]] = {
-            "source": fixed_prompts.latents_column(prompts, base, {i: b.references for i, b in enumerate(batches)}),
+            **fixed_prompts.source_columns(prompts, base),
             "real": fixed_prompts.latents_column(prompts, base, {i: b.target for i, b in enumerate(batches)}),
             f"{plain.steps} steps": fixed_prompts.draw_column(prompts, base, network, plain),
             "guided": fixed_prompts.draw_column(prompts, base, network, guided),

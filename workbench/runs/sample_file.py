@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.common.errors import UserError
@@ -10,7 +11,7 @@ from workbench.common.images import read_image
 from workbench.common.outside import CONTROL, LONGEST_TEXT
 
 
-def sample_to_file(folder: str, prompt: str, image: Path | None, out: Path, seed: int, size: str | None) -> None:
+def sample_to_file(folder: str, prompt: str, images: Sequence[Path], out: Path, seed: int, size: str | None) -> None:
     """Draw one picture with a pipeline folder or a run's student into `out`.
 
     Raises:
@@ -18,7 +19,7 @@ def sample_to_file(folder: str, prompt: str, image: Path | None, out: Path, seed
     """
     if CONTROL.search(" ".join(prompt.split())) or len(prompt) > LONGEST_TEXT:
         raise UserError(f"the prompt must be plain UTF-8 text of at most {LONGEST_TEXT:,} characters")
-    if image is not None:
+    for image in images:
         read_image(image, "--image", "name another picture")
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UserError(f"--out {out} must end in .png, .jpg or .webp")
@@ -29,4 +30,4 @@ def sample_to_file(folder: str, prompt: str, image: Path | None, out: Path, seed
 
     from workbench.runs.inference import sample_image
 
-    sample_image(folder, prompt, image, out, seed, size=size)
+    sample_image(folder, prompt, images, out, seed, size=size)

@@ -10,7 +10,7 @@ from torch import Tensor
 from workbench.backbones.base import RoleDenoiser
 from workbench.backbones.family import PipelineModel
 from workbench.backbones.finite import require_finite_latents
-from workbench.batch import Batch
+from workbench.batch import Batch, Layout, Reference
 from workbench.common import ranks
 from workbench.method import rng
 from workbench.method.rollout import Fresh, Sampling
@@ -55,12 +55,27 @@ def draw_column(
         times = how.grid(batch.condition.layout.num_target_tokens)
         renoised = fresh if how.stochastic else None
         latents = network.sample(batch.condition, batch.uncond, noise, times, how.cfg_scale, renoised, how.cfg_rescale)
-        return _decoded(model, batch, latents)
+        return _decoded(model, batch, latents, batch.condition.layout)
 
     pictures: dict[int, Picture] = {}
     for of_batch in ranks.in_equal_shares(list(prompts.batches), drawn):
         pictures |= of_batch
     return [pictures[row] for row in range(len(prompts.labels))]
+
+
+def source_columns(prompts: FixedPrompts, model: PipelineModel) -> dict[str, list[Picture | None]]:
+    """Decoded sources of each batch: `source`, then `source 2` and so on where edits have several."""
+    most = max(len(batch.condition.layout.references) for batch in prompts.batches)
+    found: list[dict[int, Picture]] = [{} for _ in range(max(most, 1))]
+    for batch in prompts.batches:
+        references, latents = batch.condition.layout.references, batch.condition.references
+        if latents is not None:
+            parts = latents.split([reference.num_tokens for reference in references], dim=1)
+            for pictures, reference, part in zip(found, references, parts, strict=False):
+                pictures |= _decoded(model, batch, part, reference)
+    names = ["source", *(f"source {number}" for number in range(2, len(found) + 1))]
+    rows = range(len(prompts.labels))
+    return {name: [pictures.get(row) for row in rows] for name, pictures in zip(names, found, strict=True)}
 
 
 def latents_column(
@@ -71,13 +86,12 @@ def latents_column(
     for position, batch in enumerate(prompts.batches):
         given = latents[position]
         if given is not None:
-            pictures |= _decoded(model, batch, given)
+            pictures |= _decoded(model, batch, given, batch.condition.layout)
     return [pictures.get(row) for row in range(len(prompts.labels))]
 
 
-def _decoded(model: PipelineModel, batch: Batch, latents: Tensor) -> dict[int, Picture]:
-    """The picture of each row."""
+def _decoded(model: PipelineModel, batch: Batch, latents: Tensor, of: Layout | Reference) -> dict[int, Picture]:
+    """The picture of each row, of the size of `of`."""
     require_finite_latents(latents)
-    layout = batch.condition.layout
-    pictures = model.decode_latents(latents.float(), layout.height, layout.width).cpu().numpy()
+    pictures = model.decode_latents(latents.float(), of.height, of.width).cpu().numpy()
     return dict(zip(batch.rows.tolist(), pictures, strict=True))

@@ -25,6 +25,7 @@ from workbench.backbones.family import PipelineModel
 from workbench.backbones.finite import require_finite_latents
 from workbench.batch import Condition, EncodedPrompt, Reference, conditions
 from workbench.common.clock import Clock
+from workbench.common.images import check_sources
 from workbench.common.progress import advance, has_own_bar
 from workbench.engine.graphs import GraphedStep
 from workbench.method import rng
@@ -45,26 +46,29 @@ CPU_ROWS, CPU_DECODED = 32, 8
 class Request:
     """One image to make. Noise is a function of (seed, row): equal ones in two models' requests pair their samples.
 
-    source: RGB or RGBA, of a size that the family takes (`fit`); its size is then the output's. height, width: pixels,
-    for T2I.
+    sources: RGB or RGBA, of sizes that the family takes (`fit`); the last one's size is then the output's, as in stock
+    editing pipelines. height, width: pixels, for T2I.
     """
 
     prompt: str
     seed: int = 0
     row: int = 0
-    source: Image.Image | None = None
+    sources: tuple[Image.Image, ...] = ()
     height: int = 128
     width: int = 128
 
 
 @dataclass(frozen=True)
 class EncodedRequest:
-    """A request, encoded once for any number of models. uncond: under the empty prompt, source kept."""
+    """A request, encoded once for any number of models. uncond: under the empty prompt, sources kept.
+
+    references: (R, C) latents of all sources in order, or None.
+    """
 
     request: Request
     prompt: EncodedPrompt
     uncond: EncodedPrompt
-    reference: Tensor | None
+    references: Tensor | None
     height: int
     width: int
 
@@ -187,7 +191,7 @@ class Sampler:
         return partial(self._velocity, self.denoiser.prefix(self._condition(encoded, cases)))
 
     def _condition(self, encoded: Sequence[EncodedPrompt], cases: Sequence[EncodedRequest]) -> Condition:
-        references = [case.reference for case in cases if case.reference is not None]
+        references = [case.references for case in cases if case.references is not None]
         longest = max(len(item.embeddings) for item in encoded)
         condition = conditions(
             encoded,
@@ -230,38 +234,43 @@ def encode(model: PipelineModel, requests: Sequence[Request], batch_size: int = 
 
     Raises:
         ValueError: a side that is no multiple of the family's `side_multiple`.
+        UserError: more sources than the family takes.
     """
     for request in requests:
-        _check_size(request, model.side_multiple)
+        _check_sizes(request, model.side_multiple)
+        check_sources(len(request.sources), model.max_sources, f"the edit {request.prompt[:40]!r}")
     plain = model.encode_prompts([""])[0]
     cases: list[EncodedRequest | None] = [None] * len(requests)
-    order = sorted(range(len(requests)), key=lambda row: (_size(requests[row]), requests[row].source is None))
-    groups = _runs(order, [(_size(request), request.source is None) for request in requests], batch_size)
-    for rows in groups:
+    keys = [(_size(request), *(source.size for source in request.sources)) for request in requests]
+    for rows in _runs(sorted(range(len(requests)), key=lambda row: keys[row]), keys, batch_size):
         chosen = [requests[row] for row in rows]
         width, height = (pixels // model.pixels_per_token for pixels in _size(chosen[0]))
-        sources = [request.source for request in chosen if request.source is not None]
-        images = [[source] for source in sources] or None
+        images = [request.sources for request in chosen] if chosen[0].sources else None
         prompts = model.encode_prompts([request.prompt for request in chosen], images)
         unconds, references = [plain] * len(rows), None
-        if sources:
+        if images is not None:
             unconds = model.encode_prompts([""] * len(rows), images)
-            pixels = np.stack([np.asarray(source.convert("RGBA")) for source in sources])
-            references = model.encode_images(torch.from_numpy(pixels), exactly=True)
+            references = torch.cat([_latents_of(model, of_one) for of_one in zip(*images, strict=True)], dim=1)
         for index, row in enumerate(rows):
-            reference = references[index] if references is not None else None
-            cases[row] = EncodedRequest(chosen[index], prompts[index], unconds[index], reference, height, width)
+            of_case = references[index] if references is not None else None
+            cases[row] = EncodedRequest(chosen[index], prompts[index], unconds[index], of_case, height, width)
     return [case for case in cases if case is not None]
 
 
+def _latents_of(model: PipelineModel, images: Sequence[Image.Image]) -> Tensor:
+    """(B, tokens, C) of images of one size."""
+    pixels = np.stack([np.asarray(image.convert("RGBA")) for image in images])
+    return model.encode_images(torch.from_numpy(pixels), exactly=True)
+
+
 def _size(request: Request) -> tuple[int, int]:
-    return request.source.size if request.source is not None else (request.width, request.height)
+    return request.sources[-1].size if request.sources else (request.width, request.height)
 
 
-def _check_size(request: Request, side_multiple: int) -> None:
-    width, height = _size(request)
-    if width % side_multiple or height % side_multiple or width <= 0 or height <= 0:
-        raise ValueError(f"images are made in multiples of {side_multiple} pixels, not {width} x {height}")
+def _check_sizes(request: Request, side_multiple: int) -> None:
+    for width, height in (_size(request), *(source.size for source in request.sources)):
+        if width % side_multiple or height % side_multiple or width <= 0 or height <= 0:
+            raise ValueError(f"images are made in multiples of {side_multiple} pixels, not {width} x {height}")
 
 
 def _batches(cases: Sequence[EncodedRequest], batch_size: int) -> list[list[int]]:

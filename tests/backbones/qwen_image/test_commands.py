@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -31,7 +32,7 @@ from workbench.sampling.sampler import NOISE_STREAM, Request, Sampler
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 REQUESTS = {
     "t2i": Request("a red fox", seed=1, height=64, width=64),
-    "edit": Request("make it blue", seed=2, source=Image.new("RGB", (64, 64), "red")),
+    "edit": Request("make it blue", seed=2, sources=(Image.new("RGB", (64, 64), "red"),)),
 }
 
 
@@ -138,8 +139,62 @@ def test_a_student_of_adapters_is_a_lora_file_that_stock_pipelines_read(
         call: dict[str, Any] = {"prompt": request.prompt, "height": 64, "width": 64, "output_type": "latent"}
         call |= {"latents": noise(ours, request, NOISE_STREAM), "sigmas": how.grid()[:-1].tolist()}
         call |= {"true_cfg_scale": 1.0}
-        stock_latents = generate(**call) if task == "t2i" else theirs.edits(image=[request.source], **call)
+        stock_latents = generate(**call) if task == "t2i" else theirs.edits(image=list(request.sources), **call)
         torch.testing.assert_close(latents, stock_latents.images[0], atol=1e-4, rtol=1e-4)
+
+
+PROMPT, SIDES = "put both into one picture", ((64, 64), (96, 32), (32, 96))
+
+
+def own_edits(folder: Path) -> Path:
+    """Three edits of three sources, three of two; each source of another aspect."""
+    folder.mkdir()
+    for i in range(6):
+        for number, size in enumerate(SIDES[: 2 + i % 2], 1):
+            picture(10 * i + number, size).save(folder / f"{i}.source_{number}.png")
+        (folder / f"{i}.txt").write_text(PROMPT)
+    picture(7, (64, 64)).save(folder / "1.png")
+    return folder
+
+
+def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    return Image.effect_mandelbrot(size, (-2 + seed / 50, -1, 1, 1), 20).convert("RGB")
+
+
+@torch.no_grad()
+def test_edits_of_several_sources_go_from_a_folder_of_pictures_into_the_stock_pipeline(
+    recipe: Path, qwen_image_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections = yaml.safe_load(recipe.read_text())
+    places = {name: str(tmp_path / name) for name in ("raw", "encoded")}
+    sections |= {"teachers": {}, "guidance": {}, "mixture": {"batch_size": 4, "tasks": {"edit": 1.0}}}
+    sections["data"] |= {"source": str(own_edits(tmp_path / "own")), "samples": {}, **places}
+    path, run, out = tmp_path / "several.yaml", tmp_path / "run", tmp_path / "drawn.png"
+    path.write_text(yaml.safe_dump(sections))
+    assert main(["pack", str(path)]) == main(["encode", str(path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "3 of 7 buckets, 3 layouts" in said and "64 x 64 + 96 x 32 + 32 x 96" in said
+    assert main(["encode", str(path)]) == main(["distill", str(path), f"trainer.folder={run}"]) == 0
+
+    student = families.load(str(run / "student"))
+    assert isinstance(student, QwenImageModel) and student.edits is not None
+    sampler = Sampler(student, RoleDenoiser(single_role(student), "teacher"))
+    for count in (2, 3):
+        files = [str(tmp_path / "own" / f"{count - 2}.source_{number}.png") for number in range(1, count + 1)]
+        given = [word for file in files for word in ("--image", file)]
+        assert main(["sample", str(run), PROMPT, *given, "--seed", "3", "--out", str(out)]) == 0
+        request = Request(PROMPT, seed=3, sources=tuple(Image.open(file).convert("RGB") for file in files))
+        drawn = sampler([request], student.default_sampling())
+        width, height = SIDES[count - 1]
+        call: dict[str, Any] = {"height": height, "width": width, "num_inference_steps": 2, "true_cfg_scale": 1.0}
+        call |= {"latents": noise(student, request, NOISE_STREAM, width * height // 256)}
+        theirs = student.edits(list(request.sources), PROMPT, output_type="latent", **call).images[0]
+        torch.testing.assert_close(drawn.latents[0], theirs, atol=1e-4, rtol=1e-4)
+        stock_picture = np.asarray(student.edits(list(request.sources), PROMPT, **call).images[0], dtype=int)
+        assert np.abs(stock_picture - np.asarray(Image.open(out))).max() <= 1
+    capsys.readouterr()
+    assert main(["sample", str(run), PROMPT, *given, "--image", files[0], "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith("error: --image: 4 source images, and the pipeline folder takes 3")
 
 
 def test_teachers_of_one_run_share_their_encoders(

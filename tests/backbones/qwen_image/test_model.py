@@ -29,7 +29,7 @@ from workbench.backbones.qwen_image.prompts import encode_edit
 from workbench.backbones.stored_weights import WeightSource
 from workbench.common.errors import UserError
 from workbench.method.rollout import Sampling
-from workbench.sampling.sampler import NOISE_STREAM, EncodedRequest, Request, Sampler, fit
+from workbench.sampling.sampler import NOISE_STREAM, Request, Sampler, fit
 
 PROMPTS = ("a red house", "", 'a blue fox under a starry sky, with a sign that says "HELLO"')
 
@@ -150,18 +150,18 @@ def test_image_latents_equal_stock_and_come_back(models: dict[str, QwenImageMode
 def drawn(model: QwenImageModel, request: Request, how: Sampling, **stock_call: Any) -> tuple[Tensor, Tensor]:
     """Latents by this project's sampler and by the stock pipeline's own call, from the same noise."""
     (ours,) = Sampler(model, RoleDenoiser(single_role(model), "teacher"))([request], how).latents
-    width, height = request.source.size if request.source else (request.width, request.height)
+    width, height = request.sources[-1].size if request.sources else (request.width, request.height)
     latents = noise(model, request, NOISE_STREAM, width * height // 256)
     given = {"prompt": request.prompt, "height": height, "width": width, "latents": latents, "output_type": "latent"}
     pipeline = model.pipeline
-    if request.source is not None:
-        given["image"], pipeline = [request.source], model.edits
+    if request.sources:
+        given["image"], pipeline = list(request.sources), model.edits
     return ours, pipeline(**given, **stock_call).images[0]
 
 
 REQUESTS = {
     "t2i": Request("a red house", seed=3, height=64, width=96),
-    "edit": Request("make it blue", seed=4, source=image(5, 96, 32)),
+    "edit": Request("make it blue", seed=4, sources=(image(5, 96, 32),)),
 }
 
 
@@ -186,29 +186,14 @@ def test_a_folder_is_sampled_as_its_own_pipeline_samples_it(
     assert math.isclose(grid[-2], 0.02, rel_tol=1e-4) and not torch.equal(grid, how.grid(4096))
 
 
-@torch.no_grad()
-def test_three_references_are_drawn_as_the_editing_pipeline_draws_them(
-    models: dict[str, QwenImageModel], qwen_image_folders: dict[str, Path]
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_sources_are_drawn_as_the_editing_pipeline_draws_them(
+    count: int, models: dict[str, QwenImageModel], qwen_image_folders: dict[str, Path]
 ) -> None:
-    model, pipeline = models["edit"], editing(models)
-    pictures = [image(6), image(7, 96, 32), image(8, 32, 96)]
-    request = Request("put the fox into the house", seed=5, height=64, width=64)
-    prompt, uncond = model.encode_prompts([request.prompt, ""], [pictures] * 2)
-    pixels = (torch.from_numpy(np.array(picture))[None] for picture in pictures)
-    references = torch.cat([model.encode_images(of_one)[0] for of_one in pixels])
-    case = EncodedRequest(request, prompt, uncond, references, 4, 4)
+    pictures = (image(6), image(7, 96, 32), image(8, 32, 96))
+    request = Request("put the fox into the house", seed=5, sources=pictures[:count])
     how = families.sampling_of(str(qwen_image_folders["edit"]), 4)
-    (ours,) = Sampler(model, RoleDenoiser(single_role(model), "teacher")).sample([case], how).latents
-    theirs = pipeline(
-        pictures,
-        request.prompt,
-        negative_prompt=" ",
-        height=64,
-        width=64,
-        num_inference_steps=4,
-        latents=noise(model, request, NOISE_STREAM),
-        output_type="latent",
-    ).images[0]
+    ours, theirs = drawn(models["edit"], request, how, num_inference_steps=4, negative_prompt=" ")
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 

@@ -43,15 +43,15 @@ def test_a_picture_goes_to_the_nearest_aspect_and_is_cut_at_its_centre(size: tup
     distances = {b: abs(math.log(b[0] / b[1] * size[1] / size[0])) for b in buckets(256, 32)}
     assert distances[bucket] == min(distances.values())
     image = gradient(*size)
-    target, source = fitted(image, None, DATA, 32, "x")
-    assert source is None and target is not None and target.size == bucket
+    target, sources = fitted(image, (), DATA, 32, "x")
+    assert sources == () and target is not None and target.size == bucket
     np.testing.assert_array_equal(target, ImageOps.fit(image, bucket, Image.Resampling.LANCZOS))
 
 
 def test_a_picture_of_a_bucket_stays_as_it_is() -> None:
     for size in buckets(256, 32):
         image = gradient(*size)
-        target, _ = fitted(image, None, DATA, 32, "x")
+        target, _ = fitted(image, (), DATA, 32, "x")
         np.testing.assert_array_equal(target, image)
 
 
@@ -64,7 +64,7 @@ def test_a_recipe_may_leave_the_longest_buckets_out() -> None:
 
 def test_squares_are_cut_where_they_are_asked_for() -> None:
     square = replace(DATA, aspects="square")
-    target, _ = fitted(gradient(600, 200), None, square, 32, "x")
+    target, _ = fitted(gradient(600, 200), (), square, 32, "x")
     assert target is not None
     np.testing.assert_array_equal(target, ImageOps.fit(gradient(600, 200), (256, 256), Image.Resampling.LANCZOS))
 
@@ -77,15 +77,28 @@ def test_squares_are_cut_where_they_are_asked_for() -> None:
 def test_source_and_target_stay_aligned_whatever_their_sizes(aspects, source, target) -> None:
     """The same place of the frame lies at the same pixel of both."""
     data = replace(DATA, aspects=aspects)
-    first, second = fitted(gradient(*target), gradient(*source), data, 32, "x")
-    assert first is not None and second is not None and first.size == second.size
+    first, (second,) = fitted(gradient(*target), [gradient(*source)], data, 32, "x")
+    assert first is not None and first.size == second.size
     difference = np.abs(np.asarray(first).astype(int) - np.asarray(second).astype(int))[4:-4, 4:-4]
     assert difference.max() <= 2, "two of 255, less than a pixel"
 
 
 def test_an_edit_whose_pictures_show_other_frames_is_named() -> None:
     with pytest.raises(UserError, match=r"sample a: the source is 1920 x 1080 and the target 512 x 512.*aspects"):
-        fitted(gradient(512, 512), gradient(1920, 1080), DATA, 32, "sample a")
+        fitted(gradient(512, 512), [gradient(1920, 1080)], DATA, 32, "sample a")
+
+
+def test_of_several_sources_each_keeps_its_aspect_and_those_of_the_targets_its_crop() -> None:
+    sources = [gradient(1000, 500), gradient(300, 410), gradient(600, 620)]
+    target, placed = fitted(gradient(512, 512), sources, DATA, 32, "x")
+    assert target is not None and target.size == (256, 256)
+    assert [image.size for image in placed] == [(352, 192), (224, 320), (256, 256)]
+    np.testing.assert_array_equal(placed[1], ImageOps.fit(sources[1], (224, 320), Image.Resampling.LANCZOS))
+    assert np.abs(np.asarray(placed[2]).astype(int) - np.asarray(target).astype(int)).max() <= 2
+    none, alone = fitted(None, sources[:2], DATA, 32, "x")
+    assert none is None and [image.size for image in alone] == [(352, 192), (224, 320)]
+    with pytest.raises(UserError, match=r"^sample a, source 2 is 1000 x 200 pixels"):
+        fitted(gradient(512, 512), [gradient(512, 512), gradient(1000, 200)], DATA, 32, "sample a")
 
 
 @pytest.mark.parametrize(
@@ -101,9 +114,9 @@ def test_an_edit_whose_pictures_show_other_frames_is_named() -> None:
 )
 def test_pictures_out_of_bounds_are_named(size: tuple[int, int], changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=rf"^sample a is .*{re.escape(message)}"):
-        fitted(Image.new("RGB", size), None, replace(DATA, **changes), 32, "sample a")
+        fitted(Image.new("RGB", size), (), replace(DATA, **changes), 32, "sample a")
 
 
 def test_a_wider_bound_takes_a_banner_into_the_widest_bucket() -> None:
-    target, _ = fitted(gradient(1000, 100), None, replace(DATA, max_aspect=12), 32, "x")
+    target, _ = fitted(gradient(1000, 100), (), replace(DATA, max_aspect=12), 32, "x")
     assert target is not None and target.size == (512, 128)

@@ -113,7 +113,7 @@ def test_values_that_would_fail_late_are_named_early(change: dict[str, bytes], m
 
 def test_few_large_pictures_are_held_at_once(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datamodules.shards.encode_shard._WINDOW_PIXELS", 2 * 32 * 32)
-    samples = [replace(sample, source=None) for sample in read_raw(str(shard))]
+    samples = [replace(sample, sources=()) for sample in read_raw(str(shard))]
     assert [len(window) for window in _windows(samples, 3)] == [2, 2, 2, 1]
     monkeypatch.setattr("datamodules.shards.encode_shard._WINDOW_PIXELS", 1 << 28)
     assert [len(window) for window in _windows(samples, 3)] == [3, 3, 1]

@@ -15,7 +15,7 @@ from shard_fakes import COUNTS, fake_encoder, fake_latents, fake_prompts, member
 
 from datamodules.shards.counts import INDEX
 from datamodules.shards.encode import encode_shards
-from datamodules.shards.encode_batch import Encoder
+from datamodules.shards.encode_batch import Encoder, FamilyLimits
 from datamodules.shards.encoded import EncodedDataset
 from datamodules.shards.raw import raw_shards, read_raw
 from workbench.common.errors import UserError
@@ -28,10 +28,12 @@ def data_for(tmp_path: Path, **values) -> Data:
 
 
 def mixed(tmp_path: Path) -> Data:
-    """Two tasks, two sizes and prompt-only samples, all mixed up."""
+    """Two tasks, two sizes, edits of one and three sources and prompt-only samples, all mixed up."""
     halves: list[dict[str, bytes]] = [{}, {}]
     for i in range(20):
         sample = members(f"k{i:02d}", i, "edit" if i % 3 == 0 else "t2i", "any", prompt_only=i % 5 == 1)
+        if i % 9 == 0:
+            sample |= {f"k{i:02d}.source_2.png": png(i + 2000, (64, 32)), f"k{i:02d}.source_3.png": png(i + 3000)}
         if i % 4 == 0:
             sample = {name: png(i, (64, 32)) if name.endswith(".png") else value for name, value in sample.items()}
         halves[i > 12] |= sample
@@ -48,26 +50,28 @@ def test_each_sample_is_encoded_as_if_alone_and_in_order(tmp_path: Path) -> None
         calls.append(len(texts))
         return fake_prompts(texts, images)
 
-    encode_shards(data, lambda _: Encoder(prompts, fake_latents, 16, 32), "f")  # type: ignore[arg-type]
+    encode_shards(data, lambda _: Encoder(prompts, fake_latents, 16, FamilyLimits(32, 3)), "f")  # type: ignore[arg-type]
     assert max(calls) == data.encode_batch_size
     dataset = EncodedDataset(data.encoded)
     raws = [raw for shard in raw_shards(data.raw) for raw in read_raw(shard)]
     assert [raw.key for raw in raws] == list(dataset.samples.keys)
     for i, raw in enumerate(raws):
         encoded = dataset.read(i)
-        images = [[raw.source]] if raw.source else None
+        images = [raw.sources] if raw.sources else None
         alone, empty = fake_prompts([raw.text], images)[0], fake_prompts([""], images)[0]
         half = lambda x: np.asarray(x, dtype=np.float16)  # noqa: E731
         np.testing.assert_array_equal(encoded.prompt, half(alone.embeddings))
         np.testing.assert_array_equal(encoded.uncond, half(empty.embeddings))
-        for image, latent in ((raw.target, encoded.latent), (raw.source, encoded.source_latent)):
-            assert (image is None) == (latent is None)
-            if image is not None:
-                np.testing.assert_array_equal(latent, half(fake_latents(torch.from_numpy(np.array(image)[None]))[0]))
+        targets = [raw.target] if raw.target else []
+        for pictures, latent in ((targets, encoded.latent), (raw.sources, encoded.source_latent)):
+            assert (not pictures) == (latent is None)
+            if pictures:
+                each = [half(fake_latents(torch.from_numpy(np.array(image)[None]))[0]) for image in pictures]
+                np.testing.assert_array_equal(latent, np.concatenate(each))
         assert dataset.geometries[dataset.samples.geometry[i]].references == alone.references
         assert dataset.has_target(i) == (raw.target is not None)
         assert dataset.read_text(i) == raw.text
-        assert (dataset.read_source(i) is None) == (raw.source is None)
+        assert [image.tobytes() for image in dataset.read_sources(i)] == [image.tobytes() for image in raw.sources]
     assert dataset.categories == ("edit/any", "t2i/any")
 
 
@@ -83,7 +87,7 @@ def test_captions_of_all_sizes_go_together_by_length_and_pictures_by_size(tmp_pa
         sizes.append(len(pixels))
         return fake_latents(pixels)
 
-    encode_shards(data, lambda _: Encoder(prompts, images, 16, 32), "f")
+    encode_shards(data, lambda _: Encoder(prompts, images, 16, FamilyLimits(32, 3)), "f")
     captions = [lengths for with_image, lengths in texts if not with_image][1:]  # the first is the empty prompt
     assert [len(lengths) for lengths in captions] == [3, 3, 2, 3, 2]
     assert all(lengths == sorted(lengths) for lengths in captions)
@@ -108,7 +112,9 @@ def test_what_does_not_fit_the_memory_goes_in_halves_with_a_line_each_time(
 
     def encoder(most: int) -> Encoder:
         parts = {"prompts": fake_prompts, "images": fake_latents}
-        return Encoder(**{**parts, part: of_little_memory(parts[part], most)}, pixels_per_token=16, side_multiple=32)
+        return Encoder(
+            **{**parts, part: of_little_memory(parts[part], most)}, pixels_per_token=16, limits=FamilyLimits(32, 3)
+        )
 
     encode_shards(data, lambda _: fake_encoder(), "f")
     halved = replace(data, encoded=str(tmp_path / "halved"))
@@ -153,7 +159,7 @@ def test_a_crash_resumes_with_the_unfinished_shard_and_gives_the_same_bytes(tmp_
         return fake_prompts(texts, images)
 
     with pytest.raises(RuntimeError):
-        encode_shards(data, lambda _: Encoder(crash, fake_latents, 16, 32), "f")  # type: ignore[arg-type]
+        encode_shards(data, lambda _: Encoder(crash, fake_latents, 16, FamilyLimits(32)), "f")  # type: ignore[arg-type]
     finished = sorted(path.name for path in (tmp_path / "encoded").glob("*.tar"))
     assert finished == ["000000.tar"] and not (tmp_path / "encoded" / INDEX).exists()
     assert not list((tmp_path / "encoded").glob(".*.part"))
@@ -211,7 +217,7 @@ def slow_encoder(_: int) -> Encoder:
             raise UserError("misread")
         return fake_prompts(texts, images)
 
-    return Encoder(prompts, fake_latents, 16, 32)  # type: ignore[arg-type]
+    return Encoder(prompts, fake_latents, 16, FamilyLimits(32))  # type: ignore[arg-type]
 
 
 def test_a_finished_encoding_is_reused_only_for_the_same_inputs(tmp_path: Path) -> None:
@@ -265,6 +271,6 @@ def test_a_key_that_occurs_twice_is_named_with_both_shards(tmp_path: Path) -> No
 
 def test_an_overflow_names_the_sample(tmp_path: Path) -> None:
     write_raw(tmp_path / "raw", {"t2i/text": 2})
-    huge = Encoder(fake_prompts, lambda images: fake_latents(images) * 1e6, 16, 32)  # type: ignore[arg-type]
+    huge = Encoder(fake_prompts, lambda images: fake_latents(images) * 1e6, 16, FamilyLimits(32))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"t2i-text-0000.*latent\.npy.*float16"):
         encode_shards(data_for(tmp_path), lambda _: huge, "f")

@@ -15,7 +15,7 @@ from torch import from_numpy
 
 from datamodules.shards.counts import INDEX
 from datamodules.shards.encode import encode_shards
-from datamodules.shards.encode_batch import Encoder
+from datamodules.shards.encode_batch import Encoder, FamilyLimits
 from datamodules.shards.encoded import EncodedDataset
 from datamodules.shards.left_out import Tally
 from datamodules.shards.packed import FINISHED
@@ -101,8 +101,8 @@ def test_both_pictures_of_an_edit_go_to_one_bucket(tmp_path: Path) -> None:
     write_tar(tmp_path / "raw" / "0.tar", content)
     encode_shards(data_for(tmp_path, keep_raw=True), fake_encoder, "f")
     dataset = EncodedDataset(str(tmp_path / "encoded"))
-    source, target = dataset.read_source(0), dataset.read_target(0)
-    assert source is not None and target is not None and source.size == target.size == (160, 96)
+    (source,), target = dataset.read_sources(0), dataset.read_target(0)
+    assert target is not None and source.size == target.size == (160, 96)
     assert dataset.geometries[0].references[0].width == dataset.geometries[0].width == 10
 
 
@@ -138,7 +138,7 @@ def broken_sample(kind: str) -> dict[str, bytes]:
         case "frames":
             return {"b.png": png(1, (64, 64)), "b.source.png": png(2, (192, 64)), "b.txt": b"x"}
         case "sources":
-            return {"b.png": png(1), "b.source.1.png": png(2), "b.source.2.png": png(3), "b.txt": b"x"}
+            return {"b.png": png(1), "b.source.png": png(2), "b.source_2.png": png(3), "b.txt": b"x"}
         case "size":
             return {"b.json": b'{"width": "wide"}', "b.txt": b"x"}
         case _:
@@ -161,7 +161,7 @@ def test_a_broken_sample_stops_or_is_skipped_named_and_counted(
 ) -> None:
     whole = members("a", 1, "t2i", "text") | members("c", 3, "edit", "own")
     write_tar(tmp_path / "raw" / "0.tar", {**members("a", 1, "t2i", "text"), **broken_sample(kind), **whole})
-    encoder = Encoder(fake_encoder().prompts, fake_encoder().images, 16, 32, no_tokens)
+    encoder = Encoder(fake_encoder().prompts, fake_encoder().images, 16, FamilyLimits(32), no_tokens)
     with pytest.raises(UserError, match=r"(sample b|<token>).*data\.broken=skip"):
         encode_shards(data_for(tmp_path), lambda _: encoder, "f")
     assert not (tmp_path / "encoded" / INDEX).exists()
@@ -204,7 +204,7 @@ def test_many_kinds_of_ignored_files_take_no_room(tmp_path: Path) -> None:
 def test_long_captions_are_counted(tmp_path: Path) -> None:
     content = {"a.txt": b"word " * 30, "b.txt": b"word", "c.txt": b"word " * 31, "c.source.png": png(1)}
     write_tar(tmp_path / "raw" / "0.tar", content)
-    encoder = Encoder(fake_encoder().prompts, fake_encoder().images, 16, 32, prompt_limit=20)
+    encoder = Encoder(fake_encoder().prompts, fake_encoder().images, 16, FamilyLimits(32), prompt_limit=20)
     summary = encode_shards(data_for(tmp_path), lambda _: encoder, "f")
     assert "warning: 2 samples have captions of more than 20 tokens" in str(summary)
     assert EncodedDataset(str(tmp_path / "encoded")).samples.length[0] == 33, "nothing is cut"

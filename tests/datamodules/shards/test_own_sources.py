@@ -109,6 +109,34 @@ def test_a_hugging_face_folder_is_read_by_its_metadata(suffix: str, tmp_path: Pa
     assert "ignored: 2 .png, 1 column width" in capsys.readouterr().out
 
 
+SEVERAL: dict[str, dict[str, bytes]] = {
+    "files": {f"a{name}": png(i, (90 - 30 * i, 60)) for i, name in enumerate((".source.png", ".source-2.png"))},
+    "more files": {f"a{name}": png(i, (90 - 30 * i, 60)) for i, name in enumerate((".source1.png", ".Source.2.png"))},
+    "a list": {"x.jsonl": b'{"text": "put both together", "image": "t.png", "edit_image": ["one.png", "two.png"]}'},
+    "a list in a csv": {"x.csv": b'prompt,target,source\nput both together,t.png,"[""one.png"", ""two.png""]"\n'},
+    "columns": {"x.csv": b"prompt,target,edit_image2,edit_image\nput both together,t.png,two.png,one.png\n"},
+}
+
+
+@pytest.mark.parametrize("form", SEVERAL)
+def test_several_sources_in_every_form(form: str, tmp_path: Path) -> None:
+    """Each goes to the size of its own aspect, and their order is that of the numbers."""
+    own = tmp_path / "own"
+    content = {"t.png": png(7, (60, 60)), "one.png": png(0, (90, 60)), "two.png": png(1, (60, 60))}
+    if "files" in form:
+        content = {"a.txt": b"put both together", "a.png": content["t.png"]}
+    for name, value in (content | SEVERAL[form]).items():
+        own.mkdir(exist_ok=True)
+        (own / name).write_bytes(value)
+    summary = run_pack(own, tmp_path / "raw")
+    (sample,) = read_raw(raw_shards(str(tmp_path / "raw"))[0])
+    assert (sample.task, sample.text, summary.left_out.ignored) == ("edit", "put both together", {})
+    assert [source.size for source in sample.sources] == [(96, 64), (64, 64)]
+    colours = [image.getpixel((0, 0)) for image in sample.sources]
+    assert colours == [Image.open(io.BytesIO(png(seed))).getpixel((0, 0)) for seed in (0, 1)]
+    assert sorted(sample.members) == ["json", "png", "source.png", "source_2.png", "txt"]
+
+
 def embedded(path: Path, image: bytes | None, as_struct: bool) -> Any:
     if not as_struct:
         return image
@@ -182,13 +210,14 @@ def test_tables_that_captions_make_superfluous_are_counted(tmp_path: Path, capsy
     assert "ignored: 1 list.csv" in capsys.readouterr().out
 
 
-SEVERAL = "several references for one edit"
+GAP = "sources are numbered 1, 2, 3 and so on without a gap"
 WRONG: dict[str, tuple[dict[str, bytes], str]] = {
-    "a list of sources": ({"x.jsonl": b'{"text": "x", "image": "a.png", "edit_image": ["a.png", "b.png"]}'}, SEVERAL),
-    "a list in a csv": ({"x.csv": b'prompt,edit_image\nx,"[""a.png"", ""b.png""]"\n'}, SEVERAL),
-    "numbered columns": ({"x.csv": b"prompt,source1,source2\nx,a.png,b.png\n"}, rf"source1: {SEVERAL}"),
-    "numbered files": ({"a.txt": b"x", "a.source1.png": png(1), "a.source2.png": png(1)}, SEVERAL),
-    "two source files": ({"a.txt": b"x", "a.source.png": png(1), "a.source.jpg": png(1)}, SEVERAL),
+    "a list of images": ({"x.jsonl": b'{"text": "x", "image": ["a.png", "b.png"]}'}, "line 1: several images"),
+    "a hole in a list": ({"x.jsonl": b'{"text": "x", "edit_image": ["a.png", null]}'}, "line 1: the source is null"),
+    "an empty column": ({"x.csv": b"prompt,source1,source2\nx,,b.png\n"}, f"line 2: has source_2: {GAP}"),
+    "two names of one source": ({"x.csv": b"prompt,source,source1\nx,a.png,\n"}, "and source1, both for the source"),
+    "a numbered gap": ({"a.txt": b"x", "a.source1.png": png(1), "a.source3.png": png(1)}, f"source, source_3: {GAP}"),
+    "two source files": ({"a.txt": b"x", "a.source.png": png(1), "a.source1.png": png(1)}, "the same key 'a'"),
     "two names of one column": ({"x.csv": b"prompt,text\nx,y\n"}, "columns prompt and text, both for the caption"),
     "no caption in the header": ({"x.csv": b"image,words\na.png,x\n"}, "it needs caption"),
     "no caption in a line": ({"x.jsonl": b'{"image": "a.png"}'}, r"line 1: .*it needs caption"),
@@ -208,7 +237,8 @@ WRONG: dict[str, tuple[dict[str, bytes], str]] = {
     "other frames": ({"a.png": png(1), "a.source.png": png(1, (128, 64)), "a.txt": b"y"}, "nobody can tell what lies"),
 }  # fmt: skip
 SKIPPED = {
-    "a list of sources", "a list in a csv", "an empty caption", "a caption that is a number", "a broken line",
+    "a list of images", "a hole in a list", "an empty column", "a numbered gap", "an empty caption",
+    "a caption that is a number", "a broken line",
     "a picture that is not there", "a picture with a nul", "a picture that is a number", "a caption of a book",
     "a prompt of a book", "a thin picture", "a dot", "a long picture", "other frames", "a caption file of a book",
 }  # fmt: skip
@@ -244,11 +274,9 @@ def test_what_is_wrong_with_one_sample_can_be_skipped(name: str, tmp_path: Path,
     if source.is_dir():
         (source / "good.txt").write_text("good")
     elif source.suffix == ".csv":
-        source.write_bytes(source.read_bytes() + b"\ngood," * ("edit_image" in source.read_text()) + b"\ngood")
+        source.write_bytes(source.read_bytes() + (b"good,,\n" if b"source1" in source.read_bytes() else b"\ngood"))
     else:
         source.write_bytes(source.read_bytes() + b"\n" + GOOD[source.suffix])
-    if name == "a list in a csv":
-        source.write_text('prompt,edit_image\nx,"[""a.png"", ""b.png""]"\ngood,\n')
     summary = run_pack(source, tmp_path / "raw", broken="skip")
     assert len(summary.left_out.broken) == 1 and "good" in [text for text, *_ in samples_of(tmp_path / "raw")]
     assert json.loads((tmp_path / "raw" / FINISHED).read_text())["left_out"]["broken"] == summary.left_out.broken

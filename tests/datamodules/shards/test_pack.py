@@ -58,10 +58,10 @@ def test_a_folder_becomes_square_rgb_samples(tmp_path: Path) -> None:
     samples = read_all(tmp_path / "raw")
     assert set(samples) == {"wide", "cats_clear_v2", "cats_new", "cats_only"}
     for sample in samples.values():
-        for image in (sample.target, sample.source):
+        for image in (sample.target, *sample.sources):
             assert image is None or (image.size, image.mode) == ((64, 64), "RGB")
     assert samples["cats_only"].target is None
-    assert samples["cats_new"].source is not None and samples["cats_new"].text == "make it new"
+    assert len(samples["cats_new"].sources) == 1 and samples["cats_new"].text == "make it new"
     assert samples["cats_clear_v2"].target.getpixel((5, 5)) == (255, 255, 255)
     assert "drawn by me" in (tmp_path / "raw" / FINISHED).read_text()
 

@@ -30,7 +30,7 @@ def test_raw_shards_are_read_back_in_order(tmp_path: Path) -> None:
     assert [f"{s.task}/{s.category}" for s in samples] == [name for name, n in COUNTS.items() for _ in range(n)]
     for sample in samples:
         assert sample.target is not None and sample.target.size == (32, 32)
-        assert (sample.source is not None) == (sample.task == "edit")
+        assert len(sample.sources) == (sample.task == "edit")
 
 
 def test_folder_braces_pipe_and_http_give_the_same_samples(tmp_path: Path, serve) -> None:
@@ -65,8 +65,12 @@ def test_prompt_only_and_img2dataset_samples(tmp_path: Path) -> None:
 BROKEN = {
     "another format": ({"a.txt": b"x", "a.gif": b"x"}, "sample a: gif is none of png"),
     "another format of the source": ({"a.txt": b"x", "a.source.TIF": b"x"}, r"sample a: source\.tif is none of png"),
-    "numbered sources": ({"a.txt": b"x", "a.source.1.png": png(1)}, "sample a: several references"),
-    "two sources": ({"a.txt": b"x", "a.source.png": png(1), "a.source.jpg": png(1)}, "several references"),
+    "sources from 2 on": ({"a.txt": b"x", "a.source.2.png": png(1)}, "sample a: has source_2: sources are numbered"),
+    "a gap": ({"a.txt": b"x", "a.source.png": png(1), "a.source3.png": png(1)}, "has source, source_3: sources are"),
+    "two forms": (
+        {"a.txt": b"x", "a.source.png": png(1), "a.source.jpg": png(1)},
+        r"source\.png and source\.jpg; keep",
+    ),
     "image": ({"a.txt": b"x", "a.png": b"not an image"}, "sample a, png: the image does not decode"),
     "cut image": ({"a.txt": b"x", "a.png": png(1)[:60]}, "sample a, png: the image does not decode"),
     "empty caption": ({"a.txt": b"  \n", "a.png": png(1)}, "a.txt is empty"),

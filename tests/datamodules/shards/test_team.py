@@ -20,7 +20,7 @@ from shard_fakes import fake_encoder, fake_latents, fake_prompts, write_raw
 from datamodules.shards import encode_jobs, team
 from datamodules.shards.counts import INDEX
 from datamodules.shards.encode import encode_shards, encode_shards_among_ranks
-from datamodules.shards.encode_batch import Encoder
+from datamodules.shards.encode_batch import Encoder, FamilyLimits
 from workbench.common.errors import UserError
 from workbench.common.files import UNFINISHED
 from workbench.recipe.config import Data
@@ -44,7 +44,7 @@ def slow_encoder(_: int) -> Encoder:
         time.sleep(CALL_S)
         return fake_prompts(texts, images)
 
-    return Encoder(prompts, fake_latents, 16, 32)  # type: ignore[arg-type]
+    return Encoder(prompts, fake_latents, 16, FamilyLimits(32))  # type: ignore[arg-type]
 
 
 def failing_encoder(number: int) -> Encoder:

@@ -45,6 +45,7 @@ class QwenImageModel(StockModel):
     class_names = (QwenImagePipeline.__name__, QwenImageEditPlusPipeline.__name__)
     pixels_per_token = prompts.PIXELS_PER_TOKEN
     side_multiple = 32
+    max_sources = prompts.MOST_IMAGES
     encoder_parts = ("text_encoder", "vae", "tokenizer", "processor")
     network = DualTransformer
 
