@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from datamodules.shards.sources import source_name
 from workbench.common.errors import UserError
 from workbench.common.files import settings_hash, write_bytes
 from workbench.common.outside import Outside, parse
@@ -124,7 +125,9 @@ def chunk_key(model: Mapping[str, Any], judge: str, cases: Sequence[Case], seed:
 def digest(case: Case) -> str:
     """Hash of all that a case is, pixels included."""
     found = hashlib.sha256()
-    for name, value in vars(case).items():
+    values = {name: value for name, value in vars(case).items() if name != "more_sources"}
+    values |= {source_name(number): source for number, source in enumerate(case.more_sources, 2)}
+    for name, value in values.items():
         content = value.tobytes() if isinstance(value, np.ndarray) else json.dumps(value, sort_keys=True).encode()
         shape = str(value.shape) if isinstance(value, np.ndarray) else ""
         found.update(f"{name}{shape}{len(content)}:".encode() + content)

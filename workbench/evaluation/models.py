@@ -138,8 +138,7 @@ class Encodings:
         self.model = None
 
     def _request(self, case: Case) -> Request:
-        pictures = [case.source] if case.source is not None else []
-        sources = tuple(fit(Image.fromarray(picture), self.resolution, self._multiple) for picture in pictures)
+        sources = tuple(fit(Image.fromarray(source), self.resolution, self._multiple) for source in case.sources)
         return Request(case.prompt, sources=sources, height=self.resolution, width=self.resolution)
 
 

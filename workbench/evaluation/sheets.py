@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.shards.sources import source_name
 from workbench.common.files import write_bytes
 from workbench.evaluation.answers import Answers
 from workbench.evaluation.cases.case import Case
@@ -36,7 +37,9 @@ def write_grids(cases: Sequence[Case], answers: Mapping[str, Answers], seed: int
         if row.seed == seed and row.judgement is not None
     }
     for (task, category), group in chosen_cases(cases).items():
-        given = {"source": [case.source for case in group], "target": [case.target for case in group]}
+        most = max(len(case.sources) for case in group)
+        given = {source_name(i + 1): [(*case.sources, *[None] * most)[i] for case in group] for i in range(most)}
+        given["target"] = [case.target for case in group]
         columns = {name: images for name, images in given.items() if any(image is not None for image in images)}
         columns |= {model: [of.images[case.id, seed] for case in group] for model, of in answers.items()}
         sheet = contact_sheet({name.replace("_", " "): column for name, column in columns.items()})

@@ -96,6 +96,9 @@ def evaluate_run(
     clock = Clock()
     with clock.phase("cases"):
         cases = benchmark_cases(recipe.data, recipe.evaluation)
+    most = families.family_of(families.resolve(recipe.model.folder)).max_sources
+    for case in cases:
+        check_sources(len(case.sources), most, f"case {case.id}")
     judges = judges_of(recipe.evaluation, cases)
     for judge in judges:
         judge.check(cases)

@@ -163,8 +163,12 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
 
 @torch.no_grad()
 def test_edits_of_several_sources_go_from_a_folder_of_pictures_into_the_stock_pipeline(
-    recipe: Path, qwen_image_folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     sections = yaml.safe_load(recipe.read_text())
     places = {name: str(tmp_path / name) for name in ("raw", "encoded")}
     sections |= {"teachers": {}, "guidance": {}, "mixture": {"batch_size": 4, "tasks": {"edit": 1.0}}}
@@ -195,6 +199,13 @@ def test_edits_of_several_sources_go_from_a_folder_of_pictures_into_the_stock_pi
     capsys.readouterr()
     assert main(["sample", str(run), PROMPT, *given, "--image", files[0], "--out", str(out)]) == 2
     assert capsys.readouterr().err.startswith("error: --image: 4 source images, and the pipeline folder takes 3")
+    case = {"id": "a", "task": "edit", "category": "object", "prompt": PROMPT, "source": files}
+    Path("mine.jsonl").write_text(json.dumps(case))
+    few = ["evaluation.cases=mine.jsonl", "data.resolution=64"]
+    assert main(["evaluate", str(run / "student"), *few]) == 0 and main(["evaluate", "tiny", *few]) == 2
+    assert "error: case a: 3 source images, and the pipeline folder takes 1" in capsys.readouterr().err
+    (sheet,) = Path("runs/evaluation").glob("*/samples/evaluation/edit-object.png")
+    assert json.loads((sheet.parent / "index.json").read_text())[0]["columns"][:3] == ["source", "source_2", "source_3"]
 
 
 def test_teachers_of_one_run_share_their_encoders(

@@ -14,12 +14,14 @@ from PIL import Image
 from workbench.batch import TASKS
 from workbench.cli import main
 from workbench.common.errors import UserError
+from workbench.evaluation.answer_cache import digest
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.cases.case_file import read_jsonl, sliced, write_jsonl
 from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.cases.count import count_cases
 from workbench.evaluation.cases.world import world_cases
 from workbench.evaluation.judges.local import LocalJudge
+from workbench.evaluation.judges.vlm_judge import score_question
 from workbench.recipe.config import Data, Evaluation
 from workbench.recipe.reading import from_mapping
 from workbench.sampling.sampler import fit
@@ -72,6 +74,9 @@ EDIT = {**GOOD, "task": "edit", "source": "s.png"}
         ({**EDIT, "source": "no.png"}, "no.png"),
         ({**EDIT, "source": "bad.png"}, "bad.png"),
         ({**EDIT, "source": 7}, "source image 7"),
+        ({**EDIT, "source": ["s.png", 7]}, "source image 7"),
+        ({**EDIT, "source": []}, r"source image \[\] must be a path"),
+        ({**EDIT, "target": ["s.png"]}, "target image .* must be a path"),
         ({**GOOD, "seed": -1}, "seed must be"),
         ({**GOOD, "seed": True}, "seed must be"),
         ({**GOOD, "scene": ["sky"]}, "scene must be"),
@@ -117,6 +122,26 @@ def test_sources_are_read_as_training_reads_them(tmp_path: Path) -> None:
     turned, clear = (case.source for case in read_jsonl(tmp_path / "mine.jsonl"))
     assert turned is not None and turned.shape == (96, 64, 3)
     assert clear is not None and (clear == 255).all()
+
+
+def test_an_edit_may_have_several_sources(tmp_path: Path) -> None:
+    """All are asked about in order, and no answer is compared with one of them place by place."""
+    for name, size in (("a.png", (64, 32)), ("b.png", (32, 32))):
+        Image.effect_mandelbrot(size, (-2, -1, 1, 1), 20).convert("RGB").save(tmp_path / name)
+    for sources in (["a.png", "b.png"], ["a.png", "b.png", "a.png"], "a.png"):
+        (tmp_path / "mine.jsonl").write_text(json.dumps({**EDIT, "source": sources, "target": "b.png"}))
+        (case,) = read_jsonl(tmp_path / "mine.jsonl")
+        count = len(sources) if isinstance(sources, list) else 1
+        shapes = [(32, 64, 3), (32, 32, 3), (32, 64, 3)][:count]
+        assert [source.shape for source in case.sources] == shapes
+        write_jsonl([case], tmp_path / "again" / "mine.jsonl")
+        (again,) = read_jsonl(tmp_path / "again" / "mine.jsonl")
+        assert again.asked() == case.asked() and digest(again) == digest(case) and len(again.sources) == count
+        assert case.target is not None
+        question = score_question(case, case.target)
+        assert [image.shape for image in question.images] == [*shapes, (32, 32, 3)]
+        assert (f"has {count} source pictures" in question.text) == (count > 1)
+        assert (case.only_source is None) == (count > 1)
 
 
 def test_a_very_thin_source_still_has_two_sides(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ BENCHES: dict[Task, str] = {"t2i": "t2i_bench", "edit": "editing_bench"}
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One prompt to answer. source, target: (H, W, 3) uint8 or None. seed: of its noise; its id when absent.
+    """One prompt to answer. source, target: (H, W, 3) uint8 or None. more_sources: further ones of an edit, in order.
+    seed: of its noise; its id when absent.
 
     scene, source_scene: attributes of a right answer and of the source. named, kept: attributes that the prompt
     determines, and that an edit must leave alone. accepted: every right value of an attribute that has several. exact:
@@ -41,6 +42,17 @@ class Case:
     seed: int | None = None
     text: str = ""
     order: tuple[str, ...] = ()
+    more_sources: tuple[np.ndarray, ...] = ()
+
+    @property
+    def sources(self) -> tuple[np.ndarray, ...]:
+        """All that an edit reads, in order."""
+        return () if self.source is None else (self.source, *self.more_sources)
+
+    @property
+    def only_source(self) -> np.ndarray | None:
+        """What an answer can be compared with place by place; None where several sources make up the answer."""
+        return None if self.more_sources else self.source
 
     @property
     def bench(self) -> str:
@@ -54,10 +66,10 @@ class Case:
         return int.from_bytes(hashlib.sha256(f"{seed}/{chosen}".encode()).digest()[:6], "little")
 
     def asked(self) -> str:
-        """Hash of what a model is asked: the prompt, and the pixels of the source."""
+        """Hash of what a model is asked: the prompt, and the pixels of the sources."""
         found = hashlib.sha256(self.prompt.encode())
-        if self.source is not None:
-            found.update(str(self.source.shape).encode() + self.source.tobytes())
+        for source in self.sources:
+            found.update(str(source.shape).encode() + source.tobytes())
         return found.hexdigest()[:16]
 
 

@@ -5,7 +5,8 @@
      "named": ["objects"], "kept": ["sky"], "accepted": {"objects": [["palm"], ["tree"]]}, "exact": false,
      "text": "OPEN", "order": ["tree", "car"]}
 
-Paths are relative to the file. id, task, category and prompt (or instruction) are needed, and source for an edit.
+Paths are relative to the file. id, task, category and prompt (or instruction) are needed, and source for an edit: a
+path, or a list of paths.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from datamodules.shards.sources import source_name
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
 from workbench.common.images import read_image
@@ -39,7 +41,7 @@ MEAN = "mean"
 _LONGEST_CATEGORY = 64
 _CATEGORY = re.compile(rf"[^\W_][\w .+-]{{0,{_LONGEST_CATEGORY - 1}}}")
 _TEXTS = ("id", "task", "category", "prompt")
-_IMAGES = ("source", "target")
+_KEYS = tuple(item.name for item in fields(Case) if item.name != "more_sources")
 _NAMES = ("named", "kept")
 _MAPPINGS = ("scene", "source_scene", "accepted")
 
@@ -50,15 +52,15 @@ def write_jsonl(cases: Sequence[Case], path: Path) -> None:
     lines = []
     for case in track(cases, f"writing {path.name}", transient=True, disable=len(cases) < MANY):
         row: dict[str, Any] = {}
-        for name in (item.name for item in fields(Case)):
+        for name in _KEYS:
             value = vars(case)[name]
             match value:
+                case np.ndarray() if name == "source":
+                    stems = [f"{as_name(case.id)}.{source_name(i + 1)}" for i in range(len(case.sources))]
+                    files = [_written(each, folder, stem) for each, stem in zip(case.sources, stems, strict=True)]
+                    row[name] = files[0] if len(files) == 1 else files
                 case np.ndarray():
-                    encoded = io.BytesIO()
-                    Image.fromarray(value).save(encoded, format="PNG")
-                    file = inside(folder, f"{as_name(case.id)}.{name}.png")
-                    write_bytes(file, encoded.getvalue())
-                    row[name] = f"{folder.name}/{file.name}"
+                    row[name] = _written(value, folder, f"{as_name(case.id)}.{name}")
                 case None:
                     continue
                 case bool() | int():
@@ -67,6 +69,15 @@ def write_jsonl(cases: Sequence[Case], path: Path) -> None:
                     row[name] = value
         lines.append(json.dumps(row, ensure_ascii=False))
     write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def _written(picture: np.ndarray, folder: Path, stem: str) -> str:
+    """Write a picture as PNG; its path from the file of cases."""
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, format="PNG")
+    file = inside(folder, f"{stem}.png")
+    write_bytes(file, encoded.getvalue())
+    return f"{folder.name}/{file.name}"
 
 
 def read_jsonl(path: Path, prepare: Callable[[Image.Image], Image.Image] = lambda image: image) -> list[Case]:
@@ -125,9 +136,15 @@ def _parse(line: bytes, path: Path, where: str, prepare: Callable[[Image.Image],
             raise UserError(f"{where}: has a prompt and an instruction; they are the same, give one")
         row["prompt"] = row.pop("instruction")
     check_row(row, where)
+    sources = _images(row, "source", path, where, prepare)
+    targets = _images(row, "target", path, where, prepare)
     given: dict[str, Any] = {
         **{name: row[name] for name in _TEXTS},
-        **{name: _image(row, name, path, where, prepare) for name in _IMAGES},
+        **{
+            "source": sources[0] if sources else None,
+            "more_sources": tuple(sources[1:]),
+            "target": targets[0] if targets else None,
+        },
         **{name: row.get(name, {}) for name in _MAPPINGS},
         **{name: tuple(row.get(name, ())) for name in _NAMES},
     }
@@ -142,9 +159,8 @@ def check_row(row: dict[str, Any], where: str) -> None:
             raise UserError(f"{where}: needs a non-empty text {name!r}")
         if len(row[name]) > LONGEST_TEXT:
             raise UserError(f"{where}: {name} has {len(row[name]):,} characters; at most {LONGEST_TEXT:,} are taken")
-    known = [item.name for item in fields(Case)]
-    if unknown := sorted(row.keys() - set(known)):
-        raise UserError(f"{where}: has an unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    if unknown := sorted(row.keys() - set(_KEYS)):
+        raise UserError(f"{where}: has an unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}")
     if row["task"] not in BENCHES:
         raise UserError(f"{where}: task must be t2i or edit, not {row['task']!r}")
     if row["task"] == "edit" and "source" not in row:
@@ -200,12 +216,15 @@ def _is_value(attribute: str, value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _image(
+def _images(
     row: dict[str, Any], name: str, path: Path, where: str, prepare: Callable[[Image.Image], Image.Image]
-) -> np.ndarray | None:
+) -> list[np.ndarray]:
+    """The pictures that a key names: none without it, several only of `source`."""
     if name not in row:
-        return None
-    if not isinstance(row[name], str):
-        raise UserError(f"{where}: the {name} image {row[name]!r} must be a path")
-    image = read_image(path.parent / row[name], f"{where}: the {name} image", "replace it or drop the case")
-    return np.asarray(prepare(image))
+        return []
+    given = row[name] if name == "source" and isinstance(row[name], list) and row[name] else [row[name]]
+    for value in given:
+        if not isinstance(value, str):
+            raise UserError(f"{where}: the {name} image {value!r} must be a path")
+    found = (read_image(path.parent / v, f"{where}: the {name} image", "replace it or drop the case") for v in given)
+    return [np.asarray(prepare(image)) for image in found]

@@ -155,7 +155,7 @@ def judge_case(case: Case, image: np.ndarray, seen: Mapping[str, Any], quality: 
     compliance, named = mean_attribute_score(case.named, seen, case.scene, case.source_scene, case.accepted)
     kept_mean, kept = mean_attribute_score(case.kept, seen, case.scene)
     pixels = None
-    source, target = case.source, case.target
+    source, target = case.only_source, case.target
     # Images of other sizes than the case's have no pixel-wise counterpart.
     if case.exact and source is not None and target is not None and image.shape == source.shape == target.shape:
         pixels = pixel_agreement(image, source, target)

@@ -76,15 +76,14 @@ class Question:
 def score_question(case: Case, image: np.ndarray) -> Question:
     """How good is `image` as an answer to `case`?"""
     rubric = rubric_of(case.task, case.category)
-    images = (image,) if case.source is None else (case.source, image)
-    text = user_prompt(case.task, case.prompt)
-    return Question(system_prompt(rubric), text, images, lambda reply: parse_verdict(reply, rubric))
+    text = user_prompt(case.task, case.prompt, len(case.sources))
+    return Question(system_prompt(rubric), text, (*case.sources, image), lambda reply: parse_verdict(reply, rubric))
 
 
 def choice_question(case: Case, a: np.ndarray, b: np.ndarray) -> Question:
     """Which of two answers to `case` is better, in this order?"""
-    images = (a, b) if case.source is None else (case.source, a, b)
-    return Question(PAIR_SYSTEM, user_prompt(case.task, case.prompt), images, parse_choice)
+    text = user_prompt(case.task, case.prompt, len(case.sources))
+    return Question(PAIR_SYSTEM, text, (*case.sources, a, b), parse_choice)
 
 
 class VlmJudge:

@@ -131,9 +131,12 @@ def system_prompt(rubric: Rubric) -> str:
     )
 
 
-def user_prompt(task: Task, text: str) -> str:
-    """What stands before the pictures."""
-    return f"{'Prompt' if task == 't2i' else 'Instruction'}: {text}"
+def user_prompt(task: Task, text: str, num_sources: int = 1) -> str:
+    """What stands before the pictures; the frames above speak of one source."""
+    several = (
+        f"\nThis edit has {num_sources} source pictures, which come first, in the order that the instruction counts."
+    )
+    return f"{'Prompt' if task == 't2i' else 'Instruction'}: {text}{several if num_sources > 1 else ''}"
 
 
 def _wording() -> str:

@@ -79,7 +79,8 @@ def measure(
     reader: of the text that cases ask for; it is not read without one."""
     asks_word = "word" in case.named and "word" in case.scene
     of_t2i, right = case.task == "t2i", case.target if case.exact else None
-    moved = drift(image, case.source, right) if case.source is not None else None
+    source = case.only_source
+    moved = drift(image, source, right) if source is not None else None
     places = None if seen is None else seen.get(places_of("objects"))
     lists = of_t2i and "objects" in case.named and "objects" in case.scene
     return Measures(
