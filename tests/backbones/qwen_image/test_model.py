@@ -25,7 +25,7 @@ from workbench.backbones.load import single_role
 from workbench.backbones.qwen_image.export import export
 from workbench.backbones.qwen_image.images import pack, unpack
 from workbench.backbones.qwen_image.model import QwenImageModel
-from workbench.backbones.qwen_image.prompts import encode_edit
+from workbench.backbones.qwen_image.prompts import encode_edits
 from workbench.backbones.stored_weights import WeightSource
 from workbench.common.errors import UserError
 from workbench.method.rollout import Sampling
@@ -86,7 +86,9 @@ def test_edits_equal_the_editing_pipeline(sides: list[tuple[int, int]], models: 
     encoded = model.encode_prompts(PROMPTS[:2], groups)
     for prompt, group, seen, ours in zip(PROMPTS[:2], groups, read, encoded, strict=True):
         theirs, _ = pipeline.encode_prompt(prompt or " ", seen)
-        torch.testing.assert_close(ours.embeddings, theirs[0], atol=0, rtol=0)
+        torch.testing.assert_close(ours.embeddings, theirs[0], atol=1e-5, rtol=1e-5)
+        (alone,) = model.encode_prompts([prompt], [group])
+        assert torch.equal(alone.embeddings, theirs[0]) and alone.references == ours.references
         assert [(item.height, item.width) for item in ours.references] == [(h // 16, w // 16) for w, h in sides]
         empty = "".join(f"Picture {i + 1}: <|vision_start|><|image_pad|><|vision_end|>" for i in range(len(group)))
         texts = [pipeline.prompt_template_encode.format(empty + (prompt or " "))]
@@ -109,7 +111,7 @@ def test_image_tokens_have_the_positions_of_their_grid(models: dict[str, QwenIma
     pipeline, seen = editing(models), []
     language = pipeline.text_encoder.model.language_model
     handle = language.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
-    reference = encode_edit(pipeline, "a fox", [image(0, 64, 96)]).references[0]
+    reference = encode_edits(pipeline, ["a fox"], [[image(0, 64, 96)]])[0].references[0]
     handle.remove()
     positions = seen[0]["position_ids"][-3:, 0, pipeline.prompt_template_encode_start_idx :]
     rows, columns = (positions[axis, reference.slot : reference.end] for axis in (1, 2))

@@ -135,10 +135,9 @@ class QwenImageModel(StockModel):
                 f"{self._folder} is a {QwenImagePipeline.__name__}, which takes no images: name a folder of "
                 f"{QwenImageEditPlusPipeline.__name__}, which generates as well"
             )
-        return [
-            prompts.encode_edit(self.edits, text, group) if group else prompts.encode_texts(self.pipeline, [text])[0]
-            for text, group in zip(texts, groups, strict=True)
-        ]
+        if all(groups):
+            return prompts.encode_edits(self.edits, texts, groups)
+        return [self.encode_prompts([text], [group])[0] for text, group in zip(texts, groups, strict=True)]
 
     def encode_images(self, images: Tensor, *, exactly: bool = False) -> Tensor:
         return encode_images(self.pipeline.vae, images)

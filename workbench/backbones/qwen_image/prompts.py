@@ -1,7 +1,6 @@
-"""Prompts with their images, encoded by the stock pipelines themselves.
+"""Prompts with their images, encoded as by the stock pipelines.
 
-Without images they are encoded as by `QwenImagePipeline`, with images as by `QwenImageEditPlusPipeline`, which takes
-one sample a call.
+Without images they are encoded by `QwenImagePipeline`, with images as by `QwenImageEditPlusPipeline`, many at once.
 """
 
 from __future__ import annotations
@@ -40,20 +39,40 @@ def encode_texts(pipeline: QwenImagePipeline, prompts: Sequence[str]) -> list[En
 
 
 @torch.no_grad()
-def encode_edit(pipeline: QwenImageEditPlusPipeline, prompt: str, images: Sequence[Image.Image]) -> EncodedPrompt:
-    """A prompt with its images, as the pipeline encodes them; an empty prompt is one space.
+def encode_edits(
+    pipeline: QwenImageEditPlusPipeline, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]]
+) -> list[EncodedPrompt]:
+    """Each prompt with its images, as the pipeline encodes it in a call of its own; an empty prompt is one space.
 
     images: as the autoencoder sees them; the text encoder reads each at 384 x 384 pixels or as many at its aspect.
 
     Raises:
         UserError: more images than the model is trained for.
     """
-    if len(images) > MOST_IMAGES:
-        raise UserError(f"Qwen-Image-Edit takes at most {MOST_IMAGES} reference images, not {len(images)}")
-    refuse(pipeline.tokenizer, [prompt])
-    text, read = prompt or " ", [_as_read(pipeline, image) for image in images]
-    embeddings, _ = pipeline.encode_prompt(text, read, pipeline.text_encoder.device)
-    return EncodedPrompt(embeddings[0], _references(pipeline, text, images, read))
+    for group in images:
+        if len(group) > MOST_IMAGES:
+            raise UserError(f"Qwen-Image-Edit takes at most {MOST_IMAGES} reference images, not {len(group)}")
+    refuse(pipeline.tokenizer, prompts)
+    read = [[_as_read(pipeline, image) for image in group] for group in images]
+    texts = [_text(pipeline, text or " ", len(group)) for text, group in zip(prompts, images, strict=True)]
+    flat = [image for group in read for image in group]
+    inputs = pipeline.processor(text=texts, images=flat, padding=True, return_tensors="pt")
+    inputs = inputs.to(pipeline.text_encoder.device)
+    names = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
+    encoder = pipeline.text_encoder(**{name: inputs[name] for name in names}, output_hidden_states=True)
+    dropped = pipeline.prompt_template_encode_start_idx
+    valid = inputs["attention_mask"].bool()
+    return [
+        EncodedPrompt(hidden[mask][dropped:], _references(pipeline, ids[mask][dropped:].tolist(), of_one, seen))
+        for hidden, mask, ids, of_one, seen in zip(
+            encoder.hidden_states[-1], valid, inputs["input_ids"], images, read, strict=True
+        )
+    ]
+
+
+def _text(pipeline: QwenImageEditPlusPipeline, prompt: str, num_images: int) -> str:
+    pictures = "".join(_PICTURE.format(index + 1) for index in range(num_images))
+    return pipeline.prompt_template_encode.format(pictures + prompt)
 
 
 def _as_read(pipeline: QwenImageEditPlusPipeline, image: Image.Image) -> Image.Image:
@@ -63,23 +82,15 @@ def _as_read(pipeline: QwenImageEditPlusPipeline, image: Image.Image) -> Image.I
 
 
 def _references(
-    pipeline: QwenImageEditPlusPipeline, text: str, images: Sequence[Image.Image], read: Sequence[Image.Image]
+    pipeline: QwenImageEditPlusPipeline, ids: Sequence[int], images: Sequence[Image.Image], read: Sequence[Image.Image]
 ) -> tuple[Reference, ...]:
-    """Slots of the images in the embeddings, and their sizes in latent tokens."""
+    """Slots of the images in the embeddings of the tokens `ids`, and their sizes in latent tokens."""
     processor = pipeline.processor
-    pictures = "".join(_PICTURE.format(index + 1) for index in range(len(images)))
-    ids = processor.tokenizer(pipeline.prompt_template_encode.format(pictures + text))["input_ids"]
-    position = -pipeline.prompt_template_encode_start_idx
-    references = []
-    remaining = zip(images, read, strict=True)
-    for token in ids:
-        if token != processor.image_token_id:
-            position += 1
-            continue
-        image, seen = next(remaining)
+    references: list[Reference] = []
+    for image, seen in zip(images, read, strict=True):
+        slot = ids.index(processor.image_token_id, references[-1].end if references else 0)
         patches = processor.image_processor.get_number_of_image_patches(seen.height, seen.width, {})
-        slots = patches // processor.image_processor.merge_size**2
+        num_slots = patches // processor.image_processor.merge_size**2
         height, width = image.height // PIXELS_PER_TOKEN, image.width // PIXELS_PER_TOKEN
-        references.append(Reference(position, height, width, slots))
-        position += slots
+        references.append(Reference(slot, height, width, num_slots))
     return tuple(references)
