@@ -54,9 +54,10 @@ class GroupRows:
 
 
 def micro_batches(num_rows: int, micro_batch_size: int) -> list[slice]:
-    """Slices that split a rank's rows into as few parts as fit `micro_batch_size`, sizes differing by one at most."""
+    """Slices that split a rank's rows into as few parts as fit `micro_batch_size`, sizes differing by one at most; none
+    without rows."""
     parts = -(-num_rows // micro_batch_size)
-    edges = [num_rows * part // parts for part in range(parts + 1)]
+    edges = [num_rows * part // max(parts, 1) for part in range(parts + 1)]
     return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 

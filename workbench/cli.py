@@ -108,8 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("sample", help=text, description=text, parents=[common])
     command.add_argument("folder", metavar="FOLDER", help="pipeline folder or run; `tiny` is the teacher that ships")
     command.add_argument("prompt", metavar="PROMPT", help="caption, or instruction with --image")
-    text = "picture to edit; again for each further one, where the folder's pipeline takes several"
-    command.add_argument("--image", type=Path, action="append", default=[], help=text)
+    command.add_argument("--image", type=Path, action="append", default=[], help="picture to edit; repeat for several")
     command.add_argument("--out", type=Path, required=True, help="file to write, .png or .jpg or .webp")
     command.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
     command.add_argument("--size", metavar="WxH", help="of the picture in pixels (default: the run's or the folder's)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -14,16 +14,17 @@ from workbench.common.errors import UserError
 
 @dataclass(frozen=True)
 class Embedded:
-    """A picture inside a Parquet file, by its column and its row in the file."""
+    """A picture inside a Parquet file, by its column, its row in the file, and its place where the cell is a list."""
 
     file: Path
     column: str
     row: int
+    item: int | None = None
 
 
 def rows_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Row number and values of every row; a picture that is embedded (bytes, or Hugging Face's struct of bytes and
-    path) stands as an `Embedded`.
+    path) stands as an `Embedded`, alone or in a list.
 
     Raises:
         UserError: no Parquet file, or pyarrow is not installed.
@@ -45,7 +46,7 @@ def rows_of(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise _unreadable(path, error) from error
 
 
-def _cells(file: Any, path: Path, group: int, start: int, name: str) -> list[Embedded | str | None]:
+def _cells(file: Any, path: Path, group: int, start: int, name: str) -> list[Any]:
     """What the cells of an embedded picture stand for: the picture, its path where a struct has no bytes, or None. The
     bytes are read only where the file's statistics leave open which cells have some."""
     rows = file.metadata.row_group(group)
@@ -53,18 +54,23 @@ def _cells(file: Any, path: Path, group: int, start: int, name: str) -> list[Emb
     statistics = chunks.get(name) or chunks.get(f"{name}.bytes")
     if statistics is not None and statistics.has_null_count and statistics.null_count == 0:
         return [Embedded(path, name, start + i) for i in range(rows.num_rows)]
-    found: list[Embedded | str | None] = []
-    for i, cell in enumerate(file.read_row_group(group, columns=[name])[name].to_pylist()):
-        content = cell.get("bytes") if isinstance(cell, dict) else cell
-        other = cell.get("path") if isinstance(cell, dict) else None
-        found.append(Embedded(path, name, start + i) if content is not None else other)
-    return found
+    cells = file.read_row_group(group, columns=[name])[name].to_pylist()
+    return [_stand_in(cell, Embedded(path, name, start + i)) for i, cell in enumerate(cells)]
+
+
+def _stand_in(cell: Any, picture: Embedded) -> Any:
+    """What stands for a cell whose bytes are those of `picture`."""
+    if isinstance(cell, list):
+        return [_stand_in(each, replace(picture, item=i)) for i, each in enumerate(cell)]
+    content, other = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+    return picture if content is not None else other
 
 
 def read_embedded(picture: Embedded) -> bytes:
     """The bytes of an embedded picture; empty where the cell is."""
     start, group = _place(picture.file, picture.row)
     cell = _column(picture.file, picture.column, group)[picture.row - start]
+    cell = cell if picture.item is None else cell[picture.item]
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(content, bytes):
         raise UserError(f"{picture.file}, row {picture.row}: no bytes in the column {picture.column}; drop the row")
@@ -99,9 +105,11 @@ def _column(path: Path, column: str, group: int) -> list[Any]:
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """Whether a column is of bytes, or of structs that have a field `bytes`."""
+    """Whether a column is of bytes, of structs that have a field `bytes`, or of lists of them."""
     from pyarrow import types
 
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _holds_bytes(kind.value_type)
     if types.is_struct(kind):
         return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
     return bool(types.is_binary(kind) or types.is_large_binary(kind))

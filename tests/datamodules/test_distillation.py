@@ -148,13 +148,15 @@ def test_shapes_are_the_same_at_every_step(dataset: EncodedDataset) -> None:
     assert len(shapes) == 2
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_a_batch_of_every_shape_is_there_before_the_first_step(dataset: EncodedDataset, world: int) -> None:
+@pytest.mark.parametrize(("world", "batch_size"), [(1, 7), (2, 7), (1, 1)], ids=["one", "two", "a layout a step"])
+def test_a_batch_of_every_shape_is_there_before_the_first_step(
+    dataset: EncodedDataset, world: int, batch_size: int
+) -> None:
     def shape(batch: Batch) -> tuple:
         present = (batch.uncond is not None, batch.target is not None, batch.uncond_is_constant)
         return (batch.task, len(batch.rows), batch.condition.layout, *present)
 
-    data = make_data(dataset, batch_size=7)
+    data = make_data(dataset, batch_size=batch_size)
     steps = [data.step_data(step, rank, world) for step in range(NUM_STEPS) for rank in range(world)]
     found = data.of_each_shape(world)
     assert {shape(student) for student, _ in found} == {shape(b) for step in steps for b in step.student}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from datamodules.distillation import DistillationData
 from workbench.backbones import families, placement
 from workbench.backbones.base import RoleNetworks
 from workbench.backbones.roles import STUDENT, teacher_roles
+from workbench.batch import Batch
 from workbench.common import files
 from workbench.common.errors import UserError
 from workbench.common.tables import Table
@@ -48,10 +50,12 @@ def show(
         f"{updates} student updates of {recipe.mixture.batch_size} samples, each after {recipe.dmd.fake_updates} "
         f"fake-score updates; student times {', '.join(f'{t:.3f}' for t in module.student.times.tolist())}"
     )
+    shapes = [student for student, _ in data.of_each_shape(_world(recipe))]
     show_line(_mixture(data, updates))
+    show_line(_shapes(shapes), soft_wrap=True)
     show_line(_guidance(recipe, module))
     show_line(_routing(recipe, module))
-    show_line(_memory(recipe, module, networks, data))
+    show_line(_memory(recipe, module, networks, shapes))
     show_line(_disk(recipe, module), soft_wrap=True)
     require_memory(recipe, module, networks)
     show_line("timing two updates, which nothing keeps ...")
@@ -84,14 +88,13 @@ def _state_bytes(recipe: Recipe, module: Distiller, networks: RoleNetworks) -> f
     return (placement.state_bytes(networks, averaged, moments) + copied) / shards
 
 
-def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, data: DistillationData) -> str:
+def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, batches: Sequence[Batch]) -> str:
     world, student, state = _world(recipe), networks.network(STUDENT), _state_bytes(recipe, module, networks)
     line = (
         f"memory: state {state / 2**30:.2f} GiB per device ({_trained(module) / 1e6:.1f} M parameters trained, "
         f"{_frozen(module) / 1e6:.1f} M frozen, {world} device(s))"
     )
     dtype = torch.bfloat16 if recipe.trainer.precision == "bf16-mixed" else torch.float32
-    batches = data.step_data(0, 0, world).student
     # With an adversarial term the fake score keeps an evaluation of samples and one of data, and so the student's.
     graded = 2 if recipe.dmd.adversarial_weight else 1
     parts = largest(
@@ -143,6 +146,21 @@ def _mixture(data: DistillationData, updates: int) -> Table:
     for name, count in data.realised(updates).items():
         table.add_row(name, str(count), f"{passes[name]:.2f}")
     return table
+
+
+def _shapes(batches: Sequence[Batch]) -> str:
+    """Shapes of micro-batches: each is compiled and rehearsed on its own."""
+    layouts = {batch.condition.layout: batch.task for batch in batches}
+    counts = ", ".join(f"{task} {count}" for task, count in Counter(layouts.values()).items())
+    sizes = [
+        (layout.text_tokens, layout.num_target_tokens, sum(item.num_tokens for item in layout.references))
+        for layout in layouts
+    ]
+    text, target, sources = max(sizes, key=sum)
+    return (
+        f"{len(batches)} shapes of micro-batches over {len(layouts)} layouts ({counts}); the longest has {text:,} "
+        f"tokens of text, {target:,} of the target and {sources:,} of sources"
+    )
 
 
 def _guidance(recipe: Recipe, module: Distiller) -> Table:

@@ -88,6 +88,7 @@ def test_one_student_of_two_checkpoints_goes_through_every_command(
     assert main([*distill, "--dry-run"]) == 0 and not run.exists()
     plan = capsys.readouterr().out
     assert "teacher_generation" in plan and "peak about" in plan
+    assert "over 2 layouts (t2i 1, edit 1)" in plan and "16 of the target and 16 of sources" in " ".join(plan.split())
     assert main([*distill, "trainer.updates=1"]) == 0
     for command in (distill, ["export", str(run), str(out)]):
         assert main(command) == 0

@@ -109,34 +109,6 @@ def test_a_hugging_face_folder_is_read_by_its_metadata(suffix: str, tmp_path: Pa
     assert "ignored: 2 .png, 1 column width" in capsys.readouterr().out
 
 
-SEVERAL: dict[str, dict[str, bytes]] = {
-    "files": {f"a{name}": png(i, (90 - 30 * i, 60)) for i, name in enumerate((".source.png", ".source-2.png"))},
-    "more files": {f"a{name}": png(i, (90 - 30 * i, 60)) for i, name in enumerate((".source1.png", ".Source.2.png"))},
-    "a list": {"x.jsonl": b'{"text": "put both together", "image": "t.png", "edit_image": ["one.png", "two.png"]}'},
-    "a list in a csv": {"x.csv": b'prompt,target,source\nput both together,t.png,"[""one.png"", ""two.png""]"\n'},
-    "columns": {"x.csv": b"prompt,target,edit_image2,edit_image\nput both together,t.png,two.png,one.png\n"},
-}
-
-
-@pytest.mark.parametrize("form", SEVERAL)
-def test_several_sources_in_every_form(form: str, tmp_path: Path) -> None:
-    """Each goes to the size of its own aspect, and their order is that of the numbers."""
-    own = tmp_path / "own"
-    content = {"t.png": png(7, (60, 60)), "one.png": png(0, (90, 60)), "two.png": png(1, (60, 60))}
-    if "files" in form:
-        content = {"a.txt": b"put both together", "a.png": content["t.png"]}
-    for name, value in (content | SEVERAL[form]).items():
-        own.mkdir(exist_ok=True)
-        (own / name).write_bytes(value)
-    summary = run_pack(own, tmp_path / "raw")
-    (sample,) = read_raw(raw_shards(str(tmp_path / "raw"))[0])
-    assert (sample.task, sample.text, summary.left_out.ignored) == ("edit", "put both together", {})
-    assert [source.size for source in sample.sources] == [(96, 64), (64, 64)]
-    colours = [image.getpixel((0, 0)) for image in sample.sources]
-    assert colours == [Image.open(io.BytesIO(png(seed))).getpixel((0, 0)) for seed in (0, 1)]
-    assert sorted(sample.members) == ["json", "png", "source.png", "source_2.png", "txt"]
-
-
 def embedded(path: Path, image: bytes | None, as_struct: bool) -> Any:
     if not as_struct:
         return image
