@@ -29,9 +29,11 @@ Points = NDArray[np.float64]
 NEAR = 60.0
 """Distance in grey levels from a colour within which a pixel is of it."""
 FLAT = 0.3
-"""Correlation with the best of all patterns below which a background is plain."""
-MARGIN, INNER, SCALE = 5.0, 2.0, 3
-"""Pixels outside and inside the edge of a board in which a line is looked for, and samples a pixel."""
+"""Correlation with the best of all patterns below which a background is like none of them."""
+RESTLESS = 5.0
+"""Deviation in grey levels from which such a background is not plain either."""
+MARGIN, CLOSEST, INNER, SCALE = 5.0, 3.5, 2.0, 3
+"""Pixels beyond the edge of a board (at least CLOSEST) and inside it where a line is looked for; samples a pixel."""
 LINES: dict[str, tuple[tuple[int, int, int] | None, float]] = {
     "ink": (None, 2.0),
     "outline": ((30, 30, 34), 1.0),
@@ -61,8 +63,9 @@ class Board:
     filled: float
 
 
-def pattern_of(pixels: Pixels) -> str:
-    """Which of PATTERNS the background of a portrait has: the tile of the world that correlates most with it."""
+def pattern_of(pixels: Pixels) -> str | None:
+    """Which of PATTERNS the background of a portrait has: the tile of the world that correlates most with it. None for
+    one that is like no tile."""
     side = pixels.shape[0]
     light = pixels.astype(np.float64)
     distance = np.linalg.norm(light - border_colour(light), axis=2)
@@ -78,7 +81,9 @@ def pattern_of(pixels: Pixels) -> str:
     norms = np.linalg.norm(shown, axis=1) * np.linalg.norm(values)
     found = np.abs(shown @ values) / np.maximum(norms, 1e-9)
     best = int(found.argmax())
-    return names[best] if found[best] >= FLAT and values.std() >= 1 else "plain"
+    if found[best] < FLAT:
+        return None if values.std() >= RESTLESS else "plain"
+    return names[best] if values.std() >= 1 else "plain"
 
 
 @lru_cache(maxsize=4)
@@ -154,14 +159,16 @@ def is_framed(pixels: Pixels, board: Board, sign: str, ink: str) -> bool | None:
 def _misfits(seen: Points, colour: Points, ink: Points) -> dict[str, float]:
     """Mean squared errors, in grey levels, of the colours across the left edge of a board (h, w, 3) under lines of ink,
     an outline and none; all 0 for an edge beyond the picture. Where the edge lies and how blurred it is are free."""
-    height, band = seen.shape[0], round((MARGIN + INNER) * SCALE)
-    outward = seen[height // 6 : 5 * height // 6, :band][:, ::-1]
-    outward = outward[~np.isnan(outward).any(axis=(1, 2))]
-    if len(outward) < 0.3 * height:
+    height = seen.shape[0]
+    outward = seen[height // 6 : 5 * height // 6, : round((MARGIN + INNER) * SCALE)][:, ::-1]
+    known = np.isfinite(outward.sum(axis=2))
+    # As far as most of the edge is in the picture; a line and what lies beyond it must be.
+    far = int(np.sum(np.cumprod(known, axis=1).mean(axis=0) >= 0.6))
+    if far < round((INNER + CLOSEST) * SCALE):
         return dict.fromkeys(LINES, 0.0)
-    profile = outward.mean(axis=0)
+    profile = outward[np.all(known[:, :far], axis=1), :far].mean(axis=0)
     beyond = profile[-SCALE:].mean(axis=0)
-    at = (np.arange(band) + 0.5) / SCALE - INNER
+    at = (np.arange(far) + 0.5) / SCALE - INNER
     starts, blurs = np.arange(-1.5, 3.1, 0.25), np.array([0.4, 0.8, 1.2, 1.7])
     found = {}
     for name, (line, thickness) in LINES.items():

@@ -51,11 +51,14 @@ def shown(category: str, pixels: np.ndarray, seen: Mapping[str, Any], named: Seq
     them. named: those that its caption names. Nothing is read where a caption asks for a style: it changes colours."""
     if "style" in named:
         return {}
-    found: Shown = (
-        {"pattern": signature.pattern_of(pixels) == PATTERN} if category == "portrait" else _of_sign(pixels, seen)
-    )
+    found = _of_portrait(pixels) if category == "portrait" else _of_sign(pixels, seen)
     colours = SIGNED[category]
     return found if colours in named else {colours: seen[colours] in PALETTES[colours], **found}
+
+
+def _of_portrait(pixels: np.ndarray) -> Shown:
+    pattern = signature.pattern_of(pixels)
+    return {"pattern": None if pattern is None else pattern == PATTERN}
 
 
 def _of_sign(pixels: np.ndarray, seen: Mapping[str, Any]) -> Shown:
@@ -138,21 +141,20 @@ def agreement(
     cannot tell too."""
     rows = []
     for name in truths[0]:
-        read = [(of[name], truth[name]) for truth, of in zip(truths, found, strict=True) if of[name] is not None]
-        unread = f"{len(truths) - len(read)} of {len(truths)} could not be read"
-        if not read:
-            rows.append(Figure(f"reader of {name}{kind}, right", math.nan, bar, form=".1%", note=unread))
+        true = np.array([truth[name] for truth in truths], float)
+        told = np.array([of[name] is not None for of in found])
+        seen = np.array([bool(of[name]) for of in found], float)
+        note = f"the true share is {true.mean():.0%}; {np.sum(~told)} of {len(told)} could not be read"
+        if not told.any():
+            rows.append(Figure(f"reader of {name}{kind}, right", math.nan, bar, form=".1%", note=note))
             continue
-        right = float(np.mean([of == truth for of, truth in read]))
-        rows.append(Figure(f"reader of {name}{kind}, right", right, bar, *wilson(right, len(read)), form=".1%"))
-        true = float(np.mean([truth[name] for truth in truths]))
-        error = mean_figure(
-            f"reader of {name}{kind}, share read less the true one",
-            [float(bool(of)) - true for of, _ in read],
-            None,
-            "+.1%",
-        )
-        rows.append(replace(error, note=f"the true share is {true:.0%}; {unread}"))
+        right = float(np.mean((seen == true)[told]))
+        rows.append(Figure(f"reader of {name}{kind}, right", right, bar, *wilson(right, int(told.sum())), form=".1%"))
+        # The mean of these is the difference of the shares; they vary as it does (a ratio to first order).
+        share = seen[told].mean()
+        each = share + told * (seen - share) / told.mean() - true
+        error = mean_figure(f"reader of {name}{kind}, share read less the true one", each.tolist(), None, "+.1%")
+        rows.append(replace(error, note=note))
     return rows
 
 

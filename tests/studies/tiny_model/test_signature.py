@@ -56,12 +56,14 @@ def test_every_pattern_frame_and_typeface_of_the_world_is_told_from_the_signatur
 
 
 def test_what_is_not_there_is_not_read() -> None:
-    """No board of the colour that a judge names; a caption that asks for a style."""
+    """No board of the colour that a judge names; a ground like none of the world; a caption that asks for a style."""
     pixels = np.full((128, 128, 3), 120, np.uint8)
     seen = {"sign": "red", "ink": "white", "word": "GO", "background": "gray"}
     assert shown("text", pixels, seen, ("word", "sign")) == {"frame": None, "typeface": None}
     assert shown("portrait", pixels, seen, ()) == {"background": False, "pattern": False}
     assert shown("portrait", pixels, seen, ("subject", "style")) == {}
+    quarters = pixels + 25 * np.eye(2, dtype=np.uint8).repeat(64, 0).repeat(64, 1)[..., None]
+    assert shown("portrait", quarters, seen, ("background",)) == {"pattern": None}
 
 
 def test_a_share_counts_cases_once_and_leaves_out_what_was_not_read() -> None:
