@@ -79,8 +79,9 @@ def fit(module: Distiller, steps: list[StepData], callbacks: list[L.Callback]) -
 def test_nothing_is_left_to_compile_however_low_the_limit_was(monkeypatch: pytest.MonkeyPatch) -> None:
     callback = Rehearsing(PAIRS[:1])
     monkeypatch.setattr(blocks, "MAX_COMPILED_BODIES", 2)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    fit(make(compiled=True), [replace(s, student=s.student[:1], fake=(s.fake[0][:1],)) for s in STEPS], [callback])
+    # pytest's undoing would hide the setting from all that follows.
+    with torch._dynamo.config.patch(recompile_limit=2):
+        fit(make(compiled=True), [replace(s, student=s.student[:1], fake=(s.fake[0][:1],)) for s in STEPS], [callback])
     assert callback.known > 2 and callback.later == 0
 
 
