@@ -44,7 +44,7 @@ def make(compiled: bool = False) -> Distiller:
     networks = roles.build(SplitTransformer, base, RECIPE.model)
     if compiled:
         torch._dynamo.reset()
-        networks.compile_blocks("aot_eager")
+        networks.compile_blocks("eager")
     return Distiller(networks, RECIPE, CATEGORIES)
 
 
