@@ -68,7 +68,7 @@ def test_what_is_compiled_after_the_first_update_is_counted_and_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     compile_blocks = RoleNetworks.compile_blocks
-    monkeypatch.setattr(RoleNetworks, "compile_blocks", lambda self: compile_blocks(self, "aot_eager"))
+    monkeypatch.setattr(RoleNetworks, "compile_blocks", lambda self: compile_blocks(self, "eager"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
     torch._dynamo.reset()
     if not rehearses:
