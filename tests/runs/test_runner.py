@@ -31,6 +31,7 @@ from workbench.batch import CaptionStep, conditions
 from workbench.cli import main
 from workbench.common.errors import UserError
 from workbench.evaluation.answer_cache import Store
+from workbench.evaluation.metrics_file import Metrics
 from workbench.evaluation.model_card import CARD_START
 from workbench.method import rollout
 from workbench.modules import pretrainer
@@ -534,23 +535,38 @@ def test_the_exported_folder_runs_when_no_dtype_is_asked_for(finished: Path) -> 
     assert torch.isfinite(drawn).all() and stock.scheduler.timesteps.shape == (4,)
 
 
-def test_a_teacher_that_answered_another_run_is_not_even_loaded(
-    finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    overrides, shared = ["evaluation.t2i_cases=1", "evaluation.editing_cases=1"], Store(tmp_path)
+ONE_CASE = ("evaluation.t2i_cases=1", "evaluation.editing_cases=1", "evaluation.split=search")
+
+
+def scored(run: Path, shared: Store) -> tuple[Metrics, list[str]]:
+    """Scores of a run on one case a category, and the folders that were loaded for them."""
     loaded, load = [], families.load
 
     def told(folder: str, **options: Any) -> Any:
         loaded.append(folder)
         return load(folder, **options)
 
-    monkeypatch.setattr(families, "load", told)
-    first = inference.evaluate_run(finished, overrides, shared=shared)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(families, "load", told)
+        metrics = inference.evaluate_run(run, [*ONE_CASE], shared=shared)
+    assert metrics is not None
+    return metrics, loaded
+
+
+@pytest.fixture(scope="module")
+def first_scored(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Metrics, list[str], Store]:
+    """The finished run, and where the answers of its teacher are kept."""
+    shared = Store(tmp_path_factory.mktemp("shared"))
+    return *scored(finished, shared), shared
+
+
+def test_a_teacher_that_answered_another_run_is_not_even_loaded(
+    finished: Path, recipe: Recipe, first_scored: tuple[Metrics, list[str], Store]
+) -> None:
+    first, loaded, shared = first_scored
     assert sorted(loaded) == sorted([recipe.model.folder, str(finished / "student")])
-    loaded.clear()
-    again = inference.evaluate_run(finished, overrides, shared=shared)
+    again, loaded = scored(finished, shared)
     assert loaded == [str(finished / "student")]
-    assert first is not None and again is not None
     assert again.few_step_selection == first.few_step_selection and again.comparisons == first.comparisons
     assert again.models["teacher"] == first.models["teacher"]
 
@@ -653,18 +669,15 @@ def test_shards_of_another_resolution_are_refused(
 
 
 def test_milestones_are_scored_as_the_evaluation_does_and_change_nothing(
-    finished: Path, recipe: Recipe, tmp_path: Path
+    finished: Path, recipe: Recipe, tmp_path: Path, first_scored: tuple[Metrics, list[str], Store]
 ) -> None:
     """The last milestone is the finished student's: scored through its export, it gets the same."""
     evaluation = replace(recipe.evaluation, milestone_cases=1, t2i_cases=1, editing_cases=1, split="search")
-    scored = replace(in_folder(recipe, tmp_path / "scored", sample_every=2), evaluation=evaluation)
-    run = distill(scored)
+    run = distill(replace(in_folder(recipe, tmp_path / "scored", sample_every=2), evaluation=evaluation))
     rows = [json.loads(line) for line in (run / "milestones.jsonl").read_text().splitlines()]
     assert [row["update"] for row in rows] == [2, 4] and all(row["alarm"] == 0 for row in rows)
     assert all(math.isfinite(row["distance"]) for row in rows)
-    metrics = inference.evaluate_run(run, [])
-    assert metrics is not None
-    benches = metrics.models["student"].benches
+    benches = first_scored[0].models["student"].benches
     assert rows[-1]["t2i"] == pytest.approx(benches["t2i_bench"]["mean"].mean, abs=1e-3)
     assert rows[-1]["editing"] == pytest.approx(benches["editing_bench"]["mean"].mean, abs=1e-3)
     assert rows[-1]["score"] == pytest.approx((rows[-1]["t2i"] + rows[-1]["editing"]) / 2)
