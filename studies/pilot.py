@@ -249,13 +249,13 @@ def run(options: Options, study: Run = run_study) -> bool:
 
     Raises: UserError, of a part's study; what ends a study ends the pilot.
     """
-    console, began = stdout_console(), time.monotonic()
-    console.print(table_of(planned(options)))
+    console, began, parts = stdout_console(), time.monotonic(), planned(options)
+    console.print(table_of(parts))
     if options.dry_run:
         return True
     try:
         with limited(options.minutes):
-            for part in planned(options):
+            for part in parts:
                 if part.left:
                     study(PARTS[part.name].study, options.arguments(part.name))
                     _report(part.plan.options.folder)

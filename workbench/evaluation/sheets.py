@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def write_grids(cases: Sequence[Case], answers: Mapping[str, Answers], seed: int
         if row.seed == seed and row.judgement is not None
     }
     for (task, category), group in chosen_cases(cases).items():
-        most = max(len(case.sources) for case in group)
-        given = {source_name(i + 1): [(*case.sources, *[None] * most)[i] for case in group] for i in range(most)}
+        sources = zip_longest(*(case.sources for case in group))
+        given = {source_name(number): [*column] for number, column in enumerate(sources, 1)}
         given["target"] = [case.target for case in group]
         columns = {name: images for name, images in given.items() if any(image is not None for image in images)}
         columns |= {model: [of.images[case.id, seed] for case in group] for model, of in answers.items()}

@@ -11,7 +11,6 @@ path, or a list of paths.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections import Counter
@@ -27,7 +26,7 @@ from rich.progress import track
 from datamodules.shards.sources import source_name
 from workbench.common.errors import UserError
 from workbench.common.files import write_bytes
-from workbench.common.images import read_image
+from workbench.common.images import png_bytes, read_image
 from workbench.common.outside import LARGEST_WHOLE, LONGEST_TEXT, as_name, inside, parse, read_bytes
 from workbench.evaluation.cases.case import BENCHES, Case, slice_indices
 from workbench.evaluation.measures.text import folded
@@ -73,10 +72,8 @@ def write_jsonl(cases: Sequence[Case], path: Path) -> None:
 
 def _written(picture: np.ndarray, folder: Path, stem: str) -> str:
     """Write a picture as PNG; its path from the file of cases."""
-    encoded = io.BytesIO()
-    Image.fromarray(picture).save(encoded, format="PNG")
     file = inside(folder, f"{stem}.png")
-    write_bytes(file, encoded.getvalue())
+    write_bytes(file, png_bytes(Image.fromarray(picture)))
     return f"{folder.name}/{file.name}"
 
 
