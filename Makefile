@@ -3,7 +3,7 @@
 #   PYTHON=python3.12      the interpreter that .venv is made with
 #   TORCH_INDEX=URL        where torch comes from; https://download.pytorch.org/whl/cpu asks for the CPU build,
 #                          a tenth of the download where there is no GPU
-#   BENCH='key=value ...'  options of `make bench`, see workbench/bench/options.py; size=full for 7.1 B parameters on one GPU
+#   BENCH='key=value ...'  options of `make bench`, see workbench/bench/options.py; size=full for the public model on one GPU
 #   LOGS=FOLDER            what `make tensorboard` opens: runs; one study folder for the HParams of that study
 #   RUN=FOLDER             the run or study folder of `make report`
 #   ZOO='key=value ...'    options of `make zoo-report` and `make benchmarks`, see studies/tiny_model/figures.py

@@ -144,8 +144,7 @@ def test_every_package_states_its_job_in_one_sentence() -> None:
 def test_few_files_of_the_library_name_a_family() -> None:
     families = {ROOT / "workbench" / "backbones" / name for name in ("qwen_image_21", "qwen_image")}
     users = {name for name, path in part("workbench").items() if not families & {*path.parents} and names_family(path)}
-    measured = {f"workbench.bench.{name}" for name in ("engines", "data", "mkfolder")}
-    assert users <= {"workbench.backbones.families", *measured}
+    assert users == {"workbench.backbones.families"}
 
 
 def names_family(path: Path) -> bool:

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 WORLD = 2
 LIBRARIES = ["workbench.backbones.load", "workbench.runs.checkpoint", "workbench.bench.mkfolder"]
-LARGE = mkfolder.Sizes(blocks=5, heads=8, file="32MB")
+LARGE = mkfolder.Options(blocks=5, heads=8, file="32MB")
 FILE_BYTES = 32 * 10**6
 """Well above what heap that is not given back and code that is read late add to a peak: 8 to 27 MB were seen, whatever
 the size of a file. The whole network has 150 MB."""
@@ -133,8 +133,8 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stored")
-    mkfolder.make(folder / "small", mkfolder.Sizes())
-    mkfolder.make(folder / "other", mkfolder.Sizes(seed=1))
+    mkfolder.make(folder / "small", mkfolder.Options())
+    mkfolder.make(folder / "other", mkfolder.Options(seed=1))
     for part in ("text_encoder", "vae"):  # which specialists share with the base teacher
         shutil.rmtree(folder / "other" / part)
         shutil.copytree(folder / "small" / part, folder / "other" / part)
@@ -222,7 +222,7 @@ def test_files_that_do_not_fit_are_refused_before_anything_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "model"
-    mkfolder.make(folder, mkfolder.Sizes(file="5GB"))
+    mkfolder.make(folder, mkfolder.Options(file="5GB"))
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
 

@@ -10,7 +10,7 @@ import torch
 import toy_family
 
 from workbench.bench import __main__ as command
-from workbench.bench.data import Shapes, folder_transformer, random_batch, typical_seed
+from workbench.bench.data import Shapes, random_batch, typical_seed
 from workbench.bench.options import read as options_of
 from workbench.bench.plain import PlainEngine
 from workbench.common.errors import UserError
@@ -58,14 +58,17 @@ def test_a_mistake_is_told_in_one_line(arguments: list[str], told: str, capsys: 
     assert len(lines) == 1 and told in lines[0]
 
 
-def test_folders_of_another_family_are_refused(tmp_path: Path) -> None:
+def test_folders_of_a_family_that_brings_nothing_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     toy_family.write_folder(tmp_path / "toy")
-    with toy_family.known(), pytest.raises(UserError, match="is a ToyPipeline: bench measures folders of Qwen"):
-        folder_transformer(str(tmp_path / "toy"))
+    with toy_family.known():
+        assert command.main([f"model={tmp_path / 'toy'}"]) == 2
+    assert "a ToyPipeline cannot be measured here" in capsys.readouterr().err
 
 
 def test_prompts_are_padded_and_keep_the_reference_slots() -> None:
-    batch = random_batch(Shapes(8, 20, 4, 6, 8), "edit", seed=1, guided=True)
+    batch = random_batch(Shapes(8, 20, 4, 6, 8, slots=4), "edit", seed=1, guided=True)
     layout = batch.condition.layout
     (reference,) = layout.references
     assert batch.condition.lengths.max() == layout.text_tokens and batch.condition.lengths.min() < layout.text_tokens
@@ -116,3 +119,11 @@ def test_one_failed_measurement_leaves_the_others(
     printed = capsys.readouterr().out
     assert "RuntimeError: out of memory" in printed and "student_rollout" in printed
     assert printed.count(" x ") == 0, "no speed-up over what was not measured"
+
+
+def test_the_second_family_is_measured_with_its_own_blocks(tmp_path: Path) -> None:
+    out = tmp_path / "two.json"
+    words = ["pipeline=QwenImageEditPlusPipeline", "mix=edit", "phases=false", "reuse=none", f"json={out}"]
+    assert command.main([*FULL, *words]) == 0
+    row = json.loads(out.read_text())["results"]["edit"]["ours"]
+    assert row["speed_up"] > 0 and row["stored"] == 2

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench.bench.data import Shapes, random_batch, random_transformer
 
-SHAPES = Shapes(batch_size=3, text_tokens=9, side=4, context_dim=24, channels=8)
+SHAPES = Shapes(batch_size=3, text_tokens=9, side=4, context_dim=24, channels=8, slots=4)
 HOST_OR_SHAPE = ("_local_scalar_dense", "nonzero", "masked_select", "repeat_interleave", "unique", "lift_fresh")
 """Reads of a value by the host, shapes that follow from values, tensors made from Python numbers on the host."""
 

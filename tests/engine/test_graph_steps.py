@@ -36,7 +36,7 @@ from workbench.recipe.config import Dmd, Guidance, Mixture, Model, Optim, Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZES = "blocks=1,width=32,heads=2,text=24,channels=8"
-SHAPES = Shapes(batch_size=3, text_tokens=9, side=4, context_dim=24, channels=8)
+SHAPES = Shapes(batch_size=3, text_tokens=9, side=4, context_dim=24, channels=8, slots=4)
 CPU = torch.device("cpu")
 UPDATES = 5
 FORBIDDEN = (

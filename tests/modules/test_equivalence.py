@@ -12,9 +12,7 @@ from quiet_trainer import quiet_trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from workbench.backbones import roles
-from workbench.backbones.qwen_image_21 import stock
-from workbench.backbones.qwen_image_21.transformer import SplitTransformer
+from workbench.backbones import families, roles
 from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.bench.data import CATEGORIES, Shapes, random_transformer, step_data
 from workbench.bench.plain import PlainEngine
@@ -24,8 +22,9 @@ from workbench.recipe.config import Dmd, Guidance, Mixture, Model, Optim, Recipe
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SIZES = "blocks=2,width=32,heads=2,text=24,channels=8"
-SHAPES = Shapes(batch_size=3, text_tokens=9, side=4, context_dim=24, channels=8)
+SHAPES = Shapes(batch_size=3, text_tokens=9, side=4, context_dim=24, channels=8, slots=4)
 CPU = torch.device("cpu")
+FAMILIES = ("QwenImage21Pipeline", "QwenImageEditPlusPipeline")
 NO_CLIP = 1e9
 
 Gradients = list[tuple[str, list[Tensor]]]
@@ -61,14 +60,15 @@ def gradients_of(optimizer: Any) -> list[Tensor]:
 
 
 def both(
-    recipe: Recipe, seed: int = 0
+    recipe: Recipe, seed: int = 0, family: str = FAMILIES[0]
 ) -> tuple[tuple[dict[str, float], Gradients], tuple[dict[str, float], Gradients]]:
     """(mean losses by role and task, gradients) of one step of the engine, and of the reference."""
-    base = random_transformer(SIZES, CPU)
-    specialists = {name: random_transformer(SIZES, CPU) for name in recipe.teachers.specialists}
+    base = random_transformer(SIZES, CPU, class_name=family)
+    specialists = {name: random_transformer(SIZES, CPU, class_name=family) for name in recipe.teachers.specialists}
     for specialist in specialists.values():
         specialist.proj_out.weight.data.mul_(0.5)
-    denoiser = roles.build(SplitTransformer, base, recipe.model, specialists=specialists, seed=seed)
+    network = families.of_class(family).network
+    denoiser = roles.build(network, base, recipe.model, specialists=specialists, seed=seed)
     with torch.no_grad():
         # Roles that start alike hide a mistaken role, and adapters that start at zero hide half their gradients.
         for name, parameter in denoiser.named_parameters():
@@ -77,7 +77,7 @@ def both(
                 parameter.add_(0.1 * parameter.shape[-1] ** -0.5 * noise)
     guided = recipe.teachers.cfg_scale != 1
     data = step_data(SHAPES, ("t2i", "edit"), recipe.dmd.fake_updates, step=seed, guided=guided, device=CPU)
-    return engine(copy.deepcopy(denoiser), recipe, data), plain(denoiser, recipe, data)
+    return engine(copy.deepcopy(denoiser), recipe, data), plain(denoiser, recipe, data, family)
 
 
 def engine(denoiser: Any, recipe: Recipe, data: Any) -> Outcome:
@@ -88,8 +88,9 @@ def engine(denoiser: Any, recipe: Recipe, data: Any) -> Outcome:
     return means, notes.gradients
 
 
-def plain(denoiser: Any, recipe: Recipe, data: Any) -> Outcome:
-    reference, gradients = PlainEngine(denoiser, stock.velocity, recipe, CATEGORIES, per_length=True), []
+def plain(denoiser: Any, recipe: Recipe, data: Any, family: str) -> Outcome:
+    stock_velocity = families.measured(family).stock_velocity
+    reference, gradients = PlainEngine(denoiser, stock_velocity, recipe, CATEGORIES, per_length=True), []
     for role, optimizer in reference.optimizers.items():
         optimizer.register_step_pre_hook(
             lambda optimizer, *_, role=role: gradients.append((role, gradients_of(optimizer)))
@@ -101,8 +102,8 @@ def plain(denoiser: Any, recipe: Recipe, data: Any) -> Outcome:
     return {name: float(torch.cat(values).mean()) for name, values in losses.items()}, gradients
 
 
-def assert_equivalent(recipe: Recipe) -> None:
-    (losses, gradients), (their_losses, their_gradients) = both(recipe)
+def assert_equivalent(recipe: Recipe, family: str = FAMILIES[0]) -> None:
+    (losses, gradients), (their_losses, their_gradients) = both(recipe, family=family)
     assert losses == pytest.approx(their_losses, rel=1e-4)
     assert [role for role, _ in gradients] == [role for role, _ in their_gradients]
     for (role, ours), (_, theirs) in zip(gradients, their_gradients, strict=True):
@@ -127,9 +128,10 @@ def test_the_engine_equals_the_plain_arrangement(
     )
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
-def test_so_do_both_when_checkpointed(kind: Literal["full", "lora"]) -> None:
-    assert_equivalent(make_recipe(model=Model(roles=kind, lora_rank=4, gradient_checkpointing=True)))
+@pytest.mark.parametrize(("family", "kind"), [(FAMILIES[0], "full"), (FAMILIES[0], "lora"), (FAMILIES[1], "lora")])
+def test_so_do_both_when_checkpointed(family: str, kind: Literal["full", "lora"]) -> None:
+    recipe = make_recipe(model=Model(roles=kind, lora_rank=4, gradient_checkpointing=True))
+    assert_equivalent(recipe, family)
 
 
 def test_so_do_several_teachers() -> None:

@@ -25,7 +25,7 @@ from workbench.recipe.config import Dmd, Guidance, Mixture, Model, Optim, Recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CPU, BLOCKS = torch.device("cpu"), 4
-SHAPES = Shapes(batch_size=2, text_tokens=8, side=4, context_dim=24, channels=8)
+SHAPES = Shapes(batch_size=2, text_tokens=8, side=4, context_dim=24, channels=8, slots=4)
 INFINITE = float("inf")
 RECIPE = Recipe(
     model=Model(gradient_checkpointing=True),

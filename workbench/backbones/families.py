@@ -10,6 +10,7 @@ import torch
 
 from workbench.backbones.family import PipelineModel
 from workbench.backbones.folders import INDEX_FILE, read_index
+from workbench.backbones.measured import Measured
 from workbench.backbones.qwen_image.model import QwenImageModel
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.common.errors import UserError
@@ -43,12 +44,32 @@ def family_of(path: Path) -> type[PipelineModel]:
     Raises:
         UserError: no pipeline folder, or of no family that is known here.
     """
-    found = class_of(path)
+    return of_class(class_of(path), f"{path} is a ")
+
+
+def of_class(name: str, where: str = "") -> type[PipelineModel]:
+    """The family of a class of pipelines in diffusers. where: what an error begins with.
+
+    Raises:
+        UserError: of no family that is known here.
+    """
     for family in FAMILIES:
-        if found in family.class_names:
+        if name in family.class_names:
             return family
-    known = ", ".join(name for family in FAMILIES for name in family.class_names)
-    raise UserError(f"{path} is a {found}, which cannot be used here: name a folder of {known}")
+    known = ", ".join(known for family in FAMILIES for known in family.class_names)
+    raise UserError(f"{where}{name}, which cannot be used here: name a folder of {known}")
+
+
+def measured(name: str) -> Measured:
+    """How the family of a class of pipelines is measured.
+
+    Raises:
+        UserError: of no family that is known here, or it brings nothing to measure it with.
+    """
+    found = of_class(name).measured
+    if found is None:
+        raise UserError(f"a {name} cannot be measured here: its family makes no networks of random weights")
+    return found
 
 
 def class_of(path: Path) -> str:

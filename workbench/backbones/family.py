@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from workbench.backbones.base import NetworkFactory
+from workbench.backbones.measured import Measured
 from workbench.batch import EncodedPrompt, Layout
 from workbench.common.errors import UserError
 from workbench.method.rollout import Sampling
@@ -48,7 +49,8 @@ class PipelineModel(ABC):
     one latent token. side_multiple: sides of images are multiples of so many pixels. encoder_parts: components that
     encoded data depend on, where a folder has them. transformer: diffusers' network, absent where it was left on the
     disk. default_resolution: pictures have about its square in pixels where neither a recipe nor the folder says
-    otherwise. max_sources: source images that an edit may have.
+    otherwise. max_sources: source images that an edit may have. measured: what measuring at any size needs, where the
+    family has it.
     """
 
     class_names: ClassVar[tuple[str, ...]]
@@ -56,6 +58,7 @@ class PipelineModel(ABC):
     side_multiple: ClassVar[int]
     encoder_parts: ClassVar[tuple[str, ...]]
     network: ClassVar[NetworkFactory]
+    measured: ClassVar[Measured | None] = None
     default_resolution: ClassVar[int] = 1024
     max_sources: ClassVar[int] = 1
 

@@ -66,10 +66,7 @@ def require_fit(network: nn.Module, folder: Path) -> None:
         UserError: a tensor is missing or of another shape. One that the network does not know is named and passed over.
     """
     expected = {_stored_name(name): values.shape for name, values in network.state_dict().items()}
-    found: dict[str, torch.Size] = {}
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as opened:
-            found |= {name: torch.Size(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    found = stored_shapes(folder)
     if lacking := [name for name in expected if name not in found]:
         raise UserError(f"{folder} lacks the weights of {_few(lacking)}: {AGAIN}")
     for name, shape in expected.items():
@@ -79,6 +76,15 @@ def require_fit(network: nn.Module, folder: Path) -> None:
             )
     if unknown := [name for name in found if name not in expected]:
         say(f"{folder}: {_few(unknown)} belong to no layer of the network and are passed over")
+
+
+def stored_shapes(folder: Path) -> dict[str, torch.Size]:
+    """Shapes of the tensors in the files of a component, by name; reads no values."""
+    found: dict[str, torch.Size] = {}
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as opened:
+            found |= {name: torch.Size(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return found
 
 
 def fill(networks: Sequence[tuple[nn.Module, WeightSource]], device: torch.device) -> None:

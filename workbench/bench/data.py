@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
-from diffusers import QwenImage21Transformer2DModel
+from torch import nn
 
-from workbench.backbones.qwen_image_21.sequence import LATENT_TOKENS_PER_SLOT
-from workbench.backbones.qwen_image_21.transformer import SplitTransformer
+from workbench.backbones import families
+from workbench.backbones.measured import NetworkSizes
 from workbench.batch import Batch, Condition, Layout, Reference, StepData, Task
 from workbench.common.errors import UserError
 from workbench.method import rng
@@ -22,45 +22,48 @@ PREFIX_SLOT = 3
 UNCOND_TOKENS = 9
 """Text positions of the empty prompt, the template around it included."""
 SEEDS_TRIED = 2000
-KNOWN_SIZES = {"blocks": 8, "width": 256, "heads": 4, "text": 192, "channels": 64}
+RANDOM = "random"
+"""What the name of a network with random weights begins with."""
+FIRST = families.FAMILIES[0].class_names[0]
+TINY = NetworkSizes()
 
 
 def random_transformer(
-    sizes: str, device: torch.device, dtype: torch.dtype = torch.float32
-) -> QwenImage21Transformer2DModel:
-    """Network of `key=value,...` sizes (see KNOWN_SIZES for keys and defaults) with random weights, made on `device` in
-    `dtype` and nowhere else.
+    sizes: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    class_name: str = FIRST,
+    preset: NetworkSizes = TINY,
+) -> nn.Module:
+    """The transformer of a pipeline of class `class_name` with random weights, made on `device` in `dtype` and nowhere
+    else.
+
+    sizes: `key=value,...` with the names of `NetworkSizes`; the others are those of `preset`.
 
     Raises:
-        UserError: an unknown key, or sizes that do not fit each other.
+        UserError: an unknown key, or sizes that do not fit each other; a family that cannot be measured.
     """
-    values = dict(KNOWN_SIZES)
-    for item in filter(None, sizes.split(",")):
-        key, _, value = item.partition("=")
-        if key not in values or not value.isdigit() or int(value) < 1:
-            raise UserError(f"model=random:{sizes}: {item!r} is not one of {', '.join(f'{k}=N' for k in values)}")
-        values[key] = int(value)
-    head_dim = values["width"] // values["heads"]
-    if head_dim * values["heads"] != values["width"] or head_dim % 16:
-        raise UserError(f"model=random:{sizes}: width must be heads times a multiple of 16")
-    frame = head_dim // 4 if head_dim < 128 else head_dim // 8
-    side = (head_dim - frame) // 2
-    generator = torch.Generator(device).manual_seed(0)
+    known, generator = _sizes(sizes, preset), torch.Generator(device).manual_seed(0)
     with torch.device(device), _default_dtype(dtype):
-        network = QwenImage21Transformer2DModel(
-            in_channels=values["channels"],
-            out_channels=values["channels"],
-            num_layers=values["blocks"],
-            attention_head_dim=head_dim,
-            num_attention_heads=values["heads"],
-            context_in_dim=values["text"],
-            axes_dims_rope=(frame, side, side),
-        )
+        network = families.measured(class_name).network(class_name, known)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
     return network.eval()
+
+
+def _sizes(text: str, preset: NetworkSizes) -> NetworkSizes:
+    values = asdict(preset)
+    for item in filter(None, text.split(",")):
+        key, _, value = item.partition("=")
+        if key not in values or not value.isdigit() or int(value) < 1:
+            raise UserError(f"model={RANDOM}:{text}: {item!r} is not one of {', '.join(f'{k}=N' for k in values)}")
+        values[key] = int(value)
+    if values["width"] % values["heads"] or values["width"] // values["heads"] % 16:
+        raise UserError(f"model={RANDOM}:{text}: width must be heads times a multiple of 16")
+    return NetworkSizes(**values)
 
 
 @contextmanager
@@ -74,31 +77,17 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def folder_transformer(folder: str) -> QwenImage21Transformer2DModel:
-    """Network of a pipeline folder.
-
-    Raises:
-        UserError: no pipeline folder there, or one of another family: the plain arrangement knows the first alone.
-    """
-    from workbench.backbones import families
-
-    path = families.resolve(folder)
-    family = families.family_of(path)
-    if family.network is not SplitTransformer:
-        known = [n for known in families.FAMILIES if known.network is SplitTransformer for n in known.class_names]
-        raise UserError(f"{path} is a {families.class_of(path)}: bench measures folders of {', '.join(known)} alone")
-    return QwenImage21Transformer2DModel.from_pretrained(path, subfolder="transformer")
-
-
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes of the conditions. text_tokens: longest prompt without image slots; side: latent tokens of an edge."""
+    """Sizes of the conditions. text_tokens: longest prompt without image slots; side: latent tokens of an edge;
+    slots: text positions of a reference."""
 
     batch_size: int
     text_tokens: int
     side: int
     context_dim: int
     channels: int
+    slots: int
     shortest: float = 0.6
     """Length of the shortest prompt over the longest."""
 
@@ -123,7 +112,7 @@ def random_batch(shapes: Shapes, task: Task, *, seed: int, guided: bool) -> Batc
     if task == "edit":
         references = torch.randn(count, shapes.side**2, shapes.channels, generator=generator)
 
-    num_slots = shapes.side**2 // LATENT_TOKENS_PER_SLOT if task == "edit" else 0
+    num_slots = shapes.slots if task == "edit" else 0
     slots = (Reference(PREFIX_SLOT, shapes.side, shapes.side, num_slots),) if num_slots else ()
 
     def condition(text_tokens: int, shortest: int, rows: int, prompts: torch.Generator) -> Condition:

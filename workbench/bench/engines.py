@@ -13,12 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from workbench.backbones import roles
+from workbench.backbones import families, roles
 from workbench.backbones.base import RoleNetworks
 from workbench.backbones.lora_files import Adapter, AdapterLayer
 from workbench.backbones.placement import frozen_dtype
-from workbench.backbones.qwen_image_21 import stock
-from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import FAKE_SCORE, STUDENT
 from workbench.batch import StepData, Task
 from workbench.bench import data, measure, warm_up
@@ -44,6 +42,7 @@ class MixBenchmark:
         self.device = options.torch_device
         self.recipe = bench_recipe(options, len(tasks))
         self.results: dict[str, dict[str, Any]] = {}
+        self.measured = families.measured(options.class_name)
         self.denoiser = _denoiser(options, self.recipe)
         if options.compile:
             # The plain arrangement runs diffusers' own blocks, which this leaves as they are.
@@ -54,7 +53,7 @@ class MixBenchmark:
     @cached_property
     def plain(self) -> PlainEngine:
         """Made when it is first run: it leaves hooks on the layers."""
-        return PlainEngine(self.denoiser, stock.velocity, self.recipe, data.CATEGORIES)
+        return PlainEngine(self.denoiser, self.measured.stock_velocity, self.recipe, data.CATEGORIES)
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Measurements by name: engines, and seconds by phase under `phases_s`. One that failed holds its `error`."""
@@ -168,8 +167,15 @@ class MixBenchmark:
     def _steps(self) -> list[StepData]:
         options = self.options
         network = self.denoiser.network(roles.TEACHER)
-        shapes = data.Shapes(options.batch_size, options.text_tokens, options.side, network.prompt_width,
-                             network.num_channels, **({} if options.padded else {"shortest": 1.0}))  # fmt: skip
+        shapes = data.Shapes(
+            options.batch_size,
+            options.text_tokens,
+            options.side,
+            network.prompt_width,
+            network.num_channels,
+            self.measured.text_slots(options.side, options.side),
+            **({} if options.padded else {"shortest": 1.0}),
+        )
         make = partial(data.step_data, shapes, self.tasks, options.fake_updates, guided=options.cfg_scale != 1)
         return [make(step=step, device=torch.device("cpu")) for step in range(options.repeats + options.num_warmup)]
 
@@ -212,17 +218,19 @@ def _free_memory() -> None:
 
 
 def _denoiser(options: Options, recipe: Recipe) -> RoleNetworks:
-    device, dtype = options.torch_device, frozen_dtype(recipe)
+    device, dtype, name = options.torch_device, frozen_dtype(recipe), options.class_name
     kind, _, sizes = options.model.partition(":")
-    if kind == "random":
+    if kind == data.RANDOM:
         # A shared base is never trained, and made in the dtype that it is kept in: twice would not fit.
-        base = data.random_transformer(sizes, device, dtype or torch.float32)
+        preset = data.TINY if options.size == "tiny" else families.measured(name).public_network
+        base = data.random_transformer(sizes, device, dtype or torch.float32, class_name=name, preset=preset)
     else:
-        base = data.folder_transformer(options.model)
+        base = families.load(options.model, transformer_dtype=dtype, text_encoder=False).transformer
     specialists = {
         name: _adapter(base, options.lora_rank, seed) for seed, name in enumerate(recipe.teachers.specialists)
     }
-    return roles.build(SplitTransformer, base, recipe.model, specialists=specialists, frozen_dtype=dtype).to(device)
+    network = families.of_class(name).network
+    return roles.build(network, base, recipe.model, specialists=specialists, frozen_dtype=dtype).to(device)
 
 
 def _adapter(base: nn.Module, rank: int, seed: int) -> Adapter:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from workbench.backbones import families
 from workbench.batch import Task
 from workbench.bench import data
 from workbench.common.arguments import read_options
@@ -17,7 +18,6 @@ MIXES: dict[str, tuple[Task, ...]] = {"t2i": ("t2i",), "edit": ("edit",), "5:5":
 GRAPH_WARMUP = 24
 """Iterations after which nearly every student step has come twice: graphs are recorded then."""
 FULL: Mapping[str, Any] = {
-    "model": "random:blocks=32,width=4096,heads=32,text=4096,channels=64",
     "precision": "bf16-mixed",
     # Networks of this size are not bound by launches, and few iterations are measured.
     "cuda_graphs": "off",
@@ -37,14 +37,16 @@ FULL: Mapping[str, Any] = {
     "phases": False,
     "compile": True,
 }
-"""7.1 B parameters at 1024 pixels, LoRA roles over one base, on one GPU."""
+"""The public model at 1024 pixels, LoRA roles over one base, on one GPU."""
 
 
 @dataclass(frozen=True)
 class Options:
     """The defaults are those of `size=tiny`; `FULL` holds what `size=full` changes.
 
-    model: pipeline folder, or `random:blocks=8,width=256,heads=4,text=192,channels=64` (these are the defaults).
+    model: pipeline folder, or `random:blocks=8,width=256,heads=4,text=192,channels=64` (these are the defaults; with
+    `size=full` they are the public model's, so that `random:blocks=4` cuts it short).
+    pipeline: class of the random network's pipeline in diffusers; of the first family that is known, if empty.
     specialists: random adapters over the base teacher, one teacher a student step, so that they cost memory alone.
     gradient_checkpointing: of both engines; stored_blocks: blocks of this engine that keep their activations all the
     same, -1 for as many as leave the peak at memory_gib, 0 for what a run takes of the GPU.
@@ -64,6 +66,7 @@ class Options:
 
     size: Literal["tiny", "full"] = "tiny"
     model: str = "random:"
+    pipeline: str = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["32-true", "tf32", "bf16-mixed"] = "32-true"
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
@@ -110,6 +113,13 @@ class Options:
             raise UserError("frozen=fp8 gives products in bfloat16: set precision=bf16-mixed")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda, but torch sees no GPU here: use cpu or auto")
+
+    @property
+    def class_name(self) -> str:
+        """Class of the pipeline in diffusers."""
+        if not self.model.startswith(f"{data.RANDOM}:"):
+            return families.class_of(families.resolve(self.model))
+        return self.pipeline or data.FIRST
 
     @property
     def mixes(self) -> dict[str, tuple[Task, ...]]:

@@ -23,6 +23,7 @@ from workbench.backbones.folders import STORED_SIGMAS, read_index
 from workbench.backbones.processor import load_processor
 from workbench.backbones.qwen_image import export, prompts
 from workbench.backbones.qwen_image.images import decode_latents, encode_images
+from workbench.backbones.qwen_image.measured import MEASURED
 from workbench.backbones.qwen_image.text_encoder import prepare
 from workbench.backbones.qwen_image.transformer import DualTransformer
 from workbench.backbones.stock_folder import StockModel, load_pipeline
@@ -48,6 +49,7 @@ class QwenImageModel(StockModel):
     max_sources = prompts.MOST_IMAGES
     encoder_parts = ("text_encoder", "vae", "tokenizer", "processor")
     network = DualTransformer
+    measured = MEASURED
 
     def __init__(self, pipeline: QwenImagePipeline, edits: QwenImageEditPlusPipeline | None, folder: Path) -> None:
         self.pipeline, self.edits, self._folder = pipeline, edits, folder

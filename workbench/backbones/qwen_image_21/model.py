@@ -15,6 +15,7 @@ from workbench.backbones import schedule, template_tokens
 from workbench.backbones.folders import sample_sigmas
 from workbench.backbones.qwen_image_21 import export
 from workbench.backbones.qwen_image_21.images import decode_latents, encode_images
+from workbench.backbones.qwen_image_21.measured import MEASURED
 from workbench.backbones.qwen_image_21.pretraining import TrainableQwen
 from workbench.backbones.qwen_image_21.processor import load_processor
 from workbench.backbones.qwen_image_21.prompts import encode_prompts
@@ -39,6 +40,7 @@ class QwenImage21Model(StockModel):
     side_multiple = SIDE_MULTIPLE
     encoder_parts = ("text_encoder", "vae", "processor", "tokenizer")
     network = SplitTransformer
+    measured = MEASURED
 
     def __init__(self, pipeline: QwenImage21Pipeline) -> None:
         self.pipeline = pipeline
