@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -10,12 +13,13 @@ from torch import Tensor, nn
 
 from workbench.backbones import fp8, lora, placement, roles
 from workbench.backbones.base import RoleNetworks
+from workbench.backbones.load import load_for_training, load_roles
 from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, TEACHER
 from workbench.batch import Condition, Layout, Reference
-from workbench.bench import data
+from workbench.bench import data, mkfolder
 from workbench.common.errors import UserError
-from workbench.recipe.config import Model
+from workbench.recipe.config import Model, Recipe, Teachers, Trainer
 
 CPU = torch.device("cpu")
 SIZES = "blocks=3,width=64,heads=2,text=24,channels=8"
@@ -146,6 +150,31 @@ def test_adapters_are_merged_into_weights_as_the_folder_has_them() -> None:
     expected = roles.merged_state(build("auto"), STUDENT)
     assert merged.keys() == expected.keys()
     assert all(torch.equal(merged[name], expected[name]) for name in merged)
+
+
+def test_weights_are_quantised_one_by_one_as_they_are_read(tmp_path: Path) -> None:
+    """The base with its adapters and a specialist; nothing of the blocks is there before."""
+    for seed, name in enumerate(("base", "other")):
+        mkfolder.make(tmp_path / name, mkfolder.Options(seed=seed))
+    for part in ("text_encoder", "vae"):
+        shutil.copytree(tmp_path / "base" / part, tmp_path / "other" / part, dirs_exist_ok=True)
+    recipe = Recipe(
+        model=Model(folder=str(tmp_path / "base"), roles="lora", lora_rank=2, frozen="fp8"),
+        teachers=Teachers(specialists={"other": str(tmp_path / "other")}),
+        trainer=Trainer(precision="bf16-mixed"),
+    )
+    whole = replace(recipe, model=replace(recipe.model, frozen="auto"))
+    found, expected = (
+        load_roles(given, load_for_training(given, given.model.folder), torch.bfloat16) for given in (recipe, whole)
+    )
+    roles.quantise(expected)
+    assert all(parameter.is_meta or parameter.requires_grad for parameter in found.parameters())
+    assert placement.state_bytes(found, 0, 8.0) == placement.state_bytes(expected, 0, 8.0)
+    placement.fill(found, CPU)
+    for of in (RoleNetworks.named_parameters, RoleNetworks.named_buffers):
+        values, wanted = dict(of(found)), dict(of(expected))
+        assert values.keys() == wanted.keys()
+        assert all(torch.equal(values[name].float(), wanted[name].float()) for name in wanted)
 
 
 def test_odd_sides_are_refused() -> None:

@@ -39,13 +39,16 @@ class Fp8Weight(NamedTuple):
 
 
 class Fp8Linear(nn.Module):
-    """A frozen linear layer with its weight in e4m3; the bias, if any, keeps its dtype.
+    """A frozen linear layer with its weight in e4m3; the bias, if any, keeps its dtype. One without values stays so.
 
     differentiable: whether gradients pass to the input, for which a transposed copy of the codes is kept.
 
     Raises:
         UserError: a layer whose sides the hardware does not multiply.
     """
+
+    scale: Tensor
+    transposed: Tensor | None
 
     def __init__(self, linear: nn.Linear, *, differentiable: bool) -> None:
         super().__init__()
@@ -55,14 +58,18 @@ class Fp8Linear(nn.Module):
                 f"model.frozen=fp8 needs layers whose sides are multiples of {MULTIPLE}, and this model has one of "
                 f"{self.in_features} x {self.out_features}: leave it at auto"
             )
-        codes, scale = quantise_rows(linear.weight.detach())
+        self.differentiable, self.bias = differentiable, linear.bias
+        for name in ("scale", "transposed"):
+            self.register_buffer(name, None, persistent=False)
+        self.take(linear.weight.detach())
+
+    def take(self, weight: Tensor) -> None:
+        """Quantise `weight` (out, in), on its device, in place of what the layer has."""
+        codes, scale = quantise_rows(weight)
         # A parameter as in any layer, so that the weights of a network are counted alike.
         self.weight = nn.Parameter(codes, requires_grad=False)
-        self.bias = linear.bias
-        self.scale: Tensor
-        self.transposed: Tensor | None
-        self.register_buffer("scale", scale.T.contiguous(), persistent=False)
-        self.register_buffer("transposed", codes.T.contiguous() if differentiable else None, persistent=False)
+        self.scale = scale.T.contiguous()
+        self.transposed = codes.T.contiguous() if self.differentiable else None
 
     def quantised(self, dtype: torch.dtype) -> Fp8Weight:
         """The weight for products in `dtype`."""

@@ -21,9 +21,9 @@ from workbench.recipe.config import Model, Recipe
 
 def load_for_training(recipe: Recipe, folder: str) -> PipelineModel:
     """Without its text encoder, and loaded in the dtype that it is stored in: a base of 7 B parameters takes 14 GB.
-    Without values where it will be sharded."""
+    Without values where these are read later: see `_reads_later`."""
     dtype = frozen_dtype(recipe) if recipe.model.roles == "lora" else None
-    return families.load(folder, transformer_dtype=dtype, text_encoder=False, empty=_is_sharded(recipe))
+    return families.load(folder, transformer_dtype=dtype, text_encoder=False, empty=_reads_later(recipe))
 
 
 def load_roles(recipe: Recipe, teacher: PipelineModel, dtype: torch.dtype | None = None) -> RoleNetworks:
@@ -64,8 +64,9 @@ def _source(
     return WeightSource(families.resolve(folders.get(name, recipe.model.folder)) / "transformer", updates)
 
 
-def _is_sharded(recipe: Recipe) -> bool:
-    return recipe.trainer.strategy == "fsdp"
+def _reads_later(recipe: Recipe) -> bool:
+    """Whether values go straight to their device: as shards, or quantised there one by one."""
+    return recipe.trainer.strategy == "fsdp" or recipe.model.frozen == "fp8"
 
 
 def stored_base(recipe: Recipe, dtype: torch.dtype | None) -> StoredTensors:
@@ -96,7 +97,7 @@ def load_specialist(recipe: Recipe, where: str) -> nn.Module | lora_files.Adapte
     """
     if not where.endswith(".safetensors"):
         _require_shared_encoders(where, recipe.model.folder)
-        dtype, empty = frozen_dtype(recipe), _is_sharded(recipe)
+        dtype, empty = frozen_dtype(recipe), _reads_later(recipe)
         return families.load(where, transformer_dtype=dtype, text_encoder=False, empty=empty).transformer
     return lora_files.read(lora_file(where))
 

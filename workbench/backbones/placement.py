@@ -70,7 +70,7 @@ def shard(denoiser: Denoiser, mesh: DeviceMesh, precision: Precision) -> None:
     without values read them now, each rank its own shards.
 
     Raises:
-        UserError: as `stored_weights.fill`.
+        UserError: as `fill`.
     """
     policy = MixedPrecisionPolicy()
     if precision == "bf16-mixed":
@@ -85,8 +85,17 @@ def shard(denoiser: Denoiser, mesh: DeviceMesh, precision: Precision) -> None:
         fully_shard(network, mesh=data_parallel, mp_policy=policy, reshard_after_forward=True)
         for method in ("prefixes", "velocity", "velocity_and_features"):
             register_fsdp_forward_method(network, method)
-    unread = [(network.transformer, network.source) for network in denoiser.transformers() if network.source]
-    stored_weights.fill(unread, torch.device(mesh.device_type))
+    fill(denoiser, torch.device(mesh.device_type))
+
+
+def fill(denoiser: Denoiser, device: torch.device) -> None:
+    """Let networks that were built without values read them to `device` (collective where there are several ranks).
+
+    Raises:
+        UserError: as `stored_weights.fill`.
+    """
+    empty = [network for network in denoiser.transformers() if stored_weights.is_empty(network.transformer)]
+    stored_weights.fill([(network.transformer, network.source) for network in empty if network.source], device)
 
 
 def shard_whole(module: nn.Module, mesh: DeviceMesh) -> None:

@@ -1,5 +1,5 @@
-"""Weights read straight into shards: a network is built without values, sharded, and filled one tensor at a time, so
-that no process ever holds it whole.
+"""Weights read straight to where they are computed with: a network is built without values, sharded or quantised, and
+filled one tensor at a time, so that no process ever holds it whole, and no host or device unquantised.
 
 A network without values has its parameters on the meta device and its buffers, which are tables, computed.
 """
@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from workbench.backbones.finite import is_finite
 from workbench.backbones.folders import weight_files
+from workbench.backbones.fp8 import Fp8Linear
 from workbench.backbones.lora_files import Adapter
 from workbench.common import ranks
 from workbench.common.console import say
@@ -136,6 +137,9 @@ class _Place:
         finite = is_finite(values)
         if update := self.updates.get(self.stored_name.removesuffix(".weight")):
             values = values.float() + (update.up @ update.down)[rows].to(device)
+        if isinstance(self.owner, Fp8Linear) and self.name == "weight":
+            self.owner.take(values)
+            return finite
         local = torch.empty(values.shape, dtype=parameter.dtype, device=device).copy_(values)
         setattr(self.owner, self.name, nn.Parameter(_like(parameter, local), parameter.requires_grad))
         return finite

@@ -85,7 +85,9 @@ class Distiller(RootModule):
         self._graph_runner: GraphRunner | None = None
 
     def configure_model(self) -> None:
-        if self.device_mesh is not None:
+        if self.device_mesh is None:
+            placement.fill(self.denoiser, self.trainer.strategy.root_device)
+        else:
             placement.shard(self.denoiser, self.device_mesh, self.recipe.trainer.precision)
             if self.fake_score.classifier is not None:
                 placement.shard_whole(self.fake_score.classifier, self.device_mesh)
