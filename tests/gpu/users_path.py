@@ -11,40 +11,25 @@ command.
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import re
 import shlex
-import signal
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 import yaml
 from safetensors.torch import load_file
+from watched import Commands, end_on_request
 
 from workbench.common.arguments import read_options
 from workbench.common.errors import UserError
-from workbench.common.tables import Table, stdout_console
+from workbench.common.tables import stdout_console
 
 FULL: dict[str, Any] = {"resolution": 1024, "roles": "lora", "updates": 6}
 SAMPLES = {"t2i": {"landscape": 4, "text": 2}, "edit": {"object": 4}}
 STOCK = Path(__file__).with_name("stock_picture.py")
-POLL_S = 0.2
-SAID = re.compile(
-    r"^(trainer\.strategy=|prepared |peak memory |the student of update |update \d+: \d+ graphs compiled).*", re.M
-)
-"""Lines of a run that its figures are read from."""
-_LIBC, _DIES_WITH_PARENT = ctypes.CDLL(None), 1
 
 
 @dataclass(frozen=True)
@@ -62,26 +47,13 @@ class Options:
 
 
 @dataclass
-class Step:
-    """What a command took, and what it said of it. rss: largest resident memory of any of its processes; gpu: most that
-    any GPU held. export_s: from the last update to the whole folder of a student."""
-
-    name: str
-    seconds: float = 0.0
-    rss: int = 0
-    gpu_mib: int = 0
-    export_s: float | None = None
-    said: list[str] = field(default_factory=list)
-
-
-@dataclass
 class Walk:
     """The commands over one folder, and what they took."""
 
     out: Path
     options: Options
     overrides: list[str]
-    steps: list[Step] = field(default_factory=list)
+    commands: Commands
 
     @property
     def run(self) -> Path:
@@ -95,11 +67,11 @@ class Walk:
         python = [sys.executable, "-m"]
         workbench = [*python, "workbench"]
         folder = shlex.split(options.folder)
-        self._finish(
+        self.commands.finish(
             "mkfolder", [*python, "workbench.bench.mkfolder", str(self.out / "model"), *self._sizes(), *folder]
         )
         for command in ("pack", "encode"):
-            self._finish(command, [*workbench, command, str(recipe), *self.overrides])
+            self.commands.finish(command, [*workbench, command, str(recipe), *self.overrides])
 
         def distill(processes: int) -> list[str]:
             return [*workbench, "distill", str(recipe), *self.overrides, f"trainer.devices={processes}"]
@@ -108,16 +80,16 @@ class Walk:
         self._kill_after("distill", distill(options.processes), every)
         resumed = self._kill_after("resume", distill(options.processes), 2 * every)
         assert f"at update {every} of" in resumed, resumed
-        ended = self._finish("resume to the end", distill(then))
+        ended = self.commands.finish("resume to the end", distill(then))
         assert f"at update {2 * every} of" in ended, ended
         logged = [json.loads(line)["update"] for line in (self.run / "metrics.jsonl").read_text().splitlines()]
         assert logged == [*range(1, options.updates + 1)], logged
         appeared = (self.run / "student").stat().st_ctime
-        self.steps[-1].export_s = appeared - (self.run / "metrics.jsonl").stat().st_mtime
-        self._finish("export", [*workbench, "export", str(self.run), str(self.out / "exported")])
+        self.commands.steps[-1].export_s = appeared - (self.run / "metrics.jsonl").stat().st_mtime
+        self.commands.finish("export", [*workbench, "export", str(self.run), str(self.out / "exported")])
         self._compare()
         picture = [str(self.out / "exported"), str(self.out / "picture.png"), str(options.resolution)]
-        self._finish("stock diffusers", [sys.executable, str(STOCK), *picture], cwd=self.out)
+        self.commands.finish("stock diffusers", [sys.executable, str(STOCK), *picture], cwd=self.out)
         assert (self.out / "picture.png").stat().st_size > 0
 
     def _sizes(self) -> list[str]:
@@ -158,98 +130,10 @@ class Walk:
             left, right = load_file(ours / name), load_file(exported / name)
             assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left), name
 
-    def _finish(self, name: str, command: list[str], cwd: Path | None = None) -> str:
-        """Run a command to its end; its output."""
-        code, output = self._watched(name, command, lambda: False, cwd)
-        assert code == 0, f"{name}: {shlex.join(command)}\n{output[-4000:]}"
-        return output
-
     def _kill_after(self, name: str, command: list[str], update: int) -> str:
         """Kill a run, with all its processes, once it has the checkpoint of `update`; its output."""
         checkpoint = self.run / "checkpoints" / f"update-{update:06d}"
-        code, output = self._watched(f"{name}, killed", command, checkpoint.is_dir)
-        assert code == -signal.SIGKILL, f"{name} ended before it was killed ({code}):\n{output[-4000:]}"
-        return output
-
-    def _watched(
-        self, name: str, command: list[str], kills: Callable[[], bool], cwd: Path | None = None
-    ) -> tuple[int, str]:
-        step, log = Step(name), self.out / f"{len(self.steps)}.log"
-        self.steps.append(step)
-        started = time.perf_counter()
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                command,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=partial(_LIBC.prctl, _DIES_WITH_PARENT, signal.SIGKILL),
-                cwd=cwd or Path.cwd(),
-            )
-        ended = threading.Event()
-        watchers = [threading.Thread(target=watch, args=(process.pid, step, ended)) for watch in (_rss, _gpu)]
-        for watcher in watchers:
-            watcher.start()
-        try:
-            while process.poll() is None:
-                if kills():
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-                time.sleep(0.01)
-        finally:
-            ended.set()
-            for watcher in watchers:
-                watcher.join()
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        step.seconds = time.perf_counter() - started
-        output = log.read_text()
-        step.said = [found[0] for found in SAID.finditer(output)]
-        return process.returncode, output
-
-    def table(self) -> Table:
-        table = Table(title=f"{self.options}", title_justify="left")
-        columns = ("step", "s", "last update to student, s", "host RSS, a process, GiB", "GPU memory, GiB")
-        for column in columns:
-            table.add_column(column, justify="left" if column == "step" else "right")
-        for step in self.steps:
-            gpu = f"{step.gpu_mib / 1024:.1f}" if step.gpu_mib else "-"
-            export = "" if step.export_s is None else f"{step.export_s:.1f}"
-            table.add_row(step.name, f"{step.seconds:.1f}", export, f"{step.rss / 2**30:.2f}", gpu)
-        return table
-
-    def said(self) -> str:
-        """Lines of the runs that figures are read from, by step."""
-        return "\n".join(f"{step.name}: {line}" for step in self.steps for line in step.said)
-
-
-def _rss(pid: int, step: Step, ended: threading.Event) -> None:
-    """Peaks of the process and of all that it starts, as the kernel counts them."""
-    while not ended.wait(POLL_S):
-        for one in _family(pid):
-            try:
-                status = Path(f"/proc/{one}/status").read_text()
-            except OSError:
-                continue
-            peaks = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")]
-            step.rss = max([step.rss, *peaks])
-
-
-def _family(pid: int) -> Iterator[int]:
-    try:
-        process = psutil.Process(pid)
-        yield from (pid, *(child.pid for child in process.children(recursive=True)))
-    except psutil.Error:
-        return
-
-
-def _gpu(_: int, step: Step, ended: threading.Event) -> None:
-    """Memory in use on the GPUs, by whatever process: they are to be idle otherwise."""
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    while torch.cuda.is_available() and not ended.wait(POLL_S):
-        answer = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
-        step.gpu_mib = max([step.gpu_mib, *(int(used) for used in answer if used.isdigit())])
+        return self.commands.kill(name, command, checkpoint.is_dir)
 
 
 def main(words: list[str]) -> None:
@@ -267,14 +151,13 @@ def main(words: list[str]) -> None:
         out.mkdir(parents=True)
     except FileExistsError:
         raise SystemExit(f"error: {out} is there already: name a new folder") from None
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda stopped, _: sys.exit(128 + stopped))
-    path = Walk(out, options, overrides)
+    end_on_request()
+    commands = Commands(out)
     try:
-        path.walk()
+        Walk(out, options, overrides, commands).walk()
     finally:
-        stdout_console().print(path.said(), markup=False, soft_wrap=True)
-        stdout_console().print(path.table())
+        stdout_console().print(commands.said(), markup=False, soft_wrap=True)
+        stdout_console().print(commands.table(f"{options}"))
 
 
 if __name__ == "__main__":

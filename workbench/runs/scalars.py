@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
+import torch
 
 from workbench.common.jsonl import drop_lines_after
 from workbench.modules.root import RootModule
@@ -81,6 +82,7 @@ class Metrics(L.Callback):
             **self._mixture(self._logged[1], module.num_updates),
             **module.learning_rates(),
             **self._throughput(module.num_updates),
+            **_memory(module.device),
             "skipped_steps": float(module.num_skipped),
         }
         # A step that was not taken leaves numbers that are not finite: JSON has none, and no plot needs them.
@@ -106,3 +108,8 @@ class Metrics(L.Callback):
             "throughput/data_wait_share": self.wait.pop() / wall_s,
             "throughput/first_batch_s": self.wait.first_batch_s or 0.0,
         }
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    """Highest memory of tensors on a GPU since the first update."""
+    return {"memory/peak_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
