@@ -74,6 +74,8 @@ def test_prompts_are_padded_and_keep_the_reference_slots() -> None:
     assert batch.condition.lengths.max() == layout.text_tokens and batch.condition.lengths.min() < layout.text_tokens
     assert batch.condition.lengths.min() > reference.slot + reference.num_slots
     assert batch.uncond is not None and torch.equal(batch.uncond.references, batch.condition.references)
+    # As encoded data have it.
+    assert layout.padded and batch.uncond.layout.padded
 
 
 def test_overrides_read_back() -> None:

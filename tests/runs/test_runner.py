@@ -74,7 +74,11 @@ def test_a_run_has_one_bar_which_counts_updates(
 
 
 def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
-    finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path,
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     step = Distiller.training_step
 
@@ -94,6 +98,7 @@ def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
     lines = [json.loads(line)["update"] for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
     assert lines == [1, 2, 3, 4]
+    assert " s after the last update" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_kill_right_after_a_checkpoint_loses_no_line_and_no_picture(

@@ -89,7 +89,7 @@ class Shapes:
     channels: int
     slots: int
     shortest: float = 0.6
-    """Length of the shortest prompt over the longest."""
+    """Length of the shortest prompt over the longest; below 1 all are masked as padded ones are, the empty one too."""
 
 
 def step_data(
@@ -120,7 +120,7 @@ def random_batch(shapes: Shapes, task: Task, *, seed: int, guided: bool) -> Batc
         prompt = torch.randn(rows, num_tokens, shapes.context_dim, generator=prompts)
         lengths = torch.randint(shortest, text_tokens + 1, (rows,), generator=prompts) + num_slots
         lengths[0] = num_tokens
-        layout = Layout(num_tokens, shapes.side, shapes.side, slots, padded=shortest < text_tokens)
+        layout = Layout(num_tokens, shapes.side, shapes.side, slots, padded=shapes.shortest < 1)
         return Condition(prompt, lengths, layout, references)
 
     shortest = max(PREFIX_SLOT + 1, int(shapes.shortest * shapes.text_tokens))

@@ -89,11 +89,11 @@ def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
         best = folder.checkpoints if recipe.trainer.keep == "best" else None
         distance = milestones.distillation_distance(recipe, data)
         milestone_log = Milestones(folder.milestones, best, recipe.trainer.sample_every, averaging, distance, scores)
-        _fit(recipe, folder, module, data, averaging, grid, samples_per_update, milestone_log, start=start)
+        ended = _fit(recipe, folder, module, data, averaging, grid, samples_per_update, milestone_log, start=start)
         delivered = module.num_updates
         if best is not None:
             delivered = return_to_best(best, milestone_log.monitor, averaging.average.average) or delivered
-        _export_student(recipe, folder, denoiser, averaging, delivered)
+        _export_student(recipe, folder, denoiser, averaging, delivered, ended)
     return folder.path
 
 
@@ -162,17 +162,19 @@ def _fit(
     samples_per_update: int,
     *more: L.Callback,
     start: continuing.Start | None = None,
-) -> None:
-    """Train from the newest checkpoint, or from `start`, to the end."""
+) -> float | None:
+    """Train from the newest checkpoint, or from `start`, to the end; when the last update ended, on the clock of
+    `time.perf_counter`, None where an earlier process did it."""
     options = recipe.trainer
     wait = DataWait()
+    metrics = Metrics(folder.scalars, options.log_every, data, samples_per_update, wait)
 
     resuming = Resuming(folder.checkpoints, averaging, data, loggers_of(recipe, folder.path), start)
     callbacks: list[L.Callback] = [
         averaging,
         resuming,
         *([Preparation(data)] if isinstance(data, DistillationData) else []),
-        Metrics(folder.scalars, options.log_every, data, samples_per_update, wait),
+        metrics,
         SampleGrid(folder.samples, options.sample_every, averaging, grid),
         Checkpointing(folder.checkpoints, options.checkpoint_every, averaging),
         *more,
@@ -194,19 +196,27 @@ def _fit(
             f"{module.num_skipped} steps were skipped in {module.total_updates} updates, so what was trained is worth "
             "nothing: lower the learning rate and start again in a new trainer.folder"
         )
+    return metrics.ended
 
 
 def _export_student(
-    recipe: Recipe, folder: RunFolder, denoiser: RoleNetworks, averaging: Averaging, update: int
+    recipe: Recipe,
+    folder: RunFolder,
+    denoiser: RoleNetworks,
+    averaging: Averaging,
+    update: int,
+    ended: float | None,
 ) -> None:
-    """Export the averaged weights, as of `update` (collective)."""
+    """Export the averaged weights, as of `update` (collective). ended: as `_fit` returns it."""
     started = time.perf_counter()
     quantised = recipe.model.frozen == "fp8" and recipe.model.roles == "lora"
     base = stored_base(recipe, frozen_dtype(recipe)) if quantised else None
     averaging.average.swap()
     export_student(folder, recipe, roles.MergedState(denoiser, roles.STUDENT, base), folder.student, update)
     averaging.average.swap()
-    say(f"the student of update {update} is in {folder.student}, written in {time.perf_counter() - started:.0f} s")
+    now = time.perf_counter()
+    after = f", {now - ended:.0f} s after the last update" if ended is not None else ""
+    say(f"the student of update {update} is in {folder.student}, written in {now - started:.0f} s{after}")
 
 
 def _seconds_per_update(recipe: Recipe, module: Distiller, data: DistillationData) -> float:

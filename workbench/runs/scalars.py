@@ -57,6 +57,7 @@ class Metrics(L.Callback):
     """Scalars into the loggers and `metrics.jsonl`, against updates.
 
     samples_per_update: samples that one update pushes through the trained networks, all ranks together.
+    ended: when the last update did, on the clock of `time.perf_counter`; None before the first one of this process.
     """
 
     def __init__(self, path: Path, every: int, data: Realised, samples_per_update: int, wait: DataWait) -> None:
@@ -66,6 +67,7 @@ class Metrics(L.Callback):
         self.data = data
         self.samples_per_update = samples_per_update
         self._logged = (0.0, 0)
+        self.ended: float | None = None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, RootModule)
@@ -75,6 +77,7 @@ class Metrics(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, RootModule)
+        self.ended = time.perf_counter()
         if module.num_updates % self.every and module.num_updates != module.total_updates:
             return
         scalars = {
