@@ -7,7 +7,9 @@ whatever it builds once is there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import gc
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -64,11 +66,12 @@ class Graphs:
 
     def _record(self, step: TensorStep, inputs: Sequence[Tensor]) -> _Recording:
         if self._pool is None:
+            gc.collect()
             self._pool = torch.cuda.graph_pool_handle()
         static = self._inputs.setdefault(shapes_of(inputs), tuple(tensor.detach().clone() for tensor in inputs))
         graph = torch.cuda.CUDAGraph()
         # Other threads of the process (pinning, logging) may talk to the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with no_garbage_collected(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = tuple(step(static))
         return _Recording(graph, static, outputs)
 
@@ -90,6 +93,19 @@ class GraphedStep:
         if calls < WARMUP_CALLS or not self._graphs.has_room(shapes):
             return self._graphs.warm_up(lambda: self._step(inputs))
         return self._graphs.replay(shapes, self._step, inputs)
+
+
+@contextmanager
+def no_garbage_collected() -> Iterator[None]:
+    """A graph that is destroyed while another is recorded invalidates the recording: those that an earlier run of the
+    process left in cycles are collected before or after."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def shapes_of(tensors: Sequence[Tensor]) -> Shapes:
