@@ -47,13 +47,15 @@ SAMPLES = {"t2i": {"landscape": 2}, "edit": {"object": 2}}
 MANY_UPDATES = 1000
 """More than the run is left to make: its end would write pictures and the student's folder."""
 EDIT, GENERATION = "QwenImageEditPlusPipeline", "QwenImagePipeline"
+TIMED = "timing two updates"
+"""What a dry run prints below its plan."""
 
 
 @dataclass(frozen=True)
 class Options:
     """The defaults are those of `size=tiny`. two: the second checkpoint teaches generation. updates: that are measured,
     after a first one. frozen, compile: `model.frozen` and `trainer.compile`. folder: more options of mkfolder, such as
-    `blocks=4`."""
+    `blocks=4`. dry_run: `plan` ends it before it times two updates."""
 
     size: Literal["tiny", "full"] = "tiny"
     two: bool = False
@@ -64,6 +66,7 @@ class Options:
     compile: Literal["auto", "none", "blocks"] = "none"
     resolution: int = 64
     folder: str = ""
+    dry_run: Literal["whole", "plan"] = "whole"
 
 
 @dataclass
@@ -95,12 +98,17 @@ class Measurement:
             if not (self.out / made).is_file():
                 self.commands.finish(command, [*python, "workbench", command, str(recipe), *self.overrides])
         distill = [*python, "workbench", "distill", str(recipe), *self.overrides]
-        plan = self.commands.finish("distill --dry-run", [*distill, "--dry-run"]).replace("\n", " ")
-        found = re.search(r"peak about ([\d.]+) +GiB", plan)
+        found = re.search(r"peak about ([\d.]+) +GiB", self._plan([*distill, "--dry-run"]).replace("\n", " "))
         if found is None:
             raise SystemExit("error: the dry run foretells no peak of memory")
         self.planned_gib = float(found[1])
         self.commands.kill("distill", distill, self._is_measured)
+
+    def _plan(self, command: list[str]) -> str:
+        """What the dry run prints."""
+        if self.options.dry_run == "plan":
+            return self.commands.stop_at("distill --dry-run", command, TIMED)
+        return self.commands.finish("distill --dry-run", command)
 
     def _is_measured(self) -> bool:
         """Whether the run has made all updates that are wanted; prints each new one."""

@@ -60,6 +60,11 @@ class Commands:
             raise SystemExit(self._fault(f"{name} ended with {code}", output))
         return output
 
+    def stop_at(self, name: str, command: list[str], line: str) -> str:
+        """Run a command, and kill it once it has printed `line`; its output. Raises: as `kill`."""
+        log = self.out / f"{len(self.steps)}.log"
+        return self.kill(name, command, lambda: line in log.read_text())
+
     def kill(self, name: str, command: list[str], due: Callable[[], bool]) -> str:
         """Run a command, and kill it with all its processes once `due`; its output. Raises: SystemExit if it ends
         before."""
