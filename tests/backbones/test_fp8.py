@@ -125,6 +125,32 @@ def test_a_layer_with_an_adapter_compiles_whole() -> None:
     torch.testing.assert_close(of_compiled, of_eager)
 
 
+@torch.library.custom_op("tests::product_without_derivative", mutates_args=())
+def product_without_derivative(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> Tensor:
+    return (a.float() @ b.float().t()) * a_scale * b_scale
+
+
+@product_without_derivative.register_fake
+def _(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor) -> Tensor:
+    return a.new_empty(len(a), len(b), dtype=torch.float32)
+
+
+def test_compiled_layers_pass_gradients_through_products_that_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the product of a GPU has none: dynamo of torch 2.11 took the layer for a constant."""
+
+    def multiply(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
+        product: Tensor = product_without_derivative(a, a_scale, b, b_scale)
+        return product.to(dtype)
+
+    monkeypatch.setattr(fp8, "_multiply", multiply)
+    layer, x = fp8.Fp8Linear(nn.Linear(32, 48), differentiable=True), torch.randn(5, 32, requires_grad=True)
+    compiled = torch.compile(fp8.linear, backend="aot_eager", fullgraph=True)
+    found, expected = (run(x, layer.quantised(x.dtype), None) for run in (compiled, fp8.linear))
+    assert torch.equal(found, expected)
+    of_compiled, of_eager = (torch.autograd.grad(y.square().sum(), x)[0] for y in (found, expected))
+    assert torch.equal(of_compiled, of_eager) and of_eager.abs().min() > 0
+
+
 def test_what_is_quantised_and_what_it_weighs() -> None:
     plain, quantised = build("auto"), build("fp8")
     kept = {name: p.dtype for name, p in quantised.named_parameters() if not p.requires_grad}

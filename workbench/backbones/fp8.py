@@ -111,7 +111,7 @@ def bytes_besides(root: nn.Module) -> int:
 def linear(x: Tensor, weight: Fp8Weight, bias: Tensor | None) -> Tensor:
     """W x + b over the last dimension of x, in the dtype of `weight`; differentiable in x."""
     codes, transposed, scale, dtype = weight
-    y: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), codes, transposed, scale, dtype)
+    y = _product(x.reshape(-1, x.shape[-1]), codes, transposed, scale, dtype)
     y = y if bias is None else y + bias.to(dtype)
     return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -142,6 +142,14 @@ class _Product(torch.autograd.Function):
         folded, row_scale = quantise_rows(gradients[0].float() * scale)
         ones = scale.new_ones(1, len(transposed))
         return _multiply(folded, row_scale, transposed, ones, ctx.dtype), None, None, None, None
+
+
+@torch.compiler.allow_in_graph
+def _product(x: Tensor, codes: Tensor, transposed: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`_Product`, which autograd and not dynamo looks into: that of torch 2.11 takes the result of a function for
+    constant whose forward pass has no differentiable product, and compiled layers would pass gradients of zeros."""
+    y: Tensor = _Product.apply(x, codes, transposed, scale, dtype)
+    return y
 
 
 def _multiply(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
