@@ -32,13 +32,11 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from watched import Commands, end_on_request
+from watched import Commands, end_on_request, read_words
 
 from datamodules.shards.counts import INDEX
 from datamodules.shards.packed import FINISHED
 from workbench.backbones.folders import INDEX_FILE
-from workbench.common.arguments import read_options
-from workbench.common.errors import UserError
 from workbench.common.tables import Table, stdout_console
 from workbench.runs.preparation import keep_compiled
 
@@ -195,15 +193,7 @@ class Measurement:
 
 def main(words: list[str]) -> None:
     """Command line: OUT [key=value ...]."""
-    if not words or "=" in words[0]:
-        raise SystemExit(__doc__)
-    overrides = [word for word in words[1:] if "." in word.partition("=")[0]]
-    own = [word for word in words[1:] if word not in overrides]
-    try:
-        options = read_options(Options, own, FULL if "size=full" in own else None)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
-    out = Path(words[0]).absolute()
+    out, options, overrides = read_words(words, Options, FULL, __doc__)
     out.mkdir(parents=True, exist_ok=True)
     logs = out / f"call-{len([*out.glob('call-*')])}"
     logs.mkdir()

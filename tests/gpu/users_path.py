@@ -21,10 +21,8 @@ from typing import Any, Literal
 import torch
 import yaml
 from safetensors.torch import load_file
-from watched import Commands, end_on_request
+from watched import Commands, end_on_request, read_words
 
-from workbench.common.arguments import read_options
-from workbench.common.errors import UserError
 from workbench.common.tables import stdout_console
 
 FULL: dict[str, Any] = {"resolution": 1024, "roles": "lora", "updates": 6}
@@ -138,15 +136,7 @@ class Walk:
 
 def main(words: list[str]) -> None:
     """Command line: OUT [key=value ...]."""
-    if not words or "=" in words[0]:
-        raise SystemExit(__doc__)
-    overrides = [word for word in words[1:] if "." in word.partition("=")[0]]
-    own = [word for word in words[1:] if word not in overrides]
-    try:
-        options = read_options(Options, own, FULL if "size=full" in own else None)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
-    out = Path(words[0]).absolute()
+    out, options, overrides = read_words(words, Options, FULL, __doc__)
     try:
         out.mkdir(parents=True)
     except FileExistsError:

@@ -11,17 +11,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, TypeVar
 
 import psutil
 import torch
 
+from workbench.common.arguments import read_options
+from workbench.common.errors import UserError
 from workbench.common.tables import Table
 
+Options = TypeVar("Options")
 POLL_S = 0.2
 SAID = re.compile(
     r"^(trainer\.strategy=|prepared |peak memory |the student of update |update \d+: \d+ graphs compiled).*", re.M
@@ -143,6 +146,22 @@ class Commands:
     def _echo(self, lines: TextIO) -> None:
         for line in lines if self.echo else ():
             self.say(f"  {line.rstrip()}")
+
+
+def read_words(
+    words: Sequence[str], kind: type[Options], full: Mapping[str, Any], usage: str | None
+) -> tuple[Path, Options, list[str]]:
+    """OUT [key=value ...] [RECIPE.KEY=value ...]: the folder, its options of the dataclass `kind`, the recipe's
+    overrides. full: what `size=full` presets. Raises: SystemExit with `usage` without a folder, or with the mistake."""
+    if not words or "=" in words[0]:
+        raise SystemExit(usage)
+    overrides = [word for word in words[1:] if "." in word.partition("=")[0]]
+    own = [word for word in words[1:] if word not in overrides]
+    try:
+        options = read_options(kind, own, full if "size=full" in own else None)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+    return Path(words[0]).absolute(), options, overrides
 
 
 def end_on_request() -> None:

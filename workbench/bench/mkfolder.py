@@ -24,6 +24,7 @@ from workbench.backbones.folders import replaced_folder
 from workbench.backbones.measured import FolderSizes, Measured
 from workbench.backbones.placement import cast_parameters
 from workbench.backbones.stored_weights import stored_shapes
+from workbench.bench.data import FIRST
 from workbench.common import progress
 from workbench.common.arguments import read_options
 from workbench.common.errors import UserError
@@ -55,7 +56,7 @@ class Options(FolderSizes):
 
     @property
     def class_name(self) -> str:
-        return self.pipeline or families.FAMILIES[0].class_names[0]
+        return self.pipeline or FIRST
 
     @property
     def measured(self) -> Measured:
