@@ -50,9 +50,11 @@ def run_trial(recipe: Recipe, folder: Path) -> dict[str, Any]:
     if recipe.trainer.strategy == "fsdp" or recipe.trainer.devices * recipe.trainer.num_nodes > 1:
         workbench("distill", str(folder.with_suffix(".yaml")))
     else:
+        from workbench.runs import machine
         from workbench.runs.runner import distill
 
         distill(recipe)
+        machine.release_memory()
     seconds = seconds_of_updates(folder, found[1].num_updates if found else 0)
     metrics = evaluate_run(folder, [], shared=Store(folder.parent / "teacher"))
     assert metrics is not None

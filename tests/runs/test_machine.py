@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from quiet_trainer import quiet_trainer
+from torch import nn
+from torch.utils.data import DataLoader
 
 from workbench.common.errors import UserError
 from workbench.recipe.config import Dmd, Model, Recipe, Teachers, Trainer
@@ -45,7 +49,8 @@ def test_full_roles_are_sharded_and_one_device_is_left_alone() -> None:
     assert machine.resolved(full)[0].trainer.strategy == "fsdp"
     assert isinstance(machine.strategy_of(machine.resolved(full)[0].trainer), ModelParallelStrategy)
     alone = replace(LORA, trainer=Trainer(accelerator="gpu"))
-    assert machine.resolved(alone) == (alone, "") and machine.strategy_of(alone.trainer) == "auto"
+    assert machine.resolved(alone) == (alone, "")
+    assert machine.strategy_of(alone.trainer).root_device == torch.device("cuda", 0)
     given = replace(LORA, trainer=replace(LORA.trainer, strategy="fsdp"))
     assert machine.resolved(given) == (given, "")
 
@@ -60,3 +65,26 @@ def test_what_the_chosen_strategy_does_not_know_is_refused() -> None:
     recipe = replace(LORA, model=Model(roles="full"), dmd=Dmd(fake_per_step=True))
     with pytest.raises(UserError, match=r"dmd\.fake_per_step has a parameter that is not sharded"):
         machine.resolved(recipe)
+
+
+class Still(L.LightningModule):
+    """One update of one weight. Raises: AssertionError where somebody moves it to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def training_step(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.weight * x).sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.5)
+
+    def cpu(self) -> Still:
+        raise AssertionError("the weights are moved to the host")
+
+
+def test_weights_stay_where_they_were_trained() -> None:
+    module, chosen = Still(), Trainer(accelerator="cpu")
+    quiet_trainer(strategy=machine.strategy_of(chosen)).fit(module, DataLoader(torch.ones(1, 1)))
+    assert module.weight.item() == 0.5

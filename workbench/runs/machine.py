@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 
 from workbench.backbones import families, fp8, roles
 from workbench.backbones.base import RoleNetworks
@@ -38,15 +39,43 @@ def make_trainer(recipe: Recipe, **options: Any) -> L.Trainer:
     )
 
 
+class OneDevice(SingleDeviceStrategy):
+    """One process on one device, where the weights stay when training ends."""
+
+    def teardown(self) -> None:
+        _end(self)
+
+
 class Replicated(DDPStrategy):
-    """A process a device that holds all weights. They are not wrapped: the roles take turns and the root module steps
-    by hand, so it averages the gradients itself, once an optimiser step."""
+    """A process a device that holds all weights, and keeps them there when training ends. They are not wrapped: the
+    roles take turns and the root module steps by hand, so it averages the gradients itself, once an optimiser step."""
 
     def configure_ddp(self) -> None:
         """Nothing is wrapped."""
 
+    def teardown(self) -> None:
+        assert self.cluster_environment is not None
+        self.cluster_environment.teardown()
+        _end(self)
 
-def strategy_of(trainer: Trainer) -> Any:
+
+def _end(strategy: Strategy) -> None:
+    """What `Strategy.teardown` does, but for moving all weights and moments to the host: that takes as long as reading
+    them did, and as much of the host's memory as they are large, while an export takes them one by one."""
+    assert strategy.accelerator is not None
+    strategy.precision_plugin.teardown()
+    strategy.accelerator.teardown()
+    strategy.checkpoint_io.teardown()
+
+
+def release_memory() -> None:
+    """Give the device back what a run of this process left there: networks and trainer hold each other."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def strategy_of(trainer: Trainer) -> Strategy:
     """Lightning's strategy for one that `resolved` has chosen."""
     world = trainer.devices * trainer.num_nodes
     match trainer.strategy:
@@ -55,7 +84,7 @@ def strategy_of(trainer: Trainer) -> Any:
         case "ddp" if world > 1:
             return Replicated()
         case _:
-            return "auto"
+            return OneDevice(torch.device("cuda", 0) if accelerator(trainer) == "gpu" else torch.device("cpu"))
 
 
 def resolved(recipe: Recipe) -> tuple[Recipe, str]:

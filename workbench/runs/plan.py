@@ -58,7 +58,7 @@ def show(
     show_line(_memory(recipe, module, networks, shapes))
     show_line(_disk(recipe, module), soft_wrap=True)
     require_memory(recipe, module, networks)
-    show_line("timing two updates, which nothing keeps ...")
+    show_line("timing two updates after a first one, which nothing keeps ...")
     seconds = seconds_per_update()
     show_line(f"time: {seconds:.2f} s per update here, {seconds * updates / 60:.1f} min for all (training alone)")
 

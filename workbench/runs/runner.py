@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
+import torch
 
 from datamodules.distillation import DistillationData
 from datamodules.pretraining import PretrainingData, ShardSource, Source
@@ -37,6 +38,9 @@ from workbench.runs.preparation import Preparation, keep_compiled
 from workbench.runs.run_folder import Beginning, RunFolder, is_first_rank
 from workbench.runs.scalars import DataWait, Metrics
 from workbench.runs.updates_bar import UpdatesBar
+
+TIMED_UPDATES = 2
+"""Of a dry run: two, so that tasks that take turns are both there."""
 
 
 def distill(recipe: Recipe, *, dry_run: bool = False) -> Path:
@@ -220,19 +224,23 @@ def _export_student(
 
 
 def _seconds_per_update(recipe: Recipe, module: Distiller, data: DistillationData) -> float:
-    """Measured on two updates that change nothing that is kept."""
-    brief = replace(recipe, trainer=replace(recipe.trainer, updates=2))
-    data.num_steps = 2
-    module.total_updates = 2
-    clock = _FirstBatch()
+    """Measured on updates that change nothing that is kept; the first one also sets up what all others find there."""
+    brief = replace(recipe, trainer=replace(recipe.trainer, updates=1 + TIMED_UPDATES))
+    data.num_steps = module.total_updates = brief.trainer.updates
+    clock = _Clock()
     callbacks = [Preparation(data), clock]
     trainer = machine.make_trainer(brief, logger=False, enable_progress_bar=False, callbacks=callbacks)
     trainer.fit(module, datamodule=data)
-    return (time.perf_counter() - clock.started) / 2
+    return (clock.ended - clock.started) / TIMED_UPDATES
 
 
-class _FirstBatch(L.Callback):
-    started = 0.0
+class _Clock(L.Callback):
+    """started, ended: the updates after the first one, in seconds of `time.perf_counter`."""
 
-    def on_train_start(self, *_: object) -> None:
-        self.started = time.perf_counter()
+    started = ended = 0.0
+
+    def on_train_batch_end(self, *_: object) -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        self.ended = time.perf_counter()
+        self.started = self.started or self.ended
