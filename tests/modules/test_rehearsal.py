@@ -153,7 +153,26 @@ def test_ranks_that_share_a_network_try_no_more_blocks_than_all_expect_to_fit(mo
         tried.clear()
         module = make()
         assert rehearsal.prepare(module, PAIRS[:1], limit, lambda: None) == stored
-        assert tried == wanted
+        assert tried == [*wanted, *([stored] if stored else [])]
+
+
+def test_a_shape_that_needs_more_than_the_hardest_one_without_stored_blocks_lowers_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lowest, each = {"t2i": 20.0, "edit": 10.0}, {"t2i": 5.0, "edit": 30.0}
+    tried: list[tuple[str, int]] = []
+
+    def peak(_module: Distiller, _networks: Sequence[object], pair: Pair, stored: int) -> float:
+        tried.append((pair.student.task, stored))
+        return lowest[pair.student.task] + each[pair.student.task] * stored
+
+    monkeypatch.setattr(rehearsal, "_peak", peak)
+    module, calls = make(), list[None]()
+    assert rehearsal.prepare(module, PAIRS, 75, lambda: calls.append(None)) == 2
+    first = [("t2i", 0), ("edit", 0), ("t2i", 1), ("t2i", 2), ("t2i", BLOCKS)]
+    assert tried == [*first, ("edit", BLOCKS), ("edit", 3), ("edit", 2)]
+    assert [networks_of(module).network(role).num_recomputed for role in (STUDENT, FAKE_SCORE)] == [BLOCKS - 2] * 2
+    assert len(calls) == rehearsal.rehearsals(len(PAIRS), chooses=True)
 
 
 def test_every_teacher_of_a_task_is_rehearsed_at_few_steps() -> None:

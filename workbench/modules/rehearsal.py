@@ -45,28 +45,38 @@ def prepare(module: Distiller, pairs: Sequence[Pair], limit_bytes: int | None, d
     """Rehearse `pairs`, with blocks stored as their network has it or, with a limit, as many as leave the peak of
     every pair below it; returns blocks stored.
 
-    done: called after each rehearsal, `rehearsals(...)` times.
+    The pair of the highest peak without stored blocks says how many; the others are then held against the limit.
+    done: called `rehearsals(...)` times.
     """
     networks = _trained_networks(module)
-    num_blocks = len(networks[0].blocks)
     blocks.allow_shapes(len(pairs))
     if limit_bytes is None:
-        _each(pairs, partial(_rehearse, module), done)
-        return num_blocks - networks[0].num_recomputed
-    found = [_affordable_for(module, pair, limit_bytes, done) for pair in pairs]
-    stored = _least(found, module.device)
+        for pair in pairs:
+            _rehearse(module, pair)
+            done()
+        return len(networks[0].blocks) - networks[0].num_recomputed
+    lowest = []
+    for pair in pairs:
+        lowest.append(_over_ranks(_peak(module, networks, pair, 0), module.device, dist.ReduceOp.MAX))
+        done()
+    hardest = max(range(len(pairs)), key=lowest.__getitem__)
+    stored = _affordable_for(module, pairs[hardest], lowest[hardest], limit_bytes)
+    done()
+    for pair in pairs:
+        while stored and not _all_ranks(_peak(module, networks, pair, stored) <= limit_bytes, module.device):
+            stored -= max(1, stored // 8)
+        done()
     store(networks, stored)
-    _each(pairs, partial(_rehearse, module), done)
     return stored
 
 
 def rehearsals(num_pairs: int, chooses: bool) -> int:
     """How often `prepare` calls back for so many pairs."""
-    return num_pairs * (4 if chooses else 1)
+    return 2 * num_pairs + 1 if chooses else num_pairs
 
 
-def _affordable_for(module: Distiller, pair: Pair, limit_bytes: int, done: Callable[[], None]) -> int:
-    """Blocks that may be stored for one pair.
+def _affordable_for(module: Distiller, pair: Pair, lowest: float, limit_bytes: int) -> int:
+    """Blocks that may be stored for one pair, whose peak is `lowest` without any.
 
     A rank of a sharded network that ran out of memory would leave the others waiting for its shards: there all ranks
     go on, from a single block, only while the peaks so far lead each to expect that the next one fits.
@@ -74,14 +84,14 @@ def _affordable_for(module: Distiller, pair: Pair, limit_bytes: int, done: Calla
     networks, sharded = _trained_networks(module), module.device_mesh is not None
     num_blocks = len(networks[0].blocks)
     few, more = max(1, num_blocks // 8), max(2, num_blocks // 4)
-    peaks: dict[int, float] = {}
-    for stored in dict.fromkeys((0, 1, few, more) if sharded else (0, few, more)):
-        tries = not sharded or _least([int(expected_peak(peaks, stored) < limit_bytes)], module.device) == 1
-        peaks[stored] = _peak(module, networks, pair, stored) if tries or stored == 0 else INFINITE
-        if stored in (0, few, more):
-            done()
+    peaks = {0: lowest}
+    for stored in dict.fromkeys((1, few, more) if sharded else (few, more)):
+        tries = not sharded or _all_ranks(expected_peak(peaks, stored) < limit_bytes, module.device)
+        peaks[stored] = _peak(module, networks, pair, stored) if tries else INFINITE
     found = affordable({few: peaks[few], more: peaks[more]}, num_blocks, limit_bytes)
-    return found or int(peaks.get(1, INFINITE) < limit_bytes)
+    found = found or int(peaks.get(1, INFINITE) < limit_bytes)
+    # Recomputed blocks are gathered again, which all ranks do together.
+    return int(_over_ranks(found, module.device, dist.ReduceOp.MIN))
 
 
 def expected_peak(peaks: Mapping[int, float], stored: int) -> float:
@@ -122,12 +132,6 @@ def store(networks: Iterable[TransformerDenoiser], count: int) -> None:
 def _trained_networks(module: Distiller) -> list[TransformerDenoiser]:
     assert isinstance(module.denoiser, RoleNetworks)
     return [module.denoiser.network(role) for role in (STUDENT, FAKE_SCORE)]
-
-
-def _each(pairs: Sequence[Pair], rehearse: Callable[[Pair], None], done: Callable[[], None]) -> None:
-    for pair in pairs:
-        rehearse(pair)
-        done()
 
 
 def _peak(module: Distiller, networks: Sequence[TransformerDenoiser], pair: Pair, stored: int) -> float:
@@ -182,9 +186,15 @@ def _covering(active: Sequence[Sequence[bool]]) -> list[int]:
     return chosen
 
 
-def _least(counts: Sequence[int], device: torch.device) -> int:
-    """The smallest of the counts of all ranks: recomputed blocks are gathered again, which all ranks do together."""
-    least = torch.tensor(min(counts), device=device)
-    if ranks.is_distributed():
-        dist.all_reduce(least, op=dist.ReduceOp.MIN)
-    return int(least)
+def _all_ranks(holds: bool, device: torch.device) -> bool:
+    """Whether it holds on every rank."""
+    return _over_ranks(holds, device, dist.ReduceOp.MIN) == 1
+
+
+def _over_ranks(value: float, device: torch.device, op: dist.ReduceOp.RedOpType) -> float:
+    """The smallest or largest of the values of all ranks."""
+    if not ranks.is_distributed():
+        return value
+    reduced = torch.tensor(float(value), dtype=torch.float64, device=device)
+    dist.all_reduce(reduced, op=op)
+    return float(reduced)
