@@ -44,6 +44,10 @@ def test_log_probability_is_the_sum_over_all_alignments(wanted: str) -> None:
 def test_case_accents_spaces_and_letters_that_look_alike_do_not_count() -> None:
     assert folded("Là, 1 b0x!") == folded("LA I BOX")
     assert text_measures([certain("ab0")], CHARACTERS, "A bo").word == 1
+    torn = certain("O")
+    torn[0, [CHARACTERS.index("O"), CHARACTERS.index("0")]] = 0.51, 0.49
+    found = text_measures([torn], CHARACTERS, "O")
+    assert found.legibility == pytest.approx(1) and found.log_probability == pytest.approx(0, abs=1e-6)
 
 
 def test_a_text_is_found_among_the_lines_of_a_poster() -> None:
@@ -67,7 +71,9 @@ def test_asked_for_without_the_package_says_how_to_install_it(monkeypatch: pytes
 
 @cache
 def signs() -> list[Case]:
-    return [case for case in world_cases("t2i", "search", 12, categories=["text"]) if case.text][:8]
+    """Eight different texts, of one word and of two."""
+    cases = world_cases("t2i", "search", 16, categories=["text"])
+    return list({case.text: case for case in cases if case.text}.values())[:8]
 
 
 def means(images: list[np.ndarray], texts: list[str]) -> np.ndarray:

@@ -84,8 +84,8 @@ def text_measures(lines: Sequence[np.ndarray], characters: Sequence[str], wanted
 
 
 def greedy(line: np.ndarray, characters: tuple[str, ...]) -> tuple[str, list[float]]:
-    """The likeliest reading of a line, folded, and how sure each of its letters is: repeated characters count once and
-    blanks not at all (Graves et al. 2006, section 3.2)."""
+    """The likeliest reading of a line, folded, and how sure each of its letters is, whichever of those that look alike:
+    repeated characters count once and blanks not at all (Graves et al. 2006, section 3.2)."""
     found = line.argmax(1)
     first = np.flatnonzero(np.diff(found, prepend=-1))
     text, sure = "", []
@@ -93,7 +93,8 @@ def greedy(line: np.ndarray, characters: tuple[str, ...]) -> tuple[str, list[flo
         letter = _folded_characters(characters)[found[start]]
         if letter:
             text += letter
-            sure.append(float(np.clip(line[start:end, found[start]].max(), 1e-6, 1)))
+            alike = line[start:end, list(_columns(characters, letter))].sum(1)
+            sure.append(float(np.clip(alike.max(), 1e-6, 1)))
     return text, sure
 
 
