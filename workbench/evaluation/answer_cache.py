@@ -36,7 +36,8 @@ FORMAT = 6
 
 @dataclass(frozen=True)
 class Answer:
-    """One model's answer to one case under one seed: the local judge's judgement, None without it, and its measures."""
+    """One model's answer to one case under one seed: the local judge's judgement, None without it, and its measures.
+    difficulty: of the case."""
 
     case: str
     bench: str
@@ -44,6 +45,7 @@ class Answer:
     seed: int
     judgement: Judgement | None
     measures: Measures
+    difficulty: str = ""
 
     @property
     def by_local(self) -> Judgement:

@@ -51,6 +51,15 @@ class Answers:
                 table.setdefault(row.category, {}).setdefault(row.case, []).append(row.judgement.score)
         return {category: np.array(list(cases.values())) for category, cases in table.items()}
 
+    def by_difficulty(self, bench: str) -> dict[str, dict[str, np.ndarray]]:
+        """The same of the parts that categories have: category -> difficulty -> scores (cases, seeds)."""
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for category, difficulty in sorted({(row.category, row.difficulty) for row in self.rows if row.difficulty}):
+            rows = [row for row in self.rows if (row.category, row.difficulty) == (category, difficulty)]
+            if scores := Answers(rows).by_category(bench):
+                found.setdefault(category, {})[difficulty] = scores[category]
+        return found
+
     def features_of(self, bench: str, seed: int | None = None, category: str | None = None) -> np.ndarray:
         """Features (n, D) of the answers to one benchmark, under one seed or all, of one category or all; (0, 0)
         without any."""
@@ -169,7 +178,7 @@ def judge_into(
             measures.append(of_case)
             advance(JUDGED)
     for case, judgement, of_case in zip(cases, judgements, measures, strict=True):
-        answers.rows.append(Answer(case.id, case.bench, case.category, seed, judgement, of_case))
+        answers.rows.append(Answer(case.id, case.bench, case.category, seed, judgement, of_case, case.difficulty))
 
 
 def _of_local(score: Scored | Unanswered) -> Judgement:
@@ -189,6 +198,7 @@ def write_answers(
         identity = (student or {}) if model == "student" else {}
         for row in of_model.rows:
             place = {"model": model, "bench": row.bench, "category": row.category, "case": row.case, "seed": row.seed}
+            place |= {"difficulty": row.difficulty} if row.difficulty else {}
             place |= {"asked": asked[row.case], **identity}
             scored = row.judgement
             judged = {"score": None} if scored is None else {"score": scored.score, **scored.details()}

@@ -86,6 +86,8 @@ EDIT = {**GOOD, "task": "edit", "source": "s.png"}
         ({**GOOD, "category": "mean"}, "category 'mean' names files"),
         ({**GOOD, "category": "../up"}, "category '../up' names files"),
         ({**GOOD, "category": "x" * 65}, "names files and rows: at most 64"),
+        ({**GOOD, "difficulty": "mean"}, "difficulty 'mean' names files"),
+        ({**GOOD, "difficulty": 2}, "difficulty 2 names files"),
         ({**GOOD, "scene": {"word": 5}}, "scene gives word as 5; it must be one name"),
         ({**GOOD, "scene": {"objects": "tree"}}, 'objects as "tree"; it must be a list of names'),
         ({**EDIT, "source": "s.png", "source_scene": {"objects": 5}}, "source_scene gives objects as 5"),

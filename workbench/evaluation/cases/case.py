@@ -24,7 +24,8 @@ class Case:
     scene, source_scene: attributes of a right answer and of the source. named, kept: attributes that the prompt
     determines, and that an edit must leave alone. accepted: every right value of an attribute that has several. exact:
     whether `target` is an edit's only right answer. text: what a right answer shows in letters, if it must. order:
-    names of `objects` that the prompt gives from left to right.
+    names of `objects` that the prompt gives from left to right. difficulty: the part of its category that the case is
+    in, if in any; parts have scores of their own and stand in no mean.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Case:
     seed: int | None = None
     text: str = ""
     order: tuple[str, ...] = ()
+    difficulty: str = ""
     more_sources: tuple[np.ndarray, ...] = ()
 
     @property

@@ -3,7 +3,7 @@
     {"id": "my-1", "task": "edit", "category": "object", "instruction": "Add a tree.", "source": "my-1.png", "seed": 7,
      "target": "my-1-after.png", "scene": {"objects": ["tree"]}, "source_scene": {"objects": []},
      "named": ["objects"], "kept": ["sky"], "accepted": {"objects": [["palm"], ["tree"]]}, "exact": false,
-     "text": "OPEN", "order": ["tree", "car"]}
+     "text": "OPEN", "order": ["tree", "car"], "difficulty": "one word"}
 
 Paths are relative to the file. id, task, category and prompt (or instruction) are needed, and source for an edit: a
 path, or a list of paths.
@@ -146,7 +146,7 @@ def _parse(line: bytes, path: Path, where: str, prepare: Callable[[Image.Image],
         **{name: tuple(row.get(name, ())) for name in _NAMES},
     }
     given |= {"exact": row.get("exact", True), "seed": row.get("seed"), "text": row.get("text", "")}
-    return Case(**given, order=tuple(row.get("order", ())))
+    return Case(**given, order=tuple(row.get("order", ())), difficulty=row.get("difficulty", ""))
 
 
 def check_row(row: dict[str, Any], where: str) -> None:
@@ -164,11 +164,12 @@ def check_row(row: dict[str, Any], where: str) -> None:
         raise UserError(f"{where}: an edit needs a source image")
     if row["task"] == "t2i" and "source" in row:
         raise UserError(f"{where}: a source image makes an edit: write task edit, or drop the source")
-    if row["category"] == MEAN or not _CATEGORY.fullmatch(row["category"]):
-        raise UserError(
-            f"{where}: the category {row['category']!r} names files and rows: at most {_LONGEST_CATEGORY} letters, "
-            f"digits, spaces and _ . + -, beginning with a letter or digit, and not {MEAN!r}"
-        )
+    for name in ("category", "difficulty") if "difficulty" in row else ("category",):
+        if not isinstance(row[name], str) or row[name] == MEAN or not _CATEGORY.fullmatch(row[name]):
+            raise UserError(
+                f"{where}: the {name} {row[name]!r} names files and rows: at most {_LONGEST_CATEGORY} letters, "
+                f"digits, spaces and _ . + -, beginning with a letter or digit, and not {MEAN!r}"
+            )
     seed = row.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= LARGEST_WHOLE:
         raise UserError(f"{where}: seed must be a whole number from 0 to {LARGEST_WHOLE}, not {seed!r}")
