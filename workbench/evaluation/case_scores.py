@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class ScoredAnswer(Outside):
 class _Row(ScoredAnswer):
     measures: dict[str, Any] = {}
     asked: str = ""
+    difficulty: str = ""
 
 
 def read_scores(path: Path, needed: bool = True) -> dict[str, dict[Key, float]]:
@@ -70,6 +71,26 @@ def read_asked(path: Path) -> dict[str, str]:
     Raises: UserError if the file is missing or broken.
     """
     return {row.case: row.asked for row in _rows(path)}
+
+
+def read_difficulties(path: Path) -> dict[str, str]:
+    """Id of every case that belongs to a part of its category -> which; empty in files that older versions wrote.
+
+    Raises: UserError if the file is missing or broken.
+    """
+    return {row.case: row.difficulty for row in _rows(path) if row.difficulty}
+
+
+def part_scores(
+    scores: Mapping[Key, float], difficulties: Mapping[str, str]
+) -> dict[tuple[str, str], dict[Key, float]]:
+    """(bench, category) -> the scores of its cases that have a difficulty, with that in the place of the category: its
+    parts as if they were the categories of a benchmark."""
+    found: dict[tuple[str, str], dict[Key, float]] = {}
+    for (bench, category, case, seed), score in scores.items():
+        if difficulty := difficulties.get(case):
+            found.setdefault((bench, category), {})[bench, difficulty, case, seed] = score
+    return found
 
 
 def _rows(path: Path) -> Iterator[_Row]:

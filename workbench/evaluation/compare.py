@@ -12,7 +12,7 @@ from rich.console import Console
 
 from workbench.common.errors import UserError
 from workbench.common.tables import Table, stdout_console
-from workbench.evaluation.case_scores import Key, read_asked, read_measures, read_scores
+from workbench.evaluation.case_scores import Key, part_scores, read_asked, read_difficulties, read_measures, read_scores
 from workbench.evaluation.measures.catalogue import MEASURES, VARIETY, numbers_of
 from workbench.evaluation.measures.interval import Interval
 from workbench.evaluation.measures.statistics import paired_differences, verdict
@@ -50,11 +50,23 @@ def compare_scores(a: Mapping[Key, float], b: Mapping[Key, float]) -> dict[str, 
     return found
 
 
+def compare_parts(
+    a: Mapping[Key, float], b: Mapping[Key, float], difficulties: Mapping[str, str]
+) -> dict[tuple[str, str], dict[str, Interval]]:
+    """(bench, category) -> difficulty -> interval of a - b over the pairs of that part alone."""
+    first, second = part_scores(a, difficulties), part_scores(b, difficulties)
+    found = {}
+    for place in first.keys() & second.keys():
+        for intervals in compare_scores(first[place], second[place]).values():
+            found[place] = {name: of for name, of in intervals.items() if name != MEAN}
+    return found
+
+
 def compare_runs(
     first: Path, second: Path, name: str = "", console: Console | None = None
 ) -> dict[str, dict[str, Interval]]:
-    """Print and return the paired differences `first` - `second`. name: of the evaluation, the first that both have
-    when empty.
+    """Print and return the paired differences `first` - `second`; those of the parts of categories are printed. name:
+    of the evaluation, the first that both have when empty.
 
     Raises: UserError if they share no case, or if a case of one id asks for something else in the other.
     """
@@ -73,6 +85,7 @@ def compare_runs(
         if line := outdated(folder, metrics):
             console.print(f"warning: {folder}: {line}", soft_wrap=True, markup=False)
     found = compare_scores(a, b)
+    parts = compare_parts(a, b, read_difficulties(places[0][0]) | read_difficulties(places[1][0]))
     titles = (first.name, second.name) if first.name != second.name else (str(first), str(second))
     names = [f"{title} {model}" for title, model in zip(titles, models, strict=True)]
     _print_differing(folders, titles, console)
@@ -80,16 +93,23 @@ def compare_runs(
     table = _table(title, "bench", "category", "n", "difference", "interval", "verdict")
     for bench, intervals in found.items():
         for category, interval in intervals.items():
-            span = f"{interval.low:+.3f} to {interval.high:+.3f}" if interval.low is not None else "-"
-            shown = verdict(interval, names[0], names[1])
-            cells = (str(interval.n), f"{interval.mean:+.3f}", span, shown)
-            table.add_row(bench.removesuffix("_bench"), category, *cells)
+            table.add_row(bench.removesuffix("_bench"), category, *_cells(interval, names))
+            for difficulty, of_part in parts.get((bench, category), {}).items():
+                table.add_row("", f"- {difficulty}", *_cells(of_part, names))
         table.add_section()
     console.print(table)
+    if parts:
+        console.print("rows with -: parts of the category above by difficulty, in no mean")
     _print_measures(compare_measures([path for path, _ in places], [of for _, of in places], models), names, console)
     unpaired = len(a.keys() ^ b.keys())
     console.print(f"{len(shared)} answers paired, {unpaired} without a counterpart left out")
     return found
+
+
+def _cells(difference: Interval, names: Sequence[str]) -> tuple[str, str, str, str]:
+    """n, difference, interval and verdict."""
+    span = f"{difference.low:+.3f} to {difference.high:+.3f}" if difference.low is not None else "-"
+    return str(difference.n), f"{difference.mean:+.3f}", span, verdict(difference, *names)
 
 
 def _evaluations(folders: Sequence[Path], name: str) -> list[tuple[Path, Metrics]]:

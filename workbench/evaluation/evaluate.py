@@ -23,7 +23,7 @@ from workbench.evaluation.judges.judge import NEEDS_LOCAL, Judge
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.measures import distances
 from workbench.evaluation.measures.ocr import TextReader, chosen_reader
-from workbench.evaluation.measures.statistics import bench_intervals, paired_differences
+from workbench.evaluation.measures.statistics import bench_intervals, paired_differences, part_intervals
 from workbench.evaluation.metrics_file import (
     MEAN,
     Benches,
@@ -33,6 +33,7 @@ from workbench.evaluation.metrics_file import (
     Floor,
     Metrics,
     ModelMetrics,
+    Parts,
     Student,
     Value,
 )
@@ -119,7 +120,11 @@ def evaluate(
                 )
                 for name, model in models.items()
             },
-            ceiling=Ceiling(_benches(targets, num_bootstrap), secondary_metrics(targets, targets, num_bootstrap)),
+            ceiling=Ceiling(
+                _benches(targets, num_bootstrap),
+                _parts(targets, num_bootstrap),
+                secondary_metrics(targets, targets, num_bootstrap),
+            ),
             floor=Floor(_benches(sources, num_bootstrap)),
             comparisons=compare_answers(answers, num_bootstrap, compared),
             few_step_selection=[dict(row) for row in selection],
@@ -186,6 +191,15 @@ def _benches(answers: Answers, num_bootstrap: int) -> Benches:
     }
 
 
+def _parts(answers: Answers, num_bootstrap: int) -> Parts:
+    """The parts of categories by the local judge; benchmarks without any are left out."""
+    return {
+        bench: part_intervals(table, num_bootstrap)
+        for bench in BENCHES.values()
+        if (table := answers.by_difficulty(bench))
+    }
+
+
 def _model_metrics(
     model: ModelUnderTest, answers: Answers, targets: Answers, spread: Diversity | None, num_bootstrap: int
 ) -> ModelMetrics:
@@ -195,6 +209,7 @@ def _model_metrics(
         seconds_per_image=answers.seconds / max(1, len(answers.rows)),
         sampling=model.sampling,
         benches=_benches(answers, num_bootstrap),
+        parts=_parts(answers, num_bootstrap),
         frechet=frechet_to(answers, targets),
         secondary=secondary_metrics(answers, targets, num_bootstrap),
         vlm={name: judged(answers, name, num_bootstrap) for name in answers.verdicts},

@@ -23,11 +23,19 @@ MEAN = "mean"
 """What a benchmark's mean over its categories is called among them."""
 Benches = dict[str, dict[str, Interval]]
 """Benchmark -> category or `mean` -> interval; benchmarks without cases are left out."""
+Parts = dict[str, dict[str, dict[str, Interval]]]
+"""Benchmark -> category -> difficulty -> interval, of what has any. Apart from `Benches`, so that whatever goes through
+the categories of a benchmark, for a mean, a rank or a family of comparisons, meets whole categories alone."""
 
 
 def benches() -> Any:
     """The field of a dataclass that holds benchmarks."""
     return field(default_factory=dict, metadata=INLINE)
+
+
+def parts() -> Any:
+    """The field of a dataclass that holds the parts of categories."""
+    return field(default_factory=dict, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class JudgeScores:
     """What one further judge gives a model. n: answers that it scored."""
 
     benches: Benches = benches()
+    parts: Parts = parts()
     n: int = 0
     missing: Missing = field(default_factory=Missing)
 
@@ -115,6 +124,7 @@ class ModelMetrics:
     seconds_per_image: float = math.nan
     sampling: dict[str, Any] = field(default_factory=dict)
     benches: Benches = benches()
+    parts: Parts = parts()
     frechet: Value | None = None
     secondary: Secondary | None = field(default=None, metadata=RENAMED)
     vlm: dict[str, JudgeScores] = field(default_factory=dict)
@@ -126,6 +136,7 @@ class Ceiling:
     """What the exact targets get."""
 
     benches: Benches = benches()
+    parts: Parts = parts()
     secondary: Secondary | None = field(default=None, metadata={**RENAMED, **LEFT_OUT})
 
 

@@ -24,7 +24,7 @@ from workbench.evaluation.judges.judge import LOCAL, Judge, Scored, Unanswered
 from workbench.evaluation.judges.vlm_reply import Verdict
 from workbench.evaluation.measures.interval import Interval
 from workbench.evaluation.measures.preference import Match, both_orders, strength_intervals
-from workbench.evaluation.measures.statistics import bench_intervals, paired_differences, verdict
+from workbench.evaluation.measures.statistics import bench_intervals, paired_differences, part_intervals, verdict
 from workbench.evaluation.metrics_file import (
     MEAN,
     Agreement,
@@ -33,6 +33,7 @@ from workbench.evaluation.metrics_file import (
     JudgeRecord,
     JudgeScores,
     Missing,
+    Parts,
     Preference,
     Value,
 )
@@ -62,6 +63,7 @@ def case_scores(answers: Answers, judge: str, bench: str) -> CaseScores:
 def judged(answers: Answers, judge: str, num_bootstrap: int) -> JudgeScores:
     """Both benchmarks by one judge, the number of answers and, with reasons, of those missing."""
     benches: Benches = {}
+    parts: Parts = {}
     for bench in BENCHES.values():
         scores = case_scores(answers, judge, bench)
         if not scores:
@@ -72,9 +74,22 @@ def judged(answers: Answers, judge: str, num_bootstrap: int) -> JudgeScores:
         if len(answered) < len(tables):
             intervals.pop(MEAN, None)
         benches[bench] = {name: intervals.get(name, NOTHING) for name in (*tables, MEAN)}
+        if of_parts := part_intervals(_by_difficulty(answers, scores), num_bootstrap):
+            parts[bench] = of_parts
     reasons = Counter(reply.reason for reply in answers.verdicts[judge] if isinstance(reply, Unanswered))
     missing = Missing(reasons.total(), dict(reasons.most_common()))
-    return JudgeScores(benches, len(answers.rows) - missing.count, missing)
+    return JudgeScores(benches, parts, len(answers.rows) - missing.count, missing)
+
+
+def _by_difficulty(answers: Answers, scores: CaseScores) -> dict[str, dict[str, np.ndarray]]:
+    """Category -> difficulty -> scores (cases, 1) of what was answered."""
+    difficulties = {row.case: row.difficulty for row in answers.rows if row.difficulty}
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for category, cases in scores.items():
+        for case, score in cases.items():
+            if case in difficulties and score is not None:
+                found.setdefault(category, {}).setdefault(difficulties[case], []).append([score])
+    return {name: {part: np.array(of) for part, of in sorted(parts.items())} for name, parts in found.items()}
 
 
 def judged_comparisons(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from workbench.common.errors import UserError
 from workbench.evaluation.measures.catalogue import rows_of
+from workbench.evaluation.measures.interval import Interval
 from workbench.evaluation.metrics_file import MEAN, Diversity, Metrics
 from workbench.evaluation.places import EvaluationFiles, evaluations, first_files
 from workbench.evaluation.sheet_index import Sheet, read_sheets
@@ -75,15 +76,33 @@ def _sheets(place: Path) -> list[dict[str, Any]]:
 
 
 def _categories(metrics: Metrics) -> list[dict[str, Any]]:
-    """Per bench: category names and, for every model, its interval in each."""
+    """Per bench: category names and, for every model, its interval in each; of the parts of categories (category,
+    difficulty), and every model's intervals."""
     tables = []
     for bench in BENCH_TITLES:
         named = {name: model.benches[bench] for name, model in metrics.models.items() if bench in model.benches}
         if named:
             columns = [name for name in next(iter(named.values())) if name != MEAN] + [MEAN]
             ceiling = metrics.ceiling.benches.get(bench)
-            tables.append({"bench": bench, "columns": columns, "models": named, "ceiling": ceiling})
+            tables.append(
+                {"bench": bench, "columns": columns, "models": named, "ceiling": ceiling, **_parts(metrics, bench)}
+            )
     return tables
+
+
+def _parts(metrics: Metrics, bench: str) -> dict[str, Any]:
+    """Which parts any model has, what each model gets in them, and what exact targets get."""
+    models = {name: model.parts.get(bench, {}) for name, model in metrics.models.items()}
+    return {
+        "parts": part_names(models.values()),
+        "in_parts": {name: of for name, of in models.items() if of},
+        "ceiling_in_parts": metrics.ceiling.parts.get(bench, {}),
+    }
+
+
+def part_names(models: Iterable[Mapping[str, Mapping[str, Interval]]]) -> list[tuple[str, str]]:
+    """(category, difficulty) of all parts of a benchmark that any model has."""
+    return list(dict.fromkeys((name, part) for of in models for name, parts in of.items() for part in parts))
 
 
 def _secondary(metrics: Metrics) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 A score array is (cases, seeds): the noise of a seed differs from case to case, so seeds are nested in cases. The case
 means hold the seeds' variance already; redrawing seeds as well would count it twice.
-A benchmark's mean is the mean of its category means; its bootstrap resamples within each category.
+A benchmark's mean is the mean of its category means; its bootstrap resamples within each category. Parts of a category
+have intervals of their own, and no mean holds them.
 """
 
 from __future__ import annotations
@@ -57,6 +58,14 @@ def bench_intervals(
         smallest = min(len(scores) for scores in by_category.values())
         intervals["mean"] = _interval(float(np.mean(points)), np.mean(replicates, axis=0), total, smallest)
     return intervals
+
+
+def part_intervals(
+    by_difficulty: Mapping[str, Mapping[str, np.ndarray]], num_resamples: int = 1000, seed: int = 0
+) -> dict[str, dict[str, Interval]]:
+    """Category -> difficulty -> interval of the scores (cases, seeds) of that part alone."""
+    found = {name: bench_intervals(parts, num_resamples, seed) for name, parts in by_difficulty.items()}
+    return {name: {part: of[part] for part in by_difficulty[name]} for name, of in found.items()}
 
 
 def paired_differences(
