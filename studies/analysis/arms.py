@@ -19,7 +19,7 @@ from studies.analysis.crossed import Table
 from studies.analysis.replicates import Spread
 from workbench.common.errors import UserError
 from workbench.common.outside import Count, Outside, read_json
-from workbench.evaluation.case_scores import Key, read_scores
+from workbench.evaluation.case_scores import Key, read_difficulties, read_scores
 
 NOISE_FLOOR = "noise-floor"
 SEARCH = "search"
@@ -36,12 +36,14 @@ Values = Mapping[str, Any]
 @dataclass(frozen=True)
 class Arm:
     """An arm's trials in the order run. finished: those with a score. cases: of each finished trial the student's
-    score by (bench, category, case, evaluation seed), empty where the run folder has none."""
+    score by (bench, category, case, evaluation seed), empty where the run folder has none. difficulties: of the cases
+    that belong to a part of their category, as the first finished trial has them."""
 
     name: str
     trials: Sequence[Values]
     finished: Sequence[Values]
     cases: Sequence[Mapping[Key, float]]
+    difficulties: Mapping[str, str] = field(default_factory=dict)
 
     def values(self, objective: str) -> list[float]:
         """The objective's value of every finished trial that has it."""
@@ -100,7 +102,8 @@ def read_arms(folder: Path, study: Values) -> list[Arm]:
         finished = [trial for trial in newest.values() if trial.get("state") == "complete" and trial.get("values")]
         finished.sort(key=lambda trial: trial["number"])
         cases = [_cases(run_folder(folder, trial)) for trial in finished]
-        arms.append(Arm(arm["name"], list(newest.values()), finished, cases))
+        difficulties = _difficulties(run_folder(folder, finished[0])) if finished else {}
+        arms.append(Arm(arm["name"], list(newest.values()), finished, cases, difficulties))
     return arms
 
 
@@ -119,6 +122,15 @@ def _cases(run: Path | None) -> dict[Key, float]:
         return {}
     try:
         return read_scores(run).get("student", {})
+    except UserError:
+        return {}
+
+
+def _difficulties(run: Path | None) -> dict[str, str]:
+    if run is None:
+        return {}
+    try:
+        return read_difficulties(run)
     except UserError:
         return {}
 

@@ -12,7 +12,18 @@ from urllib.parse import quote
 
 from datamodules.shards.counts import category_counts
 from datamodules.shares import category_shares, used_samples
-from studies.analysis import arms, collapse, comparisons, effects, expectations, importance, numbers, plots, spread
+from studies.analysis import (
+    arms,
+    collapse,
+    comparisons,
+    effects,
+    expectations,
+    importance,
+    numbers,
+    parts,
+    plots,
+    spread,
+)
 from studies.analysis.arms import Arm, Floor
 from studies.analysis.decisions import MARGIN
 from studies.analysis.verdict import TITLES, arms_verdict, effects_verdict, noise_verdict, search_verdict
@@ -130,6 +141,7 @@ def _arms_values(found: Sequence[Arm], study: Any, objective: str, reported: lis
         ),
         "category_columns": columns,
         "categories": categories,
+        "parts": parts.part_rows(measured.get("score")),
         "floors": floors,
         "floor_chart": plots.detectable_chart(floors[0]["planned"], *floors[0]["factors"]) if floors else "",
     }

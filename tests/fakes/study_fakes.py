@@ -36,7 +36,8 @@ class World:
     """score = 3 + effect(recipe) + N(0, seed_sd) of the run + N(0, case_sd) of the case + N(0, noise_sd) of both.
 
     effect: of a recipe, in each bench. cases: a category. fails: run folder names that raise instead. trend: what
-    milestones after 10, 20... updates add to the scores of their cases.
+    milestones after 10, 20... updates add to the scores of their cases. parts: difficulties that the T2I texts have in
+    turn, and what each adds to the score of a recipe.
     """
 
     effect: Callable[[Recipe, str], float] = lambda recipe, bench: 0.0
@@ -48,6 +49,7 @@ class World:
     sheets: bool = False
     milestones: Callable[[Recipe, float], dict[str, float]] = lambda recipe, score: {}
     trend: Callable[[Recipe], Sequence[float]] = lambda recipe: ()
+    parts: Mapping[str, Callable[[Recipe], float]] = field(default_factory=dict)
 
     def __call__(self, recipe: Recipe, folder: Path) -> dict[str, Any]:
         """The run folder of `recipe` at `folder`; returns its metrics.json."""
@@ -66,10 +68,13 @@ class World:
                 mean = 3 + self.effect(recipe, bench) + deviation
                 scores = mean + self.case_sd * of_case.standard_normal(self.cases)
                 scores = scores + self.noise_sd * run.standard_normal(self.cases)
+                parts = [*self.parts] if (task, category) == ("t2i", "text") else []
+                of_case_parts = [parts[i % len(parts)] if parts else "" for i in range(self.cases)]
+                scores = scores + [self.parts[part](recipe) if part else 0.0 for part in of_case_parts]
                 lines += [
                     {"model": "student", "bench": bench, "category": category, "case": f"{task}-{category}-{i}",
-                     "seed": 0, "score": float(score)}
-                    for i, score in enumerate(scores)
+                     "seed": 0, "score": float(score), **({"difficulty": part} if part else {})}
+                    for i, (score, part) in enumerate(zip(scores, of_case_parts, strict=True))
                 ]  # fmt: skip
                 intervals[category] = {"mean": float(scores.mean()), "low": None, "high": None, "n": self.cases}
             intervals["mean"] = {"mean": float(np.mean([of["mean"] for of in intervals.values()]))}
