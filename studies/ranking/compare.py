@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,10 @@ from studies.analysis.decisions import Decision, decide
 from studies.analysis.families import LargestT, against_first, holm_levels
 from studies.analysis.power import CONFIDENCE
 from workbench.common.outside import read_lines
-from workbench.evaluation.case_scores import Key, ScoredAnswer, read_scores
+from workbench.evaluation.case_scores import Key, ScoredAnswer, read_difficulties, read_scores
+from workbench.evaluation.compare import compare_parts
 from workbench.evaluation.judges.judge import LOCAL
+from workbench.evaluation.measures.interval import Interval
 from workbench.evaluation.measures.statistics import MIN_CASES
 from workbench.evaluation.places import first_files
 
@@ -33,7 +35,8 @@ class _Row(ScoredAnswer):
 
 @dataclass(frozen=True)
 class Difference:
-    """A student less the reference. categories: (bench, category) -> better or worse, where either is shown."""
+    """A student less the reference. categories: (bench, category) -> better or worse, where either is shown. parts: of
+    a category, by difficulty, each with the interval of its own cases alone."""
 
     name: str
     value: float
@@ -41,6 +44,7 @@ class Difference:
     high: float | None
     verdict: str
     categories: Mapping[tuple[str, str], str]
+    parts: Mapping[tuple[str, str], Mapping[str, Interval]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,23 @@ class Judgement:
 
 def judgements(folder: Path, names: Sequence[str], reference: str, margin: float) -> list[Judgement]:
     """Of every judge of an evaluation, the local one first."""
-    found = {name: compare(name, scores, names, reference, margin) for name, scores in _scores(folder).items()}
-    return [judged for judged in found.values() if judged is not None]
+    scores = _scores(folder)
+    difficulties = read_difficulties(folder) if scores else {}
+    found = {name: compare(name, by_judge, names, reference, margin) for name, by_judge in scores.items()}
+    return [
+        _with_parts(judged, scores[name], reference, difficulties)
+        for name, judged in found.items()
+        if judged is not None
+    ]
+
+
+def _with_parts(
+    judged: Judgement, scores: Mapping[str, Mapping[Key, float]], reference: str, difficulties: Mapping[str, str]
+) -> Judgement:
+    differences = [
+        replace(of, parts=compare_parts(scores[of.name], scores[reference], difficulties)) for of in judged.differences
+    ]
+    return replace(judged, differences=differences)
 
 
 def _scores(folder: Path) -> dict[str, dict[str, dict[Key, float]]]:

@@ -16,12 +16,13 @@ from studies.ranking.students import Ranking
 from workbench.common.errors import UserError
 from workbench.evaluation.judges.judge import LOCAL
 from workbench.evaluation.measures.catalogue import rows_of
-from workbench.evaluation.metrics_file import Benches, Metrics, ModelMetrics
+from workbench.evaluation.metrics_file import Benches, JudgeScores, Metrics, ModelMetrics
 from workbench.evaluation.places import first_files
 from workbench.evaluation.sheet_index import read_sheets
 from workbench.recipe.config import Recipe
 from workbench.reporting.page import write_page
 from workbench.reporting.plots import STYLE, inline_images, score_chart, svg
+from workbench.reporting.scores import part_names
 
 SHEET_WIDTH = 1400
 
@@ -32,7 +33,7 @@ def write(ranking: Ranking, recipe: Recipe, costs: Mapping[str, Cost], command: 
     metrics = _metrics(folder)
     found = judgements(folder, list(ranking.students), ranking.compared_with, ranking.margin)
     scores = {
-        judged.judge: {name: _benches(metrics.models[name], judged.judge) for name in ranking.students}
+        judged.judge: {name: _scores(metrics.models[name], judged.judge).benches for name in ranking.students}
         for judged in found
     }
     front = pareto(found[0].scores, {name: cost.seconds for name, cost in costs.items()}) if found else []
@@ -110,8 +111,9 @@ def _order(ranking: Ranking, found: Sequence[Judgement]) -> Sequence[str]:
     return found[0].order if found else list(ranking.students)
 
 
-def _benches(model: ModelMetrics, judge: str) -> Benches:
-    return model.benches if judge == LOCAL else model.vlm[judge].benches
+def _scores(model: ModelMetrics, judge: str) -> ModelMetrics | JudgeScores:
+    """What holds the benchmarks by one judge."""
+    return model if judge == LOCAL else model.vlm[judge]
 
 
 def pareto(scores: Mapping[str, float], seconds: Mapping[str, float]) -> list[str]:
@@ -128,7 +130,7 @@ def _row(
 ) -> dict[str, Any]:
     student, model = ranking.students[name], metrics.models[name]
     first = found[0] if found else None
-    benches = _benches(model, first.judge) if first else {}
+    benches = _scores(model, first.judge).benches if first else {}
     how = student.sampling()
     times = "by picture size" if how.sized_times else ", ".join(f"{time:.3g}" for time in how.grid()[:-1].tolist()[:12])
     return {
@@ -154,14 +156,22 @@ def _rows(judged: Judgement, ranking: Ranking) -> list[dict[str, Any]]:
 
 
 def _categories(judged: Judgement, benches: Mapping[str, Benches], metrics: Metrics) -> dict[str, Any]:
-    """A table a bench: every student's interval in every category, and where it is shown to differ."""
+    """A table a bench: every student's interval in every category and in the parts of categories, and where it is
+    shown to differ in a category."""
     shown = {of.name: of.categories for of in judged.differences}
     tables = []
     for bench in dict.fromkeys(bench for of in benches.values() for bench in of):
         named = {name: benches[name][bench] for name in judged.order if bench in benches[name]}
         columns = list(dict.fromkeys(column for of in named.values() for column in of))
-        tables.append({"bench": bench, "columns": columns, "students": named})
-    return {"judge": _judge_name(judged.judge, metrics), "tables": tables, "shown": shown}
+        in_parts = {name: _scores(metrics.models[name], judged.judge).parts.get(bench, {}) for name in named}
+        parts = part_names(in_parts.values())
+        tables.append({"bench": bench, "columns": columns, "students": named, "parts": parts, "in_parts": in_parts})
+    return {
+        "judge": _judge_name(judged.judge, metrics),
+        "tables": tables,
+        "shown": shown,
+        "differences": {of.name: of.parts for of in judged.differences},
+    }
 
 
 def _chart(benches: Mapping[str, Benches]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 import yaml
 
 from studies.ranking import page, rank, side_by_side
-from studies.ranking.compare import compare
+from studies.ranking.compare import compare, judgements
 from studies.ranking.pictures import Pictures
 from workbench.cli import main
 from workbench.common.errors import UserError
@@ -68,6 +70,7 @@ def test_the_first_screen_says_which_and_by_how_much(ranked: Path) -> None:
     for word in ("NFE", "s / image", "memory", "licence", "cc-by-sa-4.0", "less teacher"):
         assert word in first
     assert "colour drift, ΔE" in text and "What no score holds" in text
+    assert "By difficulty: parts of the categories above" in text and ">text: two words<" in text
     assert text.count("data:image/webp") == 3, "a sheet of every category"
 
 
@@ -212,6 +215,28 @@ def test_differences_are_those_of_paired_cases() -> None:
     assert 2.02 < reach / (np.linalg.norm(error) / 2) < 2.5
     assert better.verdict == "b better" and set(better.categories.values()) == {"better"}
     assert same.verdict == "alike within the margin" and not same.categories
+
+
+def test_differences_are_given_in_parts_and_verdicts_know_none(tmp_path: Path) -> None:
+    """b loses half a point on hard text alone."""
+    scores, place = {name: _scores(0, at) for at, name in enumerate("ab", 1)}, tmp_path / "evaluation"
+    hard = {key[2] for key in scores["a"] if int(key[2].split("-")[1]) % 2}
+    scores["b"] = {key: score - 0.5 * (key[2] in hard) for key, score in scores["b"].items()}
+    place.mkdir()
+    rows = [
+        {"model": name, "bench": bench, "category": category, "case": case, "seed": seed, "score": score}
+        for name, of in scores.items()
+        for (bench, category, case, seed), score in of.items()
+    ]
+    for row in rows:
+        row["difficulty"] = "hard" if row["case"] in hard else "easy"
+    (place / "cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found,) = judgements(tmp_path, ["a", "b"], "a", 0.05)
+    expected = compare("local", scores, ["a", "b"], "a", 0.05)
+    assert expected is not None and replace(found.differences[0], parts={}) == expected.differences[0]
+    for parts in found.differences[0].parts.values():
+        assert parts["hard"].mean == pytest.approx(-0.5, abs=0.1) and (parts["hard"].high or 0) < -0.3
+        assert parts["easy"].mean == pytest.approx(0, abs=0.1)
 
 
 def test_no_interval_is_given_of_too_few_cases() -> None:
