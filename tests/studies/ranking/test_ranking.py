@@ -70,7 +70,6 @@ def test_the_first_screen_says_which_and_by_how_much(ranked: Path) -> None:
     for word in ("NFE", "s / image", "memory", "licence", "cc-by-sa-4.0", "less teacher"):
         assert word in first
     assert "colour drift, ΔE" in text and "What no score holds" in text
-    assert "By difficulty: parts of the categories above" in text and ">text: two words<" in text
     assert text.count("data:image/webp") == 3, "a sheet of every category"
 
 
@@ -237,6 +236,18 @@ def test_differences_are_given_in_parts_and_verdicts_know_none(tmp_path: Path) -
     for parts in found.differences[0].parts.values():
         assert parts["hard"].mean == pytest.approx(-0.5, abs=0.1) and (parts["hard"].high or 0) < -0.3
         assert parts["easy"].mean == pytest.approx(0, abs=0.1)
+
+
+def test_a_ranking_of_cases_with_difficulties_shows_their_parts(tmp_path: Path) -> None:
+    case = {"task": "t2i", "category": "text", "prompt": "a sign: OPEN", "scene": {"word": "OPEN"}, "named": ["word"]}
+    lines = [json.dumps({**case, "id": f"{name}-{i}", "difficulty": name}) for name in ("easy", "hard") for i in (1, 2)]
+    (tmp_path / "cases.jsonl").write_text("\n".join(lines))
+    evaluation = {**CASES, "t2i_cases": 4, "judges": ["local"], "cases": str(tmp_path / "cases.jsonl")}
+    few = {name: STUDENTS[name] for name in ("teacher", "sigmas")}
+    path = write(tmp_path, recipe={"evaluation": evaluation}, students=few)
+    assert main(["rank", str(path)]) == 0
+    text = (tmp_path / "ranking" / "report.html").read_text()
+    assert "By difficulty: parts of the categories above" in text and ">text: hard<" in text
 
 
 def test_no_interval_is_given_of_too_few_cases() -> None:
