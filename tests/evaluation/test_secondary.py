@@ -9,7 +9,13 @@ from workbench.evaluation.answers import Answer, Answers
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.diversity import diversity_metrics, unit_of
 from workbench.evaluation.judges.local import Judgement
-from workbench.evaluation.measures.answer_measures import Measures, measure, residual_noise, target_distance
+from workbench.evaluation.measures.answer_measures import (
+    Measures,
+    measure,
+    residual_noise,
+    target_distance,
+    wholly_right,
+)
 from workbench.evaluation.measures.distances import coverage, kid, standardised
 from workbench.evaluation.metrics_file import Value
 from workbench.evaluation.secondary import MIN_KID_IMAGES, _distribution
@@ -112,6 +118,22 @@ def test_readings_stand_only_where_a_case_defines_them() -> None:
     assert reading.defect == "dark" and reading.target_distance == 0
     many = Case("d", "edit", "scene", "p", image, image, exact=False)
     assert measure(many, image, {}).target_distance is None
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"named/sky": 1, "named/objects": 1}, 1),
+        ({"named/sky": 1, "named/objects": 0.5}, 0),
+        ({"named/objects": 1, "kept/sky": 1, "kept/pixels": 0.9}, 1),
+        ({"named/objects": 1, "kept/sky": 0}, 0),
+        ({"named/pixels": 0.4, "kept/sky": 1}, None),
+        ({"kept/sky": 1}, None),
+        ({}, None),
+    ],
+)
+def test_a_prompt_counts_when_all_of_it_is_right(attributes: dict[str, float], expected: float | None) -> None:
+    assert wholly_right(attributes) == expected
 
 
 def test_ratios_of_diversity_go_by_shared_prompts_and_say_how_many() -> None:

@@ -30,7 +30,7 @@ from workbench.evaluation.measures.answer_measures import Measures
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 """What numpy raises of a file that is no whole .npz."""
-FORMAT = 6
+FORMAT = 7
 """Counted up when what is read off an answer changes."""
 
 

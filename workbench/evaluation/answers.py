@@ -174,7 +174,7 @@ def judge_into(
     # Filters over pixels let go of the interpreter's lock.
     with clock.phase("measuring"), ThreadPoolExecutor(min(MOST_THREADS, usable_cores())) as pool:
         measures = []
-        for of_case in pool.map(partial(measure, reader=reader), cases, images, seen):
+        for of_case in pool.map(partial(measure, reader=reader), cases, images, seen, judgements):
             measures.append(of_case)
             advance(JUDGED)
     for case, judgement, of_case in zip(cases, judgements, measures, strict=True):

@@ -1,6 +1,8 @@
 """Measures of one answer, one number where its case defines one; none of them is part of a score.
 
 - word: 1 if the local judge reads the word that was asked for, letter by letter, else 0.
+- whole: 1 if the local judge sees every attribute that the prompt names, and every one that an edit must keep, else 0:
+  a prompt counts when all of it is right, as in GenEval (Ghosh et al. 2023).
 - residual noise: standard deviation of what is left on flat areas when the picture's own 5 x 5 mean is taken off, in
   grey levels of 255; from the median, so that the few edges in a flat area do not count.
 - target distance (edits with one right answer): mean absolute difference to the exact target, in [0, 1].
@@ -26,6 +28,7 @@ from workbench.evaluation.measures.layout import count_score, order_score, place
 
 if TYPE_CHECKING:
     from workbench.evaluation.cases.case import Case
+    from workbench.evaluation.judges.local import Judgement
     from workbench.evaluation.measures.ocr import TextReader
 
 FLAT_SHARE = 0.25
@@ -42,6 +45,7 @@ class Measures:
     """See above; None where a case defines none, or where nobody recognised what is in the answer."""
 
     noise: float
+    whole: float | None = None
     word: float | None = None
     target_distance: float | None = None
     defect: str | None = None
@@ -72,11 +76,24 @@ def target_distance(image: np.ndarray, target: np.ndarray) -> float | None:
     return float(np.abs(image.astype(np.float32) - target.astype(np.float32)).mean()) / 255
 
 
+def wholly_right(attributes: Mapping[str, float]) -> float | None:
+    """attributes: how right each is, as a `Judgement` has them, `named/` by the prompt or to be `kept/`; pixels are not
+    counted. None where the prompt names nothing else."""
+    told = {name: right for name, right in attributes.items() if not name.endswith("/pixels")}
+    if not any(name.startswith("named/") for name in told):
+        return None
+    return float(all(right == 1 for right in told.values()))
+
+
 def measure(
-    case: Case, image: np.ndarray, seen: Mapping[str, Any] | None, reader: TextReader | None = None
+    case: Case,
+    image: np.ndarray,
+    seen: Mapping[str, Any] | None,
+    judgement: Judgement | None = None,
+    reader: TextReader | None = None,
 ) -> Measures:
-    """The measures of an answer (H, W, 3) uint8. seen: attributes that the local judge recognised in it, if it did.
-    reader: of the text that cases ask for; it is not read without one."""
+    """The measures of an answer (H, W, 3) uint8. seen: attributes that the local judge recognised in it, if it did, and
+    its judgement of them. reader: of the text that cases ask for; it is not read without one."""
     asks_word = "word" in case.named and "word" in case.scene
     of_t2i, right = case.task == "t2i", case.target if case.exact else None
     source = case.only_source
@@ -85,6 +102,7 @@ def measure(
     lists = of_t2i and "objects" in case.named and "objects" in case.scene
     return Measures(
         noise=residual_noise(image),
+        whole=None if judgement is None else wholly_right(judgement.attributes),
         word=float(seen.get("word") == case.scene["word"]) if seen is not None and asks_word else None,
         target_distance=target_distance(image, right) if not of_t2i and right is not None else None,
         defect=case.source_scene.get("quality") if "quality" in case.named else None,

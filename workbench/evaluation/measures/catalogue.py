@@ -45,6 +45,8 @@ def _of_text(prefix: str, bench: str, title: str) -> dict[str, Measure]:
 TEXT_MEASURES = {**_of_text("t2i", T2I, "T2I"), **_of_text("editing", EDITS, "edits")}
 """Those that need OCR."""
 MEASURES: Mapping[str, Measure] = {
+    "prompts_right": Measure("prompts wholly right", T2I, "whole"),
+    "edits_right": Measure("edits wholly right", EDITS, "whole"),
     **TEXT_MEASURES,
     "displacement": Measure("displacement, %", EDITS, "displacement", -1),
     "colour_drift": Measure("colour drift, ΔE", EDITS, "colour", -1),
