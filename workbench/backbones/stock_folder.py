@@ -126,7 +126,8 @@ def write_student(
     """
     transformer = _empty(teacher, network, dtype)
     like = transformer.state_dict()
-    left_out = ("transformer", "scheduler")
+    # Copying may take longer than the weights, and must not write over what is written after them.
+    left_out = ("transformer", "scheduler", INDEX_FILE)
     with replaced_by_all(out) as folder, copied_parts(teacher, folder, left_out):
         total = sum(values.numel() for values in like.values())
         with progress.job(f"writing {out}", total) if ranks.rank() == 0 else nullcontext():
