@@ -30,7 +30,10 @@ LOCK = ".lock"
 _DYING_S = 10.0
 UNFINISHED = "unfinished.json"
 """Name of the marker next to shards that are still being written."""
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+_DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EFBIG,
+    errno.EIO,
+)  # fmt: skip
 
 
 def progress(download: bool = False, pace: bool = False) -> Progress:
