@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from killing import contents, is_killed
+from killing import contents, die, is_killed
 from PIL import Image
 from shard_fakes import png
 
@@ -257,3 +257,10 @@ def test_a_pack_that_fails_at_once_leaves_nothing_and_can_be_mended(tmp_path: Pa
     assert not (tmp_path / "raw").exists()
     (own / "a.png").unlink()
     assert pack(recipe).num_samples == 1
+
+
+def test_a_killed_worker_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_for(own_folder(tmp_path / "own"), tmp_path / "raw", samples_per_shard=2, num_workers=2)
+    monkeypatch.setattr(packing, "write_shard", die)
+    with pytest.raises(UserError, match=r"data\.num_workers=2 processes was killed.*; the same command continues"):
+        pack(recipe)
