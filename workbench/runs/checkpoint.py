@@ -127,11 +127,7 @@ def has_best(folder: Path, num_updates: int) -> bool:
 
 
 def load_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> None:
-    """Read them into the tensors of `average` (collective).
-
-    Raises:
-        UserError: as `load`.
-    """
+    """Read them into the tensors of `average` (collective). Raises: UserError, as `load`."""
     load(best_of(folder, num_updates), {"average": dict(average)})
 
 
