@@ -52,6 +52,8 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
             2,
             "error: No space left on device; free some space and give the same command again",
         ),
+        (OSError(27, "File too large", "a/b"), 2, "error: File too large: a/b"),
+        (OSError(5, "Input/output error", "a/b"), 2, "error: Input/output error: a/b"),
         (
             ZeroDivisionError("division\nby zero"),
             1,

@@ -28,7 +28,7 @@ LONGEST_UNEXPECTED = 600
 """Characters of an unexpected error's message: a compiler's is a hundred thousand."""
 MENDABLE_ERRNOS = (
     errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR,
-    errno.ENOTDIR,
+    errno.ENOTDIR, errno.EFBIG, errno.EIO,
 )  # fmt: skip
 
 FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datamodules.openmoji.vocabulary import CATEGORIES
 from datamodules.openmoji.world import Sample, draw
 from workbench.common.cores import usable_cores
+from workbench.common.parent import end_with_spawner
 from workbench.common.progress import has_own_bar
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def draw_benchmark(
     if workers < 2:
         return list(_shown((draw(*row) for row in zip(*columns, strict=True)), len(places)))
     # Spawned, not forked: this process may already hold a CUDA context and runs threads.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_spawner) as executor:
         return list(_shown(executor.map(draw, *columns, chunksize=32), len(places)))
 
 

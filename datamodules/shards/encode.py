@@ -134,6 +134,8 @@ def _lead(data: Data, load: Load, inputs: Inputs, team: Team | None) -> EncodeSu
                 _merge(data, folder, inputs)
         elif team is not None:
             team.announce([])
+        # The index holds them.
+        files.remove_if_there(*folder.glob(record_path(Path("*")).name))
     dataset = EncodedDataset(str(folder))
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.tar"))
     return EncodeSummary(folder, len(dataset), len(inputs.shards), num_bytes, reused, dataset.left_out)
@@ -265,8 +267,6 @@ def _merge(data: Data, folder: Path, inputs: Inputs) -> None:
         "uncond_t2i": {"bytes": len(constant), "sha256": hashlib.sha256(constant).hexdigest()},
     }
     files.release(folder, INDEX, index | _merged(records, inputs.shards))
-    for job in jobs:
-        record_path(job.path).unlink()
 
 
 def _merged(records: list[dict[str, Any]], shards: list[str]) -> dict[str, Any]:

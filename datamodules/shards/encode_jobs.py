@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +22,7 @@ from datamodules.shards.team import Team
 from workbench.common import files
 from workbench.common.errors import UserError
 from workbench.common.outside import parse
+from workbench.common.parent import end_with_spawner
 from workbench.recipe.config import Data
 
 Load = Callable[[int], Encoder]
@@ -187,19 +186,11 @@ _worker: list[_Worker] = []
 
 
 def _start_worker(data: Data, load: Load, started: Synchronized[int], samples: Synchronized[int]) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_spawner()
     torch.set_num_threads(1)
     with started.get_lock():
         number, started.value = started.value, started.value + 1
     _worker.append(_Worker(ShardEncoder(data, load(number)), samples))
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever, and keep its GPU's memory."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _encode_in_worker(job: Job) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from datamodules.shards.writer import ShardWriter
 from workbench.common import files
 from workbench.common.errors import UserError
 from workbench.common.images import png_bytes
+from workbench.common.parent import end_with_spawner
 from workbench.recipe.config import Data, Recipe
 
 if TYPE_CHECKING:
@@ -171,11 +173,16 @@ def _run(jobs: list[tuple[Path, Sequence[WorldSample | OwnSample]]], data: Data)
     # spawned, because forking a process that runs threads may deadlock
     context = multiprocessing.get_context("spawn")
     executor: Executor
-    with ProcessPoolExecutor(min(data.num_workers, len(jobs)), mp_context=context) as executor:
+    with ProcessPoolExecutor(min(data.num_workers, len(jobs)), context, end_with_spawner) as executor:
         futures: list[Future[dict[str, Any]]] = [executor.submit(work, path, samples) for path, samples in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"one of data.num_workers={data.num_workers} processes was killed, for want of memory perhaps: start "
+                "fewer; the same command continues"
+            ) from error
         except BaseException:
             for future in futures:
                 future.cancel()

@@ -13,6 +13,7 @@ from rich.progress import track
 
 from datamodules.openmoji import CATEGORIES
 from workbench.batch import TASKS, Task
+from workbench.common.parent import end_with_spawner
 
 _ROWS_PER_TASK = 256
 
@@ -59,7 +60,7 @@ def _run(jobs: list[tuple[Path, int, int, str, int, int]], workers: int) -> Iter
             yield
         return
     # Spawned, not forked: the parent may already hold a CUDA context.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_spawner) as executor:
         futures: list[Future[None]] = [executor.submit(_draw_rows, *job) for job in jobs]
         yield from (future.result() for future in as_completed(futures))
 

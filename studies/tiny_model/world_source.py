@@ -31,6 +31,7 @@ from workbench.backbones.qwen_image_21.sequence import LATENT_TOKENS_PER_SLOT, P
 from workbench.batch import TASKS, Reference, Task
 from workbench.common import files
 from workbench.common.errors import UserError
+from workbench.common.parent import end_with_spawner
 from workbench.recipe.config import Data, Recipe
 from workbench.runs.machine import accelerator
 
@@ -203,7 +204,7 @@ class WorldSource:
         if self._pool is None:
             # spawned, because forking a process that runs threads may deadlock
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._data.num_workers, mp_context=context)
+            self._pool = ProcessPoolExecutor(self._data.num_workers, context, end_with_spawner)
         return _Coming(chunk, jobs, self._pool.map(_draw, jobs))
 
     def _jobs(self, chunk: int) -> Iterator[_Job]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -64,11 +64,21 @@ class ToyModel(PipelineModel):
         return cls(network.eval() if transformer else None, read_index(folder)["sampling"], salt)
 
     @classmethod
-    def export(cls, teacher: Path, student_state: Mapping[str, Tensor], how: Sampling, out: Path, card: str) -> None:
+    def export(
+        cls,
+        teacher: Path,
+        student_state: Mapping[str, Tensor],
+        how: Sampling,
+        out: Path,
+        card: str,
+        finish: Callable[[Path], None] | None = None,
+    ) -> None:
         with replaced_folder(out) as folder:
             copy_parts(teacher, folder, ("transformer",))
             _write_network(folder, student_state, how)
             (folder / "README.md").write_text(card)
+            if finish is not None:
+                finish(folder)
 
     @classmethod
     def drawing_code(

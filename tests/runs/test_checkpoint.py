@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.metadata import Metadata
 
@@ -87,6 +88,29 @@ def test_a_full_disk_is_called_so_whatever_torch_calls_it(tmp_path: Path, monkey
         monkeypatch.setattr(checkpoint, "free_bytes", lambda _, free=free: free)
         with pytest.raises(UserError, match=f"update-000001: .*{said}"):
             checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))
+
+
+def test_a_rank_that_ended_meanwhile_is_no_fault_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody shall free a disk that is not full, nor delete a checkpoint that is whole."""
+    _, _, state = a_trained_layer(0)
+    written = checkpoint.save(tmp_path, state, checkpoint.Progress(1, 0))
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("[pair.cc:537] Connection closed by peer [127.0.0.1]:4711\nCheck the logs. GLHF!")
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for what in ("save", "load"):
+            monkeypatch.setattr(checkpoint.dcp, what, fails)
+        with pytest.raises(UserError, match="^another rank ended"):
+            checkpoint.save(tmp_path, state, checkpoint.Progress(2, 0))
+        with pytest.raises(UserError, match="^another rank ended"):
+            checkpoint.load(written, state)
+    finally:
+        dist.destroy_process_group()
+    assert [path.name for path in tmp_path.iterdir()] == ["update-000001"]
 
 
 def test_a_killed_write_is_not_seen_and_goes_with_the_next(tmp_path: Path) -> None:

@@ -124,7 +124,8 @@ def test_the_score_of_every_case_is_kept_at_every_milestone_once(tmp_path: Path)
     with pytest.raises(Killed):
         run(tmp_path, FALLING, kill=3)
     with (tmp_path / "milestone_cases.jsonl").open("a") as file:
-        file.write('{"update": 4, "t2i_be')
+        # Killed before the milestone's own line; and half a line.
+        file.write('{"update": 3, "t2i_bench": {"text": {"case-0": 0.9}}}\n{"update": 4, "t2i_be')
     run(tmp_path, FALLING, start=3)
     rows = read_lines(tmp_path / "milestone_cases.jsonl")
     assert rows == [(update, {"t2i_bench": {"text": {"case-0": value}}}) for update, value in FALLING.items()]

@@ -39,7 +39,7 @@ from workbench.modules.distiller import Distiller
 from workbench.modules.pretrainer import Pretrainer
 from workbench.recipe.config import Dmd, Guidance, Recipe, Schedule, Teachers
 from workbench.recipe.reading import to_yaml
-from workbench.runs import checkpoint, inference, milestones, preflight, runner
+from workbench.runs import checkpoint, exporting, inference, milestones, preflight, runner
 from workbench.runs.exporting import export_run
 from workbench.runs.run_folder import Beginning, RunFolder
 from workbench.runs.runner import distill, pretrain
@@ -700,3 +700,15 @@ def test_a_run_killed_before_its_export_is_exported_by_the_same_command(
     for name, weight in student_weights(finished).items():
         assert torch.equal(weight, student_weights(again)[name])
     assert (again / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
+
+
+def test_a_student_appears_with_its_size_and_its_update_or_not_at_all(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, "describe_student", dies)
+    with pytest.raises(KeyboardInterrupt):
+        export_run(finished, tmp_path / "student", lora=False)
+    assert list(tmp_path.iterdir()) == []

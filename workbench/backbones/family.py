@@ -91,13 +91,22 @@ class PipelineModel(ABC):
 
     @classmethod
     @abstractmethod
-    def export(cls, teacher: Path, student_state: Mapping[str, Tensor], how: Sampling, out: Path, card: str) -> None:
+    def export(
+        cls,
+        teacher: Path,
+        student_state: Mapping[str, Tensor],
+        how: Sampling,
+        out: Path,
+        card: str,
+        finish: Callable[[Path], None] | None = None,
+    ) -> None:
         """Write the pipeline folder `out`: the teacher's, with the student's weights, its sampling and its model card.
 
         Every rank calls it, and takes part in the writing.
 
         student_state: unsharded, with the names of the stock network; a tensor is asked for once, by all ranks, and may
-        be gathered then. how: the student's own sampling, unguided.
+        be gathered then. how: the student's own sampling, unguided. finish: adds to the folder what is not the
+        family's, on the first rank, before it appears.
         `out` appears complete or not at all; a pipeline folder in its place is replaced, anything else is left alone.
         """
 

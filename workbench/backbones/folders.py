@@ -137,10 +137,13 @@ def sample_sigmas(times: Tensor | Sequence[float]) -> list[float]:
 
 
 def copy_parts(source: Path, out: Path, left_out: Sequence[str]) -> None:
-    """Copy the pipeline's components and its licence; other files there, such as adapters, fit only the old weights."""
+    """Copy the pipeline's components, its index and its licence; other files there, such as adapters, fit only the old
+    weights."""
     index = read_index(source)
     for item in sorted(source.iterdir()):
-        if item.is_dir() and item.name in index and item.name not in left_out:
+        if item.name in left_out:
+            continue
+        if item.is_dir() and item.name in index:
             shutil.copytree(item, out / item.name)
         elif item.is_file() and (item.name == INDEX_FILE or item.name.startswith(("LICENSE", "NOTICE"))):
             shutil.copy2(item, out / item.name)

@@ -111,20 +111,23 @@ def write_student(
     index: Mapping[str, Any],
     card: str,
     dtype: torch.dtype = torch.bfloat16,
+    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the pipeline folder `out`: the teacher's, with the student's transformer, scheduler and model card
     (collective).
 
     network: class of the transformer. state: unsharded, with the names of the stock transformer; see
-    `weight_files.write`. dtype: that it is stored in. index: what its index holds besides. `out` appears complete or
-    not at all; a pipeline folder in its place is replaced, anything else is left alone.
+    `weight_files.write`. dtype: that it is stored in. index: what its index holds besides. finish: see
+    `PipelineModel.export`. `out` appears complete or not at all; a pipeline folder in its place is replaced, anything
+    else is left alone.
 
     Raises:
         UserError: as `replaced_folder`. ValueError: a state that does not fit.
     """
     transformer = _empty(teacher, network, dtype)
     like = transformer.state_dict()
-    left_out = ("transformer", "scheduler")
+    # Copying may take longer than the weights, and must not write over what is written after them.
+    left_out = ("transformer", "scheduler", INDEX_FILE)
     with replaced_by_all(out) as folder, copied_parts(teacher, folder, left_out):
         total = sum(values.numel() for values in like.values())
         with progress.job(f"writing {out}", total) if ranks.rank() == 0 else nullcontext():
@@ -135,6 +138,8 @@ def write_student(
             held = {**read_index(teacher), **index, "scheduler": ["diffusers", type(scheduler).__name__]}
             (folder / INDEX_FILE).write_text(json.dumps(held, indent=2) + "\n")
             (folder / "README.md").write_text(card)
+            if finish is not None:
+                finish(folder)
 
 
 def _empty_transformer(folder: Path, network: type[ModelMixin], dtype: torch.dtype) -> Any:

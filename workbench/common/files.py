@@ -6,12 +6,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -28,7 +30,10 @@ LOCK = ".lock"
 _DYING_S = 10.0
 UNFINISHED = "unfinished.json"
 """Name of the marker next to shards that are still being written."""
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+_DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EFBIG,
+    errno.EIO,
+)  # fmt: skip
 
 
 def progress(download: bool = False, pace: bool = False) -> Progress:
@@ -58,14 +63,16 @@ def progress(download: bool = False, pace: bool = False) -> Progress:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its final name only when the block ends well; otherwise nothing is left.
+    """A file that gets its final name only when the block ends well; otherwise nothing is left. What a killed process
+    left of it goes.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{_host()}.{secrets.token_hex(6)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         with open(partial, "wb") as file:
             yield file
             file.flush()
@@ -78,6 +85,21 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes of this machine left of `path` when they were killed."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.(?P<pid>\d+)-{_host()}\.[0-9a-f]+\.part")
+    for name in os.listdir(path.parent):
+        if (found := ours.fullmatch(name)) and is_gone(found["pid"]):
+            with suppress(OSError):
+                (path.parent / name).unlink()
+
+
+@cache
+def _host() -> str:
+    """This machine, as short as the name of a file asks for."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -192,7 +214,9 @@ def claim(folder: Path, settings: str, finished: str, key: str, command: str) ->
         UserError: the folder holds something made from other settings, or shards of unknown origin.
     """
     complete = is_complete(folder, settings, finished, key, command)
-    if not complete:
+    if complete:
+        _tidy(folder)
+    else:
         write_json(folder / UNFINISHED, {"settings": settings})
     return complete
 
@@ -230,6 +254,15 @@ def given_up_if_empty(folder: Path) -> Iterator[None]:
 def release(folder: Path, finished: str, value: dict[str, Any]) -> None:
     """Write the `finished` file, last of all, and drop the marker of `claim` and what killed runs left behind."""
     write_json(folder / finished, value)
-    for leftover in folder.glob(".*.part"):
-        leftover.unlink(missing_ok=True)
-    (folder / UNFINISHED).unlink(missing_ok=True)
+    _tidy(folder)
+
+
+def _tidy(folder: Path) -> None:
+    remove_if_there(*folder.glob(".*.part"), *folder.glob(UNFINISHED))
+
+
+def remove_if_there(*paths: Path) -> None:
+    """Remove files that nothing reads any longer, as far as that can be: a finished folder may be read-only."""
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 import time
@@ -13,6 +14,18 @@ def end_with_parent() -> None:
     """From now on end this process once its parent is gone, killed or not. A rank that waits for another on a GPU would
     wait for half an hour, and keep its memory."""
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def end_with_spawner() -> None:
+    """The same for a worker of a pool of processes, which would wait for work for ever, and keep its GPU's memory."""
+    threading.Thread(target=_wait_for_the_spawner, daemon=True).start()
+
+
+def _wait_for_the_spawner() -> None:
+    spawner = multiprocessing.parent_process()
+    assert spawner is not None
+    spawner.join()
+    os._exit(1)
 
 
 def _watch(parent: int) -> None:

@@ -11,6 +11,8 @@ from workbench.common.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_GONE = ("by peer", "remote process exited")
+"""What gloo and NCCL say of a connection whose other end is gone."""
 
 
 def is_distributed() -> bool:
@@ -60,6 +62,18 @@ def require_no_fault(fault: str) -> None:
     """
     if found := next(filter(None, gathered(fault)), ""):
         raise UserError(found)
+
+
+def blame_the_gone(error: BaseException) -> None:
+    """Say so where `error` comes of another rank that ended, in the middle of whatever this one was doing.
+
+    Raises:
+        UserError: another rank ended.
+    """
+    if is_distributed() and any(words in str(error) for words in _GONE):
+        raise UserError(
+            "another rank ended, and may have said why: the same command continues from the last checkpoint"
+        ) from error
 
 
 def barrier() -> None:

@@ -166,8 +166,9 @@ class Milestones(L.Callback):
             (update, row) for update, row in read_scalars(self.path) if update <= module.num_updates
         )
         if trainer.is_global_zero:
-            for path in (self.path, self.cases):
-                drop_lines_after(path, module.num_updates)
+            drop_lines_after(self.path, module.num_updates)
+            # Those of a milestone are written before its line: killed in between, it is scored again.
+            drop_lines_after(self.cases, max(self.monitor.distances, default=0))
         if module.num_updates and module.num_updates not in self.monitor.distances:
             # Killed after the checkpoint and before the milestone.
             self._record(trainer, module)

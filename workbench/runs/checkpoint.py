@@ -97,7 +97,7 @@ def save(folder: Path, state: dict[str, Any], progress: Progress) -> Path:
     """Write the checkpoint of `progress` below `folder` (collective), and drop all but the newest `KEPT`.
 
     Raises:
-        UserError: the disk is full or cannot be written; the previous checkpoint is untouched.
+        UserError: the disk is full or cannot be written, or another rank ended; the previous checkpoint is untouched.
     """
     final = folder / f"update-{progress.num_updates:06d}"
     _write(final, state, progress)
@@ -127,11 +127,7 @@ def has_best(folder: Path, num_updates: int) -> bool:
 
 
 def load_best(folder: Path, average: Mapping[str, Tensor], num_updates: int) -> None:
-    """Read them into the tensors of `average` (collective).
-
-    Raises:
-        UserError: as `load`.
-    """
+    """Read them into the tensors of `average` (collective). Raises: UserError, as `load`."""
     load(best_of(folder, num_updates), {"average": dict(average)})
 
 
@@ -157,6 +153,7 @@ def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
         # torch's writer has other words for a full disk.
         reason = "No space left on device" if free_bytes(folder) < _FULL_BELOW else _reason(error)
         shutil.rmtree(temporary, ignore_errors=True)
+        ranks.blame_the_gone(error)
         raise UserError(
             f"cannot write the checkpoint {final}: {reason}; free some disk and run the same command again: "
             "it continues from the previous checkpoint"
@@ -177,11 +174,13 @@ def load(checkpoint: Path, state: dict[str, Any], reader: SafeReader | None = No
     reader: of this checkpoint, where it is read in parts.
 
     Raises:
-        UserError: a file is missing or damaged, the checkpoint is of another model, or a value is not finite.
+        UserError: a file is missing or damaged, the checkpoint is of another model, a value is not finite, or another
+            rank ended.
     """
     try:
         dcp.load(state, storage_reader=reader or SafeReader(checkpoint), no_dist=not ranks.is_distributed())
     except (Exception, CheckpointException) as error:  # torch raises many kinds, all meaning the same to the user
+        ranks.blame_the_gone(error)
         raise UserError(
             f"cannot read the checkpoint {checkpoint}: {_reason(error)}; delete that folder to use the one before"
         ) from error

@@ -23,8 +23,6 @@ from workbench.runs.run_folder import Beginning, RunFolder
 from workbench.runs.safe_reader import SafeReader
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_RANK_GONE = ("by peer", "remote process exited")
-"""What gloo and NCCL say of a connection whose other end is gone."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +108,7 @@ def one_line_where_full(folder: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if ranks.is_distributed() and any(words in str(error) for words in _RANK_GONE):
-            raise UserError(
-                "another rank ended, and may have said why: the same command continues from the last checkpoint"
-            ) from error
+        ranks.blame_the_gone(error)
         if not _is_full(error):
             raise
         # Closing a log raises again, without a path, what was an error with one.

@@ -23,7 +23,7 @@ from workbench.backbones.load import load_roles, stored_base
 from workbench.backbones.lora import role_adapters
 from workbench.backbones.provenance import stated_by
 from workbench.backbones.stored_weights import is_empty
-from workbench.common import files, ranks
+from workbench.common import files
 from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.jsonl import read_scalars
@@ -177,10 +177,12 @@ def export_student(
     family, origin = families.family_of(teacher), _origin(folder, recipe)
     draw = family.drawing_code(teacher, how, origin.resolution, origin.tasks, stored=True)
     card = _with_scores(model_card(origin, families.class_of(teacher), how, draw), folder, update)
-    family.export(teacher, checked, how, out, card)
-    if ranks.rank() == 0:
-        families.state_resolution(out, recipe.data.resolution)
-        describe_student(out, update)
+
+    def finish(written: Path) -> None:
+        families.state_resolution(written, recipe.data.resolution)
+        describe_student(written, update)
+
+    family.export(teacher, checked, how, out, card, finish)
 
 
 def best_kept(folder: Path, monitor: CollapseMonitor) -> int | None:

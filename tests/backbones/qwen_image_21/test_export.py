@@ -7,6 +7,8 @@ import json
 import math
 import os
 import shutil
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +154,21 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(
     with pytest.raises(UserError, match=r"cannot write .*student: .*No space left on device.*; free space"):
         exports.export(bent_teacher, state, SIGMAS, tmp_path / "student", card=CARD)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_index_is_the_students_however_long_copying_takes(
+    bent_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_parts, out = folders.copy_parts, tmp_path / "student"
+
+    def late(source: Path, part: Path, left_out: Sequence[str]) -> None:
+        written.wait(5)
+        copy_parts(source, part, left_out)
+
+    written = threading.Event()
+    monkeypatch.setattr(folders, "copy_parts", late)
+    exports.export(bent_teacher, _student_state(bent_teacher), SIGMAS, out, card=CARD, finish=lambda _: written.set())
+    assert folders.read_index(out)["sample_sigmas"] == list(SIGMAS)
 
 
 def test_what_killed_exports_left_goes_with_the_next_one(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +12,7 @@ from threading import Event
 import numpy as np
 import pytest
 import torch
+from killing import contents, is_killed
 from shard_fakes import COUNTS, fake_encoder, fake_latents, fake_prompts, members, png, write_raw, write_tar
 
 from datamodules.shards.counts import INDEX
@@ -172,6 +174,18 @@ def test_a_crash_resumes_with_the_unfinished_shard_and_gives_the_same_bytes(tmp_
     encode_shards(other, fake_encoder, "f")
     for path in (tmp_path / "other").iterdir():
         assert path.read_bytes() == (tmp_path / "encoded" / path.name).read_bytes()
+
+
+def test_killed_at_every_file_operation_the_same_command_completes_and_leaves_nothing(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", {"t2i/text": 5, "edit/own": 3})
+    encode_shards(data_for(tmp_path), fake_encoder, "f")
+    for at in itertools.count(1):
+        again = data_for(tmp_path, encoded=str(tmp_path / f"killed {at}"))
+        if not is_killed(lambda again=again: encode_shards(again, fake_encoder, "f"), at):
+            break
+        encode_shards(again, fake_encoder, "f")
+        assert contents(Path(again.encoded)) == contents(tmp_path / "encoded"), at
+    assert at > 30
 
 
 def test_who_comes_second_waits_and_takes_what_the_first_made(tmp_path: Path) -> None:

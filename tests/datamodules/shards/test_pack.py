@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import contents, die, is_killed
 from PIL import Image
 from shard_fakes import png
 
@@ -200,6 +202,22 @@ def test_a_crash_leaves_whole_shards_only_and_a_second_run_completes(tmp_path: P
     assert digests(tmp_path / "raw") == digests(tmp_path / "other")
 
 
+def test_killed_at_every_file_operation_the_same_command_completes_and_leaves_nothing(tmp_path: Path) -> None:
+    own = own_folder(tmp_path / "own")
+
+    def recipe_into(name: str) -> Recipe:
+        return recipe_for(own, tmp_path / name, samples_per_shard=2)
+
+    pack(recipe_into("whole"))
+    for at in itertools.count(1):
+        again = recipe_into(f"killed {at}")
+        if not is_killed(lambda again=again: pack(again), at):
+            break
+        pack(again)
+        assert contents(Path(again.data.raw)) == contents(tmp_path / "whole"), at
+    assert at > 15
+
+
 def test_the_world_packs_to_the_same_bytes_by_any_number_of_workers(tmp_path: Path) -> None:
     counts = {"t2i": {"landscape": 3, "text": 2, "portrait": 0}, "edit": {"object": 2}}
     for workers in (0, 2):
@@ -239,3 +257,10 @@ def test_a_pack_that_fails_at_once_leaves_nothing_and_can_be_mended(tmp_path: Pa
     assert not (tmp_path / "raw").exists()
     (own / "a.png").unlink()
     assert pack(recipe).num_samples == 1
+
+
+def test_a_killed_worker_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_for(own_folder(tmp_path / "own"), tmp_path / "raw", samples_per_shard=2, num_workers=2)
+    monkeypatch.setattr(packing, "write_shard", die)
+    with pytest.raises(UserError, match=r"data\.num_workers=2 processes was killed.*; the same command continues"):
+        pack(recipe)

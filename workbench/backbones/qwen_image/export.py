@@ -7,7 +7,7 @@ The folder's index holds what such a call gives the scheduler, under a key that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ def export(
     out: Path,
     card: str,
     dtype: torch.dtype = torch.bfloat16,
+    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the pipeline folder `out`; see `write_student`. how: the student's own sampling."""
     scheduler = FlowMatchEulerDiscreteScheduler(
@@ -35,4 +36,4 @@ def export(
         stochastic_sampling=how.stochastic,
     )
     index = {STORED_SIGMAS: sample_sigmas(how.grid() if how.times else time_grid(how.steps, 1.0))}
-    write_student(teacher, out, QwenImageTransformer2DModel, student_state, scheduler, index, card, dtype)
+    write_student(teacher, out, QwenImageTransformer2DModel, student_state, scheduler, index, card, dtype, finish)

@@ -6,7 +6,7 @@ can be made from the same components.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -88,8 +88,16 @@ class QwenImageModel(StockModel):
         return cls(QwenImagePipeline(**shared), pipeline, folder)
 
     @classmethod
-    def export(cls, teacher: Path, student_state: Mapping[str, Tensor], how: Sampling, out: Path, card: str) -> None:
-        export.export(teacher, student_state, how, out, card)
+    def export(
+        cls,
+        teacher: Path,
+        student_state: Mapping[str, Tensor],
+        how: Sampling,
+        out: Path,
+        card: str,
+        finish: Callable[[Path], None] | None = None,
+    ) -> None:
+        export.export(teacher, student_state, how, out, card, finish=finish)
 
     @classmethod
     def drawing_code(

@@ -6,7 +6,7 @@ the clean prediction again between them where the student was trained so (`stoch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ def export(
     card: str,
     stochastic: bool = False,
     dtype: torch.dtype = torch.bfloat16,
+    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the pipeline folder `out` (collective); see `stock_folder.write_student`.
 
@@ -38,7 +39,7 @@ def export(
     )
     index = {"sample_sigmas": list(sigmas)}
     stock_folder.write_student(
-        teacher, out, QwenImage21Transformer2DModel, student_state, scheduler, index, card, dtype
+        teacher, out, QwenImage21Transformer2DModel, student_state, scheduler, index, card, dtype, finish
     )
 
 

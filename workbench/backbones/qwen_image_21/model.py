@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -74,9 +74,17 @@ class QwenImage21Model(StockModel):
         return cls(pipeline)
 
     @classmethod
-    def export(cls, teacher: Path, student_state: Mapping[str, Tensor], how: Sampling, out: Path, card: str) -> None:
+    def export(
+        cls,
+        teacher: Path,
+        student_state: Mapping[str, Tensor],
+        how: Sampling,
+        out: Path,
+        card: str,
+        finish: Callable[[Path], None] | None = None,
+    ) -> None:
         sigmas = sample_sigmas(how.grid())
-        export.export(teacher, student_state, sigmas, out, card=card, stochastic=how.stochastic)
+        export.export(teacher, student_state, sigmas, out, card=card, stochastic=how.stochastic, finish=finish)
 
     @classmethod
     def drawing_code(
