@@ -16,6 +16,7 @@ from workbench.evaluation.answers import Answers, write_answers
 from workbench.evaluation.case_scores import read_difficulties, read_scores
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.cases.case_file import read_jsonl, write_jsonl
+from workbench.evaluation.cases.world import world_cases
 from workbench.evaluation.compare import compare_parts, compare_runs, compare_scores
 from workbench.evaluation.evaluate import evaluate
 from workbench.evaluation.judges.judge import LOCAL, Choice, Judged, Shown, Unanswered
@@ -161,3 +162,13 @@ def test_a_file_of_cases_may_name_difficulties(tmp_path: Path) -> None:
     rows = [Answer(case.id, case.bench, case.category, 0, None, Measures(0.0), case.difficulty) for case in given]
     write_answers({"student": Answers(rows)}, given, tmp_path / "answers.jsonl")
     assert read_difficulties(tmp_path / "answers.jsonl") == {c.id: c.difficulty for c in given if c.difficulty}
+
+
+def test_landscapes_are_as_difficult_as_the_objects_that_they_ask_for() -> None:
+    names = {1: "1 object", 2: "2 objects", 3: "3 objects"}
+    cases = world_cases("t2i", "report", 60, 32)
+    for case in cases:
+        asked = case.category == "landscape" and "objects" in case.named
+        assert case.difficulty == (names[len(case.scene["objects"])] if asked else "")
+    assert {case.difficulty for case in cases} == {"", *names.values()}
+    assert {case.difficulty for case in world_cases("edit", "report", 3, 32)} == {""}
