@@ -53,6 +53,8 @@ def run_trial(recipe: Recipe, folder: Path) -> dict[str, Any]:
         from workbench.runs import machine
         from workbench.runs.runner import distill
 
+        # Of the trial before, if it failed; then of this one.
+        machine.release_memory()
         distill(recipe)
         machine.release_memory()
     seconds = seconds_of_updates(folder, found[1].num_updates if found else 0)
