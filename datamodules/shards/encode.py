@@ -118,8 +118,7 @@ def encode_shards_among_ranks(
     try:
         return _lead(data, load, Inputs.of(data, fingerprint(), precision), team)
     except BaseException:
-        team.fail()
-        team.announce(None)
+        team.give_up()
         raise
 
 

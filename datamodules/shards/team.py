@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 _LONGEST = timedelta(days=30)
 """A rank waits this long for another, whose last shard may take hours. One that ended is noticed at once."""
 _LOOK_S = 0.5
-_PLAN, _TICKET, _FAILED = "plan", "ticket", "failed"
+_FAREWELL_S = 5.0
+"""Rank 0, which may serve what the ranks tell each other, stays so long for those that have not read its plan."""
+_PLAN, _HEARD, _TICKET, _FAILED = "plan", "heard", "ticket", "failed"
 
 
 class Team:
@@ -44,7 +46,18 @@ class Team:
     def plan(self) -> Any:
         """What rank 0 announced; waits for it."""
         with _while_the_first_lives():
-            return json.loads(self._store.get(_PLAN))
+            announced = json.loads(self._store.get(_PLAN))
+        self.count(_HEARD, 1)
+        return announced
+
+    def give_up(self) -> None:
+        """Rank 0 tells the others that it failed: those that wait for a plan, and those that are at their shards."""
+        until = time.monotonic() + _FAREWELL_S
+        self.fail()
+        with suppress(UserError, dist.DistError):
+            self.announce(None)
+            while self.count(_HEARD) < self.world - 1 and time.monotonic() < until:
+                time.sleep(0.02)
 
     def ticket(self) -> int:
         """0, 1, 2 and so on, each to one rank."""

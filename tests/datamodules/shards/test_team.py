@@ -145,7 +145,18 @@ def test_ranks_that_failed_before_the_first_shard_leave_the_folder_to_other_inpu
     assert_same(mine.encoded, data.encoded)
 
 
-def test_what_stops_the_first_rank_stops_the_others(data: Data, tmp_path: Path) -> None:
+@pytest.mark.parametrize("late_s", [0.0, 0.5])
+def test_what_stops_the_first_rank_stops_the_others(
+    late_s: float, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that come to hear of it late."""
+    plan = team.Team.plan
+
+    def late(of: team.Team) -> object:
+        time.sleep(late_s)
+        return plan(of)
+
+    monkeypatch.setattr(team.Team, "plan", late)
     (tmp_path / "encoded").mkdir()
     (tmp_path / "encoded" / "foreign.tar").write_bytes(b"")
     mine = replace(data, encoded=str(tmp_path / "encoded"))
