@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from datamodules.openmoji.vocabulary import CATEGORIES
 from datamodules.openmoji.world import Sample, draw
 from workbench.common.cores import usable_cores
-from workbench.common.parent import end_with_spawner
+from workbench.common.parent import spawned_pool
 from workbench.common.progress import has_own_bar
 
 if TYPE_CHECKING:
@@ -42,8 +40,7 @@ def draw_benchmark(
     workers = min(usable_cores(), len(places) // PARALLEL_CASES)
     if workers < 2:
         return list(_shown((draw(*row) for row in zip(*columns, strict=True)), len(places)))
-    # Spawned, not forked: this process may already hold a CUDA context and runs threads.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_spawner) as executor:
+    with spawned_pool(workers) as executor:
         return list(_shown(executor.map(draw, *columns, chunksize=32), len(places)))
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from datamodules.shards.writer import ShardWriter
 from workbench.common import files
 from workbench.common.errors import UserError
 from workbench.common.images import png_bytes
-from workbench.common.parent import end_with_spawner
+from workbench.common.parent import spawned_pool
 from workbench.recipe.config import Data, Recipe
 
 if TYPE_CHECKING:
@@ -170,10 +169,7 @@ def _run(jobs: list[tuple[Path, Sequence[WorldSample | OwnSample]]], data: Data)
         for path, samples in jobs:
             yield work(path, samples)
         return
-    # spawned, because forking a process that runs threads may deadlock
-    context = multiprocessing.get_context("spawn")
-    executor: Executor
-    with ProcessPoolExecutor(min(data.num_workers, len(jobs)), context, end_with_spawner) as executor:
+    with spawned_pool(min(data.num_workers, len(jobs))) as executor:
         futures: list[Future[dict[str, Any]]] = [executor.submit(work, path, samples) for path, samples in jobs]
         try:
             for future in as_completed(futures):

@@ -11,10 +11,8 @@ that are new start from nothing. Interrupted, the same command goes on from the 
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,7 +37,7 @@ from studies.tiny_model.stages import Stage, world_fingerprint
 from workbench.common.arguments import read_options
 from workbench.common.cores import usable_cores
 from workbench.common.files import write_bytes
-from workbench.common.parent import end_with_spawner
+from workbench.common.parent import spawned_pool
 from workbench.engine.muon import BatchedMuon
 from workbench.engine.optimisation import ChainedOptimizer, MovingAverage, cosine
 from workbench.evaluation.judges.local_network import JudgeConfig
@@ -246,7 +244,7 @@ def run(out: Path, options: Options) -> dict[str, dict[str, float]]:
         trainer.restore(out)
     CONSOLE.print(f"judge of {sum(p.numel() for p in trainer.network.parameters()) / 1e6:.2f} M parameters on {device}")
     workers = options.workers or usable_cores()
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_spawner)
+    executor = spawned_pool(workers)
     try:
         held_out = [
             executor.submit(judge_data.render, "calibration", start, min(100, options.held_out), options.resolution, 0)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from rich.progress import track
 
 from datamodules.openmoji import CATEGORIES
 from workbench.batch import TASKS, Task
-from workbench.common.parent import end_with_spawner
+from workbench.common.parent import spawned_pool
 
 _ROWS_PER_TASK = 256
 
@@ -59,8 +58,7 @@ def _run(jobs: list[tuple[Path, int, int, str, int, int]], workers: int) -> Iter
             _draw_rows(*job)
             yield
         return
-    # Spawned, not forked: the parent may already hold a CUDA context.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_spawner) as executor:
+    with spawned_pool(workers) as executor:
         futures: list[Future[None]] = [executor.submit(_draw_rows, *job) for job in jobs]
         yield from (future.result() for future in as_completed(futures))
 

@@ -7,7 +7,6 @@ with the chunk that it was in.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from workbench.backbones.qwen_image_21.sequence import LATENT_TOKENS_PER_SLOT, P
 from workbench.batch import TASKS, Reference, Task
 from workbench.common import files
 from workbench.common.errors import UserError
-from workbench.common.parent import end_with_spawner
+from workbench.common.parent import spawned_pool
 from workbench.recipe.config import Data, Recipe
 from workbench.runs.machine import accelerator
 
@@ -202,9 +201,7 @@ class WorldSource:
         if not self._data.num_workers:
             return _Coming(chunk, jobs, map(_draw, jobs))
         if self._pool is None:
-            # spawned, because forking a process that runs threads may deadlock
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._data.num_workers, context, end_with_spawner)
+            self._pool = spawned_pool(self._data.num_workers)
         return _Coming(chunk, jobs, self._pool.map(_draw, jobs))
 
     def _jobs(self, chunk: int) -> Iterator[_Job]:

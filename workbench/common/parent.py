@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 _LOOK_S = 1.0
 
@@ -19,6 +20,12 @@ def end_with_parent() -> None:
 def end_with_spawner() -> None:
     """The same for a worker of a pool of processes, which would wait for work for ever, and keep its GPU's memory."""
     threading.Thread(target=_wait_for_the_spawner, daemon=True).start()
+
+
+def spawned_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that end with this one. They are spawned, not forked: this one may hold a CUDA context, and forking a
+    process that runs threads may deadlock."""
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_spawner)
 
 
 def _wait_for_the_spawner() -> None:
