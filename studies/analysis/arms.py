@@ -6,10 +6,10 @@ training curves and the resolved recipe. Whatever of these is missing, the rest 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -31,6 +31,8 @@ REPORTED = ("score", "t2i", "editing", "variety")
 ONE_SEED = "one seed says nothing of others"
 
 Values = Mapping[str, Any]
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,8 @@ def read_arms(folder: Path, study: Values) -> list[Arm]:
         newest = {trial.get("entry") or trial["number"]: trial for trial in attempts}
         finished = [trial for trial in newest.values() if trial.get("state") == "complete" and trial.get("values")]
         finished.sort(key=lambda trial: trial["number"])
-        cases = [_cases(run_folder(folder, trial)) for trial in finished]
-        difficulties = _difficulties(run_folder(folder, finished[0])) if finished else {}
+        cases = [_read(run_folder(folder, trial), _student_scores) for trial in finished]
+        difficulties = _read(run_folder(folder, finished[0]), read_difficulties) if finished else {}
         arms.append(Arm(arm["name"], list(newest.values()), finished, cases, difficulties))
     return arms
 
@@ -117,22 +119,18 @@ def run_folder(folder: Path, trial: Values) -> Path | None:
     return folder / Path(str(trial["run"])).name if trial.get("run") else None
 
 
-def _cases(run: Path | None) -> dict[Key, float]:
+def _read(run: Path | None, read: Callable[[Path], dict[K, V]]) -> dict[K, V]:
+    """What `read` finds of a run's cases; nothing where there are none."""
     if run is None:
         return {}
     try:
-        return read_scores(run).get("student", {})
+        return read(run)
     except UserError:
         return {}
 
 
-def _difficulties(run: Path | None) -> dict[str, str]:
-    if run is None:
-        return {}
-    try:
-        return read_difficulties(run)
-    except UserError:
-        return {}
+def _student_scores(run: Path) -> dict[Key, float]:
+    return read_scores(run).get("student", {})
 
 
 def tables(arms: Sequence[Arm], objective: str) -> list[Table]:

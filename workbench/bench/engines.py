@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from workbench.common.errors import UserError
 from workbench.modules import rehearsal
 from workbench.modules.distiller import Distiller
 from workbench.recipe.config import Dmd, Guidance, Mixture, Model, Recipe, Teachers, Trainer
+from workbench.runs.machine import release_memory
 
 Note = Callable[[str, dict[str, Any]], None]
 
@@ -37,7 +37,7 @@ class MixBenchmark:
     """
 
     def __init__(self, options: Options, tasks: tuple[Task, ...], note: Note, deadline_s: float) -> None:
-        _free_memory()  # of the mix before
+        release_memory()  # of the mix before
         self.options, self.tasks, self.note, self.deadline_s = options, tasks, note, deadline_s
         self.device = options.torch_device
         self.recipe = bench_recipe(options, len(tasks))
@@ -86,7 +86,7 @@ class MixBenchmark:
         except Exception as error:  # any failure: its line is the result
             self._keep(name, {"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"})
         self.denoiser.zero_grad(set_to_none=True)
-        _free_memory()
+        release_memory()
 
     def _keep(self, name: str, numbers: dict[str, Any]) -> None:
         self.results[name] = numbers
@@ -209,12 +209,6 @@ def bench_recipe(options: Options, num_tasks: int) -> Recipe:
     if options.in_turns:
         return recipe
     return replace(recipe, seed=data.typical_seed(dmd.student_steps, options.fake_updates, updates))
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def _denoiser(options: Options, recipe: Recipe) -> RoleNetworks:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -57,13 +56,13 @@ def prepare(module: Distiller, pairs: Sequence[Pair], limit_bytes: int | None, d
         return len(networks[0].blocks) - networks[0].num_recomputed
     lowest = []
     for pair in pairs:
-        lowest.append(_over_ranks(_peak(module, networks, pair, 0), module.device, dist.ReduceOp.MAX))
+        lowest.append(max(ranks.gathered(_peak(module, networks, pair, 0))))
         done()
     hardest = max(range(len(pairs)), key=lowest.__getitem__)
     stored = _affordable_for(module, pairs[hardest], lowest[hardest], limit_bytes)
     done()
     for pair in pairs:
-        while stored and not _all_ranks(_peak(module, networks, pair, stored) <= limit_bytes, module.device):
+        while stored and not all(ranks.gathered(_peak(module, networks, pair, stored) <= limit_bytes)):
             stored -= max(1, stored // 8)
         done()
     store(networks, stored)
@@ -86,12 +85,12 @@ def _affordable_for(module: Distiller, pair: Pair, lowest: float, limit_bytes: i
     few, more = max(1, num_blocks // 8), max(2, num_blocks // 4)
     peaks = {0: lowest}
     for stored in dict.fromkeys((1, few, more) if sharded else (few, more)):
-        tries = not sharded or _all_ranks(expected_peak(peaks, stored) < limit_bytes, module.device)
+        tries = not sharded or all(ranks.gathered(expected_peak(peaks, stored) < limit_bytes))
         peaks[stored] = _peak(module, networks, pair, stored) if tries else INFINITE
     found = affordable({few: peaks[few], more: peaks[more]}, num_blocks, limit_bytes)
     found = found or int(peaks.get(1, INFINITE) < limit_bytes)
     # Recomputed blocks are gathered again, which all ranks do together.
-    return int(_over_ranks(found, module.device, dist.ReduceOp.MIN))
+    return min(ranks.gathered(found))
 
 
 def expected_peak(peaks: Mapping[int, float], stored: int) -> float:
@@ -184,17 +183,3 @@ def _covering(active: Sequence[Sequence[bool]]) -> list[int]:
         chosen.append(step)
         missing -= {m for m, runs in enumerate(active[step]) if runs}
     return chosen
-
-
-def _all_ranks(holds: bool, device: torch.device) -> bool:
-    """Whether it holds on every rank."""
-    return _over_ranks(holds, device, dist.ReduceOp.MIN) == 1
-
-
-def _over_ranks(value: float, device: torch.device, op: dist.ReduceOp.RedOpType) -> float:
-    """The smallest or largest of the values of all ranks."""
-    if not ranks.is_distributed():
-        return value
-    reduced = torch.tensor(float(value), dtype=torch.float64, device=device)
-    dist.all_reduce(reduced, op=op)
-    return float(reduced)
