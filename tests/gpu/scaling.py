@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from watched import Commands, end_on_request, read_words
+from watched import Commands, read_words
 
 from workbench.common.tables import Table, stdout_console
 
@@ -53,21 +53,15 @@ class Scaling:
 
     def take(self) -> None:
         """Every step. Raises: SystemExit where one fails."""
-        options, python = self.options, [sys.executable, "-m"]
+        options = self.options
         recipe = self.out / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(self._recipe()))
-        words = [f"size={options.size}", *shlex.split(options.folder)]
-        self.commands.finish("mkfolder", [*python, "workbench.bench.mkfolder", str(self.out / "model"), *words])
-        for command in ("pack", "encode"):
-            self.commands.finish(command, [*python, "workbench", command, str(recipe), *self.overrides])
+        self.commands.prepare([f"size={options.size}", *shlex.split(options.folder)], recipe, self.overrides)
         for devices in (options.devices, 1):
             own = [f"trainer.devices={devices}", f"mixture.batch_size={2 * devices}"]
             place = f"trainer.folder={self._run(devices)}"
-            command = [*python, "workbench", "distill", str(recipe), *self.overrides, *own, place]
-            self.commands.finish(f"distill on {devices}", command)
-            appeared = (self._run(devices) / "student").stat().st_ctime
-            ended = (self._run(devices) / "metrics.jsonl").stat().st_mtime
-            self.commands.steps[-1].export_s = appeared - ended
+            command = [sys.executable, "-m", "workbench", "distill", str(recipe), *self.overrides, *own, place]
+            self.commands.finish_run(f"distill on {devices}", command, self._run(devices))
 
     def _run(self, devices: int) -> Path:
         return self.out / f"run-{devices}"
@@ -113,7 +107,7 @@ class Scaling:
         """Updates and what the devices do together, as far as the runs came."""
         table = Table(title="one sample of each task a device and update", title_justify="left")
         for column in ("devices", "s / update, median", "s / update, in order", "of as many times one"):
-            table.add_column(column, justify="left" if column.startswith("devices") else "right")
+            table.add_column(column, justify="left" if column == "devices" else "right")
         several, one = self.seconds(self.options.devices), self.seconds(1)
         for devices, found in ((self.options.devices, several), (1, one)):
             if found:
@@ -126,12 +120,7 @@ class Scaling:
 def main(words: list[str]) -> None:
     """Command line: OUT [key=value ...]."""
     out, options, overrides = read_words(words, Options, FULL, __doc__)
-    try:
-        out.mkdir(parents=True)
-    except FileExistsError:
-        raise SystemExit(f"error: {out} is there already: name a new folder") from None
-    end_on_request()
-    commands = Commands(out)
+    commands = Commands.in_new_folder(out)
     scaling = Scaling(out, options, overrides, commands)
     try:
         scaling.take()

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from safetensors.torch import load_file
-from watched import Commands, end_on_request, read_words
+from watched import Commands, read_words
 
 from workbench.common.tables import stdout_console
 
@@ -62,14 +62,8 @@ class Walk:
         options, every = self.options, max(1, self.options.updates // 4)
         recipe = self.out / "recipe.yaml"
         recipe.write_text(yaml.safe_dump(self._recipe(every)))
-        python = [sys.executable, "-m"]
-        workbench = [*python, "workbench"]
-        folder = shlex.split(options.folder)
-        self.commands.finish(
-            "mkfolder", [*python, "workbench.bench.mkfolder", str(self.out / "model"), *self._sizes(), *folder]
-        )
-        for command in ("pack", "encode"):
-            self.commands.finish(command, [*workbench, command, str(recipe), *self.overrides])
+        workbench = [sys.executable, "-m", "workbench"]
+        self.commands.prepare([f"size={options.size}", *shlex.split(options.folder)], recipe, self.overrides)
 
         def distill(processes: int) -> list[str]:
             return [*workbench, "distill", str(recipe), *self.overrides, f"trainer.devices={processes}"]
@@ -78,20 +72,15 @@ class Walk:
         self._kill_after("distill", distill(options.processes), every)
         resumed = self._kill_after("resume", distill(options.processes), 2 * every)
         assert f"at update {every} of" in resumed, resumed
-        ended = self.commands.finish("resume to the end", distill(then))
+        ended = self.commands.finish_run("resume to the end", distill(then), self.run)
         assert f"at update {2 * every} of" in ended, ended
         logged = [json.loads(line)["update"] for line in (self.run / "metrics.jsonl").read_text().splitlines()]
         assert logged == [*range(1, options.updates + 1)], logged
-        appeared = (self.run / "student").stat().st_ctime
-        self.commands.steps[-1].export_s = appeared - (self.run / "metrics.jsonl").stat().st_mtime
         self.commands.finish("export", [*workbench, "export", str(self.run), str(self.out / "exported")])
         self._compare()
         picture = [str(self.out / "exported"), str(self.out / "picture.png"), str(options.resolution)]
         self.commands.finish("stock diffusers", [sys.executable, str(STOCK), *picture], cwd=self.out)
         assert (self.out / "picture.png").stat().st_size > 0
-
-    def _sizes(self) -> list[str]:
-        return [f"size={self.options.size}"]
 
     def _recipe(self, every: int) -> dict[str, Any]:
         options, gpu = self.options, torch.cuda.is_available()
@@ -137,12 +126,7 @@ class Walk:
 def main(words: list[str]) -> None:
     """Command line: OUT [key=value ...]."""
     out, options, overrides = read_words(words, Options, FULL, __doc__)
-    try:
-        out.mkdir(parents=True)
-    except FileExistsError:
-        raise SystemExit(f"error: {out} is there already: name a new folder") from None
-    end_on_request()
-    commands = Commands(out)
+    commands = Commands.in_new_folder(out)
     try:
         Walk(out, options, overrides, commands).walk()
     finally:

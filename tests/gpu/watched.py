@@ -56,6 +56,31 @@ class Commands:
     steps: list[Step] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
+    @classmethod
+    def in_new_folder(cls, out: Path) -> Commands:
+        """The first of them, over the new folder `out`; what stops this process stops them. Raises: SystemExit if it is
+        there."""
+        try:
+            out.mkdir(parents=True)
+        except FileExistsError:
+            raise SystemExit(f"error: {out} is there already: name a new folder") from None
+        end_on_request()
+        return cls(out)
+
+    def prepare(self, folder_words: Sequence[str], recipe: Path, overrides: Sequence[str]) -> None:
+        """A folder of random weights, `model` in `out`, by words of mkfolder; then the data, packed and encoded."""
+        python = [sys.executable, "-m"]
+        self.finish("mkfolder", [*python, "workbench.bench.mkfolder", str(self.out / "model"), *folder_words])
+        for command in ("pack", "encode"):
+            self.finish(command, [*python, "workbench", command, str(recipe), *overrides])
+
+    def finish_run(self, name: str, command: list[str], run: Path) -> str:
+        """A run to its end, with the seconds from its last update to its student's folder; its output. Raises: as
+        `finish`."""
+        output = self.finish(name, command)
+        self.steps[-1].export_s = (run / "student").stat().st_ctime - (run / "metrics.jsonl").stat().st_mtime
+        return output
+
     def finish(self, name: str, command: list[str], cwd: Path | None = None) -> str:
         """Run a command to its end; its output. Raises: SystemExit if it fails."""
         code, output = self._watched(name, command, lambda: False, cwd)
