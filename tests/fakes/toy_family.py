@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +19,7 @@ from toy_network import CHANNELS, PROMPT_WIDTH, ToyDenoiser, ToyTransformer
 
 from workbench.backbones import families
 from workbench.backbones.family import PipelineModel
-from workbench.backbones.folders import INDEX_FILE, copy_parts, read_index, replaced_folder
+from workbench.backbones.folders import INDEX_FILE, Finish, copy_parts, read_index, replaced_folder
 from workbench.batch import EncodedPrompt, Reference
 from workbench.common.errors import UserError
 from workbench.method.rollout import Sampling
@@ -65,20 +65,12 @@ class ToyModel(PipelineModel):
 
     @classmethod
     def export(
-        cls,
-        teacher: Path,
-        student_state: Mapping[str, Tensor],
-        how: Sampling,
-        out: Path,
-        card: str,
-        finish: Callable[[Path], None] | None = None,
+        cls, teacher: Path, student_state: Mapping[str, Tensor], how: Sampling, out: Path, finish: Finish
     ) -> None:
         with replaced_folder(out) as folder:
             copy_parts(teacher, folder, ("transformer",))
             _write_network(folder, student_state, how)
-            (folder / "README.md").write_text(card)
-            if finish is not None:
-                finish(folder)
+            finish(folder)
 
     @classmethod
     def drawing_code(

@@ -90,7 +90,9 @@ def test_a_re_noised_student_is_drawn_by_stock_diffusers_as_by_us(
 ) -> None:
     """From its exported folder, on the noise that our sampler draws between the steps."""
     how = Sampling(steps, 2.0, stochastic=True)
-    QwenImage21Model.export(tiny_pipeline_folder, model.transformer.state_dict(), how, tmp_path / "student", "card")
+    QwenImage21Model.export(
+        tiny_pipeline_folder, model.transformer.state_dict(), how, tmp_path / "student", lambda _: None
+    )
     student = QwenImage21Model.load(tmp_path / "student")
     times = tuple(time_grid(steps, 2.0)[:-1].tolist())
     assert student.default_sampling() == Sampling(steps, times=times, stochastic=True)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from workbench.backbones.base import NetworkFactory
+from workbench.backbones.folders import Finish
 from workbench.backbones.measured import Measured
 from workbench.batch import EncodedPrompt, Layout
 from workbench.common.errors import UserError
@@ -92,21 +93,15 @@ class PipelineModel(ABC):
     @classmethod
     @abstractmethod
     def export(
-        cls,
-        teacher: Path,
-        student_state: Mapping[str, Tensor],
-        how: Sampling,
-        out: Path,
-        card: str,
-        finish: Callable[[Path], None] | None = None,
+        cls, teacher: Path, student_state: Mapping[str, Tensor], how: Sampling, out: Path, finish: Finish
     ) -> None:
-        """Write the pipeline folder `out`: the teacher's, with the student's weights, its sampling and its model card.
+        """Write the pipeline folder `out`: the teacher's, with the student's weights and its sampling.
 
         Every rank calls it, and takes part in the writing.
 
         student_state: unsharded, with the names of the stock network; a tensor is asked for once, by all ranks, and may
         be gathered then. how: the student's own sampling, unguided. finish: adds to the folder what is not the
-        family's, on the first rank, before it appears.
+        family's, such as a model card, on the first rank, before it appears.
         `out` appears complete or not at all; a pipeline folder in its place is replaced, anything else is left alone.
         """
 

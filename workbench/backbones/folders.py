@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +19,8 @@ from workbench.common.errors import UserError, nearest
 from workbench.common.outside import Outside, inside, read_json
 
 INDEX_FILE = "model_index.json"
+Finish = Callable[[Path], None]
+"""Adds to a folder that is being written what comes last."""
 STORED_SIGMAS = "_sample_sigmas"
 """Key of a student's times in the index of a pipeline that has no `sample_sigmas` of its own; diffusers passes it over.
 """

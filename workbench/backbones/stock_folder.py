@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from workbench.backbones import weight_files
 from workbench.backbones.family import PipelineModel
 from workbench.backbones.finite import require_finite
-from workbench.backbones.folders import INDEX_FILE, check_weights, copied_parts, read_index, replaced_by_all
+from workbench.backbones.folders import INDEX_FILE, Finish, check_weights, copied_parts, read_index, replaced_by_all
 from workbench.backbones.placement import cast_parameters
 from workbench.backbones.stored_weights import require_fit
 from workbench.common import progress, ranks
@@ -109,12 +109,10 @@ def write_student(
     state: Mapping[str, Tensor],
     scheduler: FlowMatchEulerDiscreteScheduler,
     index: Mapping[str, Any],
-    card: str,
+    finish: Finish,
     dtype: torch.dtype = torch.bfloat16,
-    finish: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write the pipeline folder `out`: the teacher's, with the student's transformer, scheduler and model card
-    (collective).
+    """Write the pipeline folder `out`: the teacher's, with the student's transformer and scheduler (collective).
 
     network: class of the transformer. state: unsharded, with the names of the stock transformer; see
     `weight_files.write`. dtype: that it is stored in. index: what its index holds besides. finish: see
@@ -137,9 +135,7 @@ def write_student(
             scheduler.save_pretrained(folder / "scheduler")
             held = {**read_index(teacher), **index, "scheduler": ["diffusers", type(scheduler).__name__]}
             (folder / INDEX_FILE).write_text(json.dumps(held, indent=2) + "\n")
-            (folder / "README.md").write_text(card)
-            if finish is not None:
-                finish(folder)
+            finish(folder)
 
 
 def _empty_transformer(folder: Path, network: type[ModelMixin], dtype: torch.dtype) -> Any:

@@ -179,10 +179,11 @@ def export_student(
     card = _with_scores(model_card(origin, families.class_of(teacher), how, draw), folder, update)
 
     def finish(written: Path) -> None:
+        (written / "README.md").write_text(card)
         families.state_resolution(written, recipe.data.resolution)
         describe_student(written, update)
 
-    family.export(teacher, checked, how, out, card, finish)
+    family.export(teacher, checked, how, out, finish)
 
 
 def best_kept(folder: Path, monitor: CollapseMonitor) -> int | None:

@@ -235,7 +235,7 @@ def test_an_exported_student_in_the_stock_pipeline(
 ) -> None:
     """A shifted grid needs no sigmas in the call, only the number of steps."""
     state = student_state(models["edit"])
-    export(qwen_image_folders["edit"], state, how, tmp_path / "student", "a card", torch.float32)
+    export(qwen_image_folders["edit"], state, how, tmp_path / "student", lambda _: None, torch.float32)
     student = families.load(str(tmp_path / "student"))
     assert isinstance(student, QwenImageModel)
     own = student.default_sampling()

@@ -33,6 +33,10 @@ ORIGIN = Origin(title="A student", recipe_hash="abc123", data="OpenMoji", licenc
 CARD = model_card(ORIGIN, "QwenImage21Pipeline", Sampling(4, 3.0), [])
 
 
+def finish(folder: Path) -> None:
+    (folder / "README.md").write_text(CARD)
+
+
 @pytest.fixture(scope="module")
 def bent_teacher(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher whose scheduler bends every grid that it is given."""
@@ -77,7 +81,7 @@ def _stock_velocity(pipeline: QwenImage21Pipeline, image: Image.Image | None, si
 @torch.no_grad()
 def test_stock_pipeline_samples_our_grid(bent_teacher: Path, tmp_path: Path, task: str) -> None:
     state, out, side = _student_state(bent_teacher), tmp_path / "student", 8
-    exports.export(bent_teacher, state, SIGMAS, out, card=CARD, dtype=torch.float32)
+    exports.export(bent_teacher, state, SIGMAS, out, finish, dtype=torch.float32)
     pipeline = QwenImage21Model.load(out).pipeline
     image = None
     if task == "edit":
@@ -93,7 +97,7 @@ def test_stock_pipeline_samples_our_grid(bent_teacher: Path, tmp_path: Path, tas
 
 def test_the_rest_of_the_folder_is_the_teachers(bent_teacher: Path, tmp_path: Path) -> None:
     out = tmp_path / "student"
-    exports.export(bent_teacher, _student_state(bent_teacher), SIGMAS, out, card=CARD)
+    exports.export(bent_teacher, _student_state(bent_teacher), SIGMAS, out, finish)
     for name in ("vae", "text_encoder", "processor"):
         for file in (bent_teacher / name).iterdir():
             assert (out / name / file.name).read_bytes() == file.read_bytes()
@@ -110,7 +114,7 @@ def test_large_weights_come_in_several_files_that_both_read(
 ) -> None:
     monkeypatch.setattr(weight_files, "LARGEST_FILE", "10KB")
     state, out = _student_state(bent_teacher), tmp_path / "student"
-    exports.export(bent_teacher, state, SIGMAS, out, card=CARD, dtype=torch.float32)
+    exports.export(bent_teacher, state, SIGMAS, out, finish, dtype=torch.float32)
     assert len(list((out / "transformer").glob("*.safetensors"))) > 1
     ours = QwenImage21Model.load(out, text_encoder=False).transformer
     stock = QwenImage21Transformer2DModel.from_pretrained(out / "transformer")
@@ -120,17 +124,17 @@ def test_large_weights_come_in_several_files_that_both_read(
 
 def test_export_replaces_pipelines_alone_and_whole(bent_teacher: Path, tmp_path: Path) -> None:
     state, out = _student_state(bent_teacher), tmp_path / "student"
-    exports.export(bent_teacher, state, SIGMAS, out, card=CARD)
+    exports.export(bent_teacher, state, SIGMAS, out, finish)
     (out / "old").write_text("x")
     with pytest.raises(ValueError, match="img_in"):
-        exports.export(bent_teacher, {**state, "img_in.weight": torch.zeros(1)}, SIGMAS, out, card=CARD)
+        exports.export(bent_teacher, {**state, "img_in.weight": torch.zeros(1)}, SIGMAS, out, finish)
     assert (out / "old").is_file() and [path.name for path in tmp_path.iterdir()] == ["student"]
-    exports.export(bent_teacher, state, SIGMAS, out, card=CARD)
+    exports.export(bent_teacher, state, SIGMAS, out, finish)
     assert not (out / "old").exists() and [path.name for path in tmp_path.iterdir()] == ["student"]
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="no pipeline folder"):
-        exports.export(bent_teacher, state, SIGMAS, tmp_path / "thesis", card=CARD)
+        exports.export(bent_teacher, state, SIGMAS, tmp_path / "thesis", finish)
     assert (tmp_path / "thesis" / "thesis.tex").is_file()
 
 
@@ -152,7 +156,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(
     copying = isinstance(error, shutil.Error)
     monkeypatch.setattr(*(folders, "copy_parts") if copying else (weight_files, "save_file"), full)
     with pytest.raises(UserError, match=r"cannot write .*student: .*No space left on device.*; free space"):
-        exports.export(bent_teacher, state, SIGMAS, tmp_path / "student", card=CARD)
+        exports.export(bent_teacher, state, SIGMAS, tmp_path / "student", finish)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,7 +171,7 @@ def test_the_index_is_the_students_however_long_copying_takes(
 
     written = threading.Event()
     monkeypatch.setattr(folders, "copy_parts", late)
-    exports.export(bent_teacher, _student_state(bent_teacher), SIGMAS, out, card=CARD, finish=lambda _: written.set())
+    exports.export(bent_teacher, _student_state(bent_teacher), SIGMAS, out, lambda _: written.set())
     assert folders.read_index(out)["sample_sigmas"] == list(SIGMAS)
 
 
@@ -204,7 +208,7 @@ def test_what_was_made_for_the_teachers_weights_is_not_passed_on(bent_teacher: P
     shutil.copytree(bent_teacher, source)
     for name in ("portrait.safetensors", "measured.json", "LICENSE.txt"):
         (source / name).write_text("x")
-    exports.export(source, _student_state(bent_teacher), SIGMAS, tmp_path / "student", card=CARD)
+    exports.export(source, _student_state(bent_teacher), SIGMAS, tmp_path / "student", finish)
     found = {path.name for path in (tmp_path / "student").iterdir()}
     assert found.isdisjoint({"portrait.safetensors", "measured.json"})
     assert found >= {"LICENSE.txt", "README.md", "model_index.json", "vae", "processor"}

@@ -7,14 +7,14 @@ The folder's index holds what such a call gives the scheduler, under a key that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from torch import Tensor
 
-from workbench.backbones.folders import STORED_SIGMAS, sample_sigmas
+from workbench.backbones.folders import STORED_SIGMAS, Finish, sample_sigmas
 from workbench.backbones.stock_folder import write_student
 from workbench.method.rollout import Sampling, time_grid
 
@@ -24,9 +24,8 @@ def export(
     student_state: Mapping[str, Tensor],
     how: Sampling,
     out: Path,
-    card: str,
+    finish: Finish,
     dtype: torch.dtype = torch.bfloat16,
-    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the pipeline folder `out`; see `write_student`. how: the student's own sampling."""
     scheduler = FlowMatchEulerDiscreteScheduler(
@@ -36,4 +35,4 @@ def export(
         stochastic_sampling=how.stochastic,
     )
     index = {STORED_SIGMAS: sample_sigmas(how.grid() if how.times else time_grid(how.steps, 1.0))}
-    write_student(teacher, out, QwenImageTransformer2DModel, student_state, scheduler, index, card, dtype, finish)
+    write_student(teacher, out, QwenImageTransformer2DModel, student_state, scheduler, index, finish, dtype)

@@ -6,7 +6,7 @@ can be made from the same components.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, Qwen2VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from workbench.backbones import schedule
-from workbench.backbones.folders import STORED_SIGMAS, read_index
+from workbench.backbones.folders import STORED_SIGMAS, Finish, read_index
 from workbench.backbones.processor import load_processor
 from workbench.backbones.qwen_image import export, prompts
 from workbench.backbones.qwen_image.images import decode_latents, encode_images
@@ -89,15 +89,9 @@ class QwenImageModel(StockModel):
 
     @classmethod
     def export(
-        cls,
-        teacher: Path,
-        student_state: Mapping[str, Tensor],
-        how: Sampling,
-        out: Path,
-        card: str,
-        finish: Callable[[Path], None] | None = None,
+        cls, teacher: Path, student_state: Mapping[str, Tensor], how: Sampling, out: Path, finish: Finish
     ) -> None:
-        export.export(teacher, student_state, how, out, card, finish=finish)
+        export.export(teacher, student_state, how, out, finish)
 
     @classmethod
     def drawing_code(

@@ -6,7 +6,7 @@ the clean prediction again between them where the student was trained so (`stoch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
 from workbench.backbones import stock_folder, weight_files
-from workbench.backbones.folders import copy_parts, replaced_folder
+from workbench.backbones.folders import Finish, copy_parts, replaced_folder
 
 
 def export(
@@ -23,11 +23,10 @@ def export(
     student_state: Mapping[str, Tensor],
     sigmas: Sequence[float],
     out: Path,
+    finish: Finish,
     *,
-    card: str,
     stochastic: bool = False,
     dtype: torch.dtype = torch.bfloat16,
-    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the pipeline folder `out` (collective); see `stock_folder.write_student`.
 
@@ -39,7 +38,7 @@ def export(
     )
     index = {"sample_sigmas": list(sigmas)}
     stock_folder.write_student(
-        teacher, out, QwenImage21Transformer2DModel, student_state, scheduler, index, card, dtype, finish
+        teacher, out, QwenImage21Transformer2DModel, student_state, scheduler, index, finish, dtype
     )
 
 

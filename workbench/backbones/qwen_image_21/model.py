@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from workbench.backbones import schedule, template_tokens
-from workbench.backbones.folders import sample_sigmas
+from workbench.backbones.folders import Finish, sample_sigmas
 from workbench.backbones.qwen_image_21 import export
 from workbench.backbones.qwen_image_21.images import decode_latents, encode_images
 from workbench.backbones.qwen_image_21.measured import MEASURED
@@ -75,16 +75,10 @@ class QwenImage21Model(StockModel):
 
     @classmethod
     def export(
-        cls,
-        teacher: Path,
-        student_state: Mapping[str, Tensor],
-        how: Sampling,
-        out: Path,
-        card: str,
-        finish: Callable[[Path], None] | None = None,
+        cls, teacher: Path, student_state: Mapping[str, Tensor], how: Sampling, out: Path, finish: Finish
     ) -> None:
         sigmas = sample_sigmas(how.grid())
-        export.export(teacher, student_state, sigmas, out, card=card, stochastic=how.stochastic, finish=finish)
+        export.export(teacher, student_state, sigmas, out, finish, stochastic=how.stochastic)
 
     @classmethod
     def drawing_code(
