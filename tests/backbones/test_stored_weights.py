@@ -3,6 +3,7 @@ without anyone holding it whole."""
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -15,7 +16,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -25,6 +25,7 @@ from workbench.backbones.load import load_for_training, load_roles
 from workbench.backbones.placement import frozen_dtype
 from workbench.bench import mkfolder
 from workbench.common.errors import UserError
+from workbench.common.large_files import LargeFile
 from workbench.recipe.config import Model, Recipe, Teachers, Trainer
 from workbench.runs import checkpoint
 
@@ -78,7 +79,7 @@ def write(denoiser: RoleNetworks, out: Path, rank: int) -> str:
     write_files()
     with pytest.MonkeyPatch.context() as patch:
         if rank == WORLD - 1:
-            patch.setattr(weight_files, "save_file", full_disk)
+            patch.setattr(LargeFile, "write", full_disk)
         try:
             write_files()
         except UserError as error:
@@ -87,7 +88,7 @@ def write(denoiser: RoleNetworks, out: Path, rank: int) -> str:
 
 
 def full_disk(*_: object, **__: object) -> None:
-    raise SafetensorError("I/O error: No space left on device")
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def peak_bytes() -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from workbench.common import ranks
 from workbench.common.errors import UserError, nearest
+from workbench.common.large_files import copy_large, sync_tree
 from workbench.common.outside import Outside, inside, read_json
 
 INDEX_FILE = "model_index.json"
@@ -146,14 +147,15 @@ def copy_parts(source: Path, out: Path, left_out: Sequence[str]) -> None:
         if item.name in left_out:
             continue
         if item.is_dir() and item.name in index:
-            shutil.copytree(item, out / item.name)
+            shutil.copytree(item, out / item.name, copy_function=copy_large)
         elif item.is_file() and (item.name == INDEX_FILE or item.name.startswith(("LICENSE", "NOTICE"))):
-            shutil.copy2(item, out / item.name)
+            copy_large(item, out / item.name)
 
 
 @contextmanager
 def replaced_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `out` once the block ends well and vanishes otherwise.
+    """A folder to fill, which takes the place of `out` once the block ends well and the disk has all of it, and
+    vanishes otherwise.
 
     Raises:
         UserError: `out` exists and is neither empty nor a pipeline folder, or the disk is full or cannot be written.
@@ -166,6 +168,7 @@ def replaced_folder(out: Path) -> Iterator[Path]:
         part.mkdir(parents=True)
         yield part
         _open_to_others(part)
+        sync_tree(part)
         if out.exists():
             os.replace(out, old)
         os.replace(part, out)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 CHUNK_BYTES = 1 << 20
+WHOLE_BYTES, SAMPLED_BLOCKS, BLOCK_BYTES = 1 << 28, 4096, 4096
+"""What `sampled_sha256_of_file` reads."""
 LOCK = ".lock"
 _DYING_S = 10.0
 UNFINISHED = "unfinished.json"
@@ -111,6 +113,20 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON to `path` atomically."""
     write_bytes(path, json.dumps(value, separators=(",", ":")).encode())
+
+
+def sampled_sha256_of_file(path: Path) -> str:
+    """Hex sha256 of a file's size and of `SAMPLED_BLOCKS` blocks spaced evenly from its first byte to its last; of all
+    of its content where it has at most `WHOLE_BYTES`. It tells two trained networks apart, and no damage."""
+    size = path.stat().st_size
+    if size <= WHOLE_BYTES:
+        return sha256_of_file(path)
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb", buffering=0) as file:
+        for i in range(SAMPLED_BLOCKS):
+            file.seek((size - BLOCK_BYTES) * i // (SAMPLED_BLOCKS - 1))
+            digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:

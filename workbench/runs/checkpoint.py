@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem
 
 from workbench.backbones.finite import require_finite_values, tensors_of
 from workbench.common import ranks
 from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.files import free_bytes, sha256_of_file
+from workbench.common.large_files import LargeFile
 from workbench.common.outside import Count, Outside, Sha256, inside, read_json
 from workbench.engine.moments import AdamW8bit
 from workbench.runs.run_folder import PROGRESS
@@ -140,8 +143,9 @@ def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
         temporary.mkdir(parents=True)
     ranks.barrier()
     try:
-        dcp.save(state, storage_writer=FileSystemWriter(temporary), no_dist=not ranks.is_distributed())
-        files = dict(ranks.in_shares(_files_of(temporary), lambda path: (path.name, _counted(path))))
+        counted = _save(temporary, state)
+        others = [path for path in _files_of(temporary) if path.name not in counted]
+        files = counted | dict(ranks.in_shares(others, lambda path: (path.name, _counted(path))))
         if ranks.rank() == 0:
             stored = _Stored(num_updates=progress.num_updates, num_skipped=progress.num_skipped, files=files)
             _write_synced(temporary / PROGRESS, stored.model_dump_json())
@@ -159,6 +163,36 @@ def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
             "it continues from the previous checkpoint"
         ) from error
     ranks.barrier()
+
+
+def _save(folder: Path, state: dict[str, Any]) -> dict[str, _File]:
+    """Write `state` (collective); its files by name."""
+    writer, disk = FileSystemWriter(folder), _CountingFileSystem()
+    writer.fs = disk
+    dcp.save(state, storage_writer=writer, no_dist=not ranks.is_distributed())
+    return {name: of for counted in ranks.gathered(disk.counted) for name, of in counted.items()}
+
+
+class _CountingFileSystem(FileSystem):
+    """Counts the files as they are written, so that they need not be read again."""
+
+    def __init__(self) -> None:
+        self.counted: dict[str, _File] = {}
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
+        if mode != "wb":
+            with super().create_stream(path, mode) as stream:
+                yield stream
+            return
+        with closing(LargeFile(Path(path), hashed=True)) as file:
+            yield file
+            found = _File(bytes=file.tell(), sha256=file.sha256)
+        self.counted[Path(path).name] = found
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        super().rename(path, new_path)
+        self.counted[Path(new_path).name] = self.counted.pop(Path(path).name)
 
 
 def _drop(folders: Iterable[Path]) -> None:

@@ -16,13 +16,14 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, QwenImage21Pipeline, QwenImage21Transformer2DModel
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from workbench.backbones import folders, lora, lora_files, weight_files
 from workbench.backbones.qwen_image_21 import export as exports
 from workbench.backbones.qwen_image_21.model import QwenImage21Model
 from workbench.common.errors import UserError
+from workbench.common.large_files import LargeFile
 from workbench.evaluation.model_card import Origin, model_card
 from workbench.method.rollout import Sampling, Velocity, sample, time_grid
 
@@ -142,19 +143,18 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize(
-    "error",
-    [FULL, SafetensorError(f"I/O error: {FULL.strerror}"), shutil.Error([("a", "b", str(FULL))])],
-    ids=["system", "safetensors", "copying"],
+    ("where", "name", "error"),
+    [(LargeFile, "write", FULL), (os, "fsync", FULL), (folders, "copy_parts", shutil.Error([("a", "b", str(FULL))]))],
+    ids=["writing", "syncing", "copying"],
 )
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(
-    error: Exception, bent_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: object, name: str, error: Exception, bent_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise error
 
     state = _student_state(bent_teacher)
-    copying = isinstance(error, shutil.Error)
-    monkeypatch.setattr(*(folders, "copy_parts") if copying else (weight_files, "save_file"), full)
+    monkeypatch.setattr(where, name, full)
     with pytest.raises(UserError, match=r"cannot write .*student: .*No space left on device.*; free space"):
         exports.export(bent_teacher, state, SIGMAS, tmp_path / "student", finish)
     assert list(tmp_path.iterdir()) == []
