@@ -170,14 +170,15 @@ def _settings(of: RecipeStage, recipe: Recipe) -> dict[str, Any]:
     plain = asdict(recipe)
     trainer = {name: plain["trainer"][name] for name in ("precision", "max_skipped_updates")}
     chosen = {name: plain[name] for name in ("data", "mixture", "pretrain", "seed")}
-    return chosen | {"trainer": trainer, "fresh_every": of.fresh_every, "curation": asdict(of.curation)}
+    drawn = {"fresh_every": of.fresh_every, "chunks_kept": of.chunks_kept, "curation": asdict(of.curation)}
+    return chosen | {"trainer": trainer, **drawn}
 
 
 def _pretraining(name: str, of: RecipeStage, recipe: Recipe, stage: Stage) -> Step:
     folder = Path(recipe.trainer.folder)
 
     def run() -> Report:
-        pretrain(recipe, *world_sources(recipe, of.fresh_every, of.curation))
+        pretrain(recipe, *world_sources(recipe, of.fresh_every, of.curation, of.chunks_kept))
         return {"steps": recipe.pretrain.steps, **last_losses(folder / "metrics.jsonl")}
 
     return Step(name, of.minutes, stage, run, folder)

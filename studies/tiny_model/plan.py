@@ -23,12 +23,14 @@ PLAN = Path(__file__).parent / "zoo.yaml"
 class RecipeStage:
     """Pretraining by `recipe` with `overrides`.
 
-    fresh_every: updates after which the samples of the world are drawn anew. minutes: expected, for the plan alone.
-    curation: what is done to the samples.
+    fresh_every: updates after which the samples of the world are drawn anew. chunks_kept: so many drawings, the newest
+    and those before it, are trained on in turns. minutes: expected, for the plan alone. curation: what is done to the
+    samples.
     """
 
     recipe: str = ""
     fresh_every: int = 1000
+    chunks_kept: int = 1
     overrides: list[str] = field(default_factory=list)
     minutes: float = 0.0
     curation: Curation = field(default_factory=Curation)
@@ -75,6 +77,9 @@ def read(arguments: list[str]) -> Plan:
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
     assert isinstance(plan, Plan)
+    stages = {"teacher": plan.teacher, "base": plan.base, **plan.specialists}
+    for name, stage in stages.items():
+        require(stage.chunks_kept >= 1, f"{name}.chunks_kept={stage.chunks_kept}: at least the newest chunk is kept")
     require(not (plan.given and plan.autoencoder), "given goes on with its own autoencoder: leave out autoencoder")
     require(
         not plan.autoencoder or (Path(plan.autoencoder) / "config.json").is_file(),

@@ -1,8 +1,9 @@
 """The world as an endless source of pretraining samples: drawn in processes while the device trains, never on disk.
 
-Every `every` updates a fresh chunk of the same composition takes the place of the last one. Chunk c holds the samples
-c n, ..., c n + n - 1 of each category, so what an update sees is a function of its number, and a resumed run goes on
-with the chunk that it was in.
+Every `every` updates a fresh chunk of the same composition comes. Chunk c holds the samples c n, ..., c n + n - 1 of
+each category; updates take the `kept` newest chunks in turns, since drawing is slower than training and a chunk alone
+would be learnt by heart before the next one is there. What an update sees is a function of its number, so a resumed run
+goes on with the chunks that it was in.
 """
 
 from __future__ import annotations
@@ -83,9 +84,11 @@ class _Drawn:
     texts: tuple[str, ...]
 
 
-def world_sources(recipe: Recipe, every: int, curation: Curation = AS_IT_IS) -> tuple[WorldSource, WorldSource]:
-    """What a pretraining run trains on, drawn anew every `every` updates, and what its sample pictures are of: two
-    samples a category."""
+def world_sources(
+    recipe: Recipe, every: int, curation: Curation = AS_IT_IS, kept: int = 1
+) -> tuple[WorldSource, WorldSource]:
+    """What a pretraining run trains on, `kept` chunks of which a new one comes every `every` updates, and what its
+    sample pictures are of: two samples a category."""
     device = torch.device("cuda" if accelerator(recipe.trainer) == "gpu" else "cpu")
     model = QwenImage21Model.load(families.resolve(recipe.model.folder), device, transformer=False, text_encoder=False)
     tokenizer = PromptTokenizer(model.pipeline)
@@ -96,9 +99,15 @@ def world_sources(recipe: Recipe, every: int, curation: Curation = AS_IT_IS) -> 
             return model.encode_images(images)
 
     def world(data: Data) -> WorldSource:
-        steps = recipe.pretrain.steps
         return WorldSource(
-            data, tokenizer, encode=encode, every=every, num_steps=steps, device=device, curation=curation
+            data,
+            tokenizer,
+            encode=encode,
+            every=every,
+            kept=kept,
+            num_steps=recipe.pretrain.steps,
+            device=device,
+            curation=curation,
         )
 
     few = {task: {name: min(count, 2) for name, count in of.items()} for task, of in samples_of(recipe.data).items()}
@@ -110,6 +119,7 @@ class WorldSource:
 
     Args:
         encode: the pipeline's autoencoder on `device`, where the samples are kept.
+        kept: chunks that updates take in turns, the newest and those before it.
         num_steps: updates of the run; nothing is drawn for later ones.
         curation: what is done to the samples.
 
@@ -124,12 +134,13 @@ class WorldSource:
         *,
         encode: EncodeImages,
         every: int,
+        kept: int,
         num_steps: int,
         device: torch.device,
         curation: Curation,
     ) -> None:
         self._data, self._tokenizer, self._encode, self._curation = data, tokenizer, encode, curation
-        self._every, self._last_chunk, self._device = every, (num_steps - 1) // every, device
+        self._every, self._kept, self._last_chunk, self._device = every, kept, (num_steps - 1) // every, device
         self._cells = [
             (task, name, count) for task in TASKS for name, count in samples_of(data).get(task, {}).items() if count > 0
         ]
@@ -146,28 +157,46 @@ class WorldSource:
         self._folder = TemporaryDirectory(prefix="workbench-world-")
         self._pool: ProcessPoolExecutor | None = None
         self._ahead: _Coming | None = None
-        self._chunk = -1
         self._widths: dict[Task, int] = {}
-        self._held: list[Held] = []
+        self._chunks: dict[int, list[Held]] = {}
 
     def held(self, geometry: int, step: int) -> Held:
         """See `Source`."""
-        chunk = step // self._every
-        if chunk != self._chunk:
-            self._held = self._load(chunk)
-            self._chunk = chunk
-        return self._held[geometry]
+        self._keep(step // self._every)
+        return self._chunks[self._chunk_of(step)][geometry]
 
     def key(self, index: int, step: int) -> str:
         """See `Source`."""
         task, name, count = self._cells[int(self.category[index])]
-        number = step // self._every * count + index - int(self._first[self.category[index]])
+        number = self._chunk_of(step) * count + index - int(self._first[self.category[index]])
         return f"{task}-{name}-train-{number:08d}"
 
     def text(self, index: int) -> str:
         """See `Source`."""
         task, name, _ = self._cells[int(self.category[index])]
         return curated(task, name, index - int(self._first[self.category[index]]), self._curation).text
+
+    def _chunk_of(self, step: int) -> int:
+        newest = step // self._every
+        return newest - step % min(self._kept, newest + 1)
+
+    def _keep(self, newest: int) -> None:
+        """Hold chunk `newest` and as many before it as are kept; those that are missing are drawn."""
+        wanted = range(max(0, newest - self._kept + 1), newest + 1)
+        if newest in self._chunks:
+            return
+        for chunk in set(self._chunks) - set(wanted):
+            del self._chunks[chunk]
+        for chunk in wanted:
+            if chunk not in self._chunks:
+                self._chunks[chunk] = self._load(chunk)
+        for of in self._chunks.values():
+            of[:] = [self._widened(held, shape) for held, shape in zip(of, self.geometries, strict=True)]
+
+    def _widened(self, held: Held, shape: Geometry) -> Held:
+        """All chunks are as wide as the widest: each new width is compiled and captured again."""
+        more = self._widths[shape.task] - held.token_ids.shape[1]
+        return replace(held, token_ids=torch.nn.functional.pad(held.token_ids, (0, more))) if more else held
 
     def _load(self, chunk: int) -> list[Held]:
         """Chunk `chunk`, encoded; the next one begins to be drawn."""
@@ -179,9 +208,7 @@ class WorldSource:
 
     def _encoded(self, drawn: _Drawn, shape: Geometry, chunk: int) -> Held:
         ids, lengths = padded_ids(drawn.texts, shape, self._tokenizer)
-        # A shorter chunk takes the width of those before: each new width is compiled and captured again.
-        width = self._widths[shape.task] = max(self._widths.get(shape.task, 0), ids.shape[1])
-        ids = torch.nn.functional.pad(ids, (0, width - ids.shape[1]))
+        self._widths[shape.task] = max(self._widths.get(shape.task, 0), ids.shape[1])
         images = None if drawn.sources is None else torch.from_numpy(np.array(drawn.sources)).to(self._device)
         generator = torch.Generator(self._device).manual_seed(2 * chunk + (images is not None))
         latents = self._latents(torch.from_numpy(np.array(drawn.targets)).to(self._device), generator)

@@ -216,6 +216,7 @@ def test_halving_keeps_integers_and_header(tmp_path: Path) -> None:
         ([PLAN, "autoencoder=nowhere"], "autoencoder: no config.json in nowhere"),
         ([PLAN, "given=workbench/assets", "autoencoder=workbench/assets/tiny/vae"], "leave out autoencoder"),
         ([PLAN, "only=[base,bse]"], "only: no stage bse; there are judge"),
+        ([PLAN, "teacher.chunks_kept=0"], "teacher.chunks_kept=0: at least the newest chunk"),
         ([PLAN, "vae.step=3"], "smoke.yaml: Key 'step' not in 'Options'"),
         ([PLAN, "specialists={judge: {recipe: studies/recipes/specialist.yaml}}"], "may not be called vae, judge"),
     ],
