@@ -278,6 +278,8 @@ def _interrupted() -> int:
 def _report(error: Exception) -> int:
     """One line on stderr; the exit code."""
     match error:
+        case UserError() if error.is_repeated:
+            return 2
         case UserError():
             return _fail(2, f"error: {error}")
         case OSError() if error.errno in MENDABLE_ERRNOS:

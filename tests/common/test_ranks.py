@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from workbench import cli
 from workbench.common import ranks
+from workbench.common.errors import UserError
 
 
 @pytest.mark.parametrize("num_items", [0, 1, 4, 5])
@@ -26,3 +28,19 @@ def test_equal_shares_are_of_equal_length_and_give_every_item_once(
     play(0)
     assert play(1) == [10 * item for item in range(num_items)]
     assert len(parts[0]) == len(parts[1]) == -(-num_items // world)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_all_ranks_raise_together_is_printed_once(
+    rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: object) -> None:
+        ranks.require_no_fault("the disk is full")
+
+    monkeypatch.setattr(ranks, "rank", lambda: rank)
+    monkeypatch.setattr(ranks, "gathered", lambda fault: ["", fault])
+    monkeypatch.setattr(cli, "_run", fails)
+    assert cli.main(["report", "anything"]) == 2
+    assert capsys.readouterr().err == ("" if rank else "error: the disk is full\n")
+    with pytest.raises(UserError, match="the disk is full"):
+        fails(None)

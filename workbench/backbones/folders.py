@@ -200,7 +200,7 @@ def replaced_by_all(out: Path) -> Iterator[Path]:
         except Exception as error:
             raised = _cannot_write(out, error) if isinstance(error, OSError | SafetensorError) else error
             ranks.gathered(str(raised) or type(raised).__name__)
-            raise raised from error
+            raise (ranks.error_of_all(str(raised)) if isinstance(raised, UserError) else raised) from error
         ranks.require_no_fault("")
 
 

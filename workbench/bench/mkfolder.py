@@ -1,8 +1,8 @@
 """Write a pipeline folder of any size with random weights: `python -m workbench.bench.mkfolder OUT [key=value ...]`.
 
 Time and memory of a run depend on sizes alone, so that this stands for a model of billions of parameters where none is
-at hand. Keys as in `Options`; `size=full` takes the sizes of the public model of the family of `pipeline`. No weights
-are held but those of two files.
+at hand. Keys as in `Options`; `size=full` takes the sizes of the public model of the family of `pipeline`. One tensor
+is held at a time.
 """
 
 from __future__ import annotations

@@ -11,8 +11,11 @@ _LONGEST_MESSAGE = 1500
 class UserError(Exception):
     """An error that the user can correct: one line that names the thing and what to do. The command exits with 2.
 
-    A value that it quotes may be of any length: the middle of a long message is left out.
+    A value that it quotes may be of any length: the middle of a long message is left out. is_repeated: another process
+    of this run prints the same line.
     """
+
+    is_repeated = False
 
     def __init__(self, message: str) -> None:
         super().__init__(shortened(message, _LONGEST_MESSAGE))

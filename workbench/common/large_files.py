@@ -20,7 +20,7 @@ COPIED_BYTES = 1 << 24
 
 class LargeFile:
     """A new file, written from its beginning to its end, while the disk takes what was written before. hashed: whether
-    `sha256` is asked for, which otherwise means to read it all again.
+    `sha256` is asked for, which otherwise means to read it all again. fault: what `write` raised first, if anything.
 
     Raises:
         OSError: as `open` and `write`; `write` and `close` also for what an earlier write left to the disk.
@@ -28,6 +28,7 @@ class LargeFile:
 
     def __init__(self, path: Path, *, hashed: bool = False) -> None:
         self._file = path.open("wb")
+        self.fault: OSError | None = None
         self._digest = hashlib.sha256() if hashed else None
         self._disk = ThreadPoolExecutor(1)
         self._syncing: Future[None] | None = None
@@ -35,7 +36,13 @@ class LargeFile:
 
     def write(self, content: bytes | bytearray | memoryview) -> int:
         """Write bytes after those before; their number."""
-        view = memoryview(content).cast("B")
+        try:
+            return self._write(memoryview(content).cast("B"))
+        except OSError as error:
+            self.fault = self.fault or error
+            raise
+
+    def _write(self, view: memoryview) -> int:
         for start in range(0, len(view), WINDOW_BYTES):
             part = view[start : start + WINDOW_BYTES]
             self._written += self._file.write(part)

@@ -61,7 +61,14 @@ def require_no_fault(fault: str) -> None:
         UserError: the first fault of any rank that is not empty.
     """
     if found := next(filter(None, gathered(fault)), ""):
-        raise UserError(found)
+        raise error_of_all(found)
+
+
+def error_of_all(message: str) -> UserError:
+    """What all ranks raise together, for the first one to print."""
+    error = UserError(message)
+    error.is_repeated = rank() > 0
+    return error
 
 
 def blame_the_gone(error: BaseException) -> None:

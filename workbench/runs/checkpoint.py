@@ -28,7 +28,7 @@ from workbench.backbones.finite import require_finite_values, tensors_of
 from workbench.common import ranks
 from workbench.common.console import say
 from workbench.common.errors import UserError
-from workbench.common.files import free_bytes, sha256_of_file
+from workbench.common.files import sha256_of_file
 from workbench.common.large_files import LargeFile
 from workbench.common.outside import Count, Outside, Sha256, inside, read_json
 from workbench.engine.moments import AdamW8bit
@@ -37,8 +37,6 @@ from workbench.runs.safe_reader import SafeReader
 
 _NAME = re.compile(r"update-(\d{6,})")
 KEPT = 2
-_FULL_BELOW = 1 << 20
-"""Bytes free on a disk that is called full."""
 WEIGHT_BYTES = 4
 """A trained parameter's, in float32; its moments come on top."""
 
@@ -154,14 +152,13 @@ def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
             os.replace(temporary, final)
             _sync_folder(folder)
     except (OSError, RuntimeError, CheckpointException) as error:
-        # torch's writer has other words for a full disk.
-        reason = "No space left on device" if free_bytes(folder) < _FULL_BELOW else _reason(error)
         shutil.rmtree(temporary, ignore_errors=True)
         ranks.blame_the_gone(error)
-        raise UserError(
-            f"cannot write the checkpoint {final}: {reason}; free some disk and run the same command again: "
+        message = (
+            f"cannot write the checkpoint {final}: {_reason(error)}; free some disk and run the same command again: "
             "it continues from the previous checkpoint"
-        ) from error
+        )
+        raise (ranks.error_of_all if isinstance(error, CheckpointException) else UserError)(message) from error
     ranks.barrier()
 
 
@@ -186,7 +183,11 @@ class _CountingFileSystem(FileSystem):
                 yield stream
             return
         with closing(LargeFile(Path(path), hashed=True)) as file:
-            yield file
+            try:
+                yield file
+            except Exception as error:
+                # torch has words of its own for what a write raised.
+                raise (file.fault or error) from error
             found = _File(bytes=file.tell(), sha256=file.sha256)
         self.counted[Path(path).name] = found
 
@@ -314,6 +315,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
 
