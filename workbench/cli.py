@@ -278,10 +278,8 @@ def _interrupted() -> int:
 def _report(error: Exception) -> int:
     """One line on stderr; the exit code."""
     match error:
-        case UserError() if error.is_repeated:
-            return 2
         case UserError():
-            return _fail(2, f"error: {error}")
+            return 2 if error.is_repeated else _fail(2, f"error: {error}")
         case OSError() if error.errno in MENDABLE_ERRNOS:
             hint = "; free some space and give the same command again" if error.errno in FULL_ERRNOS else ""
             return _fail(2, f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}{hint}")

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,16 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystem
 
 from workbench.backbones.finite import require_finite_values, tensors_of
 from workbench.common import ranks
 from workbench.common.console import say
 from workbench.common.errors import UserError
-from workbench.common.files import sha256_of_file
-from workbench.common.large_files import LargeFile
-from workbench.common.outside import Count, Outside, Sha256, inside, read_json
+from workbench.common.outside import Count, Outside, inside, read_json
 from workbench.engine.moments import AdamW8bit
+from workbench.runs import counted_files
+from workbench.runs.counted_files import CountedFile
 from workbench.runs.run_folder import PROGRESS
 from workbench.runs.safe_reader import SafeReader
 
@@ -49,17 +46,12 @@ class Progress:
     num_skipped: int
 
 
-class _File(Outside):
-    bytes: Count
-    sha256: Sha256
-
-
 class _Stored(Outside):
     """The content of `progress.json`. files: by name; None in checkpoints of before they were counted."""
 
     num_updates: Count
     num_skipped: Count
-    files: dict[str, _File] | None = None
+    files: dict[str, CountedFile] | None = None
 
 
 def prime(optimizer: torch.optim.Optimizer) -> None:
@@ -141,9 +133,7 @@ def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
         temporary.mkdir(parents=True)
     ranks.barrier()
     try:
-        counted = _save(temporary, state)
-        others = [path for path in _files_of(temporary) if path.name not in counted]
-        files = counted | dict(ranks.in_shares(others, lambda path: (path.name, _counted(path))))
+        files = counted_files.save(temporary, state)
         if ranks.rank() == 0:
             stored = _Stored(num_updates=progress.num_updates, num_skipped=progress.num_skipped, files=files)
             _write_synced(temporary / PROGRESS, stored.model_dump_json())
@@ -160,40 +150,6 @@ def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
         )
         raise (ranks.error_of_all if isinstance(error, CheckpointException) else UserError)(message) from error
     ranks.barrier()
-
-
-def _save(folder: Path, state: dict[str, Any]) -> dict[str, _File]:
-    """Write `state` (collective); its files by name."""
-    writer, disk = FileSystemWriter(folder), _CountingFileSystem()
-    writer.fs = disk
-    dcp.save(state, storage_writer=writer, no_dist=not ranks.is_distributed())
-    return {name: of for counted in ranks.gathered(disk.counted) for name, of in counted.items()}
-
-
-class _CountingFileSystem(FileSystem):
-    """Counts the files as they are written, so that they need not be read again."""
-
-    def __init__(self) -> None:
-        self.counted: dict[str, _File] = {}
-
-    @contextmanager
-    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
-        if mode != "wb":
-            with super().create_stream(path, mode) as stream:
-                yield stream
-            return
-        with closing(LargeFile(Path(path), hashed=True)) as file:
-            try:
-                yield file
-            except Exception as error:
-                # torch has words of its own for what a write raised.
-                raise (file.fault or error) from error
-            found = _File(bytes=file.tell(), sha256=file.sha256)
-        self.counted[Path(path).name] = found
-
-    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
-        super().rename(path, new_path)
-        self.counted[Path(new_path).name] = self.counted.pop(Path(path).name)
 
 
 def _drop(folders: Iterable[Path]) -> None:
@@ -286,7 +242,7 @@ def fault(checkpoint: Path) -> str:
     def fault_of(name: str) -> str:
         # torch's `.metadata` is hidden.
         path = inside(checkpoint, name.removeprefix(".")).with_name(name)
-        return "" if path.is_file() and _counted(path) == files[name] else f"{name} is gone or has changed"
+        return "" if path.is_file() and CountedFile.of(path) == files[name] else f"{name} is gone or has changed"
 
     return next(filter(None, ranks.in_shares(sorted(files), fault_of)), "")
 
@@ -297,14 +253,6 @@ def _stored(checkpoint: Path) -> _Stored:
     if stored.num_updates != int(checkpoint.name.rpartition("-")[2]):
         raise UserError(f"{checkpoint / PROGRESS} is of update {stored.num_updates}; delete that folder")
     return stored
-
-
-def _counted(path: Path) -> _File:
-    return _File(bytes=path.stat().st_size, sha256=sha256_of_file(path))
-
-
-def _files_of(checkpoint: Path) -> list[Path]:
-    return sorted(path for path in checkpoint.iterdir() if path.name != PROGRESS)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
