@@ -101,7 +101,7 @@ class _WeightFile:
         try:
             self._file: LargeFile | None = LargeFile(path)
         except OSError as error:
-            self._file, self.fault = None, _said(error)
+            self._file, self.fault = None, _reason(error)
         self._write(header(like))
 
     def __enter__(self) -> Self:
@@ -119,17 +119,17 @@ class _WeightFile:
             try:
                 self._file.close()
             except OSError as error:
-                self.fault = self.fault or _said(error)
+                self.fault = self.fault or _reason(error)
 
     def _write(self, content: bytes | memoryview) -> None:
         if self._file is not None and not self.fault:
             try:
                 self._file.write(content)
             except OSError as error:
-                self.fault = _said(error)
+                self.fault = _reason(error)
 
 
-def _said(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
