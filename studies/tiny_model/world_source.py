@@ -182,16 +182,14 @@ class WorldSource:
 
     def _keep(self, newest: int) -> None:
         """Hold chunk `newest` and as many before it as are kept; those that are missing are drawn."""
-        wanted = range(max(0, newest - self._kept + 1), newest + 1)
         if newest in self._chunks:
             return
-        for chunk in set(self._chunks) - set(wanted):
-            del self._chunks[chunk]
-        for chunk in wanted:
-            if chunk not in self._chunks:
-                self._chunks[chunk] = self._load(chunk)
-        for of in self._chunks.values():
-            of[:] = [self._widened(held, shape) for held, shape in zip(of, self.geometries, strict=True)]
+        wanted = range(max(0, newest - self._kept + 1), newest + 1)
+        chunks = {chunk: self._chunks.get(chunk) or self._load(chunk) for chunk in wanted}
+        self._chunks = {
+            chunk: [self._widened(held, shape) for held, shape in zip(of, self.geometries, strict=True)]
+            for chunk, of in chunks.items()
+        }
 
     def _widened(self, held: Held, shape: Geometry) -> Held:
         """All chunks are as wide as the widest: each new width is compiled and captured again."""

@@ -7,8 +7,8 @@ The library's own `save_file` wants a file's tensors in host memory together.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from pathlib import Path
 from typing import Self
@@ -98,10 +98,9 @@ class _WeightFile:
         largest = max(values.numel() * values.element_size() for values in like.values())
         # Memory that is allocated anew for every tensor is touched for the first time each time.
         self._buffer = torch.empty(largest, dtype=torch.uint8)
-        try:
-            self._file: LargeFile | None = LargeFile(path)
-        except OSError as error:
-            self._file, self.fault = None, _reason(error)
+        self._file: LargeFile | None = None
+        with self._noting_faults():
+            self._file = LargeFile(path)
         self._write(header(like))
 
     def __enter__(self) -> Self:
@@ -116,21 +115,20 @@ class _WeightFile:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            try:
+            with self._noting_faults():
                 self._file.close()
-            except OSError as error:
-                self.fault = self.fault or _reason(error)
 
     def _write(self, content: bytes | memoryview) -> None:
         if self._file is not None and not self.fault:
-            try:
+            with self._noting_faults():
                 self._file.write(content)
-            except OSError as error:
-                self.fault = _reason(error)
 
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+    @contextmanager
+    def _noting_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.fault = self.fault or error.strerror or str(error)
 
 
 def header(like: Mapping[str, Tensor]) -> bytes:

@@ -25,6 +25,7 @@ from workbench.backbones.finite import require_finite_values, tensors_of
 from workbench.common import ranks
 from workbench.common.console import say
 from workbench.common.errors import UserError
+from workbench.common.large_files import sync
 from workbench.common.outside import Count, Outside, inside, read_json
 from workbench.engine.moments import AdamW8bit
 from workbench.runs import counted_files
@@ -137,10 +138,10 @@ def _write(final: Path, state: dict[str, Any], progress: Progress) -> None:
         if ranks.rank() == 0:
             stored = _Stored(num_updates=progress.num_updates, num_skipped=progress.num_skipped, files=files)
             _write_synced(temporary / PROGRESS, stored.model_dump_json())
-            _sync_folder(temporary)
+            sync(temporary)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
-            _sync_folder(folder)
+            sync(folder)
     except (OSError, RuntimeError, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         ranks.blame_the_gone(error)
@@ -274,11 +275,3 @@ def _write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
