@@ -6,7 +6,8 @@ Every rank rehearses the same shapes. Random numbers are functions of the update
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -44,8 +45,9 @@ def prepare(module: Distiller, pairs: Sequence[Pair], limit_bytes: int | None, d
     """Rehearse `pairs`, with blocks stored as their network has it or, with a limit, as many as leave the peak of
     every pair below it; returns blocks stored.
 
-    The pair of the highest peak without stored blocks says how many; the others are then held against the limit.
-    done: called `rehearsals(...)` times.
+    Each is rehearsed without stored blocks first, where a compiler finds memory to try its kernels. Then all blocks are
+    tried, or, where they do not fit or ranks share a network, the pair of the highest peak says how many, and the
+    others are held against the limit. done: called at most `rehearsals(...)` times.
     """
     networks = _trained_networks(module)
     blocks.allow_shapes(len(pairs))
@@ -58,6 +60,9 @@ def prepare(module: Distiller, pairs: Sequence[Pair], limit_bytes: int | None, d
     for pair in pairs:
         lowest.append(max(ranks.gathered(_peak(module, networks, pair, 0))))
         done()
+    # A rank of a sharded network that ran out of memory would leave the others waiting for its shards.
+    if module.device_mesh is None and _all_blocks_fit(module, networks, pairs, limit_bytes, done):
+        return len(networks[0].blocks)
     hardest = max(range(len(pairs)), key=lowest.__getitem__)
     stored = _affordable_for(module, pairs[hardest], lowest[hardest], limit_bytes)
     done()
@@ -70,15 +75,48 @@ def prepare(module: Distiller, pairs: Sequence[Pair], limit_bytes: int | None, d
 
 
 def rehearsals(num_pairs: int, chooses: bool) -> int:
-    """How often `prepare` calls back for so many pairs."""
-    return 2 * num_pairs + 1 if chooses else num_pairs
+    """How often `prepare` calls back for so many pairs, at most."""
+    return 3 * num_pairs if chooses else num_pairs
+
+
+def _all_blocks_fit(
+    module: Distiller,
+    networks: Sequence[TransformerDenoiser],
+    pairs: Sequence[Pair],
+    limit_bytes: int,
+    done: Callable[[], None],
+) -> bool:
+    """Whether every pair stays below the limit with all blocks stored, on all ranks."""
+    with _memory_left_to_others(module.device, limit_bytes):
+        for pair in pairs:
+            if not all(ranks.gathered(_peak(module, networks, pair, len(networks[0].blocks)) <= limit_bytes)):
+                return False
+            done()
+    return True
+
+
+@contextmanager
+def _memory_left_to_others(device: torch.device, limit_bytes: int) -> Iterator[None]:
+    """Tensors that outgrow the limit are refused while half of the memory above it is still free: kernels that are
+    loaded just then, libraries and other ranks need some, and do not say so in words that can be caught."""
+    if device.type != "cuda":
+        yield
+        return
+    free, total = torch.cuda.mem_get_info(device)
+    largest = (limit_bytes + free + torch.cuda.memory_reserved(device)) / 2
+    before = torch.cuda.get_per_process_memory_fraction(device)
+    torch.cuda.set_per_process_memory_fraction(min(before, largest / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
 
 
 def _affordable_for(module: Distiller, pair: Pair, lowest: float, limit_bytes: int) -> int:
     """Blocks that may be stored for one pair, whose peak is `lowest` without any.
 
-    A rank of a sharded network that ran out of memory would leave the others waiting for its shards: there all ranks
-    go on, from a single block, only while the peaks so far lead each to expect that the next one fits.
+    All ranks of a sharded network go on, from a single block, only while the peaks so far lead each to expect that the
+    next one fits.
     """
     networks, sharded = _trained_networks(module), module.device_mesh is not None
     num_blocks = len(networks[0].blocks)
@@ -155,7 +193,8 @@ def _rehearse(module: Distiller, pair: Pair) -> None:
     try:
         for step in _covering(module.active[pair.student.task]):
             _graded(module, pair.student, STUDENT, partial(module.student_loss, step=step))
-        _graded(module, pair.fake, FAKE_SCORE, partial(module.fake_score_loss, step=module.student.num_steps - 1))
+        step = min(1, module.student.num_steps - 1)
+        _graded(module, pair.fake, FAKE_SCORE, partial(module.fake_score_loss, step=step))
     finally:
         module.teachers.skips_unweighted = skipped
         module.zero_grad(set_to_none=True)
@@ -173,13 +212,13 @@ def _graded(module: Distiller, batch: Batch, role: str, loss: Callable[[StepInpu
 
 
 def _covering(active: Sequence[Sequence[bool]]) -> list[int]:
-    """Few student steps at which every teacher of a task runs, the one of most teachers first."""
+    """Few student steps at which every teacher of a task runs, the one of most teachers first. Of equals the second,
+    then those after it: its rollout is short, and the first has none."""
     missing = {m for row in active for m, runs in enumerate(row) if runs}
     chosen: list[int] = []
     while missing:
         gains = [len(missing.intersection(m for m, runs in enumerate(row) if runs)) for row in active]
-        # The last of equals: its rollout is the longest.
-        step = max(range(len(active)), key=lambda k: (gains[k], k))
+        step = max(range(len(active)), key=lambda k: (gains[k], k > 0, -k))
         chosen.append(step)
         missing -= {m for m, runs in enumerate(active[step]) if runs}
     return chosen
