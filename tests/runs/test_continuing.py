@@ -51,6 +51,34 @@ def checked(recipe: Recipe) -> None:
     continuing.distillation(folder, recipe, EncodedDataset(recipe.data.encoded).content)
 
 
+def test_a_run_that_made_no_update_is_in_nobodys_way(
+    finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Too large a batch is found out after the folder is claimed and the first pictures are drawn."""
+    run, other = tmp_path / "run", replace(recipe, seed=recipe.seed + 1)
+
+    def runs_out(self: Distiller, data: Any, index: int) -> None:
+        raise UserError("out of memory")
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="out of memory"):
+        patched.setattr(Distiller, "training_step", runs_out)
+        distill(in_folder(other, run))
+    drawn = {path.name: path.read_bytes() for path in (run / "samples").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="in use by process"), RunFolder(run).begun(Beginning(other)):
+        distill(in_folder(recipe, run))
+    assert RunFolder(run).read_recipe().seed == other.seed
+    capsys.readouterr()
+    distill(in_folder(recipe, run))
+    assert "came to nothing" in capsys.readouterr().out
+    assert RunFolder(run).read_recipe().seed == recipe.seed
+    weights, expected = student_weights(run), student_weights(finished)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    again = {path.name: path.read_bytes() for path in (run / "samples").rglob("*") if path.is_file()}
+    assert drawn and all(again[name] != drawn[name] for name in drawn.keys() & again.keys())
+    with pytest.raises(UserError, match="another recipe"):
+        distill(in_folder(other, run))
+
+
 def test_a_run_goes_on_under_changes_that_alter_no_number(
     finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,10 +298,18 @@ def test_what_a_run_cannot_start_from_is_refused(copied: Path, recipe: Recipe, t
 def test_a_start_that_went_on_before_the_first_checkpoint_is_noticed(
     copied: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Distiller, "training_step", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+    step = Distiller.training_step
+
+    def dies_at_update_one(self: Distiller, data: Any, index: int) -> None:
+        if self.num_updates == 1:
+            raise RuntimeError("killed")
+        step(self, data, index)
+
+    monkeypatch.setattr(Distiller, "training_step", dies_at_update_one)
     fork = in_folder(recipe, tmp_path / "fork", start=str(copied))
     with pytest.raises(RuntimeError, match="killed"):
         distill(fork)
+    assert RunFolder(tmp_path / "fork").scalars.is_file() and not RunFolder(tmp_path / "fork").checkpoint_updates()
     shutil.rmtree(copied / "checkpoints" / "update-000004")
     with pytest.raises(UserError, match=r"trainer\.start was .* \(content .*\), is"):
         distill(fork)

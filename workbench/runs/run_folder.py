@@ -7,12 +7,14 @@ runs/NAME/  recipe.yaml  run.json  environment.json  data.json  metrics.jsonl  m
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench.common import files
+from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.outside import Count, Outside, read_json
 from workbench.recipe.config import Recipe
@@ -151,7 +153,8 @@ class RunFolder:
 
     @contextmanager
     def begun(self, beginning: Beginning, update: int = 0) -> Iterator[None]:
-        """Claim the folder and hold it; a run whose numbers the recipe does not alter continues, at `update`.
+        """Claim the folder and hold it; a run whose numbers the recipe does not alter continues, at `update`, and one
+        that made no update gives way.
 
         Raises:
             UserError: as `check`, or another process holds it.
@@ -161,12 +164,16 @@ class RunFolder:
         # One rank holds the folder for all.
         with files.only_one(self.path, "trainer.folder") if first else nullcontext():
             if first:
+                # Whoever held it until now may have made updates since.
+                self.check(beginning)
                 self._claim(beginning, update)
             yield
             if first:
                 self._record(beginning, beginning.total)
 
     def _claim(self, beginning: Beginning, update: int) -> None:
+        if self.is_run() and self._is_unstarted() and self._is_other(beginning):
+            self._give_way()
         # Before the recipe: without it this is no run yet.
         environment.record(self.environment, update)
         self._record(beginning, None)
@@ -177,13 +184,29 @@ class RunFolder:
         record = Record(command=beginning.command, inputs=inputs, finished=finished)
         files.write_bytes(self.record, record.model_dump_json().encode())
 
+    def _is_unstarted(self) -> bool:
+        """Whether the run that was begun here has come to nothing: no update that is logged, nothing to go on from."""
+        logged = any(path.is_file() and path.stat().st_size > 0 for path in (self.scalars, self.milestones))
+        return not (logged or self.checkpoint_updates() or self.delivered())
+
+    def _give_way(self) -> None:
+        """Delete what a run wrote before its first update."""
+        for folder in (self.path / "tensorboard", self.samples, self.checkpoints):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.data.unlink(missing_ok=True)
+        # Last: without it the rest would be in the way of any run.
+        self.recipe.unlink()
+        say(f"{self.path} held another run, which came to nothing: this one takes its place")
+
     def check(self, beginning: Beginning) -> None:
-        """Whether a command may begin or continue here; writes nothing.
+        """Whether a command may begin or continue here; writes nothing. A run that made no update is in nobody's way.
 
         Raises:
             UserError: the folder holds a run of other numbers, one that is finished and cannot go on, or something
                 else.
         """
+        if self.is_run() and self._is_unstarted():
+            return
         if self.is_run():
             self._check_recipe(beginning)
             done = self.delivered()
@@ -196,16 +219,30 @@ class RunFolder:
             raise UserError(f"{self.path} is not empty and no run: choose another trainer.folder")
 
     def _check_recipe(self, beginning: Beginning) -> None:
-        record, before = self.read_record(), self.read_recipe()
-        if self.record.is_file() and record.command != beginning.command:
+        record = self.read_record()
+        if self._is_of_other_command(beginning):
             raise UserError(f"{self.path} holds a run of `workbench {record.command}`: choose another trainer.folder")
-        changed = differences(before, beginning.recipe, beginning.command, (record.inputs, beginning.inputs))
+        changed = self._changed(beginning)
         if changed:
             fork = f", with trainer.start={self.path} to start from this one" if beginning.command == "distill" else ""
             raise UserError(
                 f"{self.path} holds a run of another recipe ({'; '.join(changed)}): choose another trainer.folder"
                 f"{fork}, or delete that run"
             )
+
+    def _is_other(self, beginning: Beginning) -> bool:
+        try:
+            return self._is_of_other_command(beginning) or bool(self._changed(beginning))
+        except UserError:  # a recipe that cannot be read any more
+            return True
+
+    def _is_of_other_command(self, beginning: Beginning) -> bool:
+        return self.record.is_file() and self.read_record().command != beginning.command
+
+    def _changed(self, beginning: Beginning) -> list[str]:
+        """What of the run's numbers a command would alter."""
+        inputs = (self.read_record().inputs, beginning.inputs)
+        return differences(self.read_recipe(), beginning.recipe, beginning.command, inputs)
 
     def _start_from_student(self, beginning: Beginning) -> str:
         full = beginning.command == "distill" and beginning.recipe.model.roles == "full"
