@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -169,9 +170,10 @@ def replaced_folder(out: Path) -> Iterator[Path]:
         yield part
         _open_to_others(part)
         sync_tree(part)
-        if out.exists():
-            os.replace(out, old)
-        os.replace(part, out)
+        if not (out.exists() and _swapped(part, out)):
+            if out.exists():
+                os.replace(out, old)
+            os.replace(part, out)
     except (OSError, SafetensorError) as error:
         raise _cannot_write(out, error) from error
     finally:
@@ -225,6 +227,13 @@ def _open_to_others(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(mode)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Exchange two names at once, so that neither is ever missing (rename(2)). False where system or disk cannot."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def _remove_leftovers(out: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -187,6 +188,26 @@ def test_what_killed_exports_left_goes_with_the_next_one(tmp_path: Path) -> None
     with folders.replaced_folder(out) as folder:
         (folder / "model_index.json").write_text("{}")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[2:], "student"])
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_folder_takes_the_place_of_another_which_is_never_missing(
+    at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system can exchange two names; elsewhere the former one is put aside first."""
+    out, renamed = tmp_path / "student", []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda one, other: (renamed.append(one), replace(one, other)))
+    if not at_once:
+        monkeypatch.setattr(folders, "_swapped", lambda *_: False)
+    for content in ("first", "second"):
+        with folders.replaced_folder(out) as folder:
+            (folder / "model_index.json").write_text(content)
+            if content == "second":
+                renamed.clear()
+    assert (out / "model_index.json").read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert (renamed == []) == (at_once and sys.platform == "linux")
 
 
 def test_a_lora_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
