@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workbench.common import files
-from workbench.common.console import say
 from workbench.common.errors import UserError
 from workbench.common.outside import Count, Outside, read_json
 from workbench.recipe.config import Recipe
@@ -191,6 +190,8 @@ class RunFolder:
 
     def _give_way(self) -> None:
         """Delete what a run wrote before its first update."""
+        from workbench.common.console import say
+
         for folder in (self.path / "tensorboard", self.samples, self.checkpoints):
             shutil.rmtree(folder, ignore_errors=True)
         self.data.unlink(missing_ok=True)
