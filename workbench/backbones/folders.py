@@ -170,7 +170,7 @@ def replaced_folder(out: Path) -> Iterator[Path]:
         yield part
         _open_to_others(part)
         sync_tree(part)
-        if not (out.exists() and _swapped(part, out)):
+        if not _swapped(part, out):
             if out.exists():
                 os.replace(out, old)
             os.replace(part, out)
@@ -230,7 +230,8 @@ def _open_to_others(folder: Path) -> None:
 
 
 def _swapped(one: Path, other: Path) -> bool:
-    """Exchange two names at once, so that neither is ever missing (rename(2)). False where system or disk cannot."""
+    """Exchange two names at once, so that neither is ever missing (rename(2)). False where one is, or where
+    system or disk cannot."""
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0

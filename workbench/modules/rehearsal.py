@@ -67,7 +67,7 @@ def prepare(module: Distiller, pairs: Sequence[Pair], limit_bytes: int | None, d
     stored = _affordable_for(module, pairs[hardest], lowest[hardest], limit_bytes)
     done()
     for pair in pairs:
-        while stored and not all(ranks.gathered(_peak(module, networks, pair, stored) <= limit_bytes)):
+        while stored and not _fits(module, networks, pair, stored, limit_bytes):
             stored -= max(1, stored // 8)
         done()
     store(networks, stored)
@@ -89,7 +89,7 @@ def _all_blocks_fit(
     """Whether every pair stays below the limit with all blocks stored, on all ranks."""
     with _memory_left_to_others(module.device, limit_bytes):
         for pair in pairs:
-            if not all(ranks.gathered(_peak(module, networks, pair, len(networks[0].blocks)) <= limit_bytes)):
+            if not _fits(module, networks, pair, len(networks[0].blocks), limit_bytes):
                 return False
             done()
     return True
@@ -102,8 +102,8 @@ def _memory_left_to_others(device: torch.device, limit_bytes: int) -> Iterator[N
     if device.type != "cuda":
         yield
         return
-    free, total = torch.cuda.mem_get_info(device)
-    largest = (limit_bytes + free + torch.cuda.memory_reserved(device)) / 2
+    _, total = torch.cuda.mem_get_info(device)
+    largest = (limit_bytes + _obtainable_bytes(device)) / 2
     before = torch.cuda.get_per_process_memory_fraction(device)
     torch.cuda.set_per_process_memory_fraction(min(before, largest / total), device)
     try:
@@ -150,9 +150,14 @@ def affordable(peaks: dict[int, float], num_blocks: int, limit_bytes: int) -> in
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that tensors may take on a GPU, those that are there included: what is free and what torch holds."""
+    """Memory that tensors may take on a GPU, those that are there included."""
+    return int(USED_SHARE * _obtainable_bytes(device))
+
+
+def _obtainable_bytes(device: torch.device) -> int:
+    """What is free on a GPU and what torch holds."""
     free, _ = torch.cuda.mem_get_info(device)
-    return int(USED_SHARE * (free + torch.cuda.memory_reserved(device)))
+    return free + torch.cuda.memory_reserved(device)
 
 
 def compilations() -> int:
@@ -169,6 +174,13 @@ def store(networks: Iterable[TransformerDenoiser], count: int) -> None:
 def _trained_networks(module: Distiller) -> list[TransformerDenoiser]:
     assert isinstance(module.denoiser, RoleNetworks)
     return [module.denoiser.network(role) for role in (STUDENT, FAKE_SCORE)]
+
+
+def _fits(
+    module: Distiller, networks: Sequence[TransformerDenoiser], pair: Pair, stored: int, limit_bytes: int
+) -> bool:
+    """Whether the peak of a rehearsal stays below the limit on all ranks (collective)."""
+    return all(ranks.gathered(_peak(module, networks, pair, stored) <= limit_bytes))
 
 
 def _peak(module: Distiller, networks: Sequence[TransformerDenoiser], pair: Pair, stored: int) -> float:

@@ -206,10 +206,11 @@ class RunFolder:
             UserError: the folder holds a run of other numbers, one that is finished and cannot go on, or something
                 else.
         """
-        if self.is_run() and self._is_unstarted():
-            return
         if self.is_run():
-            self._check_recipe(beginning)
+            if self._is_unstarted():
+                return
+            if conflict := self._conflict(beginning):
+                raise UserError(f"{self.path} holds a run of {conflict}")
             done = self.delivered()
             if done is not None and not self.checkpoint_updates():
                 raise UserError(
@@ -219,31 +220,23 @@ class RunFolder:
         elif self.path.exists() and not all(map(self._is_of_a_beginning, self.path.iterdir())):
             raise UserError(f"{self.path} is not empty and no run: choose another trainer.folder")
 
-    def _check_recipe(self, beginning: Beginning) -> None:
-        record = self.read_record()
-        if self._is_of_other_command(beginning):
-            raise UserError(f"{self.path} holds a run of `workbench {record.command}`: choose another trainer.folder")
-        changed = self._changed(beginning)
-        if changed:
-            fork = f", with trainer.start={self.path} to start from this one" if beginning.command == "distill" else ""
-            raise UserError(
-                f"{self.path} holds a run of another recipe ({'; '.join(changed)}): choose another trainer.folder"
-                f"{fork}, or delete that run"
-            )
-
     def _is_other(self, beginning: Beginning) -> bool:
         try:
-            return self._is_of_other_command(beginning) or bool(self._changed(beginning))
+            return bool(self._conflict(beginning))
         except UserError:  # a recipe that cannot be read any more
             return True
 
-    def _is_of_other_command(self, beginning: Beginning) -> bool:
-        return self.record.is_file() and self.read_record().command != beginning.command
-
-    def _changed(self, beginning: Beginning) -> list[str]:
-        """What of the run's numbers a command would alter."""
-        inputs = (self.read_record().inputs, beginning.inputs)
-        return differences(self.read_recipe(), beginning.recipe, beginning.command, inputs)
+    def _conflict(self, beginning: Beginning) -> str:
+        """What a command cannot continue about the run here, and what to do; empty where it can."""
+        record = self.read_record()
+        if self.record.is_file() and record.command != beginning.command:
+            return f"`workbench {record.command}`: choose another trainer.folder"
+        inputs = (record.inputs, beginning.inputs)
+        changed = differences(self.read_recipe(), beginning.recipe, beginning.command, inputs)
+        if not changed:
+            return ""
+        fork = f", with trainer.start={self.path} to start from this one" if beginning.command == "distill" else ""
+        return f"another recipe ({'; '.join(changed)}): choose another trainer.folder{fork}, or delete that run"
 
     def _start_from_student(self, beginning: Beginning) -> str:
         full = beginning.command == "distill" and beginning.recipe.model.roles == "full"
