@@ -1,4 +1,8 @@
-"""Weighted means of per-sample numbers, kept on the device until somebody logs them."""
+"""Weighted means of per-sample numbers, kept on the device until somebody logs them.
+
+Sums are in float64, where those of float32 numbers come out the same in whatever order and groups they are added: eager
+steps and graphs log the same bits.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +25,18 @@ class Means:
         """Take in `values` (B,) with `weights` (B,), 1 when absent."""
         values = values.detach().float().reshape(-1)
         weights = torch.ones_like(values) if weights is None else weights
-        self._add((name,), torch.stack([(values * weights).sum(), weights.sum()])[None])
+        sums = [one.sum(dtype=torch.float64) for one in (values * weights, weights)]
+        self._add((name,), torch.stack(sums)[None])
 
     def add_by(self, names: Sequence[str], index: Tensor, values: Tensor, weights: Tensor) -> None:
         """Take in `values` (B,) with `weights` (B,), each under the name that `index` (B,) points to."""
         values = values.detach().float()
         # No scatter: its order of summation is not fixed on a GPU. No product: it would carry a NaN into every name.
         chosen = index[:, None] == torch.arange(len(names), device=index.device)
-        sums, counts = (torch.where(chosen, one[:, None], 0.0).sum(dim=0) for one in (values * weights, weights))
+        sums, counts = (
+            torch.where(chosen, one[:, None], 0.0).sum(dim=0, dtype=torch.float64)
+            for one in (values * weights, weights)
+        )
         self._add(tuple(names), torch.stack([sums, counts], dim=1))
 
     def pop(self) -> dict[str, float]:
@@ -41,14 +49,14 @@ class Means:
             dist.all_reduce(stacked)
         self._totals = {}
         found: dict[str, list[float]] = {}
-        for name, (total, count) in zip(names, stacked.cpu().double().tolist(), strict=True):
+        for name, (total, count) in zip(names, stacked.tolist(), strict=True):
             sums = found.setdefault(name, [0.0, 0.0])
             sums[0], sums[1] = sums[0] + total, sums[1] + count
         return {name: total / count for name, (total, count) in found.items() if count > 0}
 
     def totals(self, device: torch.device) -> tuple[tuple[str, ...], Tensor]:
         """Names, which may repeat, and their sums and counts (len(names), 2): what `take` of another one adds."""
-        return self._stacked() if self._totals else ((), torch.zeros(0, 2, device=device))
+        return self._stacked() if self._totals else ((), torch.zeros(0, 2, dtype=torch.float64, device=device))
 
     def take(self, names: tuple[str, ...], totals: Tensor) -> None:
         """Add what `totals` of another one gave."""
