@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datamodules.openmoji.samples import is_world, samples_of
 from datamodules.openmoji.vocabulary import CATEGORIES, HEADS, MAX_LETTERS, MULTI_LABEL, SPLITS
-from datamodules.openmoji.world import ATTRIBUTION, LICENCE, Plan, Sample, corpus, draw, plan
+from datamodules.openmoji.world import ATTRIBUTION, LICENCE, Plan, Sample, corpus, draw, drawn, plan
 
 __all__ = [
     "ATTRIBUTION",
@@ -18,6 +18,7 @@ __all__ = [
     "Sample",
     "corpus",
     "draw",
+    "drawn",
     "is_world",
     "plan",
     "samples_of",

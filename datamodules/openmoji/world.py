@@ -103,8 +103,13 @@ def draw(task: Task, category: str, split: str, index: int, seed: int = 0, resol
     if resolution < 32 or resolution % 32:
         raise UserError(f"resolution {resolution} is impossible: use a multiple of 32")
     planned = plan(task, category, split, index, seed)
+    return drawn(planned, f"{task}-{category}-{split}-{seed}-{index:08d}", task, category, resolution)
+
+
+def drawn(planned: Plan, key: str, task: Task, category: str, resolution: int) -> Sample:
+    """The sample of a plan, with its pixels."""
     return Sample(
-        key=f"{task}-{category}-{split}-{seed}-{index:08d}",
+        key=key,
         task=task,
         category=category,
         text=planned.text,

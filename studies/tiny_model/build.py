@@ -1,9 +1,9 @@
 """Everything that ships, from nothing: `python -m studies.tiny_model.build [PLAN] [key=value ...]` (`make zoo`).
 
-judges, vae -> start -> teacher -> base -> specialists -> assets. PLAN is a YAML file of differences from `Plan`,
-zoo.yaml by default. Every stage ends by itself; interrupted, the same command goes on from what the stage saved, and a
-stage that is done under the same settings, with all that it builds on unchanged, is left alone. What ships is then in
-FOLDER/assets, to be copied over `workbench/assets`.
+judges, vae -> start -> teacher -> base -> specialists -> their best answers -> assets. PLAN is a YAML file of
+differences from `Plan`, zoo.yaml by default. Every stage ends by itself; interrupted, the same command goes on from
+what the stage saved, and a stage that is done under the same settings, with all that it builds on unchanged, is left
+alone. What ships is then in FOLDER/assets, to be copied over `workbench/assets`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from studies.tiny_model import judge, vae
 from studies.tiny_model.assemble import SIZES, Sizes, assemble, put_autoencoder
+from studies.tiny_model.best_answers import Choice, best_answers
 from studies.tiny_model.judge import Options as JudgeOptions
-from studies.tiny_model.plan import Plan, RecipeStage, read
+from studies.tiny_model.plan import BestStage, Plan, RecipeStage, read
 from studies.tiny_model.shipped import ship
 from studies.tiny_model.stages import Stage, key_of, world_fingerprint
 from studies.tiny_model.world_source import world_sources
@@ -35,6 +36,7 @@ from workbench.common.fingerprint import fingerprint
 from workbench.common.tables import Table
 from workbench.recipe import reading
 from workbench.recipe.config import Recipe
+from workbench.runs.run_folder import RunFolder
 from workbench.runs.runner import pretrain
 
 CONSOLE = Console(markup=False)
@@ -64,9 +66,11 @@ class Step:
 def steps_of(plan: Plan) -> list[Step]:
     """All stages in order. Nothing is written before every recipe among them is valid."""
     root = Path(plan.folder)
-    places = {name: root / name for name in (*PLACES, *plan.specialists)}
-    if len(places) != len(PLACES) + len(plan.specialists):
-        raise UserError(f"specialists may not be called {', '.join(PLACES)}")
+    stages_of_best = {name: f"{name}-best" for name in plan.best}
+    names = (*PLACES, *plan.specialists, *stages_of_best.values())
+    places = {name: root / name for name in names}
+    if len(places) != len(names):
+        raise UserError(f"specialists may not be called {', '.join(PLACES)}, nor one as another's `NAME-best`")
     keys: dict[str, str] = {}
 
     def stage(name: str, settings: Mapping[str, Any], *builds_on: str) -> Stage:
@@ -90,7 +94,15 @@ def steps_of(plan: Plan) -> list[Step]:
     steps.append(pretraining("teacher", plan.teacher, start, "start"))
     steps.append(pretraining("base", plan.base, places["teacher"] / "teacher", "teacher"))
     steps += [pretraining(name, of, base, "base") for name, of in plan.specialists.items()]
-    adapters = {name: places[name] / f"{name}.safetensors" for name in plan.specialists}
+    adapters = {name: RunFolder(places[name]).specialist for name in plan.specialists}
+    for name, best in plan.best.items():
+        of = stages_of_best[name]
+        recipe = _recipe(plan, best, base, places[of], f"pretrain.lora_start={adapters[name]}")
+        settings = {**_settings(best, recipe), "answers": best.answers}
+        kept_in, chosen_by = root / f"{of}.safetensors", places["second_judge"]
+        choice = Choice(best.answers, chosen_by, adapters[name], best.curation, kept_in)
+        steps.append(_best(of, best, recipe, choice, stage(of, settings, name, "second_judge")))
+        adapters[name] = RunFolder(places[of]).specialist
     stages = {step.name: step.stage for step in steps}
 
     def assets() -> Report:
@@ -160,8 +172,8 @@ def begin(step: Step) -> None:
     step.stage.write(0, step.stage.wall_s, done=False)
 
 
-def _recipe(plan: Plan, of: RecipeStage, model: Path, run: Path) -> Recipe:
-    where = [f"model.folder={model}", f"trainer.folder={run}", f"seed={plan.seed}"]
+def _recipe(plan: Plan, of: RecipeStage, model: Path, run: Path, *more: str) -> Recipe:
+    where = [f"model.folder={model}", f"trainer.folder={run}", f"seed={plan.seed}", *more]
     return reading.load(of.recipe, [*of.overrides, *where])
 
 
@@ -180,6 +192,17 @@ def _pretraining(name: str, of: RecipeStage, recipe: Recipe, stage: Stage) -> St
     def run() -> Report:
         pretrain(recipe, *world_sources(recipe, of.fresh_every, of.curation, of.chunks_kept))
         return {"steps": recipe.pretrain.steps, **last_losses(folder / "metrics.jsonl")}
+
+    return Step(name, of.minutes, stage, run, folder)
+
+
+def _best(name: str, of: BestStage, recipe: Recipe, choice: Choice, stage: Stage) -> Step:
+    folder = Path(recipe.trainer.folder)
+
+    def run() -> Report:
+        best, pictured, scores = best_answers(recipe, choice)
+        pretrain(recipe, best, pictured)
+        return {"steps": recipe.pretrain.steps, **scores, **last_losses(folder / "metrics.jsonl")}
 
     return Step(name, of.minutes, stage, run, folder)
 

@@ -37,6 +37,13 @@ class RecipeStage:
 
 
 @dataclass(frozen=True)
+class BestStage(RecipeStage):
+    """A specialist goes on, on the best of so many of its own answers to each caption, as the second judge has them."""
+
+    answers: int = 8
+
+
+@dataclass(frozen=True)
 class Plan:
     """All stages' settings.
 
@@ -44,7 +51,7 @@ class Plan:
     that the tokenizer is trained on. teacher: learns the world. base: goes on from it, on what a web has. given: assets
     that exist, from which the judges and the teacher go on; the autoencoder and the tokenizer are theirs then.
     autoencoder: folder of one that exists; none is trained then. only: stages to run, all when empty; two calls with
-    different ones may work in one folder at once.
+    different ones may work in one folder at once. best: specialists, by name, that go on once more.
     """
 
     folder: str = "runs/zoo"
@@ -60,6 +67,7 @@ class Plan:
     autoencoder: str = ""
     only: list[str] = field(default_factory=list)
     specialists: dict[str, RecipeStage] = field(default_factory=dict)
+    best: dict[str, BestStage] = field(default_factory=dict)
 
 
 def read(arguments: list[str]) -> Plan:
@@ -78,6 +86,9 @@ def read(arguments: list[str]) -> Plan:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
     assert isinstance(plan, Plan)
     stages = {"teacher": plan.teacher, "base": plan.base, **plan.specialists}
+    for name, best in plan.best.items():
+        require(name in plan.specialists, f"best.{name}: there is no such specialist to go on")
+        require(best.answers >= 2, f"best.{name}.answers={best.answers}: a choice is of two at least")
     for name, stage in stages.items():
         require(stage.chunks_kept >= 1, f"{name}.chunks_kept={stage.chunks_kept}: at least the newest chunk is kept")
     require(not (plan.given and plan.autoencoder), "given goes on with its own autoencoder: leave out autoencoder")

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.openmoji import samples_of
+from datamodules.openmoji import Plan, samples_of
 from datamodules.openmoji.paint import render
 from datamodules.pretraining import Held, padded_ids, places
 from datamodules.shards.encoded import Geometry
@@ -173,8 +173,12 @@ class WorldSource:
 
     def text(self, index: int) -> str:
         """See `Source`."""
+        return self.planned(index)[2].text
+
+    def planned(self, index: int) -> tuple[Task, str, Plan]:
+        """Task, category and plan of a sample as update 0 sees it."""
         task, name, _ = self._cells[int(self.category[index])]
-        return curated(task, name, index - int(self._first[self.category[index]]), self._curation).text
+        return task, name, curated(task, name, index - int(self._first[self.category[index]]), self._curation)
 
     def _chunk_of(self, step: int) -> int:
         newest = step // self._every

@@ -79,6 +79,23 @@ def single_role(model: PipelineModel, role: str = roles.TEACHER) -> RoleNetworks
     return RoleNetworks({role: model.network(model.transformer)}, {role: role})
 
 
+def trained_specialist(model: PipelineModel, recipe: Recipe) -> RoleNetworks:
+    """The teacher of `model`, frozen, under a trainable adapter of `pretrain.lora_rank` that starts as
+    `pretrain.lora_start` where one is named.
+
+    Raises:
+        UserError: a file that is no LoRA, or one of another model or a larger rank.
+    """
+    options, denoiser = recipe.pretrain, single_role(model)
+    model.transformer.requires_grad_(False)
+    network = denoiser.network(roles.TEACHER)
+    roles.add_adapter(network, roles.TEACHER, options.lora_rank, alpha=options.lora_rank, seed=recipe.seed)
+    if options.lora_start:
+        start = lora_files.read(lora_file(options.lora_start))
+        roles.start_adapter(network, roles.TEACHER, start, "pretrain.lora_start", "pretrain.lora_rank")
+    return denoiser
+
+
 def _load_start(recipe: Recipe, teacher: PipelineModel) -> nn.Module | lora_files.Adapter | None:
     """What the student starts from, if not from the base teacher."""
     where = recipe.model.student

@@ -80,7 +80,7 @@ def build(
                 add_adapter(networks[TEACHER], role, model.lora_rank, model.lora_alpha, seed)
                 network_of_role[role] = TEACHER
             if student is not None:
-                _start_adapter(networks[TEACHER], STUDENT, student)
+                start_adapter(networks[TEACHER], STUDENT, student, "model.student", "model.lora_rank")
     for name, specialist in (specialists or {}).items():
         role = f"{TEACHER}_{name}"
         match specialist:
@@ -138,19 +138,23 @@ def adapt(network: TransformerDenoiser, role: str, adapter: Adapter) -> None:
 
 
 @torch.no_grad()
-def _start_adapter(network: TransformerDenoiser, role: str, adapter: Adapter) -> None:
-    """Let the fresh adapter of `role` start as `adapter`, which may have a smaller rank: the rest adds nothing yet."""
+def start_adapter(network: TransformerDenoiser, role: str, adapter: Adapter, key: str, rank_key: str) -> None:
+    """Let the fresh adapter of `role` start as `adapter`, which may have a smaller rank: the rest adds nothing yet.
+
+    key, rank_key: recipe keys that name the adapter and the rank of the fresh one.
+
+    Raises:
+        UserError: an adapter of another model, or of a larger rank.
+    """
     linears = {name: layer for name, layer in lora.role_linears(network.transformer) if role in layer.scaling}
     shapes = {name: lora_files.shape(layer.base_layer) for name, layer in linears.items()}
-    fitted = lora_files.fit(
-        adapter, shapes, network.fused_layers, "model.student", "the blocks, which LoRA roles train"
-    )
+    fitted = lora_files.fit(adapter, shapes, network.fused_layers, key, "the blocks, which LoRA roles train")
     rank = max(len(layer.down) for layer in fitted.values())
     for name, layer in fitted.items():
         down, up, r = linears[name].lora_A[role].weight, linears[name].lora_B[role].weight, len(layer.down)
         assert isinstance(down, Tensor) and isinstance(up, Tensor)
         if rank > len(down):
-            raise UserError(f"model.student has adapters of rank {rank}: set model.lora_rank={rank} or more")
+            raise UserError(f"{key} has adapters of rank {rank}: set {rank_key}={rank} or more")
         down[:r] = layer.down
         up[:, :r] = layer.up * (layer.scaling / linears[name].scaling[role])
 

@@ -384,6 +384,7 @@ class Pretrain:
     (0 freezes it).
 
     lora_rank: 0 trains all weights; otherwise an adapter of that rank over the frozen transformer: a specialist.
+    lora_start: LoRA file of at most that rank, from which the adapter goes on.
     optimizer: `muon` for the matrices inside the transformer's blocks (at lr as AdamW would take it) and AdamW for all
     else, or `adamw` alone.
     compile: blocks through torch.compile, worth its minute of compiling in a long run on a GPU.
@@ -392,6 +393,7 @@ class Pretrain:
     steps: int = 2000
     lr: float = 1e-3
     lora_rank: int = 0
+    lora_start: str = ""
     text_encoder_lr: float = 1e-3
     beta2: float = 0.99
     warmup_steps: int = 100
@@ -410,6 +412,10 @@ class Pretrain:
         require(
             self.lora_rank == 0 or self.text_encoder_lr == 0,
             "pretrain.lora_rank trains an adapter of the transformer alone: set pretrain.text_encoder_lr=0",
+        )
+        require(
+            self.lora_rank > 0 or not self.lora_start,
+            "pretrain.lora_start is what an adapter goes on from: set pretrain.lora_rank too",
         )
         require(0 <= self.ema_decay < 1, f"pretrain.ema_decay must lie in [0, 1), got {self.ema_decay}")
         fraction("pretrain", prompt_drop=self.prompt_drop, beta2=self.beta2, final_lr_fraction=self.final_lr_fraction)

@@ -40,6 +40,7 @@ IN_DISTILLATION = (
 IN_PRETRAINING = (
     "pretrain.lr",
     "pretrain.lora_rank",
+    "pretrain.lora_start",
     "pretrain.text_encoder_lr",
     "pretrain.beta2",
     "pretrain.warmup_steps",

@@ -27,6 +27,8 @@ def hashes_of(recipe: Recipe, data: str | None, command: Command) -> dict[str, s
         named |= {"model.student": recipe.model.student} if recipe.model.student else {}
         for key, where in named.items():
             (files if where.endswith(".safetensors") else folders)[key] = where
+    elif recipe.pretrain.lora_start:
+        files["pretrain.lora_start"] = recipe.pretrain.lora_start
     found = {key: _folder_hash(folder, command) for key, folder in folders.items()}
     found |= {key: weights_hash([("", lora_file(where))], {}) for key, where in files.items()}
     if data is not None:

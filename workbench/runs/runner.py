@@ -18,7 +18,7 @@ from datamodules.pretraining import PretrainingData, ShardSource, Source
 from datamodules.shards.encoded import EncodedDataset
 from workbench.backbones import families, lora_files, roles
 from workbench.backbones.base import RoleNetworks
-from workbench.backbones.load import load_for_training, load_roles, single_role, stored_base
+from workbench.backbones.load import load_for_training, load_roles, single_role, stored_base, trained_specialist
 from workbench.backbones.lora import role_adapters
 from workbench.backbones.placement import frozen_dtype
 from workbench.common.console import say
@@ -139,17 +139,15 @@ def pretrain(recipe: Recipe, source: Source | None = None, pictured: Source | No
         )
         for samples in (source, pictured or source)
     )
-    denoiser, rank = single_role(base), recipe.pretrain.lora_rank
-    if rank:
-        base.transformer.requires_grad_(False)
-        roles.add_adapter(denoiser.network(roles.TEACHER), roles.TEACHER, rank, alpha=rank, seed=recipe.seed)
+    specialist = recipe.pretrain.lora_rank > 0
+    denoiser = trained_specialist(base, recipe) if specialist else single_role(base)
     module = Pretrainer(denoiser, text, recipe)
     with continuing.held(folder, beginning):
         averaging = Averaging(recipe.pretrain.ema_decay)
         grid = milestones.pretraining_grid(recipe, base, drawn)
         _fit(recipe, folder, module, data, averaging, grid, recipe.mixture.batch_size)
         averaging.average.swap()
-        if rank:
+        if specialist:
             lora_files.write(role_adapters(base.transformer, roles.TEACHER), folder.specialist, header={})
             return folder.specialist
         base.export_pretrained(families.resolve(recipe.model.folder), folder.teacher)

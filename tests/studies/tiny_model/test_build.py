@@ -42,7 +42,17 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_every_stage_leaves_what_ships(plan: building.Plan, built: dict[str, building.Report]) -> None:
-    assert list(built) == ["judge", "second_judge", "vae", "start", "teacher", "base", "portrait", "assets"]
+    assert list(built) == [
+        "judge",
+        "second_judge",
+        "vae",
+        "start",
+        "teacher",
+        "base",
+        "portrait",
+        "portrait-best",
+        "assets",
+    ]
     assets = Path(plan.folder) / "assets"
     for part in ("transformer", "vae"):
         tensors = load_file(assets / "tiny" / part / "diffusion_pytorch_model.safetensors")
@@ -132,7 +142,7 @@ def test_stages_go_on_from_shipped_weights_some_of_them_alone(
     assets = Path(plan.folder) / "assets"
     going_on = replace(plan, folder=str(tmp_path), given=str(assets))
     names = [step.name for step in building.steps_of(going_on)]
-    assert names == ["judge", "second_judge", "teacher", "base", "portrait", "assets"]
+    assert names == ["judge", "second_judge", "teacher", "base", "portrait", "portrait-best", "assets"]
     begun: dict[str, str] = {}
 
     def pretrained(recipe: Recipe, *_: object) -> None:

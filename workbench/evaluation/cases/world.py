@@ -26,10 +26,11 @@ def world_cases(
     0 takes the first ones."""
     available = max(benchmark.FULL_CASES[task], per_category)
     indices = slice_indices(available, per_category, slice_seed)
-    return [_case(sample) for sample in benchmark.draw_benchmark(task, split, indices, resolution, categories)]
+    return [case_of(sample) for sample in benchmark.draw_benchmark(task, split, indices, resolution, categories)]
 
 
-def _case(sample: Sample) -> Case:
+def case_of(sample: Sample) -> Case:
+    """What a sample asks for, and what is right."""
     return Case(
         id=sample.key,
         task=sample.task,
