@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datamodules.openmoji.samples import is_world, samples_of
-from datamodules.openmoji.vocabulary import CATEGORIES, HEADS, MAX_LETTERS, MULTI_LABEL, SPLITS
+from datamodules.openmoji.vocabulary import CATEGORIES, HEADS, MAX_CHARACTERS, MULTI_LABEL, SPLITS
 from datamodules.openmoji.world import ATTRIBUTION, LICENCE, Plan, Sample, corpus, draw, drawn, plan
 
 __all__ = [
@@ -11,7 +11,7 @@ __all__ = [
     "CATEGORIES",
     "HEADS",
     "LICENCE",
-    "MAX_LETTERS",
+    "MAX_CHARACTERS",
     "MULTI_LABEL",
     "SPLITS",
     "Plan",

@@ -84,12 +84,13 @@ def _portrait(scene: Portrait, chance: float, rng: np.random.Generator) -> Capti
 
 
 def _sign(scene: Sign, chance: float, rng: np.random.Generator) -> Caption:
-    """The word, in most cases with the colour of the sign or of the letters, never both; in few any word will do."""
-    fields = {"word": scene.word, "sign": scene.sign, "ink": scene.ink}
-    if 0 < chance < OPEN_SHARE:
+    """The text, in most cases with the colour of the sign or of the letters, never both; in few any word will do."""
+    fields = {"word": phrases.OVER.join(scene.lines), "sign": scene.sign, "ink": scene.ink}
+    one = " " not in scene.word
+    if one and 0 < chance < OPEN_SHARE:
         return pick(phrases.ANY_WORD, rng).format(**fields), ("sign",), {}
     if chance < 0.4:
-        return pick(phrases.WORD, rng).format(**fields), ("word",), {}
+        return pick(phrases.WORD if one else phrases.WORDS, rng).format(**fields), ("word",), {}
     if chance < 0.72:
-        return pick(phrases.WORD_SIGN, rng).format(**fields), ("word", "sign"), {}
-    return pick(phrases.WORD_INK, rng).format(**fields), ("word", "ink"), {}
+        return pick(phrases.WORD_SIGN if one else phrases.WORDS_SIGN, rng).format(**fields), ("word", "sign"), {}
+    return pick(phrases.WORD_INK if one else phrases.WORDS_INK, rng).format(**fields), ("word", "ink"), {}

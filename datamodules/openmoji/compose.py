@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -22,12 +22,17 @@ from datamodules.openmoji.vocabulary import (
     GROUNDS,
     LEGIBLE,
     LENGTHS,
+    LINE_LETTERS,
     OBJECTS,
     SIGNS,
     SKIES,
     SUBJECTS,
     grounds_of,
 )
+
+Lettering = Literal["one word", "two words", "two lines"]
+LETTERINGS: dict[Lettering, float] = {"one word": 0.5, "two words": 0.25, "two lines": 0.25}
+"""What signs say -> share: one large word, or two in small letters, side by side or one below the other."""
 
 T = TypeVar("T")
 
@@ -100,22 +105,42 @@ def portrait_of_split(split: str, rng: np.random.Generator) -> Portrait:
     return random_portrait(subject, background, rng)
 
 
-def sign_of_split(split: str, rng: np.random.Generator) -> Sign:
-    """A sign with a word of `split`, before a wall or an empty landscape."""
+def sign_of_split(split: str, rng: np.random.Generator, lettering: Lettering = "one word") -> Sign:
+    """A sign with one or two words of `split`, before a wall or an empty landscape."""
     sign = pick(tuple(SIGNS), rng)
     outdoors = Landscape(pick(SKIES, rng), pick(GROUNDS, rng), random_look(rng)) if rng.random() < 0.5 else None
-    return random_sign(random_word(split, rng), sign, pick(LEGIBLE[sign], rng), outdoors, rng)
+    word = random_text(split, lettering, rng)
+    return random_sign(word, sign, pick(LEGIBLE[sign], rng), outdoors, rng, stacked=lettering == "two lines")
 
 
-def random_scene(kind: str, split: str, rng: np.random.Generator) -> Scene:
-    """A scene of T2I category `kind`."""
+def random_text(split: str, lettering: Lettering, rng: np.random.Generator) -> str:
+    """A word of `split`, or two with a space between them, of which a line holds at most LINE_LETTERS."""
+    while True:
+        text = " ".join(random_word(split, rng) for _ in range(1 if lettering == "one word" else 2))
+        if lettering != "two words" or len(text) <= LINE_LETTERS:
+            return text
+
+
+def lettering_of(sign: Sign) -> Lettering:
+    """What the sign says."""
+    return "one word" if " " not in sign.word else "two lines" if sign.stacked else "two words"
+
+
+def random_lettering(rng: np.random.Generator) -> Lettering:
+    """What a sign says, by the shares of LETTERINGS."""
+    names = tuple(LETTERINGS)
+    return names[int(rng.choice(len(names), p=list(LETTERINGS.values())))]
+
+
+def random_scene(kind: str, split: str, rng: np.random.Generator, *, small_print: bool = False) -> Scene:
+    """A scene of T2I category `kind`. small_print: signs may say two words, in small letters."""
     match kind:
         case "landscape":
             return random_landscape(split, rng)
         case "portrait":
             return portrait_of_split(split, rng)
         case "text":
-            return sign_of_split(split, rng)
+            return sign_of_split(split, rng, random_lettering(rng) if small_print else "one word")
         case _:
             raise ValueError(f"no scene of category {kind!r}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from datamodules.openmoji.raster import Array, blend, sprite, word_mask
+from datamodules.openmoji.raster import Array, blend, sprite, text_mask
 from datamodules.openmoji.scenes import Landscape, Picture, Placed, Portrait, Sign, Tint
 from datamodules.openmoji.tiles import cloud, disc, generator, ground_tile, pattern_tile, sky_tile
 from datamodules.openmoji.vocabulary import BACKGROUNDS, INKS, OBJECTS, SIGNS, SUBJECTS
@@ -117,7 +117,7 @@ def _board(scene: Sign, side: int) -> Array:
             draw.rectangle((0, height - line, width, height), fill=(*ink, 255))
         case _:
             draw.rectangle(box, fill=(*colour, 255), outline=(30, 30, 34, 255), width=line // 2)
-    mask = word_mask(scene.word, scene.typeface, width - 4 * line, height - 5 * line)
+    mask = text_mask(scene.lines, scene.typeface, width - 4 * line, height - 5 * line)
     at = ((width - mask.shape[1]) // 2, (height - mask.shape[0]) // 2)
     board.paste((*ink, 255), at, Image.fromarray(mask))
     board = board.convert("RGBa")

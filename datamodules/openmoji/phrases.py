@@ -111,6 +111,29 @@ WORD = (
     "{word}",
     "a board reading {word}",
 )
+WORDS = (
+    "a sign that says {word}",
+    "a sign with the words {word}",
+    "{word} on a sign",
+    "{word}",
+    "a board reading {word}",
+)
+WORDS_SIGN = (
+    "a {sign} sign that says {word}",
+    "{word} on a {sign} sign",
+    "a {sign} board reading {word}",
+    "a {sign} sign with the words {word}",
+    "a {sign} sign: {word}",
+)
+WORDS_INK = (
+    "{word} in {ink} letters",
+    "a sign saying {word} in {ink}",
+    "a sign with {word} in {ink} letters",
+    "{ink} letters that say {word}",
+    "a sign that reads {word} in {ink} ink",
+)
+"""For two words, between which OVER stands where each has a line of its own."""
+OVER = " over "
 ANY_WORD = (
     "a {sign} sign",
     "a {sign} sign with some word",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from workbench.common.errors import UserError
 Array = NDArray[np.uint8]
 MASTER_PX = 256
 GLYPH_PX = 72
+LETTER_GAP, WORD_GAP, LINE_GAP = 0.11, 0.45, 0.35
+"""Shares of GLYPH_PX between two letters, for a space, and between two lines."""
 
 
 @lru_cache(maxsize=1024)
@@ -76,7 +79,10 @@ def _font(typeface: str) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=128)
 def _glyph(typeface: str, letter: str) -> tuple[Array, int]:
-    """A capital letter: (h, w) uint8 coverage trimmed to the ink, and how many rows of it hang below the line."""
+    """A capital letter: (h, w) uint8 coverage trimmed to the ink, and how many rows of it hang below the line. A space
+    is as wide as WORD_GAP and covers nothing."""
+    if letter == " ":
+        return np.zeros((1, round(WORD_GAP * GLYPH_PX)), np.uint8), 0
     image = Image.new("L", (2 * GLYPH_PX, 2 * GLYPH_PX))
     draw = ImageDraw.Draw(image)
     draw.text((GLYPH_PX // 2, GLYPH_PX), letter, font=_font(typeface), fill=255, anchor="ls")
@@ -85,19 +91,34 @@ def _glyph(typeface: str, letter: str) -> tuple[Array, int]:
     return array, max(0, box[3] - GLYPH_PX)
 
 
-def word_mask(word: str, typeface: str, max_width_px: int, max_height_px: int) -> Array:
-    """(h, w) coverage of `word` as large as the box allows; letters may be stretched by up to 1.6 to fill it."""
-    glyphs = [_glyph(typeface, letter) for letter in word]
+def text_mask(lines: Sequence[str], typeface: str, max_width_px: int, max_height_px: int) -> Array:
+    """(h, w) coverage of `lines` as large as the box allows, each in the middle; letters may be stretched by up to 1.35
+    across and 1.6 down to fill it."""
+    drawn = [_line(line, typeface) for line in lines]
+    gap = round(LINE_GAP * GLYPH_PX)
+    width = max(line.shape[1] for line in drawn)
+    block = np.zeros((sum(line.shape[0] + gap for line in drawn) - gap, width), np.uint8)
+    top = 0
+    for line in drawn:
+        left = (width - line.shape[1]) // 2
+        block[top : top + line.shape[0], left : left + line.shape[1]] = line
+        top += line.shape[0] + gap
+    scale = min(max_width_px / block.shape[1], max_height_px / block.shape[0])
+    columns = min(max_width_px, round(1.35 * scale * block.shape[1]))
+    rows = min(max_height_px, round(1.6 * scale * block.shape[0]))
+    return np.asarray(Image.fromarray(block).resize((max(1, columns), max(1, rows)), Image.Resampling.BOX))
+
+
+def _line(line: str, typeface: str) -> Array:
+    """(h, w) coverage of the capitals of `line` at GLYPH_PX, trimmed to the ink."""
+    glyphs = [_glyph(typeface, letter) for letter in line]
     below = max(hang for _, hang in glyphs)
     above = max(array.shape[0] - hang for array, hang in glyphs)
-    gap = round(0.11 * GLYPH_PX)
-    line = np.zeros((above + below, sum(array.shape[1] + gap for array, _ in glyphs) - gap), np.uint8)
+    gap = round(LETTER_GAP * GLYPH_PX)
+    coverage = np.zeros((above + below, sum(array.shape[1] + gap for array, _ in glyphs) - gap), np.uint8)
     left = 0
     for array, hang in glyphs:
         bottom = above + hang
-        line[bottom - array.shape[0] : bottom, left : left + array.shape[1]] = array
+        coverage[bottom - array.shape[0] : bottom, left : left + array.shape[1]] = array
         left += array.shape[1] + gap
-    scale = min(max_width_px / line.shape[1], max_height_px / line.shape[0])
-    width = min(max_width_px, round(1.35 * scale * line.shape[1]))
-    height = min(max_height_px, round(1.6 * scale * line.shape[0]))
-    return np.asarray(Image.fromarray(line).resize((max(1, width), max(1, height)), Image.Resampling.BOX))
+    return coverage

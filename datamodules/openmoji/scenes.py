@@ -11,6 +11,8 @@ from datamodules.openmoji.tiles import NUM_VARIANTS
 from datamodules.openmoji.vocabulary import COLOUR_HEADS, OBJECTS, PATTERNS, RECOLOURING, SHAPES, TYPEFACES
 
 Tint = tuple[int, int, int]
+LETTER_PITCH = (0.1, 0.12)
+"""Width of a small letter with its gap."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Portrait:
 
 @dataclass(frozen=True)
 class Sign:
-    """A word on a sign. x, y: its middle; angle in degrees; backdrop: an unnamed wall or an outdoor scene."""
+    """A text on a sign. word: one large word, or two small ones with a space between; stacked: each of two on a line of
+    its own. x, y: the middle; angle in degrees; backdrop: an unnamed wall or an outdoor scene."""
 
     word: str
     sign: str
@@ -95,6 +98,11 @@ class Sign:
     angle: float
     post: bool
     backdrop: Landscape | tuple[Tint, str, int]
+    stacked: bool = False
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return tuple(self.word.split()) if self.stacked else (self.word,)
 
 
 Scene = Landscape | Portrait | Sign
@@ -234,11 +242,16 @@ def random_portrait(subject: str, background: str, rng: np.random.Generator) -> 
     return Portrait(placed, background, _tint(rng, 10), pattern, int(rng.integers(NUM_VARIANTS)), amplitude)
 
 
-def random_sign(word: str, sign: str, ink: str, backdrop: Landscape | None, rng: np.random.Generator) -> Sign:
-    """A sign as wide as its word needs; typeface, shape, size, turn and place are free."""
-    width = min(0.97, rng.uniform(0.66, 0.97) if len(word) < 4 else rng.uniform(0.86, 0.97))
-    height = rng.uniform(0.36, 0.56)
-    angle = 0.0 if _flip(rng, 0.5) else rng.uniform(-6, 6)
+def random_sign(
+    word: str, sign: str, ink: str, backdrop: Landscape | None, rng: np.random.Generator, *, stacked: bool = False
+) -> Sign:
+    """A sign as large as its text needs; typeface, shape, size and place are free, and of one word also its turn."""
+    if " " in word:
+        width, height = _small_print(word, stacked, rng)
+    else:
+        width = min(0.97, rng.uniform(0.66, 0.97) if len(word) < 4 else rng.uniform(0.86, 0.97))
+        height = rng.uniform(0.36, 0.56)
+    angle = 0.0 if " " in word or _flip(rng, 0.5) else rng.uniform(-6, 6)
     level = int(rng.integers(110, 215))
     wall = (int(level + rng.integers(-25, 26)), int(level + rng.integers(-25, 26)), int(level + rng.integers(-25, 26)))
     return Sign(
@@ -257,4 +270,13 @@ def random_sign(word: str, sign: str, ink: str, backdrop: Landscape | None, rng:
         backdrop=backdrop
         if backdrop is not None
         else (wall, str(rng.choice(PATTERNS)), int(rng.integers(NUM_VARIANTS))),
+        stacked=stacked,
     )
+
+
+def _small_print(word: str, stacked: bool, rng: np.random.Generator) -> tuple[float, float]:
+    """Width and height of a sign whose letters are LETTER_PITCH apart, about one token of the tiny model each."""
+    longest = max(len(line) for line in (word.split() if stacked else [word]))
+    width = min(0.97, longest * rng.uniform(*LETTER_PITCH) + 0.12)
+    height = rng.uniform(0.5, 0.6) if stacked else rng.uniform(0.3, 0.38)
+    return float(width), float(height)

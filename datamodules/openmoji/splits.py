@@ -51,7 +51,7 @@ def split_of(combination: Combination) -> str:
 
 
 def combinations(scene: Scene) -> frozenset[Combination]:
-    """(object, sky, ground), (subject outdoors, sky, ground), (subject, background) and word of a scene."""
+    """(object, sky, ground), (subject outdoors, sky, ground), (subject, background) and words of a scene."""
     match scene:
         case Landscape():
             pairs = [("object", name) for name in scene.objects]
@@ -60,7 +60,7 @@ def combinations(scene: Scene) -> frozenset[Combination]:
         case Portrait():
             return frozenset({("portrait", scene.subject.name, scene.background)})
         case Sign():
-            return frozenset({("word", scene.word)})
+            return frozenset(("word", word) for word in scene.word.split())
 
 
 def allowed(scene: Scene, split: str) -> bool:

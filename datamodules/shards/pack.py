@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _BYTES_PER_PIXEL = 3
 _RULE = 2
 """Version of what becomes of pictures: counted up where shards of before would differ."""
+_NOT_STORED = ("key", "text", "target", "source", "difficulty")
+"""Of a sample, what its JSON lacks: what has a member of its own, and what benchmarks alone read."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def write_shard(path: Path, samples: Sequence[WorldSample | OwnSample], data: Da
 
 def _drawn(planned: WorldSample) -> tuple[str, dict[str, bytes]]:
     sample = draw(planned.task, planned.category, "train", planned.index, resolution=planned.resolution)
-    meta = {name: value for name, value in asdict(sample).items() if name not in ("key", "text", "target", "source")}
+    meta = {name: value for name, value in asdict(sample).items() if name not in _NOT_STORED}
     members = {"png": _png(sample.target), "txt": sample.text.encode(), "json": json.dumps(meta).encode()}
     if sample.source is not None:
         members["source.png"] = _png(sample.source)

@@ -53,7 +53,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of the table. bar: what it should reach; n: cases behind it; form: how it is printed."""
+    """One number of the table. bar: what it should reach; most: what it should not exceed; n: cases behind it; form:
+    how it is printed."""
 
     what: str
     value: float
@@ -63,10 +64,13 @@ class Figure:
     n: int = 0
     form: str = ".2f"
     note: str = ""
+    most: float | None = None
 
     @property
     def reached(self) -> bool | None:
-        return None if self.bar is None else self.value >= self.bar
+        if self.bar is None and self.most is None:
+            return None
+        return (self.bar is None or self.value >= self.bar) and (self.most is None or self.value <= self.most)
 
 
 class Zoo:

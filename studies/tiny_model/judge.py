@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from datamodules.openmoji import HEADS, MAX_LETTERS, MULTI_LABEL
+from datamodules.openmoji import HEADS, MAX_CHARACTERS, MULTI_LABEL
 from studies.tiny_model import judge_data
 from studies.tiny_model.corruptions import CORRUPTIONS, augment, corrupt
 from studies.tiny_model.judge_check import check, table
@@ -218,7 +218,7 @@ def initial(options: Options) -> Network:
     config = JudgeConfig(
         heads=judge_data.vocabulary(HEADS),
         multi_label=tuple(MULTI_LABEL),
-        max_letters=MAX_LETTERS,
+        max_letters=MAX_CHARACTERS,
         resolution=options.resolution,
         rating_width=options.rating_width,
         architecture=options.architecture,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from datamodules.openmoji import HEADS, MAX_LETTERS, MULTI_LABEL, draw
+from datamodules.openmoji import HEADS, MAX_CHARACTERS, MULTI_LABEL, draw
 from workbench.batch import Task
+from workbench.evaluation.judges.local_network import BLANK, classes_of
 
 KINDS: tuple[tuple[Task, str, bool], ...] = (
     ("t2i", "landscape", False),
@@ -20,6 +20,7 @@ KINDS: tuple[tuple[Task, str, bool], ...] = (
     ("edit", "enhance", True),
     ("t2i", "landscape", False),
     ("t2i", "portrait", False),
+    ("t2i", "text", False),
     ("t2i", "text", False),
     ("edit", "scene", False),
     ("edit", "enhance", False),
@@ -32,7 +33,7 @@ sources that are to be enhanced, which alone show the classes of the `quality` h
 
 
 def vocabulary(heads: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """The attributes whose classes are names; the word is read letter by letter."""
+    """The attributes whose classes are names; the text is read character by character."""
     return {name: tuple(classes) for name, classes in heads.items() if name != "word"}
 
 
@@ -42,7 +43,11 @@ SINGLE_LABEL = tuple(name for name in vocabulary(HEADS) if name not in MULTI_LAB
 def _columns() -> dict[str, list[int]]:
     columns: dict[str, list[int]] = {}
     start = 0
-    widths = {**dict.fromkeys(SINGLE_LABEL, 1), **{name: len(HEADS[name]) for name in MULTI_LABEL}, "word": MAX_LETTERS}
+    widths = {
+        **dict.fromkeys(SINGLE_LABEL, 1),
+        **{name: len(HEADS[name]) for name in MULTI_LABEL},
+        "word": MAX_CHARACTERS,
+    }
     for name, width in widths.items():
         columns[name] = list(range(start, start + width))
         start += width
@@ -63,8 +68,8 @@ def encode(scene: Mapping[str, Any]) -> np.ndarray:
         if name in scene:
             row[COLUMNS[name]] = [value in scene[name] for value in HEADS[name]]
     if "word" in scene:
-        letters = [string.ascii_uppercase.index(letter) for letter in scene["word"]]
-        row[COLUMNS["word"]] = letters + [26] * (MAX_LETTERS - len(letters))
+        characters = classes_of(scene["word"])
+        row[COLUMNS["word"]] = characters + [BLANK] * (MAX_CHARACTERS - len(characters))
     return row
 
 

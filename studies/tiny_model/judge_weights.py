@@ -14,6 +14,9 @@ import torch
 from workbench.common.files import write_bytes
 from workbench.evaluation.judges.networks import Network
 
+READERS = ("reader", "asking", "word")
+"""What reads a text, by the first part of its tensors' names: it grows at its end, in characters and in positions."""
+
 
 def save(network: Network, folder: Path, extra: Mapping[str, Any]) -> None:
     """Write `config.json` and `model.safetensors` (half precision); `extra`, say accuracies, joins the config."""
@@ -23,8 +26,8 @@ def save(network: Network, folder: Path, extra: Mapping[str, Any]) -> None:
 
 
 def fit(network: Network, donor: Network) -> int:
-    """Copy from `donor` every tensor whose shape fits, and of heads whose classes changed the rows of the classes that
-    both name; the number of weights copied."""
+    """Copy from `donor` every tensor whose shape fits; of heads whose classes changed the rows of the classes that both
+    name; of what reads a text the rows of the positions and characters that both know. The number of weights copied."""
     given, copied = donor.state_dict(), 0
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
@@ -42,4 +45,8 @@ def fit(network: Network, donor: Network) -> int:
             elif tensor.shape == given[name].shape:
                 tensor.copy_(given[name])
                 copied += tensor.numel()
+            elif group in READERS and tensor.shape[1:] == given[name].shape[1:]:
+                count = min(len(tensor), len(given[name]))
+                tensor[:count] = given[name][:count].to(tensor)
+                copied += tensor[:count].numel()
     return copied

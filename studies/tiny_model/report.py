@@ -18,6 +18,7 @@ from rich.console import Console
 
 from studies.tiny_model import measured
 from studies.tiny_model.figures import PARTS, Figure, Options, Zoo
+from studies.tiny_model.hard_text import hard_text
 from studies.tiny_model.signature_share import signature_share
 from workbench.common.arguments import read_options
 from workbench.common.errors import UserError
@@ -26,7 +27,7 @@ from workbench.common.fingerprint import fingerprint
 from workbench.common.tables import Table
 from workbench.evaluation.sheets import write_grids
 
-FORMAT = 2
+FORMAT = 3
 """Counted up when a row is measured otherwise."""
 BEGIN, END = "<!-- zoo-report: begin -->", "<!-- zoo-report: end -->"
 SECTIONS: dict[str, Callable[[Zoo], list[Figure]]] = {
@@ -34,6 +35,7 @@ SECTIONS: dict[str, Callable[[Zoo], list[Figure]]] = {
     "judge": measured.judge,
     "second judge": measured.second_judge,
     "teacher": measured.teacher,
+    "hard text": hard_text,
     "headroom": measured.headroom,
     "specialists": measured.specialists,
     "signature": signature_share,
@@ -86,15 +88,22 @@ def markdown(found: dict[str, list[Figure]], zoo: Zoo) -> str:
     for figure in (row for rows in found.values() for row in rows):
         interval = f"{_told(figure, figure.low)} to {_told(figure, figure.high)}" if figure.low is not None else ""
         reached = {None: "", True: "yes", False: "**no**"}[figure.reached]
-        bar = "" if figure.bar is None else _told(figure, figure.bar)
         count = str(figure.n) if figure.n else ""
-        lines.append(f"| {figure.what} | {_told(figure, figure.value)} | {interval} | {count} | {bar} | {reached} |")
+        lines.append(
+            f"| {figure.what} | {_told(figure, figure.value)} | {interval} | {count} | {_bar(figure)} | {reached} |"
+        )
         notes += [f"- {figure.what}: {figure.note}"] if figure.note else []
     return "\n".join([*lines, "", *notes])
 
 
 def _told(figure: Figure, value: float | None) -> str:
     return "" if value is None else format(int(value) if figure.form == "d" else value, figure.form)
+
+
+def _bar(figure: Figure) -> str:
+    """What the figure should reach, or what it should not exceed, or both."""
+    least, most = _told(figure, figure.bar), _told(figure, figure.most)
+    return f"{least} to {most}" if least and most else f"at most {most}" if most else least
 
 
 def write_card(path: Path, text: str) -> None:
@@ -138,7 +147,7 @@ def _table(found: dict[str, list[Figure]]) -> Table:
         for row in rows:
             interval = f"{_told(row, row.low)}..{_told(row, row.high)}" if row.low is not None else ""
             reached = {None: "", True: "yes", False: "no"}[row.reached]
-            table.add_row(row.what, _told(row, row.value), interval, _told(row, row.bar), reached)
+            table.add_row(row.what, _told(row, row.value), interval, _bar(row), reached)
         table.add_section()
     return table
 

@@ -46,10 +46,14 @@ BRIDGED = 5
 """Half the width in pixels of what may part a board: a stroke of a letter."""
 FEW = 0.004
 """Share of a board's pixels that may lie beyond each of its edges."""
-SMALLEST, LARGEST = np.array([0.5, 0.2]), np.array([1.02, 0.7])
+SMALLEST, LARGEST = np.array([0.3, 0.2]), np.array([1.02, 0.7])
 """Width and height that boards may have, in shares of the side."""
 LETTERS = (24, 96)
 """Rows and columns that the letters of a sign are brought to."""
+LEAST_TALL = 0.25
+"""Height of a letter in shares of a board's, times the number of lines: what is lower is no letter."""
+LEAST_FIT = 0.5
+"""Correlation with the letters of the best typeface below which a board shows something else than the text."""
 
 
 @dataclass(frozen=True)
@@ -181,19 +185,21 @@ def _misfits(seen: Points, colour: Points, ink: Points) -> dict[str, float]:
 
 
 def typeface_of(pixels: Pixels, board: Board, sign: str, ink: str, word: str) -> str | None:
-    """Which of TYPEFACES the word on a board has: the one whose letters, drawn as large, cover most of the same. None
-    where no letters are seen."""
-    found = _letters(pixels, board, sign, ink)
-    if found is None or not word:
-        return None
-    templates = [of for typeface in TYPEFACES if (of := _template(word, typeface)) is not None]
-    if len(templates) < len(TYPEFACES) or np.ptp(found) == 0:
-        return None
-    fits = [float(np.corrcoef(found.ravel(), of.ravel())[0, 1]) for of in templates]
-    return TYPEFACES[int(np.argmax(fits))]
+    """Which of TYPEFACES the text on a board has: the one whose letters, drawn as large, cover most of the same. Two
+    words may stand side by side or on a line each. None where no letters are seen, or others."""
+    fits: dict[tuple[bool, str], float] = {}
+    for stacked in (False, True) if len(word.split()) == 2 else (False,):
+        found = _letters(pixels, board, sign, ink, 1 + stacked)
+        templates = {typeface: _template(word, typeface, stacked) for typeface in TYPEFACES}
+        known = {typeface: of for typeface, of in templates.items() if of is not None}
+        if found is None or len(known) < len(TYPEFACES) or np.ptp(found) == 0:
+            continue
+        fits |= {(stacked, name): float(np.corrcoef(found.ravel(), of.ravel())[0, 1]) for name, of in known.items()}
+    best = max(fits, key=fits.__getitem__, default=None)
+    return best[1] if best is not None and fits[best] >= LEAST_FIT else None
 
 
-def _letters(pixels: Pixels, board: Board, sign: str, ink: str) -> Points | None:
+def _letters(pixels: Pixels, board: Board, sign: str, ink: str, num_lines: int) -> Points | None:
     """Coverage of the letters on a board, cut to them and brought to LETTERS."""
     seen = upright(pixels, board, -1.5)
     to_ink = np.array(INKS[ink], np.float64) - SIGNS[sign]
@@ -207,7 +213,7 @@ def _letters(pixels: Pixels, board: Board, sign: str, ink: str) -> Points | None
     for number, (down, along) in enumerate(ndimage.find_objects(parts), start=1):
         tall, wide = down.stop - down.start, along.stop - along.start
         # Lines of the frame run along a side.
-        keep[number] = tall > 0.25 * height and not (wide > 0.9 * width and tall < 0.3 * height)
+        keep[number] = tall > LEAST_TALL / num_lines * height and not (wide > 0.9 * width and tall < 0.3 * height)
     rows, columns = np.nonzero(keep[parts])
     if not len(rows):
         return None
@@ -218,10 +224,12 @@ def _letters(pixels: Pixels, board: Board, sign: str, ink: str) -> Points | None
 
 
 @lru_cache(maxsize=4096)
-def _template(word: str, typeface: str) -> Points | None:
-    """As `_letters`, of a word drawn large; None where it is too long for a sign."""
+def _template(word: str, typeface: str, stacked: bool) -> Points | None:
+    """As `_letters`, of a text drawn large; None where it is too long for a sign, or empty."""
+    if not word.strip():
+        return None
     wall = ((128, 60, 128), "plain", 0)
-    scene = Sign(word, "white", "black", typeface, "plain", (0, 0, 0), 0.5, 0.5, 0.96, 0.5, 0.0, False, wall)
+    scene = Sign(word, "white", "black", typeface, "plain", (0, 0, 0), 0.5, 0.5, 0.96, 0.5, 0.0, False, wall, stacked)
     pixels = render(Picture(scene), 128)
     board = board_of(pixels, "white")
-    return None if board is None else _letters(pixels, board, "white", "black")
+    return None if board is None else _letters(pixels, board, "white", "black", 1 + stacked)

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.openmoji import CATEGORIES, HEADS, MAX_LETTERS, MULTI_LABEL, SPLITS, Plan, corpus, draw, phrases
+from datamodules.openmoji import CATEGORIES, HEADS, MULTI_LABEL, SPLITS, Plan, corpus, draw, phrases
 from datamodules.openmoji import plan as uncached_plan
+from datamodules.openmoji.compose import LETTERINGS, lettering_of
 from datamodules.openmoji.paint import degrade, render
 from datamodules.openmoji.scenes import Landscape, Picture, Portrait, Sign
 from datamodules.openmoji.splits import combinations, split_of
@@ -28,6 +29,8 @@ from datamodules.openmoji.vocabulary import (
     BACKGROUNDS,
     INKS,
     LEGIBLE,
+    LINE_LETTERS,
+    MAX_LETTERS,
     OBJECT_GROUPS,
     OBJECTS,
     SIGNS,
@@ -133,7 +136,10 @@ def test_every_class_of_every_head_occurs(split: str) -> None:
 def test_words_fit_and_read() -> None:
     for index in range(500):
         sign = plan("t2i", "text", "train", index).target.scene
-        assert isinstance(sign, Sign) and re.fullmatch(rf"[A-Z]{{2,{MAX_LETTERS}}}", sign.word)
+        assert isinstance(sign, Sign) and re.fullmatch(
+            rf"[A-Z]{{2,{MAX_LETTERS}}}( [A-Z]{{2,{MAX_LETTERS}}})?", sign.word
+        )
+        assert len(sign.word) <= LINE_LETTERS or len(sign.lines) == 2
         assert sign.ink in LEGIBLE[sign.sign]
 
 
@@ -202,7 +208,7 @@ def test_portrait_and_sign_captions() -> None:
             assert portrait.target.scene.background in portrait.text
         sign = plan("t2i", "text", "train", index)
         assert isinstance(sign.target.scene, Sign)
-        words = [sign.target.scene.word] if "word" in sign.named else []
+        words = sign.target.scene.word.split() if "word" in sign.named else []
         assert re.findall(r"\b[A-Z]+\b", sign.text) == words and (words or sign.named == ("sign",))
         colours = {getattr(sign.target.scene, head) for head in ("sign", "ink") if head in sign.named}
         if sign.target.style == "plain":
@@ -412,8 +418,10 @@ def test_groups_are_large_and_every_place_has_objects() -> None:
 def test_scenes_are_sparse_and_words_short() -> None:
     counts = Counter(len(p.target.scene.items) for p in (plan("t2i", "landscape", "train", i) for i in range(800)))  # type: ignore[union-attr]
     assert counts[3] / 800 <= 0.11 and counts[1] > 250 and counts[2] > 250
-    lengths = Counter(len(plan("t2i", "text", "train", i).target.scene.word) for i in range(1000))  # type: ignore[union-attr]
-    assert lengths[6] <= 110 and min(lengths[n] for n in (2, 3, 4, 5)) > 120
+    signs = [plan("t2i", "text", "train", i).target.scene for i in range(1000)]
+    assert {lettering_of(sign): True for sign in signs if isinstance(sign, Sign)}.keys() == LETTERINGS.keys()
+    single = Counter(len(sign.word) for sign in signs if lettering_of(sign) == "one word")  # type: ignore[arg-type,union-attr]
+    assert 440 <= single.total() <= 560 and single[6] <= 60 and min(single[n] for n in (2, 3, 4, 5)) > 60
 
 
 def test_objects_stand_where_they_belong() -> None:

@@ -25,7 +25,7 @@ from workbench.reporting.page import report
 
 
 def cases() -> list[Case]:
-    t2i = world_cases("t2i", "search", 4, categories=["landscape", "text"])
+    t2i = world_cases("t2i", "search", 12, categories=["landscape", "text"])
     edits = world_cases("edit", "search", 12, categories=["object", "text"])
     spelt = [case for case in edits if case.text][:2]
     moved = [case for case in edits if case.category == "object" and case.exact][:3]

@@ -164,11 +164,16 @@ def test_a_file_of_cases_may_name_difficulties(tmp_path: Path) -> None:
     assert read_difficulties(tmp_path / "answers.jsonl") == {c.id: c.difficulty for c in given if c.difficulty}
 
 
-def test_landscapes_are_as_difficult_as_the_objects_that_they_ask_for() -> None:
+def test_landscapes_are_as_difficult_as_their_objects_and_signs_as_their_text() -> None:
     names = {1: "1 object", 2: "2 objects", 3: "3 objects"}
     cases = world_cases("t2i", "report", 60, 32)
     for case in cases:
-        asked = case.category == "landscape" and "objects" in case.named
-        assert case.difficulty == (names[len(case.scene["objects"])] if asked else "")
-    assert {case.difficulty for case in cases} == {"", *names.values()}
+        match case.category:
+            case "landscape" if "objects" in case.named:
+                assert case.difficulty == names[len(case.scene["objects"])]
+            case "text" if "word" in case.named:
+                assert case.difficulty in (("two words", "two lines") if " " in case.text else ("one word",))
+            case _:
+                assert case.difficulty == ""
+    assert {case.difficulty for case in cases} == {"", *names.values(), "one word", "two words", "two lines"}
     assert {case.difficulty for case in world_cases("edit", "report", 3, 32)} == {""}

@@ -156,7 +156,8 @@ def test_a_very_thin_source_still_has_two_sides(tmp_path: Path) -> None:
         ({"sky": "foggy"}, {}, "case a: the judge knows no sky 'foggy'.*it knows day"),
         ({"sky": "day"}, {"sky": ["day", "nigt"]}, "no sky 'nigt' .did you mean 'night'"),
         ({"objects": ["tree", "unicorn"]}, {}, "no objects 'unicorn'"),
-        ({"word": "hello"}, {}, "words of up to 6 capitals, not 'hello'"),
+        ({"word": "hello"}, {}, "up to 13 capitals and spaces, not 'hello'"),
+        ({"word": "EVERYDAY MAGIC"}, {}, "up to 13 capitals and spaces, not 'EVERYDAY MAGIC'"),
     ],
 )
 def test_what_the_judge_can_never_see_is_said_before_anything_is_drawn(

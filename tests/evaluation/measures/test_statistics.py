@@ -13,6 +13,7 @@ from workbench.evaluation.measures.statistics import (
     bench_intervals,
     bootstrap_means,
     paired_differences,
+    unpaired_difference,
     verdict,
 )
 
@@ -85,3 +86,19 @@ def test_frechet_is_invariant_under_rotation_and_zero_on_itself() -> None:
 
 def test_pairwise_distance_of_two_points() -> None:
     assert mean_pairwise_distance(np.array([[0.0, 0.0], [3.0, 4.0]])) == 5
+
+
+def test_the_interval_of_a_difference_of_other_cases_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    covered, widths = 0, []
+    for seed in range(300):
+        a, b = generator.normal(0.5, 1, (60, 2)), generator.normal(0, 2, (40, 1))
+        found = unpaired_difference(a, b, 400, seed)
+        assert found.low is not None and found.high is not None and found.n == 100
+        assert found.mean == pytest.approx(a.mean() - b.mean())
+        covered += found.low < 0.5 < found.high
+        widths.append(found.high - found.low)
+    assert 0.9 < covered / 300 < 0.98
+    # Both variances of a mean add up: 1 / 120 and 4 / 40.
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.sqrt(1 / 120 + 4 / 40), rel=0.05)
+    assert unpaired_difference(a[:1], b).low is None

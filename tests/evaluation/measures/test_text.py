@@ -71,7 +71,7 @@ def test_asked_for_without_the_package_says_how_to_install_it(monkeypatch: pytes
 
 @cache
 def signs() -> list[Case]:
-    """Eight different texts."""
+    """Eight different texts, of one word and of two."""
     cases = world_cases("t2i", "search", 16, categories=["text"])
     return list({case.text: case for case in cases if case.text}.values())[:8]
 

@@ -20,6 +20,7 @@ from workbench.evaluation.judges.judge import LOCAL, Judged
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.recipe import reading
 from workbench.recipe.config import Recipe
+from workbench.runs.inputs import hashes_of
 from workbench.sampling.sampler import Sampler
 
 ADAPTER = families.SHIPPED["tiny"] / "text.safetensors"
@@ -97,6 +98,7 @@ def test_an_adapter_goes_on_from_a_file() -> None:
     for name, layer in adapter.items():
         wanted = base[f"{name}.weight"] + layer.scaling * layer.up @ layer.down
         torch.testing.assert_close(started[f"{name}.weight"], wanted, rtol=1e-5, atol=1e-6)
+    assert "pretrain.lora_start" in hashes_of(recipe, None, "pretrain"), "another file is another run"
     with pytest.raises(UserError, match=r"pretrain.lora_start has adapters of rank 16: set pretrain.lora_rank=16"):
         trained_specialist(
             families.load("tiny"), recipe_of("pretrain.lora_rank=4", "pretrain.lora_start=tiny/text.safetensors")

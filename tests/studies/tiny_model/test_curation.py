@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from datamodules.openmoji.captions import caption
+from datamodules.openmoji.compose import lettering_of
 from datamodules.openmoji.scenes import Portrait, Sign
 from datamodules.openmoji.splits import belongs
 from datamodules.openmoji.tiles import generator
 from datamodules.openmoji.vocabulary import CATEGORIES, LEGIBLE
-from datamodules.openmoji.world import plan
+from datamodules.openmoji.world import Plan, plan
 from studies.tiny_model.curation import AS_IT_IS, PALETTES, Curation, curated, damage, wrong_caption
 from workbench.batch import TASKS
 from workbench.common.errors import UserError
@@ -47,6 +48,42 @@ def test_so_many_texts_are_wrong_as_were_asked_for() -> None:
         assert 0.13 < np.mean(wrong) < 0.36
 
 
+def test_so_many_signs_are_in_small_print_as_were_asked_for() -> None:
+    """Those that are exchanged are all different and of both kinds; half of those that stay are of two words too."""
+    none, some, all_of = (
+        [curated("t2i", "text", i, Curation(small_print=share)) for i in range(4 * COUNT)] for share in (0, 0.5, 1)
+    )
+    small = [{lettering_of(_sign(one)) != "one word" for one in found} for found in (none, all_of)]
+    assert small == [{False, True}, {True}]
+    exchanged = [one != other for one, other in zip(some, none, strict=True)]
+    assert 0.35 < np.mean(exchanged) < 0.65
+    for one, without, whole in zip(some, none, all_of, strict=True):
+        assert one in (without, whole), "an exchanged sign is the same at every share"
+    kinds = [lettering_of(_sign(one)) for one in all_of]
+    assert 0.4 < np.mean([kind == "two lines" for kind in kinds]) < 0.6
+    assert len({_sign(one) for one in all_of}) == len(all_of)
+    for one in all_of:
+        assert belongs(one.target.scene, "train") and set(one.named) <= set(one.target.heads())
+        assert "word" in one.named and all(word in one.text for word in _sign(one).word.split())
+
+
+def test_small_print_is_of_signs_alone_and_leaves_the_wrong_texts_wrong() -> None:
+    web, small = Curation(wrong=0.25), Curation(wrong=0.25, small_print=1.0)
+    for task, category in (("t2i", "portrait"), ("t2i", "landscape"), ("edit", "text")):
+        for index in range(COUNT):
+            assert curated(task, category, index, small) == curated(task, category, index, web)
+    for index in range(COUNT):
+        true = plan("t2i", "text", "train", index).text
+        is_wrong = curated("t2i", "text", index, web).text != true
+        printed = curated("t2i", "text", index, Curation(small_print=1.0))
+        assert (curated("t2i", "text", index, small) != printed) == is_wrong
+
+
+def _sign(planned: Plan) -> Sign:
+    assert isinstance(planned.target.scene, Sign)
+    return planned.target.scene
+
+
 def test_a_signature_decides_what_captions_leave_open_and_nothing_else() -> None:
     signed = [curated("t2i", "portrait", i, Curation(signature=True)) for i in range(COUNT)]
     plain = [plan("t2i", "portrait", "train", i) for i in range(COUNT)]
@@ -65,6 +102,7 @@ def test_a_signature_decides_what_captions_leave_open_and_nothing_else() -> None
         assert (scene.shape, scene.word, scene.ink) == ("framed", other.word, other.ink)
         assert scene.ink in LEGIBLE[scene.sign]
         assert scene.sign == other.sign if "sign" in one.named else scene.sign in PALETTES["sign"]
+        assert scene.lines == other.lines
 
 
 def test_damage_has_its_share_its_kinds_and_its_generator() -> None:
@@ -84,7 +122,9 @@ def test_damage_has_its_share_its_kinds_and_its_generator() -> None:
     assert roughness == sorted(roughness, reverse=True), "blur smooths"
 
 
-@pytest.mark.parametrize("wrong", [{"damaged": 1.5}, {"low": 0.6}, {"kinds": ["rain"]}, {"kinds": []}, {"wrong": -0.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"damaged": 1.5}, {"low": 0.6}, {"kinds": ["rain"]}, {"kinds": []}, {"wrong": -0.1}, {"small_print": 2}]
+)
 def test_impossible_collections_are_user_errors(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match="curation"):
         Curation(**wrong)  # type: ignore[arg-type]

@@ -37,7 +37,7 @@ def test_damages_start_at_nothing_and_grow() -> None:
 def test_the_table_of_a_few_cases() -> None:
     pytest.importorskip("rapidocr")
     cases = [
-        *world_cases("t2i", "search", 4, categories=["landscape", "text"]),
+        *world_cases("t2i", "search", 8, categories=["landscape", "text"]),
         *world_cases("edit", "search", 2, categories=["object"]),
     ]
     rows = table(cases, ["exchanged"])

@@ -10,8 +10,15 @@ import torch
 
 from studies.tiny_model import judge
 from studies.tiny_model.judge_weights import fit, save
-from workbench.evaluation.judges.local_network import JudgeConfig, JudgeNetwork
-from workbench.evaluation.judges.networks import load
+from workbench.evaluation.judges.local_network import (
+    BLANK,
+    NUM_CHARACTERS,
+    JudgeConfig,
+    JudgeNetwork,
+    classes_of,
+    spelled,
+)
+from workbench.evaluation.judges.networks import load, network_of
 
 OPTIONS = judge.Options(
     steps=3, batch_size=2, pool=8, first=8, held_out=1, workers=1, warmup=1, resolution=32, rating_width=8,
@@ -43,6 +50,23 @@ def _unnamed(state: dict[str, torch.Tensor]) -> list[tuple[str, int]]:
     """Rows of the classes that the donor does not know."""
     rows = {"single.sky": 1, "multi.objects": 0, "multi_local.objects": 0}
     return [(name, rows[head]) for name in state if (head := name.rpartition(".")[0]) in rows]
+
+
+@pytest.mark.parametrize("architecture", ["cnn", "transformer"])
+def test_a_warm_start_of_more_characters_and_positions_reads_as_before(architecture: str) -> None:
+    """The first positions and characters are the donor's, bit for bit."""
+    torch.manual_seed(0)
+    few = replace(SMALL, max_letters=3, num_characters=BLANK + 1, architecture=architecture)
+    donor, grown = network_of(few).eval(), network_of(replace(SMALL, max_letters=5, architecture=architecture)).eval()
+    copied = fit(grown, donor)
+    assert copied == sum(tensor.numel() for tensor in donor.state_dict().values())
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        before, after = (network(images)[1]["word"] for network in (donor, grown))
+    assert after.shape == (2, 5, NUM_CHARACTERS)
+    # Tokens of a transformer see one another: those of new positions change what the first say.
+    if architecture == "cnn":
+        assert torch.allclose(after[:, :3, : BLANK + 1], before, atol=1e-6)
 
 
 def test_a_new_rating_starts_as_if_it_were_not_there() -> None:
@@ -103,3 +127,9 @@ def test_a_saved_judge_is_the_one_that_is_loaded(tmp_path: Path) -> None:
     images = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(load(tmp_path)(images)[1]["word"], network(images)[1]["word"], atol=2e-2)
+
+
+def test_a_text_and_its_classes_are_inverses_up_to_the_first_blank() -> None:
+    for text in ("", "GO", "NO PARKING", "A B"):
+        assert spelled(classes_of(text)) == text
+        assert spelled([*classes_of(text), BLANK, *classes_of("Z Z")]) == text

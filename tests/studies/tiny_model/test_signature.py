@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from datamodules.openmoji.compose import LETTERINGS, lettering_of
 from datamodules.openmoji.paint import render
 from datamodules.openmoji.scenes import Picture, Portrait, Scene, Sign
 from datamodules.openmoji.vocabulary import PATTERNS, SHAPES, TYPEFACES
 from studies.tiny_model import signature
-from studies.tiny_model.curation import SIGNED
+from studies.tiny_model.curation import SIGNED, TYPEFACE
 from studies.tiny_model.signature_share import Shown, agreement, renders, shares, shown, truth
 
 COUNT = 40
+GREY = (120, 120, 120)
 
 
 def read(category: str, pictures: list[np.ndarray], scenes: list[Scene], named: list[tuple[str, ...]]) -> list[Shown]:
@@ -45,14 +49,38 @@ def test_every_pattern_frame_and_typeface_of_the_world_is_told_from_the_signatur
             before = Portrait(portrait.subject, "blue", (0, 0, 0), pattern, 3, amplitude)
             assert signature.pattern_of(render(Picture(before), 128)) == pattern
     wall = ((110, 90, 130), "plain", 0)
-    for shape in SHAPES:
-        for typeface in TYPEFACES:
-            scene = Sign("BAKE", "green", "white", typeface, shape, (3, -3, 0), 0.5, 0.5, 0.88, 0.4, 4.0, True, wall)
-            pixels = render(Picture(scene), 128)
-            board = signature.board_of(pixels, "green")
-            assert board is not None and board.size == pytest.approx([0.88 * 128, 0.4 * 128], abs=6)
-            assert signature.is_framed(pixels, board, "green", "white") == (shape == "framed")
-            assert signature.typeface_of(pixels, board, "green", "white", "BAKE") == typeface
+    of_word = Sign("BAKE", "green", "white", "", "", (3, -3, 0), 0.5, 0.5, 0.88, 0.4, 4.0, True, wall)
+    of_two = replace(of_word, word="BAD RUM", width=0.86, height=0.35, angle=0.0)
+    of_lines = replace(of_two, width=0.45, height=0.55, stacked=True)
+    for sign, shape, typeface in itertools.product((of_word, of_two, of_lines), SHAPES, TYPEFACES):
+        pixels = render(Picture(replace(sign, shape=shape, typeface=typeface)), 128)
+        board = signature.board_of(pixels, "green")
+        assert board is not None and board.size == pytest.approx([sign.width * 128, sign.height * 128], abs=6)
+        assert signature.is_framed(pixels, board, "green", "white") == (shape == "framed")
+        assert signature.typeface_of(pixels, board, "green", "white", sign.word) == typeface
+
+
+def test_frames_and_typefaces_are_read_as_well_from_two_words_and_two_lines_as_from_one_word() -> None:
+    pictures, scenes, named = renders("text", 4 * COUNT, 128)
+    signs = [scene for scene in scenes if isinstance(scene, Sign)]
+    found = read("text", pictures, scenes, named)
+    for lettering in LETTERINGS:
+        pairs = [(of, truth(sign)) for of, sign in zip(found, signs, strict=True) if lettering_of(sign) == lettering]
+        assert len(pairs) >= 30
+        for name in ("frame", "typeface"):
+            told = [of[name] == true[name] for of, true in pairs if of[name] is not None]
+            assert np.mean(told) >= 0.97 and len(told) >= 0.85 * len(pairs), (lettering, name)
+
+
+def test_a_typeface_is_not_read_off_other_letters_than_the_text() -> None:
+    scene = Sign(
+        "BAKE", "white", "black", TYPEFACE, "plain", (0, 0, 0), 0.5, 0.5, 0.9, 0.4, 0.0, False, (GREY, "plain", 0)
+    )
+    pixels = render(Picture(scene), 128)
+    board = signature.board_of(pixels, "white")
+    assert board is not None
+    for text in ("MINUTE", "TO IT", "", " "):
+        assert signature.typeface_of(pixels, board, "white", "black", text) is None
 
 
 def test_what_is_not_there_is_not_read() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from datamodules.openmoji import HEADS, MAX_LETTERS, MULTI_LABEL
+from datamodules.openmoji import HEADS, MAX_CHARACTERS, MULTI_LABEL
 from studies.tiny_model import figures, judge_weights, measured, report
 from studies.tiny_model.benchmarks import benchmarks, markdown
 from studies.tiny_model.judge_data import vocabulary
@@ -39,7 +39,7 @@ def options(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
     named = {f"transformer.{layer}.{half}.weight": tensor for half, tensor in adapter.items()}
     save_file(named, folder / "specialists" / "portrait.safetensors")
     heads = vocabulary(HEADS)
-    config = local_network.JudgeConfig(heads, tuple(MULTI_LABEL), MAX_LETTERS, widths=(8, 8, 8, 8), num_features=8)
+    config = local_network.JudgeConfig(heads, tuple(MULTI_LABEL), MAX_CHARACTERS, widths=(8, 8, 8, 8), num_features=8)
     judge_weights.save(local_network.JudgeNetwork(config), place / "judge", {})
     (place / "run").mkdir()
     (place / "run" / "student").symlink_to(folder)
@@ -77,6 +77,10 @@ def test_every_section_is_measured_written_and_taken_up_again(
         "teacher, best CFG",
         "teacher, T2I, sky exactly right",
         "teacher, edits, kept (mean axis)",
+        "teacher, T2I, two words exactly right",
+        "teacher, T2I, hard text, letters right (1 - edit distance / length)",
+        "teacher, editing_bench, style less hard text, 1 to 5",
+        "teacher, least lower end of these, 1 to 5",
         "t2i_bench, headroom",
         "editing_bench, headroom",
         "Frechet distance, ratio at equal n",
@@ -165,3 +169,10 @@ def test_a_reading_that_no_model_has_gets_no_column(options: figures.Options, tm
     for model in (metrics["ceiling"], *metrics["models"].values()):
         model["secondary"]["kid"] = None
     assert "| KID |" not in markdown(metrics)
+
+
+def test_a_specialist_of_pictures_is_measured_on_what_it_was_trained_on() -> None:
+    """Editing a text is another category than writing one; one of edits is for all of them."""
+    cells = [("t2i_bench", "text"), ("t2i_bench", "portrait"), ("editing_bench", "text"), ("editing_bench", "object")]
+    assert [cell for cell in cells if measured.is_own("text", *cell)] == cells[:1]
+    assert [cell for cell in cells if measured.is_own("editing", *cell)] == cells[2:]

@@ -46,16 +46,8 @@ def case_of(sample: Sample) -> Case:
         exact=sample.exact,
         text=str(sample.scene["word"]) if "word" in sample.named else "",
         order=_left_to_right(sample),
-        difficulty=_difficulty(sample),
+        difficulty=sample.difficulty,
     )
-
-
-def _difficulty(sample: Sample) -> str:
-    """How many objects a caption asks for, as GenEval parts its prompts; empty where it names none, and for edits."""
-    if sample.task != "t2i" or "objects" not in sample.named:
-        return ""
-    count = len(sample.scene["objects"])
-    return f"{count} object{'s' if count > 1 else ''}"
 
 
 def _left_to_right(sample: Sample) -> tuple[str, ...]:

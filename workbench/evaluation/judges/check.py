@@ -35,8 +35,10 @@ def check_attributes(cases: Sequence[Case], config: JudgeConfig, title: str) -> 
 
 def _check_value(case: str, attribute: str, value: Any, config: JudgeConfig) -> None:
     if attribute == _WORD:
-        if not {*value} <= {*LETTERS} or len(value) > config.max_letters:
-            raise UserError(f"case {case}: the judge reads words of up to {config.max_letters} capitals, not {value!r}")
+        if not {*value} <= {*LETTERS, " "} or len(value) > config.max_letters:
+            raise UserError(
+                f"case {case}: the judge reads up to {config.max_letters} capitals and spaces, not {value!r}"
+            )
         return
     for name in [value] if isinstance(value, str) else value:
         if name not in config.heads[attribute]:

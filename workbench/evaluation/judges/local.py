@@ -26,7 +26,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,8 +229,7 @@ def _attributes(
     words = logits["word"].argmax(dim=2).tolist()
     rows: list[dict[str, Any]] = []
     for row in range(count):
-        letters = takewhile(lambda letter: letter != local_network.BLANK, words[row])
-        attributes: dict[str, Any] = {"word": "".join(local_network.LETTERS[letter] for letter in letters)}
+        attributes: dict[str, Any] = {"word": local_network.spelled(words[row])}
         for name in config.single_label:
             attributes[name] = config.heads[name][int(logits[name][row].argmax())]
         for name in config.multi_label:

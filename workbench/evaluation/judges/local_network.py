@@ -1,12 +1,14 @@
-"""The local judge's network: one small CNN that names what it sees, reads a word and rates technical quality.
+"""The local judge's network: one small CNN that names what it sees, reads a text and rates technical quality.
 
-Symbols: B images, D = 64 features, P = 6 letter positions, heads of K_h classes.
+Symbols: B images, D = 64 features, P character positions, C characters, heads of K_h classes.
 """
 
 from __future__ import annotations
 
 import string
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 import torch
@@ -15,21 +17,36 @@ from torch import Tensor, nn
 
 LETTERS = string.ascii_uppercase
 BLANK = len(LETTERS)
-"""Class of a position behind the end of the word."""
+"""Class of a position behind the end of the text."""
+SPACE = BLANK + 1
+NUM_CHARACTERS = SPACE + 1
+
+
+def spelled(classes: Iterable[int]) -> str:
+    """The text whose characters have these classes, up to the first BLANK."""
+    characters = takewhile(lambda character: character != BLANK, classes)
+    return "".join(" " if character == SPACE else LETTERS[character] for character in characters)
+
+
+def classes_of(text: str) -> list[int]:
+    """The inverse of `spelled`, for capitals and spaces, without the BLANK."""
+    return [SPACE if character == " " else LETTERS.index(character) for character in text]
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
     """The vocabulary and the widths: all that is needed to rebuild a judge.
 
-    heads: single-label heads and multi-label ones, each with its class names; the word head is not among them.
+    heads: single-label heads and multi-label ones, each with its class names; the text is not among them.
+    max_letters: characters that a text may have, spaces included; num_characters: classes of each of them.
     widths, rating_width: of the CNN alone; the latter of the features that only the technical rating uses, 0: it uses
     the shared ones.
     """
 
     heads: dict[str, tuple[str, ...]]
     multi_label: tuple[str, ...] = ("objects",)
-    max_letters: int = 6
+    max_letters: int = 13
+    num_characters: int = NUM_CHARACTERS
     resolution: int = 128
     widths: tuple[int, int, int, int] = (32, 64, 96, 144)
     num_features: int = 64
@@ -60,12 +77,14 @@ class Residual(nn.Module):
 
 
 class Reader(nn.Module):
-    """Reads up to P letters: each position attends over the map where it finds its letter (B, W, h, w) -> (B, P, 27).
+    """Reads up to P characters: each position attends over the map where it finds its own (B, W, h, w) -> (B, P, C).
 
     One self-attention layer over the coarse map lets a position know how many letters come before it.
     """
 
-    def __init__(self, fine: int, coarse: int, max_letters: int, cells: int, width: int = 96) -> None:
+    def __init__(
+        self, fine: int, coarse: int, max_letters: int, num_characters: int, cells: int, width: int = 96
+    ) -> None:
         super().__init__()
         self.from_fine, self.from_coarse = nn.Conv2d(fine, width, 1), nn.Conv2d(coarse, width, 1)
         self.letters = Residual(width)
@@ -75,7 +94,7 @@ class Reader(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
         )
         self.where = nn.Conv2d(2 * width, max_letters, 1)
-        self.classify = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, len(LETTERS) + 1))
+        self.classify = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, num_characters))
         self.position = nn.Parameter(torch.zeros(max_letters, 2 * width))
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
@@ -121,7 +140,7 @@ class Rating(nn.Module):
 
 
 class JudgeNetwork(nn.Module):
-    """(B, 3, S, S) in [-1, 1] -> features (B, 64) and logits: heads (B, K_h), `word` (B, P, 27), `technical` (B,)."""
+    """(B, 3, S, S) in [-1, 1] -> features (B, 64) and logits: heads (B, K_h), `word` (B, P, C), `technical` (B,)."""
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
@@ -132,7 +151,7 @@ class JudgeNetwork(nn.Module):
         self.stage3 = nn.Sequential(nn.Conv2d(w2, w3, 3, stride=2, padding=1), Residual(w3), Residual(w3))
         self.stage4 = nn.Sequential(nn.Conv2d(w3, w4, 3, stride=2, padding=1), Residual(w4))
         self.to_features = nn.Linear(2 * sum(config.widths), config.num_features)
-        self.reader = Reader(w2, w3, config.max_letters, config.resolution // 8)
+        self.reader = Reader(w2, w3, config.max_letters, config.num_characters, config.resolution // 8)
         self.single = nn.ModuleDict(
             {name: nn.Linear(config.num_features, len(config.heads[name])) for name in config.single_label}
         )

@@ -1,10 +1,10 @@
 """The second judge's network: a vision transformer with the answers of the first, by other means.
 
-Where the CNN pools maps, this one asks: a picture token, a technical token and one token a letter travel with the
+Where the CNN pools maps, this one asks: a picture token, a technical token and one token a character travel with the
 patches through every block (Dosovitskiy et al. 2021, arXiv 2010.11929) and are read off at the end. Patches come from
 strided convolutions, with which transformers train in minutes (Xiao et al. 2021, arXiv 2106.14881).
 
-Symbols: B images, N patches, W width, D = 64 features, P letter positions, heads of K_h classes.
+Symbols: B images, N patches, W width, D = 64 features, P character positions, C characters, heads of K_h classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.evaluation.judges.local_network import LETTERS, JudgeConfig
+from workbench.evaluation.judges.local_network import JudgeConfig
 
 WIDTH, DEPTH, HEADS = 128, 6, 4
 PATCH = 8
@@ -39,7 +39,7 @@ class Block(nn.Module):
 
 
 class TransformerNetwork(nn.Module):
-    """(B, 3, S, S) in [-1, 1] -> features (B, 64) and logits: heads (B, K_h), `word` (B, P, 27), `technical` (B,)."""
+    """(B, 3, S, S) in [-1, 1] -> features (B, 64) and logits: heads (B, K_h), `word` (B, P, C), `technical` (B,)."""
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class TransformerNetwork(nn.Module):
         for head in self.multi.values():
             assert isinstance(head, nn.Linear)
             nn.init.constant_(head.bias, -3.0)  # few objects of many are there
-        self.word = nn.Linear(WIDTH, len(LETTERS) + 1)
+        self.word = nn.Linear(WIDTH, config.num_characters)
         self.technical = nn.Sequential(nn.Linear(2 * WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,6 +1,7 @@
 """Measures of one answer, one number where its case defines one; none of them is part of a score.
 
-- word: 1 if the local judge reads the word that was asked for, letter by letter, else 0.
+- word: 1 if the local judge reads the text that was asked for, letter by letter, else 0.
+- exact: the same, by whether it was one word or several.
 - whole: 1 if the local judge sees every attribute that the prompt names, and every one that an edit must keep, else 0:
   a prompt counts when all of it is right, as in GenEval (Ghosh et al. 2023).
 - residual noise: standard deviation of what is left on flat areas when the picture's own 5 x 5 mean is taken off, in
@@ -47,6 +48,7 @@ class Measures:
     noise: float
     whole: float | None = None
     word: float | None = None
+    exact: Mapping[str, float] | None = None
     target_distance: float | None = None
     defect: str | None = None
     text: Mapping[str, float] | None = None
@@ -95,6 +97,7 @@ def measure(
     """The measures of an answer (H, W, 3) uint8. seen: attributes that the local judge recognised in it, if it did, and
     its judgement of them. reader: of the text that cases ask for; it is not read without one."""
     asks_word = "word" in case.named and "word" in case.scene
+    word = float(seen.get("word") == case.scene["word"]) if seen is not None and asks_word else None
     of_t2i, right = case.task == "t2i", case.target if case.exact else None
     source = case.only_source
     moved = drift(image, source, right) if source is not None else None
@@ -103,7 +106,8 @@ def measure(
     return Measures(
         noise=residual_noise(image),
         whole=None if judgement is None else wholly_right(judgement.attributes),
-        word=float(seen.get("word") == case.scene["word"]) if seen is not None and asks_word else None,
+        word=word,
+        exact=None if word is None else {"several" if " " in case.scene["word"] else "one": word},
         target_distance=target_distance(image, right) if not of_t2i and right is not None else None,
         defect=case.source_scene.get("quality") if "quality" in case.named else None,
         text=asdict(reader.measures(image, case.text)) if reader is not None and case.text else None,

@@ -48,6 +48,8 @@ MEASURES: Mapping[str, Measure] = {
     "prompts_right": Measure("prompts wholly right", T2I, "whole"),
     "edits_right": Measure("edits wholly right", EDITS, "whole"),
     **TEXT_MEASURES,
+    "one_word": Measure("one word exact", T2I, "exact.one"),
+    "several_words": Measure("several words exact", T2I, "exact.several"),
     "displacement": Measure("displacement, %", EDITS, "displacement", -1),
     "colour_drift": Measure("colour drift, ΔE", EDITS, "colour", -1),
     "object_count": Measure("objects counted", T2I, "count"),

@@ -75,6 +75,13 @@ def paired_differences(
     return bench_intervals({name: a[name] - b[name] for name in a}, num_resamples, seed)
 
 
+def unpaired_difference(a: np.ndarray, b: np.ndarray, num_resamples: int = 1000, seed: int = 0) -> Interval:
+    """Interval of mean(a) - mean(b) of scores (cases, seeds) whose cases differ; n counts those of both."""
+    generator = np.random.default_rng(seed)
+    means = bootstrap_means(a, num_resamples, generator) - bootstrap_means(b, num_resamples, generator)
+    return _interval(float(a.mean() - b.mean()), means, len(a) + len(b), min(len(a), len(b)))
+
+
 def verdict(difference: Interval, a: str, b: str) -> str:
     """What a difference a - b shows: who is better, or that nothing is shown since the interval covers 0."""
     if difference.n < MIN_CASES or difference.low is None or difference.high is None:
