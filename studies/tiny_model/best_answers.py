@@ -22,6 +22,7 @@ from datamodules.pretraining import Held
 from studies.tiny_model.curation import Curation
 from studies.tiny_model.stages import key_of
 from studies.tiny_model.world_source import WorldSource, world_sources
+from workbench.backbones import families
 from workbench.common import files
 from workbench.common.fingerprint import fingerprint
 from workbench.common.progress import job
@@ -86,7 +87,7 @@ def best_answers(recipe: Recipe, choice: Choice) -> tuple[BestAnswers, WorldSour
 
 def _settings(recipe: Recipe, choice: Choice) -> str:
     """Changes with all that the chosen answers depend on."""
-    weights = [fingerprint(path) for path in (Path(recipe.model.folder), choice.adapter, choice.judge)]
+    weights = [fingerprint(path) for path in (families.resolve(recipe.model.folder), choice.adapter, choice.judge)]
     chosen: dict[str, Any] = {"data": recipe.data.samples, "resolution": recipe.data.resolution}
     return key_of({**chosen, "how": recipe.evaluation, "of": [choice.answers, choice.curation], "weights": weights})
 
