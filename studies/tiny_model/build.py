@@ -30,7 +30,7 @@ from studies.tiny_model.plan import BestStage, Plan, RecipeStage, read
 from studies.tiny_model.shipped import ship
 from studies.tiny_model.stages import Stage, key_of, world_fingerprint
 from studies.tiny_model.world_source import world_sources
-from workbench.backbones import families
+from workbench.backbones import families, lora_files
 from workbench.common.errors import UserError
 from workbench.common.fingerprint import fingerprint
 from workbench.common.tables import Table
@@ -94,7 +94,7 @@ def steps_of(plan: Plan) -> list[Step]:
     steps.append(pretraining("teacher", plan.teacher, start, "start"))
     steps.append(pretraining("base", plan.base, places["teacher"] / "teacher", "teacher"))
     steps += [pretraining(name, of, base, "base") for name, of in plan.specialists.items()]
-    adapters = {name: RunFolder(places[name]).specialist for name in plan.specialists}
+    adapters = {name: _adapter(places[name], of) for name, of in plan.specialists.items()}
     for name, best in plan.best.items():
         of = stages_of_best[name]
         recipe = _recipe(plan, best, base, places[of], f"pretrain.lora_start={adapters[name]}")
@@ -182,7 +182,8 @@ def _settings(of: RecipeStage, recipe: Recipe) -> dict[str, Any]:
     plain = asdict(recipe)
     trainer = {name: plain["trainer"][name] for name in ("precision", "max_skipped_updates")}
     chosen = {name: plain[name] for name in ("data", "mixture", "pretrain", "seed")}
-    drawn = {"fresh_every": of.fresh_every, "chunks_kept": of.chunks_kept, "curation": asdict(of.curation)}
+    drawn: dict[str, Any] = {"stored_rank": of.stored_rank} if of.stored_rank else {}
+    drawn |= {"fresh_every": of.fresh_every, "chunks_kept": of.chunks_kept, "curation": asdict(of.curation)}
     return chosen | {"trainer": trainer, **drawn}
 
 
@@ -190,10 +191,21 @@ def _pretraining(name: str, of: RecipeStage, recipe: Recipe, stage: Stage) -> St
     folder = Path(recipe.trainer.folder)
 
     def run() -> Report:
-        pretrain(recipe, *world_sources(recipe, of.fresh_every, of.curation, of.chunks_kept))
-        return {"steps": recipe.pretrain.steps, **last_losses(folder / "metrics.jsonl")}
+        found = pretrain(recipe, *world_sources(recipe, of.fresh_every, of.curation, of.chunks_kept))
+        report: Report = {"steps": recipe.pretrain.steps, **last_losses(folder / "metrics.jsonl")}
+        if of.stored_rank:
+            smaller, report["kept"] = lora_files.truncated(lora_files.read(found), of.stored_rank)
+            lora_files.write(smaller, _adapter(folder, of), header={})
+        return report
 
     return Step(name, of.minutes, stage, run, folder)
+
+
+def _adapter(run: Path, of: RecipeStage) -> Path:
+    """LoRA file of a specialist trained in `run`, beside that folder where it is stored at another rank."""
+    return (
+        run.with_name(f"{run.name}-rank{of.stored_rank}.safetensors") if of.stored_rank else RunFolder(run).specialist
+    )
 
 
 def _best(name: str, of: BestStage, recipe: Recipe, choice: Choice, stage: Stage) -> Step:

@@ -25,7 +25,7 @@ class RecipeStage:
 
     fresh_every: updates after which the samples of the world are drawn anew. chunks_kept: so many drawings, the newest
     and those before it, are trained on in turns. minutes: expected, for the plan alone. curation: what is done to the
-    samples.
+    samples. stored_rank: what is kept of an adapter that may be of a larger rank while it is trained; 0 keeps all.
     """
 
     recipe: str = ""
@@ -34,6 +34,7 @@ class RecipeStage:
     overrides: list[str] = field(default_factory=list)
     minutes: float = 0.0
     curation: Curation = field(default_factory=Curation)
+    stored_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,11 @@ def read(arguments: list[str]) -> Plan:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
     assert isinstance(plan, Plan)
     stages = {"teacher": plan.teacher, "base": plan.base, **plan.specialists}
+    for name, stage in stages.items():
+        require(stage.stored_rank >= 0, f"{name}.stored_rank={stage.stored_rank}: a rank, or 0 for all of it")
+        require(not stage.stored_rank or name in plan.specialists, f"{name} is no adapter: leave out stored_rank")
     for name, best in plan.best.items():
+        require(not best.stored_rank, f"best.{name} is stored as it is trained: leave out stored_rank")
         require(name in plan.specialists, f"best.{name}: there is no such specialist to go on")
         require(best.answers >= 2, f"best.{name}.answers={best.answers}: a choice is of two at least")
     for name, stage in stages.items():

@@ -64,6 +64,8 @@ def test_every_stage_leaves_what_ships(plan: building.Plan, built: dict[str, bui
     assert all(torch.equal(autoencoder[name], shipped_one[name]) for name in autoencoder)
     assert networks.load(assets / "judge").config.resolution == 64
     assert networks.load(assets / "second_judge").config.architecture == "transformer"
+    smaller = lora_files.read(Path(plan.folder) / "portrait-rank3.safetensors")
+    assert {len(layer.down) for layer in smaller.values()} == {3} and 0 < built["portrait"]["kept"] <= 1
     card = (assets / "tiny" / "README.md").read_text()
     number = sum(tensor.numel() for tensor in weights(assets / "tiny").values())
     assert f"| transformer | {number / 1e6:.1f} M |" in card and "| teacher |" in card
@@ -222,6 +224,9 @@ def test_halving_keeps_integers_and_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ([PLAN, "base.stored_rank=4"], "base is no adapter"),
+        ([PLAN, "best.text={answers: 8}"], "best.text: there is no such specialist"),
+        ([PLAN, "best.portrait.answers=1"], "a choice is of two at least"),
         (["no.yaml"], "no plan at no.yaml"),
         ([PLAN, "autoencoder=nowhere"], "autoencoder: no config.json in nowhere"),
         ([PLAN, "given=workbench/assets", "autoencoder=workbench/assets/tiny/vae"], "leave out autoencoder"),
