@@ -12,12 +12,10 @@ from datamodules.openmoji.world import plan
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.cases.world import world_cases
 from workbench.evaluation.judges.local import LocalJudge
-from workbench.evaluation.measures.catalogue import rows_of
 from workbench.evaluation.measures.category_frechet import category_frechet, real_distance
 from workbench.evaluation.measures.choices import compared_choices, free_choices, placement, total_variation, variety
 from workbench.evaluation.measures.distances import frechet
 from workbench.evaluation.measures.layout import count_score, instances, order_score, places_of
-from workbench.evaluation.metrics_file import Bounded, Secondary
 
 
 @cache
@@ -98,9 +96,3 @@ def test_a_category_frechet_distance_stands_by_that_of_real_pictures_and_is_not_
     grades = (0, 0.5, 1, 2)
     values = [category_frechet(other + grade, real).value for grade in grades]
     assert stats.spearmanr(grades, values).statistic >= 0.95 and category_frechet(real, real).value < 1e-6
-
-
-def test_a_table_has_no_row_without_a_number() -> None:
-    few, many = (Secondary(category_frechet={"text": found}) for found in (Bounded(n=12), Bounded(3.0, n=600)))
-    assert rows_of([few, few]) == []
-    assert rows_of([few, many]) == [("Fréchet distance, text", 600, [("-", ""), ("3.00", "")])]

@@ -74,15 +74,13 @@ def numbers_of(secondary: Secondary) -> dict[str, Bounded]:
 
 
 def rows_of(models: Sequence[Secondary]) -> list[tuple[str, int, list[tuple[str, str]]]]:
-    """For tables: title, n, and the value and note of every model, of all measures that any has a number of: a Frechet
-    distance of few pictures is none."""
+    """For tables: title, n, and the value and note of every model, of all measures that any has."""
     given = [numbers_of(secondary) for secondary in models]
     titles = dict.fromkeys(title for of_model in given for title in of_model)
     rows = {title: [of_model.get(title) for of_model in given] for title in titles}
     return [
         (title, max(of.n for of in found if of is not None), [_text(of) for of in found])
         for title, found in rows.items()
-        if any(of is not None and not math.isnan(of.value) for of in found)
     ]
 
 
