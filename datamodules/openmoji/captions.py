@@ -87,10 +87,12 @@ def _sign(scene: Sign, chance: float, rng: np.random.Generator) -> Caption:
     """The text, in most cases with the colour of the sign or of the letters, never both; in few any word will do."""
     fields = {"word": phrases.OVER.join(scene.lines), "sign": scene.sign, "ink": scene.ink}
     one = " " not in scene.word
+    forms = phrases.WORD, phrases.WORD_SIGN, phrases.WORD_INK
+    text, with_sign, with_ink = forms if one else (phrases.WORDS, phrases.WORDS_SIGN, phrases.WORDS_INK)
     if one and 0 < chance < OPEN_SHARE:
         return pick(phrases.ANY_WORD, rng).format(**fields), ("sign",), {}
     if chance < 0.4:
-        return pick(phrases.WORD if one else phrases.WORDS, rng).format(**fields), ("word",), {}
+        return pick(text, rng).format(**fields), ("word",), {}
     if chance < 0.72:
-        return pick(phrases.WORD_SIGN if one else phrases.WORDS_SIGN, rng).format(**fields), ("word", "sign"), {}
-    return pick(phrases.WORD_INK if one else phrases.WORDS_INK, rng).format(**fields), ("word", "ink"), {}
+        return pick(with_sign, rng).format(**fields), ("word", "sign"), {}
+    return pick(with_ink, rng).format(**fields), ("word", "ink"), {}

@@ -7,9 +7,8 @@ one, which measures, has no part in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from datamodules.openmoji import drawn
 from datamodules.pretraining import Held
 from studies.tiny_model.curation import Curation
 from studies.tiny_model.stages import key_of
-from studies.tiny_model.world_source import WorldSource, world_sources
+from studies.tiny_model.world_source import WorldSource, device_of, world_sources
 from workbench.backbones import families
 from workbench.common import files
 from workbench.common.fingerprint import fingerprint
@@ -34,7 +33,6 @@ from workbench.evaluation.judges.local import Judgement, LocalJudge
 from workbench.evaluation.models import Encodings, FolderUnderTest, teacher_sampling
 from workbench.method.rollout import Sampling
 from workbench.recipe.config import Recipe
-from workbench.runs.machine import accelerator
 from workbench.sampling.sampler import Sampler
 
 CASES_AT_ONCE = 1024
@@ -63,8 +61,7 @@ class BestAnswers:
 
     def held(self, geometry: int, step: int) -> Held:
         """See `Source`."""
-        held = self._world.held(geometry, 0)
-        return Held(held.token_ids, held.lengths, self._latents[geometry], held.references, held.images)
+        return replace(self._world.held(geometry, 0), latents=self._latents[geometry])
 
     def key(self, index: int, step: int) -> str:
         """See `Source`."""
@@ -80,16 +77,15 @@ def best_answers(recipe: Recipe, choice: Choice) -> tuple[BestAnswers, WorldSour
     sample pictures are of; the judge's mean score of all answers and of the chosen ones."""
     world, pictured = world_sources(recipe, recipe.pretrain.steps, choice.curation)
     found = _kept(recipe, choice) or _chosen(recipe, choice, world)
-    device = world.held(0, 0).latents.device
-    latents = [found[LATENTS.format(geometry)].to(device) for geometry in range(len(world.geometries))]
+    latents = [found[LATENTS.format(geometry)].to(device_of(recipe)) for geometry in range(len(world.geometries))]
     return BestAnswers(world, latents), pictured, {name: float(found[name]) for name in (MEAN, BEST)}
 
 
 def _settings(recipe: Recipe, choice: Choice) -> str:
     """Changes with all that the chosen answers depend on."""
     weights = [fingerprint(path) for path in (families.resolve(recipe.model.folder), choice.adapter, choice.judge)]
-    chosen: dict[str, Any] = {"data": recipe.data.samples, "resolution": recipe.data.resolution}
-    return key_of({**chosen, "how": recipe.evaluation, "of": [choice.answers, choice.curation], "weights": weights})
+    asked = [recipe.data.samples, recipe.data.resolution, choice.curation]
+    return key_of({"asked": asked, "answers": choice.answers, "how": recipe.evaluation, "weights": weights})
 
 
 def _kept(recipe: Recipe, choice: Choice) -> dict[str, Tensor] | None:
@@ -103,7 +99,7 @@ def _kept(recipe: Recipe, choice: Choice) -> dict[str, Tensor] | None:
 
 def _chosen(recipe: Recipe, choice: Choice, world: WorldSource) -> dict[str, Tensor]:
     """Draws and judges all answers; what was chosen is in `choice.kept_in` then."""
-    device = "cuda" if accelerator(recipe.trainer) == "gpu" else "cpu"
+    device = device_of(recipe).type
     resolution, folder = recipe.data.resolution, recipe.model.folder
     subject = FolderUnderTest(folder, resolution, loras=[(choice.adapter, 1.0)], device=device)
     artist = _Artist(

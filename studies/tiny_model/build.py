@@ -26,7 +26,7 @@ from studies.tiny_model import judge, vae
 from studies.tiny_model.assemble import SIZES, Sizes, assemble, put_autoencoder
 from studies.tiny_model.best_answers import Choice, best_answers
 from studies.tiny_model.judge import Options as JudgeOptions
-from studies.tiny_model.plan import BestStage, Plan, RecipeStage, read
+from studies.tiny_model.plan import BestStage, Plan, RecipeStage, WorldStage, read
 from studies.tiny_model.shipped import ship
 from studies.tiny_model.stages import Stage, key_of, world_fingerprint
 from studies.tiny_model.world_source import world_sources
@@ -79,9 +79,9 @@ def steps_of(plan: Plan) -> list[Step]:
         keys[name] = key_of(record)
         return Stage(root / "stages" / name, record)
 
-    def pretraining(name: str, of: RecipeStage, start: Path, builds_on: str) -> Step:
+    def pretraining(name: str, of: WorldStage, start: Path, builds_on: str) -> Step:
         recipe = _recipe(plan, of, start, places[name])
-        return _pretraining(name, of, recipe, stage(name, _settings(of, recipe), builds_on))
+        return _pretraining(name, of, recipe, stage(name, {**_settings(of, recipe), **_drawing(of)}, builds_on))
 
     start, autoencoder = places["start"], Path(plan.autoencoder or places["vae"])
     if plan.autoencoder:
@@ -182,12 +182,16 @@ def _settings(of: RecipeStage, recipe: Recipe) -> dict[str, Any]:
     plain = asdict(recipe)
     trainer = {name: plain["trainer"][name] for name in ("precision", "max_skipped_updates")}
     chosen = {name: plain[name] for name in ("data", "mixture", "pretrain", "seed")}
-    drawn: dict[str, Any] = {"stored_rank": of.stored_rank} if of.stored_rank else {}
-    drawn |= {"fresh_every": of.fresh_every, "chunks_kept": of.chunks_kept, "curation": asdict(of.curation)}
-    return chosen | {"trainer": trainer, **drawn}
+    return chosen | {"trainer": trainer, "curation": asdict(of.curation)}
 
 
-def _pretraining(name: str, of: RecipeStage, recipe: Recipe, stage: Stage) -> Step:
+def _drawing(of: WorldStage) -> dict[str, Any]:
+    """What decides it besides on a stage that draws the world."""
+    stored = {"stored_rank": of.stored_rank} if of.stored_rank else {}
+    return {"fresh_every": of.fresh_every, "chunks_kept": of.chunks_kept, **stored}
+
+
+def _pretraining(name: str, of: WorldStage, recipe: Recipe, stage: Stage) -> Step:
     folder = Path(recipe.trainer.folder)
 
     def run() -> Report:
@@ -201,7 +205,7 @@ def _pretraining(name: str, of: RecipeStage, recipe: Recipe, stage: Stage) -> St
     return Step(name, of.minutes, stage, run, folder)
 
 
-def _adapter(run: Path, of: RecipeStage) -> Path:
+def _adapter(run: Path, of: WorldStage) -> Path:
     """LoRA file of a specialist trained in `run`, beside that folder where it is stored at another rank."""
     return (
         run.with_name(f"{run.name}-rank{of.stored_rank}.safetensors") if of.stored_rank else RunFolder(run).specialist

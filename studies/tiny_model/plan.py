@@ -21,19 +21,23 @@ PLAN = Path(__file__).parent / "zoo.yaml"
 
 @dataclass(frozen=True)
 class RecipeStage:
-    """Pretraining by `recipe` with `overrides`.
-
-    fresh_every: updates after which the samples of the world are drawn anew. chunks_kept: so many drawings, the newest
-    and those before it, are trained on in turns. minutes: expected, for the plan alone. curation: what is done to the
-    samples. stored_rank: what is kept of an adapter that may be of a larger rank while it is trained; 0 keeps all.
-    """
+    """Pretraining by `recipe` with `overrides`. minutes: expected, for the plan alone. curation: what is done to the
+    samples."""
 
     recipe: str = ""
-    fresh_every: int = 1000
-    chunks_kept: int = 1
     overrides: list[str] = field(default_factory=list)
     minutes: float = 0.0
     curation: Curation = field(default_factory=Curation)
+
+
+@dataclass(frozen=True)
+class WorldStage(RecipeStage):
+    """On the world, drawn anew every `fresh_every` updates; `chunks_kept` drawings, the newest and those before it, are
+    trained on in turns. stored_rank: what is kept of an adapter that may be of a larger rank while it is trained; 0
+    keeps all."""
+
+    fresh_every: int = 1000
+    chunks_kept: int = 1
     stored_rank: int = 0
 
 
@@ -62,12 +66,12 @@ class Plan:
     vae: vae.Options = field(default_factory=vae.Options)
     judge: JudgeOptions = field(default_factory=JudgeOptions)
     second_judge: JudgeOptions = field(default_factory=JudgeOptions)
-    teacher: RecipeStage = field(default_factory=RecipeStage)
-    base: RecipeStage = field(default_factory=RecipeStage)
+    teacher: WorldStage = field(default_factory=WorldStage)
+    base: WorldStage = field(default_factory=WorldStage)
     given: str = ""
     autoencoder: str = ""
     only: list[str] = field(default_factory=list)
-    specialists: dict[str, RecipeStage] = field(default_factory=dict)
+    specialists: dict[str, WorldStage] = field(default_factory=dict)
     best: dict[str, BestStage] = field(default_factory=dict)
 
 
@@ -90,12 +94,10 @@ def read(arguments: list[str]) -> Plan:
     for name, stage in stages.items():
         require(stage.stored_rank >= 0, f"{name}.stored_rank={stage.stored_rank}: a rank, or 0 for all of it")
         require(not stage.stored_rank or name in plan.specialists, f"{name} is no adapter: leave out stored_rank")
+        require(stage.chunks_kept >= 1, f"{name}.chunks_kept={stage.chunks_kept}: at least the newest chunk is kept")
     for name, best in plan.best.items():
-        require(not best.stored_rank, f"best.{name} is stored as it is trained: leave out stored_rank")
         require(name in plan.specialists, f"best.{name}: there is no such specialist to go on")
         require(best.answers >= 2, f"best.{name}.answers={best.answers}: a choice is of two at least")
-    for name, stage in stages.items():
-        require(stage.chunks_kept >= 1, f"{name}.chunks_kept={stage.chunks_kept}: at least the newest chunk is kept")
     require(not (plan.given and plan.autoencoder), "given goes on with its own autoencoder: leave out autoencoder")
     require(
         not plan.autoencoder or (Path(plan.autoencoder) / "config.json").is_file(),

@@ -89,7 +89,7 @@ def world_sources(
 ) -> tuple[WorldSource, WorldSource]:
     """What a pretraining run trains on, `kept` chunks of which a new one comes every `every` updates, and what its
     sample pictures are of: two samples a category."""
-    device = torch.device("cuda" if accelerator(recipe.trainer) == "gpu" else "cpu")
+    device = device_of(recipe)
     model = QwenImage21Model.load(families.resolve(recipe.model.folder), device, transformer=False, text_encoder=False)
     tokenizer = PromptTokenizer(model.pipeline)
 
@@ -112,6 +112,11 @@ def world_sources(
 
     few = {task: {name: min(count, 2) for name, count in of.items()} for task, of in samples_of(recipe.data).items()}
     return world(recipe.data), world(replace(recipe.data, samples=few, num_workers=0))
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """Where the recipe's run trains."""
+    return torch.device("cuda" if accelerator(recipe.trainer) == "gpu" else "cpu")
 
 
 class WorldSource:
