@@ -23,10 +23,11 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from studies.tiny_model import judge, vae
+from studies.tiny_model.adapters import truncated, write_mean
 from studies.tiny_model.assemble import SIZES, Sizes, assemble, put_autoencoder
 from studies.tiny_model.best_answers import Choice, best_answers
 from studies.tiny_model.judge import Options as JudgeOptions
-from studies.tiny_model.plan import BestStage, Plan, RecipeStage, WorldStage, read
+from studies.tiny_model.plan import BestStage, Plan, RecipeStage, WorldStage, read, stage_of_best
 from studies.tiny_model.shipped import ship
 from studies.tiny_model.stages import Stage, key_of, world_fingerprint
 from studies.tiny_model.world_source import world_sources
@@ -66,8 +67,7 @@ class Step:
 def steps_of(plan: Plan) -> list[Step]:
     """All stages in order. Nothing is written before every recipe among them is valid."""
     root = Path(plan.folder)
-    stages_of_best = {name: f"{name}-best" for name in plan.best}
-    names = (*PLACES, *plan.specialists, *stages_of_best.values())
+    names = (*PLACES, *plan.specialists, *map(stage_of_best, plan.best))
     places = {name: root / name for name in names}
     if len(places) != len(names):
         raise UserError(f"specialists may not be called {', '.join(PLACES)}, nor one as another's `NAME-best`")
@@ -94,23 +94,31 @@ def steps_of(plan: Plan) -> list[Step]:
     steps.append(pretraining("teacher", plan.teacher, start, "start"))
     steps.append(pretraining("base", plan.base, places["teacher"] / "teacher", "teacher"))
     steps += [pretraining(name, of, base, "base") for name, of in plan.specialists.items()]
-    adapters = {name: _adapter(places[name], of) for name, of in plan.specialists.items()}
+    adapters = {name: RunFolder(places[name]).specialist for name in plan.specialists}
+    last = dict(adapters)
     for name, best in plan.best.items():
-        of = stages_of_best[name]
-        recipe = _recipe(plan, best, base, places[of], f"pretrain.lora_start={adapters[name]}")
+        of = stage_of_best(name)
+        begin_at = root / f"{of}-start.safetensors"
+        recipe = _recipe(plan, best, base, places[of], f"pretrain.lora_start={begin_at}")
         settings = {**_settings(best, recipe), "answers": best.answers}
         kept_in, chosen_by = root / f"{of}.safetensors", places["second_judge"]
         choice = Choice(best.answers, chosen_by, adapters[name], best.curation, kept_in)
         steps.append(_best(of, best, recipe, choice, stage(of, settings, name, "second_judge")))
-        adapters[name] = RunFolder(places[of]).specialist
+        adapters[of] = last[name] = RunFolder(places[of]).specialist
     stages = {step.name: step.stage for step in steps}
 
     def assets() -> Report:
         reports = {name: {**of.report, "wall_s": of.wall_s} for name, of in stages.items()}
         judges = {name: places[name] for name in JUDGES}
-        return dict(ship(places["assets"], base, adapters, judges, reports))
+        smaller = {name: root / f"{name}-shipped.safetensors" for name in plan.ships}
+        kept = {
+            f"kept_{name}": write_mean([adapters[of] for of in one.of], smaller[name], one.rank)
+            for name, one in plan.ships.items()
+        }
+        return {**ship(places["assets"], base, smaller or last, judges, reports), **kept}
 
-    steps.append(Step("assets", 0.0, stage("assets", {}, *list(keys)), assets))
+    ships = {name: asdict(one) for name, one in plan.ships.items()}
+    steps.append(Step("assets", 0.0, stage("assets", {"ships": ships}, *list(keys)), assets))
     unknown = {*plan.only} - {step.name for step in steps}
     if unknown:
         known = ", ".join(step.name for step in steps)
@@ -187,29 +195,17 @@ def _settings(of: RecipeStage, recipe: Recipe) -> dict[str, Any]:
 
 def _drawing(of: WorldStage) -> dict[str, Any]:
     """What decides it besides on a stage that draws the world."""
-    stored = {"stored_rank": of.stored_rank} if of.stored_rank else {}
-    return {"fresh_every": of.fresh_every, "chunks_kept": of.chunks_kept, **stored}
+    return {"fresh_every": of.fresh_every, "chunks_kept": of.chunks_kept}
 
 
 def _pretraining(name: str, of: WorldStage, recipe: Recipe, stage: Stage) -> Step:
     folder = Path(recipe.trainer.folder)
 
     def run() -> Report:
-        found = pretrain(recipe, *world_sources(recipe, of.fresh_every, of.curation, of.chunks_kept))
-        report: Report = {"steps": recipe.pretrain.steps, **last_losses(folder / "metrics.jsonl")}
-        if of.stored_rank:
-            smaller, report["kept"] = lora_files.truncated(lora_files.read(found), of.stored_rank)
-            lora_files.write(smaller, _adapter(folder, of), header={})
-        return report
+        pretrain(recipe, *world_sources(recipe, of.fresh_every, of.curation, of.chunks_kept))
+        return {"steps": recipe.pretrain.steps, **last_losses(folder / "metrics.jsonl")}
 
     return Step(name, of.minutes, stage, run, folder)
-
-
-def _adapter(run: Path, of: WorldStage) -> Path:
-    """LoRA file of a specialist trained in `run`, beside that folder where it is stored at another rank."""
-    return (
-        run.with_name(f"{run.name}-rank{of.stored_rank}.safetensors") if of.stored_rank else RunFolder(run).specialist
-    )
 
 
 def _best(name: str, of: BestStage, recipe: Recipe, choice: Choice, stage: Stage) -> Step:
@@ -217,6 +213,11 @@ def _best(name: str, of: BestStage, recipe: Recipe, choice: Choice, stage: Stage
 
     def run() -> Report:
         best, pictured, scores = best_answers(recipe, choice)
+        begin_at = Path(recipe.pretrain.lora_start)
+        if not begin_at.exists() or not folder.exists():
+            rank = recipe.pretrain.lora_rank
+            smaller, scores["kept"] = truncated(lora_files.read(choice.adapter), rank, most=rank)
+            lora_files.write(smaller, begin_at, header={})
         pretrain(recipe, best, pictured)
         return {"steps": recipe.pretrain.steps, **scores, **last_losses(folder / "metrics.jsonl")}
 

@@ -53,7 +53,7 @@ def judge(zoo: Zoo) -> list[Figure]:
 
 
 def second_judge(zoo: Zoo) -> list[Figure]:
-    """The same of the judge that chooses nothing."""
+    """The same of the second judge."""
     return _checked(zoo, LocalJudge(Path(zoo.options.second_judge)), "second judge")
 
 

@@ -33,19 +33,26 @@ class RecipeStage:
 @dataclass(frozen=True)
 class WorldStage(RecipeStage):
     """On the world, drawn anew every `fresh_every` updates; `chunks_kept` drawings, the newest and those before it, are
-    trained on in turns. stored_rank: what is kept of an adapter that may be of a larger rank while it is trained; 0
-    keeps all."""
+    trained on in turns."""
 
     fresh_every: int = 1000
     chunks_kept: int = 1
-    stored_rank: int = 0
 
 
 @dataclass(frozen=True)
 class BestStage(RecipeStage):
-    """A specialist goes on, on the best of so many of its own answers to each caption, as the second judge has them."""
+    """A specialist goes on, on the best of so many of its own answers to each caption, as the second judge has them:
+    from the nearest adapter of the recipe's rank, where it has a larger one."""
 
     answers: int = 8
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A specialist that ships: the mean of the adapters of these stages, with as many parameters as one of `rank`."""
+
+    of: list[str] = field(default_factory=list)
+    rank: int = 16
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ class Plan:
     that the tokenizer is trained on. teacher: learns the world. base: goes on from it, on what a web has. given: assets
     that exist, from which the judges and the teacher go on; the autoencoder and the tokenizer are theirs then.
     autoencoder: folder of one that exists; none is trained then. only: stages to run, all when empty; two calls with
-    different ones may work in one folder at once. best: specialists, by name, that go on once more.
+    different ones may work in one folder at once. best: specialists, by name, that go on once more, as the stage
+    `NAME-best`. ships: the specialists that ship, by name; when empty, each as its last stage left it.
     """
 
     folder: str = "runs/zoo"
@@ -73,6 +81,12 @@ class Plan:
     only: list[str] = field(default_factory=list)
     specialists: dict[str, WorldStage] = field(default_factory=dict)
     best: dict[str, BestStage] = field(default_factory=dict)
+    ships: dict[str, Shipped] = field(default_factory=dict)
+
+
+def stage_of_best(name: str) -> str:
+    """In which the specialist `name` goes on, on the best of its answers."""
+    return f"{name}-best"
 
 
 def read(arguments: list[str]) -> Plan:
@@ -92,12 +106,18 @@ def read(arguments: list[str]) -> Plan:
     assert isinstance(plan, Plan)
     stages = {"teacher": plan.teacher, "base": plan.base, **plan.specialists}
     for name, stage in stages.items():
-        require(stage.stored_rank >= 0, f"{name}.stored_rank={stage.stored_rank}: a rank, or 0 for all of it")
-        require(not stage.stored_rank or name in plan.specialists, f"{name} is no adapter: leave out stored_rank")
         require(stage.chunks_kept >= 1, f"{name}.chunks_kept={stage.chunks_kept}: at least the newest chunk is kept")
     for name, best in plan.best.items():
         require(name in plan.specialists, f"best.{name}: there is no such specialist to go on")
         require(best.answers >= 2, f"best.{name}.answers={best.answers}: a choice is of two at least")
+    trained = {*plan.specialists, *map(stage_of_best, plan.best)}
+    for name, shipped in plan.ships.items():
+        unknown = sorted({*shipped.of} - trained)
+        require(
+            bool(shipped.of) and not unknown,
+            f"ships.{name}.of={shipped.of}: name stages of {', '.join(sorted(trained))}",
+        )
+        require(shipped.rank >= 1, f"ships.{name}.rank={shipped.rank}: at least 1")
     require(not (plan.given and plan.autoencoder), "given goes on with its own autoencoder: leave out autoencoder")
     require(
         not plan.autoencoder or (Path(plan.autoencoder) / "config.json").is_file(),

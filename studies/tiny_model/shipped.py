@@ -18,9 +18,9 @@ from workbench.common.errors import UserError
 
 MAX_BYTES = 42_000_000
 MAX_BYTES_A_FILE = 16_000_000
-HALF = ("transformer", "vae")
-"""Parts stored in bfloat16. The text encoder is stored in float32, so that the stock pipeline runs when no dtype is
-asked for: diffusers loads its parts in float32 then, and transformers loads what was stored."""
+HALF = ("transformer", "vae", "text_encoder")
+"""Parts stored in bfloat16. Asked for no dtype, diffusers loads its parts in float32, and transformers in that of the
+text encoder's `config.json`, which stays float32: the stock pipeline needs both alike."""
 JUDGE_FILES = ("config.json", "model.safetensors")
 
 Reports = Mapping[str, Mapping[str, Any]]

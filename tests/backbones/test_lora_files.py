@@ -430,27 +430,3 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot read the LoRA file"):
         lora_files.read(tmp_path / "broken.safetensors")
-
-
-def test_a_smaller_rank_is_the_nearest_one_and_tells_what_it_keeps() -> None:
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"a": (12, 7), "b": (5, 9)}
-    adapter = {
-        name: lora_files.AdapterLayer(
-            torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator), 0.5
-        )
-        for name, (rows, columns) in shapes.items()
-    }
-    updates = {name: layer.scaling * layer.up @ layer.down for name, layer in adapter.items()}
-    whole, kept = lora_files.truncated(adapter, 4)
-    assert kept == pytest.approx(1) and {len(down) for down, _ in whole.values()} == {4}
-    assert all(torch.allclose(up @ down, updates[name], atol=1e-5) for name, (down, up) in whole.items())
-    smaller, kept = lora_files.truncated(adapter, 2)
-    lost = 0.0
-    for name, (down, up) in smaller.items():
-        assert down.shape == (2, shapes[name][1]) and up.shape == (shapes[name][0], 2)
-        values = torch.linalg.svdvals(updates[name])
-        error = float((up @ down - updates[name]).square().sum())
-        assert error == pytest.approx(float(values[2:].square().sum()), rel=1e-4)
-        lost += error
-    assert kept == pytest.approx(1 - lost / sum(float(one.square().sum()) for one in updates.values()), rel=1e-4)

@@ -219,24 +219,6 @@ FORMS = {
 """Forms that are written: for diffusers' `load_lora_weights`, and for ComfyUI and what reads its files."""
 
 
-def truncated(adapter: Adapter, rank: int) -> tuple[Adapters, float]:
-    """The nearest adapter of at most `rank` (Eckart & Young 1936), as (A, B) of every layer, W + B A; and the share
-    that it keeps of the sum of squares of all B A."""
-    adapters: dict[str, tuple[Tensor, Tensor]] = {}
-    kept = total = 0.0
-    for name, layer in adapter.items():
-        up_basis, up = torch.linalg.qr(layer.up.double())
-        down_basis, down = torch.linalg.qr(layer.down.double().T)
-        left, values, right = torch.linalg.svd(layer.scaling * up @ down.T)
-        root = values[:rank].sqrt()
-        adapters[name] = (
-            (root[:, None] * (right[:rank] @ down_basis.T)).float(),
-            (up_basis @ left[:, :rank] * root).float(),
-        )
-        kept, total = kept + float(values[:rank].square().sum()), total + float(values.square().sum())
-    return adapters, kept / total if total else 1.0
-
-
 def write(
     adapters: Adapters,
     path: Path,

@@ -23,7 +23,7 @@ from workbench.recipe.config import Recipe
 from workbench.runs.inputs import hashes_of
 from workbench.sampling.sampler import Sampler
 
-ADAPTER = families.SHIPPED["tiny"] / "text.safetensors"
+ADAPTER = families.SHIPPED["tiny"] / "editing.safetensors"
 CAPTIONS = {"t2i": {"text": 3}, "edit": {"object": 2}}
 
 
@@ -90,7 +90,7 @@ def test_what_was_chosen_is_taken_up_until_what_it_depends_on_changes(
 def test_an_adapter_goes_on_from_a_file() -> None:
     """The start computes what the file does over the base; one of a larger rank does not fit."""
     model = families.load("tiny")
-    recipe = recipe_of("pretrain.lora_start=tiny/text.safetensors")
+    recipe = recipe_of("pretrain.lora_start=tiny/editing.safetensors")
     denoiser = trained_specialist(model, recipe)
     started = roles.merged_state(denoiser, roles.TEACHER)
     base = families.load("tiny").transformer.state_dict()
@@ -101,7 +101,7 @@ def test_an_adapter_goes_on_from_a_file() -> None:
     assert "pretrain.lora_start" in hashes_of(recipe, None, "pretrain"), "another file is another run"
     with pytest.raises(UserError, match=r"pretrain.lora_start has adapters of rank 16: set pretrain.lora_rank=16"):
         trained_specialist(
-            families.load("tiny"), recipe_of("pretrain.lora_rank=4", "pretrain.lora_start=tiny/text.safetensors")
+            families.load("tiny"), recipe_of("pretrain.lora_rank=4", "pretrain.lora_start=tiny/editing.safetensors")
         )
     with pytest.raises(UserError, match="set pretrain.lora_rank too"):
         recipe_of("pretrain.lora_rank=0", "pretrain.text_encoder_lr=1e-4", "pretrain.lora_start=a.safetensors")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import QwenImage21Pipeline
 from safetensors.torch import load_file, save_file
+from transformers import Qwen3VLForConditionalGeneration
 
 from studies.tiny_model import assemble, judge, shipped, vae
 from studies.tiny_model import build as building
@@ -54,9 +55,11 @@ def test_every_stage_leaves_what_ships(plan: building.Plan, built: dict[str, bui
         "assets",
     ]
     assets = Path(plan.folder) / "assets"
-    for part in ("transformer", "vae"):
-        tensors = load_file(assets / "tiny" / part / "diffusion_pytorch_model.safetensors")
-        assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    for part in ("transformer", "vae", "text_encoder"):
+        (file,) = (assets / "tiny" / part).glob("*.safetensors")
+        assert {tensor.dtype for tensor in load_file(file).values()} == {torch.bfloat16}
+    encoder = Qwen3VLForConditionalGeneration.from_pretrained(assets / "tiny" / "text_encoder")
+    assert encoder.dtype == torch.float32, "as diffusers loads the other parts when no dtype is asked for"
     start, trained = weights(Path(plan.folder) / "start"), weights(assets / "tiny")
     assert any(not torch.equal(start[name], trained[name]) for name in start)
     autoencoder = load_file(Path(plan.folder) / "vae" / vae.WEIGHTS_FILE)
@@ -64,8 +67,10 @@ def test_every_stage_leaves_what_ships(plan: building.Plan, built: dict[str, bui
     assert all(torch.equal(autoencoder[name], shipped_one[name]) for name in autoencoder)
     assert networks.load(assets / "judge").config.resolution == 64
     assert networks.load(assets / "second_judge").config.architecture == "transformer"
-    smaller = lora_files.read(Path(plan.folder) / "portrait-rank3.safetensors")
-    assert {len(layer.down) for layer in smaller.values()} == {3} and 0 < built["portrait"]["kept"] <= 1
+    ships = lora_files.read(assets / "tiny" / "portrait.safetensors").values()
+    a_rank = sum(sum(layer.shape) for layer in ships)
+    assert a_rank < sum(layer.down.numel() + layer.up.numel() for layer in ships) <= 3 * a_rank
+    assert 0 < built["assets"]["kept_portrait"] < 1
     card = (assets / "tiny" / "README.md").read_text()
     number = sum(tensor.numel() for tensor in weights(assets / "tiny").values())
     assert f"| transformer | {number / 1e6:.1f} M |" in card and "| teacher |" in card
@@ -224,9 +229,10 @@ def test_halving_keeps_integers_and_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([PLAN, "base.stored_rank=4"], "base is no adapter"),
         ([PLAN, "best.text={answers: 8}"], "best.text: there is no such specialist"),
         ([PLAN, "best.portrait.answers=1"], "a choice is of two at least"),
+        ([PLAN, "ships.portrait.of=[portrat]"], "name stages of portrait, portrait-best"),
+        ([PLAN, "ships.portrait.rank=0"], "ships.portrait.rank=0: at least 1"),
         (["no.yaml"], "no plan at no.yaml"),
         ([PLAN, "autoencoder=nowhere"], "autoencoder: no config.json in nowhere"),
         ([PLAN, "given=workbench/assets", "autoencoder=workbench/assets/tiny/vae"], "leave out autoencoder"),

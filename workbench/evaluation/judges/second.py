@@ -1,7 +1,7 @@
 """The second judge: another architecture and another training seed.
 
-It chooses nothing, neither the few-step teacher nor a study's recipe. Whether it orders models as the first judge does
-is what it is for.
+It chooses neither the few-step teacher nor a study's recipe. Whether it orders models as the first judge does is what
+it is for. (It did choose the answers that a specialist went on with: `studies/tiny_model/best_answers.py`.)
 """
 
 from __future__ import annotations
