@@ -51,7 +51,7 @@ def export_pretrained(
     """Write the pipeline folder `out`: the source's, with a trained transformer and text encoder.
 
     The transformer is stored in bfloat16, the text encoder in float32: when no dtype is given, diffusers loads its
-    components in float32 and transformers in the stored dtype, and the stock pipeline needs both alike.
+    components in float32 and transformers in the dtype of `config.json`, and the stock pipeline needs both alike.
 
     Raises:
         UserError: as `replaced_folder`.
