@@ -12,11 +12,11 @@ from workbench.backbones import lora_files
 from workbench.backbones.lora_files import Adapter, Adapters
 
 
-def write_mean(of: Sequence[Path], out: Path, rank: int) -> float:
+def write_mean(of: Sequence[Path], out: Path, rank: int, most: int | None = None) -> float:
     """Write the mean of LoRA files of one network (a soup: Wortsman et al. 2022, arXiv 2203.05482), truncated as below;
     the share that is kept."""
     mean = lora_files.weighted_sum([(lora_files.read(path), 1 / len(of)) for path in of])
-    smaller, kept = truncated(mean, rank)
+    smaller, kept = truncated(mean, rank, most)
     lora_files.write(smaller, out, header={})
     return kept
 

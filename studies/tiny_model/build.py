@@ -23,7 +23,7 @@ from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
 from studies.tiny_model import judge, vae
-from studies.tiny_model.adapters import truncated, write_mean
+from studies.tiny_model.adapters import write_mean
 from studies.tiny_model.assemble import SIZES, Sizes, assemble, put_autoencoder
 from studies.tiny_model.best_answers import Choice, best_answers
 from studies.tiny_model.judge import Options as JudgeOptions
@@ -31,7 +31,7 @@ from studies.tiny_model.plan import BestStage, Plan, RecipeStage, WorldStage, re
 from studies.tiny_model.shipped import ship
 from studies.tiny_model.stages import Stage, key_of, world_fingerprint
 from studies.tiny_model.world_source import world_sources
-from workbench.backbones import families, lora_files
+from workbench.backbones import families
 from workbench.common.errors import UserError
 from workbench.common.fingerprint import fingerprint
 from workbench.common.tables import Table
@@ -95,7 +95,6 @@ def steps_of(plan: Plan) -> list[Step]:
     steps.append(pretraining("base", plan.base, places["teacher"] / "teacher", "teacher"))
     steps += [pretraining(name, of, base, "base") for name, of in plan.specialists.items()]
     adapters = {name: RunFolder(places[name]).specialist for name in plan.specialists}
-    last = dict(adapters)
     for name, best in plan.best.items():
         of = stage_of_best(name)
         begin_at = root / f"{of}-start.safetensors"
@@ -104,7 +103,7 @@ def steps_of(plan: Plan) -> list[Step]:
         kept_in, chosen_by = root / f"{of}.safetensors", places["second_judge"]
         choice = Choice(best.answers, chosen_by, adapters[name], best.curation, kept_in)
         steps.append(_best(of, best, recipe, choice, stage(of, settings, name, "second_judge")))
-        adapters[of] = last[name] = RunFolder(places[of]).specialist
+        adapters[of] = RunFolder(places[of]).specialist
     stages = {step.name: step.stage for step in steps}
 
     def assets() -> Report:
@@ -115,6 +114,7 @@ def steps_of(plan: Plan) -> list[Step]:
             f"kept_{name}": write_mean([adapters[of] for of in one.of], smaller[name], one.rank)
             for name, one in plan.ships.items()
         }
+        last = {name: adapters.get(stage_of_best(name), adapters[name]) for name in plan.specialists}
         return {**ship(places["assets"], base, smaller or last, judges, reports), **kept}
 
     ships = {name: asdict(one) for name, one in plan.ships.items()}
@@ -216,8 +216,7 @@ def _best(name: str, of: BestStage, recipe: Recipe, choice: Choice, stage: Stage
         begin_at = Path(recipe.pretrain.lora_start)
         if not begin_at.exists() or not folder.exists():
             rank = recipe.pretrain.lora_rank
-            smaller, scores["kept"] = truncated(lora_files.read(choice.adapter), rank, most=rank)
-            lora_files.write(smaller, begin_at, header={})
+            scores["kept"] = write_mean([choice.adapter], begin_at, rank, most=rank)
         pretrain(recipe, best, pictured)
         return {"steps": recipe.pretrain.steps, **scores, **last_losses(folder / "metrics.jsonl")}
 
