@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from gpu_runs import SETTINGS, Bench
+
+from workbench.engine import lanes
 
 # Read when the library of matrix products starts; trainer.deterministic=true needs it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -36,16 +40,23 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def replayed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 30 updates that replayed CUDA graphs."""
     out = tmp_path_factory.mktemp("runs") / "replayed"
-    replays = 0
-    replay = torch.cuda.CUDAGraph.replay
+    replays, side_by_side = 0, 0
+    replay, beside = torch.cuda.CUDAGraph.replay, lanes.beside
 
     def counted(graph: torch.cuda.CUDAGraph) -> None:
         nonlocal replays
         replays += 1
         replay(graph)
 
+    def noted(parts: Sequence[Any]) -> list[Any]:
+        nonlocal side_by_side
+        side_by_side += lanes.are_open() and len(parts) == 2
+        return beside(parts)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda.CUDAGraph, "replay", counted)
+        patch.setattr(lanes, "beside", noted)
         bench.run("distill", "trainer.updates=30", f"trainer.folder={out}")
     assert replays > 20, f"{replays} replays: the run was eager"
+    assert side_by_side, "no graph has both tasks beside each other"
     return out

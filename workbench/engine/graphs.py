@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from workbench.engine import lanes
+
 TensorStep = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 Shapes = tuple[tuple[torch.Size, torch.dtype], ...]
 Result = TypeVar("Result")
@@ -71,7 +73,8 @@ class Graphs:
         static = self._inputs.setdefault(shapes_of(inputs), tuple(tensor.detach().clone() for tensor in inputs))
         graph = torch.cuda.CUDAGraph()
         # Other threads of the process (pinning, logging) may talk to the device meanwhile.
-        with no_garbage_collected(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        recorded = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        with no_garbage_collected(), lanes.opened(self._side if lanes.have_room() else None), recorded:
             outputs = tuple(step(static))
         return _Recording(graph, static, outputs)
 

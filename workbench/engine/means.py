@@ -6,7 +6,8 @@ steps and graphs log the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,17 @@ class Means:
     """Named running means over samples, micro-batches, updates and ranks; padding rows have weight 0."""
 
     def __init__(self) -> None:
-        self._totals: dict[tuple[str, ...], Tensor] = {}
+        self._totals: dict[tuple[int, tuple[str, ...]], Tensor] = {}
+        self._lane = 0
+
+    @contextmanager
+    def lane(self, number: int) -> Iterator[None]:
+        """What is added within this has sums of its own until it is read: lanes may be computed side by side."""
+        before, self._lane = self._lane, number
+        try:
+            yield
+        finally:
+            self._lane = before
 
     def add(self, name: str, values: Tensor, weights: Tensor | None = None) -> None:
         """Take in `values` (B,) with `weights` (B,), 1 when absent."""
@@ -65,8 +76,9 @@ class Means:
 
     def _stacked(self) -> tuple[tuple[str, ...], Tensor]:
         keys = sorted(self._totals)
-        return tuple(name for key in keys for name in key), torch.cat([self._totals[key] for key in keys])
+        return tuple(name for _, names in keys for name in names), torch.cat([self._totals[key] for key in keys])
 
-    def _add(self, key: tuple[str, ...], total: Tensor) -> None:
-        """Totals (len(key), 2) of sums and counts."""
+    def _add(self, names: tuple[str, ...], total: Tensor) -> None:
+        """Totals (len(names), 2) of sums and counts."""
+        key = (self._lane, names)
         self._totals[key] = self._totals[key] + total if key in self._totals else total

@@ -14,6 +14,7 @@ from workbench.backbones.base import Denoiser, RoleDenoiser
 from workbench.backbones.roles import FAKE_SCORE, STUDENT, teacher_roles, trained_parameters
 from workbench.batch import Batch, StepData
 from workbench.common.errors import UserError
+from workbench.engine import lanes
 from workbench.engine.draws import Draws
 from workbench.engine.graph_steps import GraphRunner, GraphStep, StepInput, run_eagerly
 from workbench.engine.means import Means
@@ -192,7 +193,9 @@ class Distiller(RootModule):
 
     def _trajectories(self, inputs: Sequence[StepInput], _: Means, *, num_evaluations: int) -> list[Tensor]:
         """States (n + 1, B, N, C) of each batch, then clean predictions (n, B, N, C) of each."""
-        found = [self.student.trajectory(one.batch, one.numbers, num_evaluations) for one in inputs]
+        found = lanes.beside(
+            [partial(self.student.trajectory, one.batch, one.numbers, num_evaluations) for one in inputs]
+        )
         return [torch.stack(one.states) for one in found] + [torch.stack(one.clean) for one in found]
 
     def _fake_score_update(self, inputs: Sequence[StepInput], means: Means, *, step: int | None) -> list[Tensor]:
@@ -271,15 +274,16 @@ class Distiller(RootModule):
         """One optimiser step of `role` over the mean loss of the global batch; its gradient norm."""
         optim = self.recipe.optim
         clip = optim.student_clip if role == STUDENT else optim.fake_clip
-        shares = [partial(self._share, role, batch, loss, means) for batch, loss in losses]
+        shares = [partial(self._share, role, i, *loss, means) for i, loss in enumerate(losses)]
         norm = self.take_step(self._optimizer(role), self.parameters_of(role), clip, shares, by_task)
         means.add(f"gradient_norm/{role}", norm)
         return norm
 
-    def _share(self, role: str, batch: Batch, loss: Callable[[], Tensor], means: Means) -> Tensor:
-        """This batch's share of the mean loss over the global batch."""
-        losses = loss()
-        means.add(f"loss/{role}/{batch.task}", losses, batch.weight)
+    def _share(self, role: str, number: int, batch: Batch, loss: Callable[[], Tensor], means: Means) -> Tensor:
+        """The share of the mean loss over the global batch that the batch of this number has."""
+        with means.lane(number):
+            losses = loss()
+            means.add(f"loss/{role}/{batch.task}", losses, batch.weight)
         return (losses * batch.weight).sum() / self.recipe.mixture.batch_size
 
     def _optimizer(self, role: str) -> Any:

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from workbench.engine import lanes
 from workbench.engine.means import Means
 from workbench.engine.nonfinite import Skips
 from workbench.engine.optimisation import averaged, clip_gradients, learning_rate_factor
@@ -90,11 +91,14 @@ class RootModule(L.LightningModule, ABC):
         by_task: looks at the gradient as it accumulates.
         """
         optimizer.zero_grad(set_to_none=True)
-        for i, loss in enumerate(losses):
-            # Gradients are averaged over ranks, the loss is a sum over them.
-            self.manual_backward(loss() * self.trainer.world_size)
-            if by_task is not None:
-                by_task.after(i)
+        if lanes.are_open() and len(losses) == 2 and by_task is None:
+            self._backward_beside(parameters, *losses)
+        else:
+            for i, loss in enumerate(losses):
+                # Gradients are averaged over ranks, the loss is a sum over them.
+                self.manual_backward(loss() * self.trainer.world_size)
+                if by_task is not None:
+                    by_task.after(i)
         self._average_gradients(parameters)
         norm = clip_gradients(parameters, clip)
         if self.guards_on_device:
@@ -106,6 +110,20 @@ class RootModule(L.LightningModule, ABC):
         # The other role has its gradients next.
         optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _backward_beside(
+        self, parameters: Sequence[nn.Parameter], first: Callable[[], Tensor], second: Callable[[], Tensor]
+    ) -> None:
+        """The gradients of one backward pass after the other, to the bit, from two beside each other."""
+
+        def of_first() -> tuple[Tensor | None, ...]:
+            self.manual_backward(first())
+            return tuple(parameter.grad for parameter in parameters)
+
+        _, others = lanes.beside([of_first, lambda: torch.autograd.grad(second(), parameters, allow_unused=True)])
+        for parameter, other in zip(parameters, others, strict=True):
+            if other is not None:
+                parameter.grad = other if parameter.grad is None else parameter.grad.add_(other)
 
     def _average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Over ranks that hold the weights whole; sharded ones do so in their backward passes."""
