@@ -87,7 +87,9 @@ def test_state_counts_every_weight_once() -> None:
     count, student = sum(p.numel() for p in trained), len(trained) * 10
     held = sum(p.numel() * p.element_size() for p in denoiser.parameters())
     # Moments, the gradients of the larger role, the student's average.
-    assert placement.state_bytes(denoiser, student, 8.0) == held + 8 * count + 4 * (count - student) + 4 * student
+    found = placement.state_bytes(denoiser, student, 8.0)
+    assert found == held + 8 * count + 4 * (count - student) + 4 * student
+    assert found - placement.state_bytes(denoiser, student, 8.0, averaged=False) == 4 * student
 
 
 def test_the_plan_counts_the_largest_layout_of_a_task() -> None:

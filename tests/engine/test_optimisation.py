@@ -71,3 +71,16 @@ def test_one_swap_exchanges_and_two_change_nothing() -> None:
     assert parameter.tolist() == [7.0, 7.0] and average.average["weight"].tolist() == [1.0, 2.0]
     average.swap()
     assert parameter.tolist() == [1.0, 2.0] and average.average["weight"].tolist() == [7.0, 7.0]
+
+
+def test_without_a_decay_the_average_is_the_weights_and_holds_nothing() -> None:
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+    average = MovingAverage({"weight": parameter}, decay=0.0)
+    for update in (1, 2):
+        with torch.no_grad():
+            parameter.add_(update)
+        average.update(update)
+        average.swap()
+        assert torch.equal(average.average["weight"], parameter)
+    assert parameter.tolist() == [4.0, 5.0]
+    assert average.average["weight"].data_ptr() == parameter.data_ptr()

@@ -240,8 +240,14 @@ def test_a_dry_run_tells_the_disk_that_the_run_takes(
     assert "1 MB are free: free some, or choose another trainer.folder" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("ema_decay", [0.98, 0.0])
 def test_a_run_starts_from_another_and_its_own_checkpoints_go_before(
-    finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    ema_decay: float,
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Weights, average and moments are the other run's, the update is 0; what the other lacks is as in a new run."""
     seen: list[dict[str, Any]] = []
@@ -257,6 +263,7 @@ def test_a_run_starts_from_another_and_its_own_checkpoints_go_before(
     monkeypatch.setattr(Distiller, "training_step", look)
     options = replace(recipe.dmd, adversarial_weight=0.01, fake_per_step=True)
     fork = replace(in_folder(recipe, tmp_path / "fork", updates=1, start=str(finished)), dmd=options, seed=9)
+    fork = replace(fork, optim=replace(fork.optim, ema_decay=ema_decay))
     distill(fork)
     said = " ".join(capsys.readouterr().out.split())
     assert f"starting from student, fake score and moments of {finished} at update 4; " in said

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from workbench.backbones.qwen_image_21.transformer import SplitTransformer
 from workbench.batch import CaptionStep, conditions
 from workbench.cli import main
 from workbench.common.errors import UserError
+from workbench.engine.optimisation import MovingAverage
 from workbench.evaluation.answer_cache import Store
 from workbench.evaluation.metrics_file import Metrics
 from workbench.evaluation.model_card import CARD_START
@@ -99,6 +101,29 @@ def test_an_interrupted_run_ends_with_the_same_weights_bit_for_bit(
     lines = [json.loads(line)["update"] for line in (tmp_path / "again" / "metrics.jsonl").read_text().splitlines()]
     assert lines == [1, 2, 3, 4]
     assert " s after the last update" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_run_without_an_average_resumes_and_delivers_its_last_weights(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = replace(recipe, optim=replace(recipe.optim, ema_decay=0.0))
+    distill(in_folder(bare, tmp_path / "straight"))
+    distill(in_folder(bare, tmp_path / "parts", updates=2))
+    distill(in_folder(bare, tmp_path / "parts"))
+    straight = student_weights(tmp_path / "straight")
+    resumed = student_weights(tmp_path / "parts")
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    # As one that holds a copy and takes the weights over whole: the decay is capped at (1 + n) / (10 + n).
+    monkeypatch.setattr(MovingAverage, "__init__", _holding_a_copy)
+    distill(in_folder(bare, tmp_path / "copied"))
+    copied = student_weights(tmp_path / "copied")
+    assert all(torch.equal(straight[name], copied[name]) for name in straight)
+
+
+def _holding_a_copy(average: MovingAverage, parameters: Mapping[str, torch.nn.Parameter], decay: float) -> None:
+    average._update, average.decay = torch.optim.swa_utils.get_ema_multi_avg_fn, decay
+    average.parameters = dict(parameters)
+    average._average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
 def test_a_kill_right_after_a_checkpoint_loses_no_line_and_no_picture(

@@ -43,16 +43,16 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype | None) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def state_bytes(denoiser: Denoiser, averaged: int, moments: float) -> int:
-    """Memory of all weights, of gradients and moments of the trained ones, and of an average of the student.
+def state_bytes(denoiser: Denoiser, of_student: int, moments: float, *, averaged: bool = True) -> int:
+    """Memory of all weights, of gradients and moments of the trained ones, and of the student's average if it has one.
 
-    averaged: the student's trained parameters; all others that are trained are the fake score's. moments: bytes of the
-    moments of one parameter. One of the two roles has gradients at a time.
+    of_student: its trained parameters; all others that are trained are the fake score's. moments: bytes of the moments
+    of one parameter. One of the two roles has gradients at a time.
     """
     parameters = list(denoiser.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     frozen = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
-    copies = trained + max(averaged, trained - averaged) + averaged
+    copies = trained + max(of_student, trained - of_student) + (of_student if averaged else 0)
     return copies * WEIGHT_BYTES + int(trained * moments) + frozen + fp8.bytes_besides(denoiser)
 
 

@@ -110,12 +110,17 @@ class Resuming(L.Callback):
             checkpoint.prime(optimizer)
         if self._found is not None:
             path, progress = self._found
-            checkpoint.load(path, _state(trainer, module, self.averaging))
+            checkpoint.load(path, self._loaded(trainer, module))
             module.num_updates = progress.num_updates
             module.skips.restart(progress.num_skipped)
         elif self.start is not None:
             student = list(module.averaged_parameters())
-            continuing.load_start(self.start, _state(trainer, module, self.averaging), student)
+            continuing.load_start(self.start, self._loaded(trainer, module), student)
+
+    def _loaded(self, trainer: L.Trainer, module: RootModule) -> dict[str, Any]:
+        """What a checkpoint is read into; without an average of its own the weights are not to become a stored one."""
+        state = _state(trainer, module, self.averaging)
+        return state if self.averaging.decay else {part: of for part, of in state.items() if part != "average"}
 
 
 class Checkpointing(L.Callback):

@@ -81,11 +81,12 @@ def _world(recipe: Recipe) -> int:
 
 def _state_bytes(recipe: Recipe, module: Distiller, networks: RoleNetworks) -> float:
     """On each device, without activations."""
-    averaged = sum(parameter.numel() for parameter in module.parameters_of(STUDENT))
+    of_student = sum(parameter.numel() for parameter in module.parameters_of(STUDENT))
     moments = moment_bytes(recipe.optim.moments, recipe.optim.beta1)
-    copied = 4 * averaged if recipe.trainer.task_gradients_every else 0
+    copied = 4 * of_student if recipe.trainer.task_gradients_every else 0
     shards = _world(recipe) if recipe.trainer.strategy == "fsdp" else 1
-    return (placement.state_bytes(networks, averaged, moments) + copied) / shards
+    averaged = recipe.optim.ema_decay > 0
+    return (placement.state_bytes(networks, of_student, moments, averaged=averaged) + copied) / shards
 
 
 def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, batches: Sequence[Batch]) -> str:
