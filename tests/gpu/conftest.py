@@ -50,7 +50,7 @@ def replayed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def noted(parts: Sequence[Any]) -> list[Any]:
         nonlocal side_by_side
-        side_by_side += lanes.are_open() and len(parts) == 2
+        side_by_side += lanes.fit(parts)
         return beside(parts)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -23,19 +23,18 @@ def opened(side: Any) -> Iterator[None]:
         _SIDE.reset(token)
 
 
-def are_open() -> bool:
-    """Whether two parts would run beside each other."""
-    return _SIDE.get() is not None
+def fit(parts: Sequence[Callable[[], Any]]) -> bool:
+    """Whether `beside` would run these beside each other: lanes are open, and there are two."""
+    return _SIDE.get() is not None and len(parts) == 2
 
 
 def beside(parts: Sequence[Callable[[], Result]]) -> list[Result]:
     """What each part returns. Two parts have a stream each where lanes are open, else one follows the other: neither
     may read what the other writes."""
-    side = _SIDE.get()
-    if side is None or len(parts) != 2:
+    if not fit(parts):
         return [part() for part in parts]
     first, second = parts
-    current = torch.cuda.current_stream()
+    current, side = torch.cuda.current_stream(), _SIDE.get()
     side.wait_stream(current)
     found = [first()]
     with torch.cuda.stream(side):
@@ -44,7 +43,7 @@ def beside(parts: Sequence[Callable[[], Result]]) -> list[Result]:
     return found
 
 
-def have_room(device: Any = None) -> bool:
-    """Whether a GPU has free what a process has needed so far: parts beside each other share no memory."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free > torch.cuda.max_memory_allocated(device)
+def have_room() -> bool:
+    """Whether the GPU has free what this process has needed so far: parts beside each other share no memory."""
+    free, _ = torch.cuda.mem_get_info()
+    return free > torch.cuda.max_memory_allocated()

@@ -91,7 +91,7 @@ class RootModule(L.LightningModule, ABC):
         by_task: looks at the gradient as it accumulates.
         """
         optimizer.zero_grad(set_to_none=True)
-        if lanes.are_open() and len(losses) == 2 and by_task is None:
+        if lanes.fit(losses) and by_task is None:
             self._backward_beside(parameters, *losses)
         else:
             for i, loss in enumerate(losses):
@@ -115,12 +115,11 @@ class RootModule(L.LightningModule, ABC):
         self, parameters: Sequence[nn.Parameter], first: Callable[[], Tensor], second: Callable[[], Tensor]
     ) -> None:
         """The gradients of one backward pass after the other, to the bit, from two beside each other."""
-
-        def of_first() -> tuple[Tensor | None, ...]:
-            self.manual_backward(first())
-            return tuple(parameter.grad for parameter in parameters)
-
-        _, others = lanes.beside([of_first, lambda: torch.autograd.grad(second(), parameters, allow_unused=True)])
+        parts: list[Callable[[], Any]] = [
+            lambda: self.manual_backward(first()),
+            lambda: torch.autograd.grad(second(), parameters, allow_unused=True),
+        ]
+        _, others = lanes.beside(parts)
         for parameter, other in zip(parameters, others, strict=True):
             if other is not None:
                 parameter.grad = other if parameter.grad is None else parameter.grad.add_(other)
