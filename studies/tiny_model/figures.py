@@ -21,6 +21,7 @@ from workbench.evaluation.judges.local import ASSET, LocalJudge
 from workbench.evaluation.measures.interval import Interval
 from workbench.evaluation.measures.ocr import chosen_reader
 from workbench.evaluation.measures.statistics import bench_intervals
+from workbench.evaluation.measuring import Measuring
 from workbench.evaluation.models import FolderUnderTest, ModelUnderTest, few_step_candidates
 from workbench.evaluation.sheets import chosen_cases
 from workbench.method.rollout import Sampling
@@ -161,7 +162,8 @@ class Zoo:
         keep = [case.id for group in chosen_cases(self.cases).values() for case in group]
         # As an evaluation reads them, which takes up these answers.
         reader, _ = chosen_reader("auto", self.cases)
-        return answer(model, self.cases, self.seeds, [self.judge], keep, self.store, reader=reader)
+        with Measuring(reader) as measuring:
+            return answer(model, self.cases, self.seeds, [self.judge], keep, self.store, measuring=measuring)
 
     @cached_property
     def targets(self) -> Answers:

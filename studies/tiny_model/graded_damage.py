@@ -27,7 +27,8 @@ from workbench.evaluation.cases.world import world_cases
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.measures import distances
 from workbench.evaluation.measures.catalogue import MEASURES
-from workbench.evaluation.measures.ocr import TextReader, shared_reader
+from workbench.evaluation.measures.ocr import shared_reader
+from workbench.evaluation.measuring import Measuring
 from workbench.evaluation.metrics_file import MEAN, Secondary
 from workbench.evaluation.secondary import secondary_metrics
 
@@ -134,7 +135,7 @@ def numbers(found: Secondary, frechet: float) -> dict[str, float]:
 
 
 def measured(
-    cases: Sequence[Case], targets: Answers, judge: LocalJudge, reader: TextReader, damage: Damage, severity: float
+    cases: Sequence[Case], targets: Answers, judge: LocalJudge, measuring: Measuring, damage: Damage, severity: float
 ) -> dict[str, float]:
     """The measures of damaged targets."""
     answers = Answers()
@@ -148,7 +149,7 @@ def measured(
             damaged = damage([image for image in given if image is not None], severity)
             for at, image in zip(places, damaged, strict=True):
                 images[at] = image
-        judge_into(answers, part, images, 0, [judge], reader=reader)
+        judge_into(answers, part, images, 0, [judge], measuring=measuring)
     return numbers(secondary_metrics(answers, targets, 2), _frechet(answers, targets))
 
 
@@ -166,14 +167,21 @@ def _frechet(answers: Answers, targets: Answers) -> float:
 
 def table(cases: Sequence[Case], damages: Sequence[str] = tuple(DAMAGES)) -> dict[str, dict[str, Graded]]:
     """Measure -> damage -> how it follows."""
-    judge, reader = LocalJudge(), shared_reader()
+    with Measuring(shared_reader()) as measuring:
+        return _table(cases, damages, LocalJudge(), measuring)
+
+
+def _table(
+    cases: Sequence[Case], damages: Sequence[str], judge: LocalJudge, measuring: Measuring
+) -> dict[str, dict[str, Graded]]:
     targets = Answers()
     for part in chunks(cases, CHUNK):
-        judge_into(targets, part, [case.target for case in part if case.target is not None], 0, [judge])
-    clean = measured(cases, targets, judge, reader, lambda images, _: images, 0.0)
+        given = [case.target for case in part if case.target is not None]
+        judge_into(targets, part, given, 0, [judge], measuring=measuring)
+    clean = measured(cases, targets, judge, measuring, lambda images, _: images, 0.0)
     rows: dict[str, dict[str, Graded]] = {}
     for damage in damages:
-        of_grades = [clean, *(measured(cases, targets, judge, reader, DAMAGES[damage], s) for s in SEVERITIES[1:])]
+        of_grades = [clean, *(measured(cases, targets, judge, measuring, DAMAGES[damage], s) for s in SEVERITIES[1:])]
         for name, scale in SCALES.items():
             values = [found[name] for found in of_grades if name in found]
             if len(values) == len(SEVERITIES):

@@ -74,7 +74,8 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same_numbers(judge: Loc
     cut = Drawing(fails_at=3)
     with pytest.raises(KeyboardInterrupt):
         evaluate({"model": cut.model()}, recipe(), tmp_path / "cut", cases=cases, judges=[judge])
-    assert cut.calls == 3 and len(list((tmp_path / "cut/evaluation/partial").glob("*.npz"))) == 3
+    # The targets of two tasks are kept too.
+    assert cut.calls == 3 and len(list((tmp_path / "cut/evaluation/partial").glob("*.npz"))) == 3 + 2
     resumed = Drawing()
     found = evaluate({"model": resumed.model()}, recipe(), tmp_path / "cut", cases=cases, judges=[judge])
     # Two tasks under two seeds are four chunks, and four calls ask for diversity.
@@ -128,12 +129,15 @@ def test_of_several_runs_that_ask_one_model_at_once_one_draws(judge: LocalJudge,
 
     def run(name: str) -> Metrics:
         models = {"teacher": replace(drawing.model(), store=shared)}
-        return replace(evaluate(models, recipe(), tmp_path / name, cases=make_cases(), judges=[judge]), seconds={})
+        of = make_cases()
+        found = evaluate(models, recipe(), tmp_path / name, cases=of, judges=[judge], shared=shared)
+        return replace(found, seconds={})
 
     with ThreadPoolExecutor(3) as pool:
         first, *others = pool.map(run, "abc")
     assert drawing.calls == 4 + 4 and others == [first, first]
-    assert len(list(shared.folder.glob("*.npz"))) == 8
+    # The targets of both tasks and the sources of edits are judged once too.
+    assert len(list(shared.folder.glob("*.npz"))) == 8 + 3
 
 
 def test_the_fingerprint_follows_the_content_alone(tmp_path: Path) -> None:

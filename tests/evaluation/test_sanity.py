@@ -14,6 +14,7 @@ from workbench.evaluation.cases.case import Case
 from workbench.evaluation.cases.world import world_cases
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.measures.answer_measures import residual_noise
+from workbench.evaluation.measuring import Measuring
 
 PER_CATEGORY = 8
 
@@ -34,7 +35,8 @@ def targets(of: list[Case]) -> list[np.ndarray]:
 
 def judged(of: list[Case], images: list[np.ndarray]) -> Answers:
     answers = Answers()
-    judge_into(answers, of, images, 0, [judge()])
+    with Measuring() as measuring:
+        judge_into(answers, of, images, 0, [judge()], measuring=measuring)
     return answers
 
 

@@ -110,14 +110,14 @@ def test_distance_to_the_target_by_hand() -> None:
 def test_readings_stand_only_where_a_case_defines_them() -> None:
     image = np.zeros((32, 32, 3), np.uint8)
     text = Case("a", "t2i", "text", "p", None, image, {"word": "HELLO"}, named=("word",))
-    assert [measure(text, image, {"word": word}).word for word in ("HELLO", "HELL", "")] == [1, 0, 0]
-    unnamed = measure(Case("b", "t2i", "text", "p", None, image, {"word": "HELLO"}), image, {"word": "HELLO"})
+    assert [measure(text, image, None, {"word": word}).word for word in ("HELLO", "HELL", "")] == [1, 0, 0]
+    unnamed = measure(Case("b", "t2i", "text", "p", None, image, {"word": "HELLO"}), image, None, {"word": "HELLO"})
     assert unnamed.word is None and unnamed.target_distance is None and unnamed.defect is None
     dark = Case("c", "edit", "enhance", "p", image, image, {}, {"quality": "dark"}, ("quality",))
-    reading = measure(dark, image, {})
+    reading = measure(dark, image, None, {})
     assert reading.defect == "dark" and reading.target_distance == 0
     many = Case("d", "edit", "scene", "p", image, image, exact=False)
-    assert measure(many, image, {}).target_distance is None
+    assert measure(many, image, None, {}).target_distance is None
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby
@@ -14,20 +13,18 @@ from typing import Any
 import numpy as np
 
 from workbench.common.clock import Clock
-from workbench.common.cores import usable_cores
 from workbench.common.files import write_bytes
 from workbench.common.progress import advance
 from workbench.evaluation.answer_cache import Answer, Chunk, Store, chunk_key
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.judges.judge import LOCAL, Judge, Scored, Unanswered
 from workbench.evaluation.judges.local import Judgement
-from workbench.evaluation.measures.answer_measures import measure
-from workbench.evaluation.measures.ocr import TextReader
+from workbench.evaluation.measures.answer_measures import Measures
+from workbench.evaluation.measuring import Measuring
 from workbench.evaluation.models import ModelUnderTest
 
 CHUNK = 256
 """Cases drawn and judged at once; their images are dropped afterwards."""
-MOST_THREADS = 8
 JUDGED = 1
 """Units of a job that judging an answer counts, a network evaluation of one image being one."""
 
@@ -95,19 +92,19 @@ def answer(
     store: Store | None = None,
     clock: Clock | None = None,
     stream: str = "",
-    reader: TextReader | None = None,
+    measuring: Measuring | None = None,
 ) -> Answers:
     """Draw and judge every case under every seed. keep: ids of the cases whose images stay. store: of answers given
     before, unless the model has one; unused where a judge needs to see every image. stream: noise of other streams is
-    other noise under the same seeds. reader: of the texts that cases ask for, which are not read without it."""
+    other noise under the same seeds. measuring: without it no measures are taken."""
     answers, kept, clock = Answers(), set(keep), clock or Clock()
     usable = model.store or store if model.fingerprint and all(judge.fingerprint for judge in judges) else None
-    judged_by = "+".join([*(judge.fingerprint for judge in judges), *(["ocr"] if reader else [])])
+    judged_by = "+".join([*(judge.fingerprint for judge in judges), *([measuring.name] if measuring else [])])
     for seed in seeds:
         for part in chunks(cases, CHUNK):
             wanted = [case.id for case in part if case.id in kept]
             drawn: list[bool] = []
-            draw = partial(_drawn, model, part, seed, judges, wanted, clock, stream, reader, drawn)
+            draw = partial(_drawn, model, part, seed, judges, wanted, clock, stream, measuring, drawn)
             if usable:
                 weights = {"model": model.fingerprint, **model.sampling}
                 chunk = usable.once(chunk_key(weights, judged_by, part, f"{stream}{seed}", wanted), draw)
@@ -132,14 +129,14 @@ def _drawn(
     keep: Sequence[str],
     clock: Clock,
     stream: str,
-    reader: TextReader | None,
+    measuring: Measuring | None,
     drawn: list[bool],
 ) -> Chunk:
     """Fresh answers to `cases` under one seed, judged; `drawn` notes that there were none."""
     drawn.append(True)
     images, seconds = model.draw(cases, [case.noise_seed(f"{stream}{seed}") for case in cases])
     found = Answers()
-    judge_into(found, cases, images, seed, judges, clock, reader)
+    judge_into(found, cases, images, seed, judges, clock, measuring)
     kept = {case.id: image for case, image in zip(cases, images, strict=True) if case.id in keep}
     features = np.stack(found.features) if found.features else np.zeros((0, 0), np.float32)
     return Chunk(found.rows, features, kept, seconds, found.verdicts)
@@ -152,9 +149,9 @@ def judge_into(
     seed: int,
     judges: Sequence[Judge],
     clock: Clock | None = None,
-    reader: TextReader | None = None,
+    measuring: Measuring | None = None,
 ) -> None:
-    """Append the judgements and the measures of `images`."""
+    """Append the judgements of `images`, and with `measuring` their measures."""
     clock = clock or Clock()
     for case, image in zip(cases, images, strict=True):
         assert image.dtype == np.uint8 and image.ndim == 3, f"{case.id}: images are (H, W, 3) uint8"
@@ -171,10 +168,9 @@ def judge_into(
         if judged.features is not None:
             answers.features.extend(judged.features)
         seen = judged.seen or seen
-    # Filters over pixels let go of the interpreter's lock.
-    with clock.phase("measuring"), ThreadPoolExecutor(min(MOST_THREADS, usable_cores())) as pool:
-        measures = []
-        for of_case in pool.map(partial(measure, reader=reader), cases, images, seen, judgements):
+    measures = []
+    with clock.phase("measuring"):
+        for of_case in measuring(cases, images, seen, judgements) if measuring else [Measures()] * len(cases):
             measures.append(of_case)
             advance(JUDGED)
     for case, judgement, of_case in zip(cases, judgements, measures, strict=True):

@@ -15,15 +15,16 @@ from workbench.common.clock import Clock
 from workbench.common.progress import doing
 from workbench.evaluation import diversity
 from workbench.evaluation.answer_cache import Store
-from workbench.evaluation.answers import CHUNK, Answers, answer, chunks, judge_into, write_answers
+from workbench.evaluation.answers import Answers, answer, write_answers
 from workbench.evaluation.cases.case import BENCHES, Case
 from workbench.evaluation.cases.choose import benchmark_cases
 from workbench.evaluation.judges.choose import judges_left_out, judges_of, local_judge
 from workbench.evaluation.judges.judge import NEEDS_LOCAL, Judge
 from workbench.evaluation.judges.local import LocalJudge
 from workbench.evaluation.measures import distances
-from workbench.evaluation.measures.ocr import TextReader, chosen_reader
+from workbench.evaluation.measures.ocr import chosen_reader
 from workbench.evaluation.measures.statistics import bench_intervals, paired_differences, part_intervals
+from workbench.evaluation.measuring import Measuring
 from workbench.evaluation.metrics_file import (
     MEAN,
     Benches,
@@ -37,7 +38,7 @@ from workbench.evaluation.metrics_file import (
     Student,
     Value,
 )
-from workbench.evaluation.models import ModelUnderTest
+from workbench.evaluation.models import ModelUnderTest, given
 from workbench.evaluation.panel_metrics import comparison, judge_records, judged, preferences, write_verdicts
 from workbench.evaluation.places import EvaluationFiles, first_files
 from workbench.evaluation.secondary import secondary_metrics
@@ -65,6 +66,7 @@ def evaluate(
     judges: Sequence[Judge] | None = None,
     selection: Sequence[Mapping[str, Any]] = (),
     store: Store | None = None,
+    shared: Store | None = None,
     clock: Clock | None = None,
     compared: Sequence[tuple[str, str]] = COMPARED,
     overrides: Sequence[str] = (),
@@ -74,7 +76,8 @@ def evaluate(
 
     out: the files to write, or a folder, for `places.first_files` of it. cases, judges: what the recipe chooses when
     absent. selection: how the few-step teacher was chosen, for the record. store: of answers; when absent that in
-    `out`, which goes when the metrics are written. clock: whose phases stand in `seconds`. compared: pairs of models
+    `out`, which goes when the metrics are written. shared: keeps what targets and sources score, for other evaluations
+    on the same cases. clock: whose phases stand in `seconds`. compared: pairs of models
     whose differences are given. overrides, student: what the command had, and which student is scored, for the record.
     """
     files = first_files(out) if isinstance(out, Path) else out
@@ -92,13 +95,14 @@ def evaluate(
     left_out = [line for line in lines if line]
     for line in left_out:
         CONSOLE.print(line, soft_wrap=True)
-    targets = _judged_as_given(cases, "target", local, clock, reader)
-    sources = _judged_as_given(cases, "source", local, clock)
-    answers = {}
-    for name, model in models.items():
-        CONSOLE.print(f"{name}: {len(cases)} cases, {len(chosen.seeds)} seed(s), NFE {model.nfe}")
-        doing(name.replace("_", " "))
-        answers[name] = answer(model, cases, chosen.seeds, judges, keep, kept_answers, clock, reader=reader)
+    with Measuring(reader) as measuring:
+        targets = _judged_as_given(cases, "target", local, shared or kept_answers, clock, measuring)
+        answers = {}
+        for name, model in models.items():
+            CONSOLE.print(f"{name}: {len(cases)} cases, {len(chosen.seeds)} seed(s), NFE {model.nfe}")
+            doing(name.replace("_", " "))
+            answers[name] = answer(model, cases, chosen.seeds, judges, keep, kept_answers, clock, measuring=measuring)
+    sources = _judged_as_given(cases, "source", local, shared or kept_answers, clock)
     spreads = _spreads(models, cases, targets, local, kept_answers, clock)
     of_teacher = spreads.get("teacher", {})
     doing("statistics")
@@ -169,17 +173,14 @@ def _judged_as_given(
     cases: Sequence[Case],
     which: Literal["target", "source"],
     local: LocalJudge | None,
+    store: Store,
     clock: Clock,
-    reader: TextReader | None = None,
+    measuring: Measuring | None = None,
 ) -> Answers:
     """Every case answered by its own target (the ceiling), or edits by their source as it was drawn (the floor)."""
-    answers = Answers()
-    chosen = [case for case in cases if (case.target if which == "target" else case.source) is not None]
-    for part in chunks(chosen, CHUNK):
-        given = [case.target if which == "target" else case.source for case in part]
-        images = [image for image in given if image is not None]
-        judge_into(answers, part, images, 0, [local] if local else [], clock, reader)
-    return answers
+    chosen = [case for case in cases if getattr(case, which) is not None]
+    judges = [local] if local else []
+    return answer(given(which), chosen, [0], judges, store=store, clock=clock, measuring=measuring)
 
 
 def _benches(answers: Answers, num_bootstrap: int) -> Benches:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,6 +46,15 @@ class ModelUnderTest:
     sampling: dict[str, Any]
     fingerprint: str = ""
     store: Store | None = None
+
+
+def given(which: Literal["target", "source"]) -> ModelUnderTest:
+    """Answers every case with its own target or source, which it must have."""
+
+    def draw(cases: Sequence[Case], seeds: Sequence[int]) -> tuple[list[np.ndarray], float]:
+        return [getattr(case, which) for case in cases], 0.0
+
+    return ModelUnderTest(draw, nfe=0, sampling={}, fingerprint=which)
 
 
 def teacher_sampling(chosen: Evaluation, folder: str) -> Sampling:

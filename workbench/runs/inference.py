@@ -68,8 +68,8 @@ def evaluate_run(
     A run's results go into the run folder, a pipeline folder's into `runs/evaluation/NAME`; those of other cases than
     the run's recipe names, or than were scored there first, next to them (`evaluation.places`). dry_run: only print how
     many images would be drawn, and how many calls and tokens vision-language judges would take; returns None. shared:
-    of answers of a run's teacher, which answers once for all runs that share it. loras: FILE or FILE:strength, added to
-    a pipeline folder's network.
+    of answers of a run's teacher, and of the cases' own targets: they are given once for all runs that share it. loras:
+    FILE or FILE:strength, added to a pipeline folder's network.
 
     Raises:
         UserError: no run or pipeline folder, a run without its student, bad overrides, a judge that is not described in
@@ -114,8 +114,8 @@ def evaluate_run(
             tested = _under_test(str(target), recipe, clock, added)
             models, selection = {"model": tested.model(teacher_sampling(recipe.evaluation, str(target)))}, []
         metrics = evaluate(
-            models, recipe, files, cases=cases, judges=judges, selection=selection, clock=clock, overrides=overrides,
-            student=student,
+            models, recipe, files, cases=cases, judges=judges, selection=selection, shared=shared, clock=clock,
+            overrides=overrides, student=student,
         )  # fmt: skip
     if folder.is_run():
         found = [of for _, of in evaluations(out).values()]

@@ -24,7 +24,7 @@ import numpy as np
 from scipy import ndimage
 
 from workbench.evaluation.measures.choices import free_choices, placement
-from workbench.evaluation.measures.drift import drift
+from workbench.evaluation.measures.drift import Drift
 from workbench.evaluation.measures.layout import count_score, order_score, places_of
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ MAD_TO_DEVIATION = 1.4826
 
 @dataclass(frozen=True)
 class Measures:
-    """See above; None where a case defines none, or where nobody recognised what is in the answer."""
+    """See above; None where a case defines none, nobody recognised what is in the answer, or nothing was measured."""
 
-    noise: float
+    noise: float | None = None
     whole: float | None = None
     word: float | None = None
     exact: Mapping[str, float] | None = None
@@ -90,17 +90,17 @@ def wholly_right(attributes: Mapping[str, float]) -> float | None:
 def measure(
     case: Case,
     image: np.ndarray,
+    moved: Drift | None,
     seen: Mapping[str, Any] | None,
     judgement: Judgement | None = None,
     reader: TextReader | None = None,
 ) -> Measures:
-    """The measures of an answer (H, W, 3) uint8. seen: attributes that the local judge recognised in it, if it did, and
-    its judgement of them. reader: of the text that cases ask for; it is not read without one."""
+    """The measures of an answer (H, W, 3) uint8. moved: what it did to all that had to stay. seen: attributes that the
+    local judge recognised in it, if it did, and its judgement of them. reader: of the text that cases ask for; it is
+    not read without one."""
     asks_word = "word" in case.named and "word" in case.scene
     word = float(seen.get("word") == case.scene["word"]) if seen is not None and asks_word else None
     of_t2i, right = case.task == "t2i", case.target if case.exact else None
-    source = case.only_source
-    moved = drift(image, source, right) if source is not None else None
     places = None if seen is None else seen.get(places_of("objects"))
     lists = of_t2i and "objects" in case.named and "objects" in case.scene
     return Measures(

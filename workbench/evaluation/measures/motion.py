@@ -98,12 +98,13 @@ def _misfit(a: np.ndarray, b: np.ndarray, region: np.ndarray, motion: Motion) ->
 
 def _refined(a: np.ndarray, b: np.ndarray, region: np.ndarray, motion: Motion) -> Motion:
     """Gauss-Newton on b(motion(x)) = gain a(x) + offset, with Tukey's weights."""
-    y, x = _centred(a.shape)
+    y, x = (place[region] for place in _centred(a.shape))
+    reach, a = max(a.shape) / 2, a[region]
     for _ in range(STEPS):
         back = moved_back(b, motion)
-        slope_y, slope_x = np.gradient(back)
-        columns = np.stack([slope_y, slope_x, slope_y * y + slope_x * x, slope_y * x - slope_x * y, a, np.ones_like(a)])
-        rows, left = columns[:, region], (back - a)[region]
+        slope_y, slope_x = (slope[region] for slope in np.gradient(back))
+        rows = np.stack([slope_y, slope_x, slope_y * y + slope_x * x, slope_y * x - slope_x * y, a, np.ones_like(a)])
+        left = back[region] - a
         centred = left - np.median(left)
         scale = OUTLIER * max(1.0, MAD_TO_DEVIATION * float(np.median(np.abs(centred))))
         weights = np.clip(1 - (centred / scale) ** 2, 0, None) ** 2
@@ -112,7 +113,7 @@ def _refined(a: np.ndarray, b: np.ndarray, region: np.ndarray, motion: Motion) -
         normal += np.diag(1e-6 * np.maximum(np.diag(normal), 1e-6))
         step = np.linalg.solve(normal, np.einsum("in,n->i", rows, weights * -left))
         motion = Motion(motion.dy + step[0], motion.dx + step[1], motion.zoom + step[2], motion.turn + step[3])
-        if max(np.abs(step[:2]).max(), np.abs(step[2:4]).max() * max(a.shape) / 2) < CLOSE:
+        if max(np.abs(step[:2]).max(), np.abs(step[2:4]).max() * reach) < CLOSE:
             break
     return motion
 
