@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 from workbench.batch import StepData
 from workbench.common.jsonl import read_lines
 from workbench.modules.distiller import Distiller
-from workbench.runs import checkpoint
+from workbench.runs import checkpoint, scalars
 from workbench.runs.callbacks import Averaging, Checkpointing, Milestones, Resuming, Scored
 from workbench.runs.collapse import PATIENCE, CollapseMonitor, energy_distance
 from workbench.runs.scalars import DataWait
@@ -196,3 +197,30 @@ def test_waiting_for_data_is_clocked_and_the_first_batch_apart() -> None:
     trainer.fit(module, Slow([0.5, 0.2, 0.2]))
     assert wait.first_batch_s is not None and wait.first_batch_s >= 0.5
     assert wait.pop() >= 0.4 and wait.pop() == 0
+
+
+@dataclass(frozen=True)
+class DeviceMoment:
+    """`at` ms, on a device that has come as far as `clock[0]` ms."""
+
+    at: float
+    clock: list[float]
+
+    def query(self) -> bool:
+        return self.clock[0] >= self.at
+
+    def elapsed_time(self, later: DeviceMoment) -> float:
+        return later.at - self.at
+
+
+def test_a_device_that_is_behind_its_host_counts_when_it_gets_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, module, wait = [0.0], Distiller(denoiser(), make_recipe(3), CATEGORIES), DataWait()
+    # Ends of updates at 100, 210 and 320 ms; the second update begins 10 ms after the first one's end, the third 30 ms.
+    moments = iter([DeviceMoment(at, clock) for at in (100.0, 110.0, 210.0, 240.0, 320.0)])
+    monkeypatch.setattr(scalars, "moment", lambda device: next(moments))
+    quiet_trainer(wait).fit(module, Slow([0.0, 0.0, 0.0]))
+    assert wait.pop() == 0
+    clock[0] = 239.0
+    assert wait.pop() == pytest.approx(0.010)
+    clock[0] = 400.0
+    assert wait.pop() == pytest.approx(0.030) and wait.pop() == 0

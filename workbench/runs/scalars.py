@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import deque
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,34 +25,62 @@ class Realised(Protocol):
         """Samples of each category in the first `num_steps` steps, all ranks together."""
 
 
+@dataclass(frozen=True)
+class HostMoment:
+    """A moment on the host's clock, asked as a `torch.cuda.Event` is."""
+
+    at: float = field(default_factory=time.perf_counter)
+
+    def query(self) -> bool:
+        """Whether it has come."""
+        return True
+
+    def elapsed_time(self, later: HostMoment) -> float:
+        """Milliseconds until a later one."""
+        return 1000 * (later.at - self.at)
+
+
+def moment(device: torch.device) -> Any:
+    """When the device has done all that it was given so far. A host that is updates ahead of its GPU keeps nobody
+    waiting, whatever it does in between."""
+    if device.type != "cuda":
+        return HostMoment()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
 class DataWait(L.Callback):
-    """Share of the time that the run waits for its next batch, and the wait for its first: `throughput/...`.
+    """Share of the time that the device waits for its next batch, and the wait for its first: `throughput/...`.
 
     The last of the callbacks: what it clocks is from the end of an update, callbacks and all, to the next batch.
     """
 
     def __init__(self) -> None:
-        self.waited_s = 0.0
         self.first_batch_s: float | None = None
-        self._ended = 0.0
+        self._started = 0.0
+        self._ended: Any = None
+        self._waits: deque[tuple[Any, Any]] = deque()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._ended = time.perf_counter()
+        self._started = time.perf_counter()
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        waited = time.perf_counter() - self._ended
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         if self.first_batch_s is None:
-            self.first_batch_s = waited
+            self.first_batch_s = time.perf_counter() - self._started
         else:
-            self.waited_s += waited
+            self._waits.append((self._ended, moment(module.device)))
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        self._ended = time.perf_counter()
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        self._ended = moment(module.device)
 
     def pop(self) -> float:
-        """Seconds waited since the last call, without the first batch."""
-        waited, self.waited_s = self.waited_s, 0.0
-        return waited
+        """Seconds waited since the last call, without the first batch, as far as the device has come."""
+        waited_ms = 0.0
+        while self._waits and self._waits[0][1].query():
+            ended, began = self._waits.popleft()
+            waited_ms += ended.elapsed_time(began)
+        return waited_ms / 1000
 
 
 class Metrics(L.Callback):

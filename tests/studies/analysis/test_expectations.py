@@ -31,6 +31,22 @@ def test_a_ratio_of_variances_is_covered_by_its_interval_whatever_line_runs_foll
     assert 0.92 <= covered / 400 <= 0.98
 
 
+@pytest.mark.parametrize(("num", "runs"), [(27, 2), (13, 3)])
+def test_so_is_one_of_averaged_students_whose_neighbouring_milestones_are_alike(num: int, runs: int) -> None:
+    generator, covered, alike = np.random.default_rng(0), 0, 0.7
+    for _ in range(600):
+        arms = []
+        for sd in (2.0, 1.0):
+            scores = sd * generator.standard_normal((num + 30, runs))
+            for at in range(1, len(scores)):
+                scores[at] = alike * scores[at - 1] + np.sqrt(1 - alike**2) * scores[at]
+            arms.append(expectations.wandering(scores[30:]))
+        ratio = expectations.variance_ratio(*arms)
+        assert ratio is not None
+        covered += ratio.low <= 4 <= ratio.high
+    assert 0.92 <= covered / 600 <= 0.98, "0.81 and 0.88 if they counted as so many independent ones"
+
+
 def test_the_spread_of_arms_is_covered_and_one_of_noise_alone_has_no_reliability() -> None:
     generator, covered, f = np.random.default_rng(0), 0, []
     for _ in range(400):
