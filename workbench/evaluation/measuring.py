@@ -59,8 +59,8 @@ class Measuring:
     ) -> Iterator[Measures]:
         """The measures of every answer (H, W, 3) uint8, in order; arguments as those of `measure`."""
         moved = self._drifts(cases, images)
-        # The reader's networks let go of the interpreter's lock.
-        with ThreadPoolExecutor(min(MOST_WORKERS, usable_cores())) as pool:
+        # The reader's networks let go of the interpreter's lock, filters over pixels now and then.
+        with ThreadPoolExecutor(min(MOST_WORKERS if self.reader else 2, usable_cores())) as pool:
             yield from pool.map(partial(measure, reader=self.reader), cases, images, moved, seen, judgements)
 
     def _drifts(self, cases: Sequence[Case], images: Sequence[np.ndarray]) -> list[Drift | None]:

@@ -24,7 +24,6 @@ does not define (one of a user's own without a scene, say) is left out of the me
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,6 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from workbench.common.cores import usable_cores
 from workbench.common.fingerprint import fingerprint
 from workbench.common.progress import has_own_bar
 from workbench.evaluation.judges import local_network, networks
@@ -54,7 +52,6 @@ SAME_LEVELS = 4
 """Grey levels by which source and target may differ where nothing was to change."""
 MANY_BATCHES = 4
 """From so many batches on, judging shows a progress bar."""
-MOST_THREADS = 8
 ASSET = Path(__file__).parents[2] / "assets" / "judge"
 
 
@@ -208,9 +205,7 @@ class LocalJudge:
     def judge(self, cases: Sequence[Case], images: Sequence[np.ndarray]) -> Judged:
         """A judgement of every answer, with the network's features and what it recognised."""
         seen, quality, features = self.see(images)
-        # Filters over pixels let go of the interpreter's lock.
-        with ThreadPoolExecutor(min(MOST_THREADS, usable_cores())) as pool:
-            scores = list(pool.map(judge_case, cases, images, seen, quality.tolist()))
+        scores = list(map(judge_case, cases, images, seen, quality.tolist()))
         return Judged({LOCAL: scores}, features, seen)
 
     def prefer(self, shown: Shown) -> dict[str, list[Choice | Unanswered]]:
