@@ -16,14 +16,17 @@ from small_runs import in_folder, student_weights
 
 from datamodules.shards.encoded import EncodedDataset
 from workbench.backbones import families
+from workbench.backbones.roles import STUDENT
 from workbench.common.errors import UserError
 from workbench.engine.optimisation import MovingAverage
 from workbench.method import rollout
 from workbench.modules.distiller import Distiller
 from workbench.recipe.config import Recipe
-from workbench.runs import checkpoint, preflight, runner
+from workbench.runs import checkpoint, continuing, preflight, runner
+from workbench.runs.exporting import export_run
 from workbench.runs.run_folder import Beginning, RunFolder
 from workbench.runs.runner import distill, pretrain
+from workbench.runs.safe_reader import SafeReader
 
 
 def test_a_run_folder_holds_what_it_promises(finished: Path, recipe: Recipe) -> None:
@@ -98,10 +101,30 @@ def test_a_run_without_an_average_resumes_and_delivers_its_last_weights(
     assert all(torch.equal(straight[name], copied[name]) for name in straight)
 
 
+def test_a_checkpoint_holds_the_weights_once_where_there_is_no_average(recipe: Recipe, tmp_path: Path) -> None:
+    bare, run = replace(recipe, optim=replace(recipe.optim, ema_decay=0.0)), tmp_path / "bare"
+    distill(in_folder(bare, run))
+    found = checkpoint.newest_whole(run / "checkpoints")
+    assert found is not None
+    stored = SafeReader(found[0]).read_metadata().state_dict_metadata
+    assert {name.split(".")[0] for name in stored} == {"parameters", "moments"}
+    export_run(run, tmp_path / "again" / "student", lora=False)
+    weights, exported = student_weights(run), student_weights(tmp_path / "again")
+    assert weights.keys() == exported.keys() and all(torch.equal(weights[name], exported[name]) for name in weights)
+    # A run that holds an average begins it with what this one delivers.
+    prefix = "parameters."
+    names = {name.removeprefix(prefix): of for name, of in stored.items() if name.startswith(prefix)}
+    student = {name: torch.zeros(of.size) for name, of in names.items() if STUDENT in name.split(".")}
+    state = {"parameters": {name: torch.zeros(of.size) for name, of in names.items()}, "average": student}
+    continuing.load_start(continuing.Start("bare", found[0], found[1].num_updates), state, list(student))
+    assert all(torch.equal(state["parameters"][name], average) for name, average in student.items())
+    assert any(average.any() for average in student.values())
+
+
 def _holding_a_copy(average: MovingAverage, parameters: Mapping[str, torch.nn.Parameter], decay: float) -> None:
     average._update, average.decay = torch.optim.swa_utils.get_ema_multi_avg_fn, decay
     average.parameters = dict(parameters)
-    average._average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    average.held = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
 def test_a_kill_right_after_a_checkpoint_loses_no_line_and_no_picture(

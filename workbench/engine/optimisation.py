@@ -93,7 +93,9 @@ class MovingAverage:
     """Exponential moving average of named parameters, sharded as they are.
 
     The effective decay min(decay, (1 + n) / (10 + n)) lets a short run forget its initial weights. At a decay of 0 the
-    average is the parameters themselves and takes no memory.
+    average is the parameters themselves: it takes no memory, and no place in a checkpoint.
+
+    held: averaged weights by the names of the parameters; empty at a decay of 0.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -101,26 +103,26 @@ class MovingAverage:
         self.decay = decay
         self.parameters = dict(parameters)
         copied = self.parameters if decay else {}
-        self._average = {name: parameter.detach().clone() for name, parameter in copied.items()}
+        self.held = {name: parameter.detach().clone() for name, parameter in copied.items()}
 
     @property
     def average(self) -> dict[str, Tensor]:
         """Averaged weights by the names of the parameters, whose own tensors they are at a decay of 0."""
-        return self._average or {name: parameter.detach() for name, parameter in self.parameters.items()}
+        return self.held or {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def update(self, num_updates: int) -> None:
         """Take in the parameters after their `num_updates`-th update."""
-        if not self._average:
+        if not self.held:
             return
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
-        current = [self.parameters[name].detach() for name in self._average]
-        self._update(decay)(list(self._average.values()), current, num_updates)
+        current = [self.parameters[name].detach() for name in self.held]
+        self._update(decay)(list(self.held.values()), current, num_updates)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange average and parameters; twice is no change."""
-        for name, average in self._average.items():
+        for name, average in self.held.items():
             current = self.parameters[name].detach().clone()
             self.parameters[name].copy_(average)
             average.copy_(current)

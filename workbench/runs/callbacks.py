@@ -110,17 +110,12 @@ class Resuming(L.Callback):
             checkpoint.prime(optimizer)
         if self._found is not None:
             path, progress = self._found
-            checkpoint.load(path, self._loaded(trainer, module))
+            checkpoint.load(path, _state(trainer, module, self.averaging))
             module.num_updates = progress.num_updates
             module.skips.restart(progress.num_skipped)
         elif self.start is not None:
             student = list(module.averaged_parameters())
-            continuing.load_start(self.start, self._loaded(trainer, module), student)
-
-    def _loaded(self, trainer: L.Trainer, module: RootModule) -> dict[str, Any]:
-        """What a checkpoint is read into; without an average of its own the weights are not to become a stored one."""
-        state = _state(trainer, module, self.averaging)
-        return state if self.averaging.decay else {part: of for part, of in state.items() if part != "average"}
+            continuing.load_start(self.start, _state(trainer, module, self.averaging), student)
 
 
 class Checkpointing(L.Callback):
@@ -140,7 +135,7 @@ class Checkpointing(L.Callback):
 
 
 def _state(trainer: L.Trainer, module: RootModule, averaging: Averaging) -> dict[str, Any]:
-    return checkpoint.training_state(module.trained_parameters(), averaging.average.average, trainer.optimizers)
+    return checkpoint.training_state(module.trained_parameters(), averaging.average.held, trainer.optimizers)
 
 
 class Milestones(L.Callback):

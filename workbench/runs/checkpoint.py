@@ -78,11 +78,12 @@ def prime(optimizer: torch.optim.Optimizer) -> None:
 def training_state(
     parameters: Mapping[str, nn.Parameter], average: Mapping[str, Tensor], optimizers: list[torch.optim.Optimizer]
 ) -> dict[str, Any]:
-    """The tensors of a checkpoint by name; loading writes into them in place."""
+    """The tensors of a checkpoint by name; loading writes into them in place. average: empty where none is held and
+    the parameters are what the run delivers."""
     moments = {parameter: state for optimizer in optimizers for parameter, state in optimizer.state.items()}
     return {
         "parameters": {name: parameter.detach() for name, parameter in parameters.items()},
-        "average": dict(average),
+        **({"average": dict(average)} if average else {}),
         "moments": {name: moments[parameter] for name, parameter in parameters.items() if parameter in moments},
     }
 
@@ -179,19 +180,32 @@ def load(checkpoint: Path, state: dict[str, Any], reader: SafeReader | None = No
     require_finite_values(f"the checkpoint {checkpoint}", dict(tensors_of(state)), "delete it to use the one before")
 
 
-class StoredAverage(Mapping[str, Tensor]):
-    """The averaged weights of a checkpoint, each read to the host when it is asked for.
+def delivered(checkpoint: Path) -> str:
+    """The part of a checkpoint that a run delivers: the average, or the parameters where none was held.
+
+    Raises: UserError if it cannot be read.
+    """
+    try:
+        names = SafeReader(checkpoint).read_metadata().state_dict_metadata
+    except Exception as error:
+        raise UserError(f"cannot read the checkpoint {checkpoint}: {error}") from error
+    return "average" if any(name.startswith("average.") for name in names) else "parameters"
+
+
+class StoredStudent(Mapping[str, Tensor]):
+    """The student that a checkpoint delivers, each tensor read to the host when it is asked for.
 
     parameters: by the wanted name, the name in the checkpoint and a tensor of the same shape and dtype, on any device.
     """
 
     def __init__(self, checkpoint: Path, parameters: Mapping[str, tuple[str, Tensor]]) -> None:
         self.checkpoint, self.parameters, self._reader = checkpoint, parameters, SafeReader(checkpoint)
+        self._part = delivered(checkpoint)
 
     def __getitem__(self, name: str) -> Tensor:
         stored, like = self.parameters[name]
         values = torch.empty_like(like, device="cpu")
-        load(self.checkpoint, {"average": {stored: values}}, self._reader)
+        load(self.checkpoint, {self._part: {stored: values}}, self._reader)
         return values
 
     def __iter__(self) -> Iterator[str]:

@@ -174,7 +174,8 @@ def _require_same_moments(key: str, before: Optim, now: Optim) -> None:
 
 def load_start(start: Start, state: dict[str, Any], student: Sequence[str]) -> None:
     """Read what `start` holds of `state` into its tensors (collective); what it lacks, as the classifier of a loss that
-    it was trained without, stays as a new run has it. student: names that must be there.
+    it was trained without, stays as a new run has it. An average begins at what the run of `start` delivers, held or
+    not. student: names that must be there.
 
     Raises:
         UserError: the checkpoint cannot be read, or its student is of another shape.
@@ -198,6 +199,8 @@ def load_start(start: Start, state: dict[str, Any], student: Sequence[str]) -> N
         raise UserError(f"trainer.start={start.run} has a student of another shape ({lacking[0]}): name another run")
     new = len(state["parameters"]) - len(kept["parameters"])
     checkpoint.load(start.path, {part: values for part, values in kept.items() if values})
+    if "average" in state and checkpoint.delivered(start.path) == "parameters":
+        checkpoint.load(start.path, {"parameters": taken("parameters", state["average"])})
     others = f"; {new} tensors that it lacks start as in any new run" if new else ""
     say(f"starting from student, fake score and moments of {start.run} at update {start.num_updates}{others}")
 

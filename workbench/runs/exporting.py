@@ -123,9 +123,10 @@ def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), 
     if recipe.model.roles == "full":
         transformer = denoiser.network(roles.STUDENT).transformer
         stored = {name: (named[parameter], parameter.detach()) for name, parameter in transformer.named_parameters()}
-        export_student(folder, recipe, checkpoint.StoredAverage(path, stored), out, update)
+        export_student(folder, recipe, checkpoint.StoredStudent(path, stored), out, update)
         return sample_sigmas(how.grid())
-    checkpoint.load(path, {"average": {name: parameter.detach() for parameter, name in named.items()}})
+    adapters_of = {name: parameter.detach() for parameter, name in named.items()}
+    checkpoint.load(path, {checkpoint.delivered(path): adapters_of})
     if lora:
         network = denoiser.network(roles.STUDENT)
         chosen, adapters = lora_files.FORMS[form], role_adapters(network.transformer, roles.STUDENT)

@@ -118,11 +118,12 @@ def _memory(recipe: Recipe, module: Distiller, networks: RoleNetworks, batches: 
 
 def _disk(recipe: Recipe, module: Distiller) -> str:
     """Checkpoints that are kept, one more while it is written, the student's folder, and what is free."""
-    averaged = 4 * sum(parameter.numel() for parameter in module.parameters_of(STUDENT))
+    of_student = 4 * sum(parameter.numel() for parameter in module.parameters_of(STUDENT))
+    averaged = of_student if recipe.optim.ema_decay else 0
     moments = moment_bytes(recipe.optim.moments, recipe.optim.beta1)
     saved = int((checkpoint.WEIGHT_BYTES + moments) * _trained(module)) + averaged
     student = sum(file.stat().st_size for file in families.resolve(recipe.model.folder).rglob("*") if file.is_file())
-    best = averaged if recipe.trainer.keep == "best" else 0
+    best = of_student if recipe.trainer.keep == "best" else 0
     most = (checkpoint.KEPT + 1) * saved + 2 * best + student
     free = files.free_bytes(Path(recipe.trainer.folder))
     line = (
