@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -53,6 +55,22 @@ def test_processes_measure_what_one_does(
     moved = [found.displacement for found, case in zip(alone, cases, strict=True) if case.task == "edit"]
     assert any(value is not None and value > 1 for value in moved)
     assert all(found.displacement is None for found, case in zip(alone, cases, strict=True) if case.task == "t2i")
+
+
+def test_where_no_process_can_be_started_one_does_it_all(
+    cases: list[Case], images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Measuring() as by:
+        alone = measured(by, cases, images)
+
+    def refused(workers: int) -> NoReturn:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(measuring, "PARALLEL_EDITS", 2)
+    monkeypatch.setattr(measuring, "usable_cores", lambda: 2)
+    monkeypatch.setattr(measuring, "spawned_pool", refused)
+    with Measuring() as by:
+        assert measured(by, cases, images) == alone
 
 
 def test_only_answers_that_are_read_for_it_are_measured(

@@ -41,8 +41,11 @@ class Measuring:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self._end()
+
+    def _end(self, wait: bool = True) -> None:
         if self._processes is not None:
-            self._processes.shutdown(cancel_futures=True)
+            self._processes.shutdown(wait, cancel_futures=True)
             self._processes = None
 
     @property
@@ -77,9 +80,10 @@ class Measuring:
         workers = min(MOST_WORKERS, usable_cores())
         if len(answers) < PARALLEL_EDITS or workers < 2:
             return list(map(drift, answers, sources, targets))
-        self._processes = self._processes or spawned_pool(workers)
         try:
+            self._processes = self._processes or spawned_pool(workers)
             return list(self._processes.map(drift, answers, sources, targets, chunksize=EDITS_AT_ONCE))
-        except BrokenProcessPool:  # one was killed, for want of memory perhaps: this process can do it alone
-            self._processes = None
+        except (BrokenProcessPool, OSError):
+            # None could be started, or one was killed, for want of memory perhaps: this process can do it alone.
+            self._end(wait=False)
             return list(map(drift, answers, sources, targets))
