@@ -40,7 +40,7 @@ def draw_benchmark(
     workers = min(usable_cores(), len(places) // PARALLEL_CASES)
     if workers < 2:
         return list(_shown((draw(*row) for row in zip(*columns, strict=True)), len(places)))
-    with spawned_pool(workers) as executor:
+    with spawned_pool(workers, deaf=True) as executor:
         return list(_shown(executor.map(draw, *columns, chunksize=32), len(places)))
 
 

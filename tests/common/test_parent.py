@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 POOL = """
-import multiprocessing, os, time
-from concurrent.futures import ProcessPoolExecutor
-from workbench.common.parent import end_with_spawner
-with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_spawner) as executor:
+import os, time
+from workbench.common.parent import spawned_pool
+with spawned_pool(1) as executor:
     print(executor.submit(os.getpid).result(), flush=True)
     time.sleep(60)
 """
@@ -27,6 +27,26 @@ def test_workers_of_a_pool_end_with_a_process_that_is_killed() -> None:
     while _is_running(worker):
         assert time.monotonic() < deadline, "the worker lives on"
         time.sleep(0.02)
+
+
+UNGUARDED = """
+import os, signal, sys
+from workbench.common.parent import spawned_pool
+print("once")
+with spawned_pool(2, deaf=True) as executor:
+    worker = executor.submit(os.getpid).result()
+    os.kill(worker, signal.SIGINT)
+    assert list(executor.map(abs, range(-9, 0))) == list(range(9, 0, -1)) and worker != os.getpid()
+with spawned_pool(1) as executor:
+    print(executor.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result() == set())
+"""
+
+
+def test_a_script_without_a_guard_is_run_once_and_an_interrupt_of_its_workers_ends_none(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "once\nTrue\n", "")
 
 
 def _is_running(process: int) -> bool:

@@ -63,7 +63,7 @@ def test_where_no_process_can_be_started_one_does_it_all(
     with Measuring() as by:
         alone = measured(by, cases, images)
 
-    def refused(workers: int) -> NoReturn:
+    def refused(workers: int, deaf: bool) -> NoReturn:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(measuring, "PARALLEL_EDITS", 2)

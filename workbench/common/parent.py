@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
+from types import ModuleType
+from typing import Any
 
 _LOOK_S = 1.0
 
@@ -22,10 +28,44 @@ def end_with_spawner() -> None:
     threading.Thread(target=_wait_for_the_spawner, daemon=True).start()
 
 
-def spawned_pool(workers: int) -> ProcessPoolExecutor:
+class _Process(SpawnProcess):
+    """A spawned process that does not read the script which the first process runs, as one is made to: without a guard
+    that would run the script again. What its tasks need they find in modules."""
+
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Any:
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return SpawnProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = script
+
+
+class _DeafProcess(_Process):
+    """One that an interrupt from a keyboard, which goes to all, does not end."""
+
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Any:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return _Process._Popen(process_obj)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+class _Context(SpawnContext):
+    Process = _Process
+
+
+class _DeafContext(SpawnContext):
+    Process = _DeafProcess
+
+
+def spawned_pool(workers: int, *, deaf: bool = False) -> ProcessPoolExecutor:
     """Processes that end with this one. They are spawned, not forked: this one may hold a CUDA context, and forking a
-    process that runs threads may deadlock."""
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_spawner)
+    process that runs threads may deadlock. deaf: for short tasks, whose processes leave interrupts to this one."""
+    return ProcessPoolExecutor(workers, _DeafContext() if deaf else _Context(), end_with_spawner)
 
 
 def _wait_for_the_spawner() -> None:

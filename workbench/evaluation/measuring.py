@@ -81,7 +81,7 @@ class Measuring:
         if len(answers) < PARALLEL_EDITS or workers < 2:
             return list(map(drift, answers, sources, targets))
         try:
-            self._processes = self._processes or spawned_pool(workers)
+            self._processes = self._processes or spawned_pool(workers, deaf=True)
             return list(self._processes.map(drift, answers, sources, targets, chunksize=EDITS_AT_ONCE))
         except (BrokenProcessPool, OSError):
             # None could be started, or one was killed, for want of memory perhaps: this process can do it alone.
