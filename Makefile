@@ -39,7 +39,7 @@ STUDIES := runs/studies$(if $(SMOKE),-smoke)
 GUIDED := 'teachers.specialists=$(SPECIALISTS)'
 # The alarm for a collapse wants some 540 cases, seconds on a GPU and minutes on a CPU.
 OPTIONS_teacher-guidance = $(GUIDED) evaluation.milestone_cases=$(if $(SMOKE),1,$(if $(findstring demo,$(RECIPE)),4,60))
-# A dozen milestones tell a noisy student from a steady one.
+# Twenty milestones tell a noisy student from a steady one.
 OPTIONS_known-answers = teachers.cfg_scale=3 evaluation.milestone_cases=$(if $(SMOKE),1,20) $(if $(SMOKE),,trainer.sample_every=15)
 OPTIONS_fidelity = $(GUIDED)
 OPTIONS_task-mixture = $(GUIDED)

@@ -77,8 +77,8 @@ def evaluate(
     out: the files to write, or a folder, for `places.first_files` of it. cases, judges: what the recipe chooses when
     absent. selection: how the few-step teacher was chosen, for the record. store: of answers; when absent that in
     `out`, which goes when the metrics are written. shared: keeps what targets and sources score, for other evaluations
-    on the same cases. clock: whose phases stand in `seconds`. compared: pairs of models
-    whose differences are given. overrides, student: what the command had, and which student is scored, for the record.
+    on the same cases. clock: whose phases stand in `seconds`. compared: pairs of models whose differences are given.
+    overrides, student: what the command had, and which student is scored, for the record.
     """
     files = first_files(out) if isinstance(out, Path) else out
     chosen, clock = recipe.evaluation, clock or Clock()

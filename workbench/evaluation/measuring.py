@@ -70,7 +70,7 @@ class Measuring:
         """What each answer did to all that had to stay; None for cases that are no edits of one source."""
         sources = {at: source for at, case in enumerate(cases) if (source := case.only_source) is not None}
         answers = [images[at] for at in sources]
-        targets = [cases[at].target if cases[at].exact else None for at in sources]
+        targets = [cases[at].only_target for at in sources]
         found = dict(zip(sources, self._each(answers, list(sources.values()), targets), strict=True))
         return [found.get(at) for at in range(len(cases))]
 

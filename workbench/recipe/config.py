@@ -350,7 +350,7 @@ class Optim:
     moments: how they are held, the weights staying in float32: `8bit` in blocks with a scale (`engine.moments`), a
     quarter of the memory, and with beta1=0 an eighth; for some speed.
     ema_decay: of the student's moving average, which is what a run delivers; 0: its weights as they are, and no average
-    in memory.
+    in memory or checkpoints.
     """
 
     student_lr: float = 1e-4

@@ -180,15 +180,17 @@ def load(checkpoint: Path, state: dict[str, Any], reader: SafeReader | None = No
     require_finite_values(f"the checkpoint {checkpoint}", dict(tensors_of(state)), "delete it to use the one before")
 
 
-def delivered(checkpoint: Path) -> str:
-    """The part of a checkpoint that a run delivers: the average, or the parameters where none was held.
-
-    Raises: UserError if it cannot be read.
-    """
+def contents(checkpoint: Path) -> Mapping[str, object]:
+    """What a checkpoint holds, by name, without its values. Raises: UserError if it cannot be read."""
     try:
-        names = SafeReader(checkpoint).read_metadata().state_dict_metadata
+        return SafeReader(checkpoint).read_metadata().state_dict_metadata
     except Exception as error:
         raise UserError(f"cannot read the checkpoint {checkpoint}: {error}") from error
+
+
+def delivered(names: Iterable[str]) -> str:
+    """The part of a checkpoint of these `contents` that a run delivers: the average, or the parameters where none was
+    held."""
     return "average" if any(name.startswith("average.") for name in names) else "parameters"
 
 
@@ -200,7 +202,7 @@ class StoredStudent(Mapping[str, Tensor]):
 
     def __init__(self, checkpoint: Path, parameters: Mapping[str, tuple[str, Tensor]]) -> None:
         self.checkpoint, self.parameters, self._reader = checkpoint, parameters, SafeReader(checkpoint)
-        self._part = delivered(checkpoint)
+        self._part = delivered(contents(checkpoint))
 
     def __getitem__(self, name: str) -> Tensor:
         stored, like = self.parameters[name]

@@ -20,7 +20,6 @@ from workbench.recipe.config import Optim, Recipe
 from workbench.runs import checkpoint
 from workbench.runs.inputs import hashes_of
 from workbench.runs.run_folder import Beginning, RunFolder
-from workbench.runs.safe_reader import SafeReader
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -180,10 +179,7 @@ def load_start(start: Start, state: dict[str, Any], student: Sequence[str]) -> N
     Raises:
         UserError: the checkpoint cannot be read, or its student is of another shape.
     """
-    try:
-        stored = SafeReader(start.path).read_metadata().state_dict_metadata
-    except Exception as error:
-        raise UserError(f"cannot read the checkpoint {start.path}: {error}") from error
+    stored = checkpoint.contents(start.path)
 
     def taken(prefix: str, part: dict[str, Any]) -> dict[str, Any]:
         found = {
@@ -199,7 +195,7 @@ def load_start(start: Start, state: dict[str, Any], student: Sequence[str]) -> N
         raise UserError(f"trainer.start={start.run} has a student of another shape ({lacking[0]}): name another run")
     new = len(state["parameters"]) - len(kept["parameters"])
     checkpoint.load(start.path, {part: values for part, values in kept.items() if values})
-    if "average" in state and checkpoint.delivered(start.path) == "parameters":
+    if "average" in state and checkpoint.delivered(stored) == "parameters":
         checkpoint.load(start.path, {"parameters": taken("parameters", state["average"])})
     others = f"; {new} tensors that it lacks start as in any new run" if new else ""
     say(f"starting from student, fake score and moments of {start.run} at update {start.num_updates}{others}")

@@ -126,7 +126,7 @@ def export_run(run: Path, out: Path, lora: bool, overrides: Iterable[str] = (), 
         export_student(folder, recipe, checkpoint.StoredStudent(path, stored), out, update)
         return sample_sigmas(how.grid())
     adapters_of = {name: parameter.detach() for parameter, name in named.items()}
-    checkpoint.load(path, {checkpoint.delivered(path): adapters_of})
+    checkpoint.load(path, {checkpoint.delivered(checkpoint.contents(path)): adapters_of})
     if lora:
         network = denoiser.network(roles.STUDENT)
         chosen, adapters = lora_files.FORMS[form], role_adapters(network.transformer, roles.STUDENT)

@@ -57,6 +57,11 @@ class Case:
         return None if self.more_sources else self.source
 
     @property
+    def only_target(self) -> np.ndarray | None:
+        """The one right answer; None where there are many, or none is known."""
+        return self.target if self.exact else None
+
+    @property
     def bench(self) -> str:
         """Name of the benchmark the case belongs to."""
         return BENCHES[self.task]

@@ -100,7 +100,7 @@ def measure(
     not read without one."""
     asks_word = "word" in case.named and "word" in case.scene
     word = float(seen.get("word") == case.scene["word"]) if seen is not None and asks_word else None
-    of_t2i, right = case.task == "t2i", case.target if case.exact else None
+    of_t2i, right = case.task == "t2i", case.only_target
     places = None if seen is None else seen.get(places_of("objects"))
     lists = of_t2i and "objects" in case.named and "objects" in case.scene
     return Measures(
