@@ -40,7 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A terminal that lacks a bar's characters must not end a run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    arguments = _parse(argv)
+    code = _run_to_its_end(_parse(argv))
+    if code != 0 and "torch.distributed" in sys.modules:
+        from workbench.common import ranks
+
+        ranks.leave(code)
+    return code
+
+
+def _run_to_its_end(arguments: argparse.Namespace) -> int:
+    """The exit code of a command, which has said what is wrong."""
     from workbench.common.quiet import quiet
 
     try:
