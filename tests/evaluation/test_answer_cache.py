@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -138,6 +140,26 @@ def test_of_several_runs_that_ask_one_model_at_once_one_draws(judge: LocalJudge,
     assert drawing.calls == 4 + 4 and others == [first, first]
     # The targets of both tasks and the sources of edits are judged once too.
     assert len(list(shared.folder.glob("*.npz"))) == 8 + 3
+
+
+def test_runs_that_ask_one_model_at_once_share_its_chunks(judge: LocalJudge, tmp_path: Path) -> None:
+    """Each draws what no other is drawing: all are at it at once, though none draws a chunk twice."""
+    together, calls = Barrier(4), Counter[str]()
+
+    def draw(cases: Sequence[Case], seeds: Sequence[int]) -> tuple[list[np.ndarray], float]:
+        calls[f"{cases[0].id} {seeds[0]}"] += 1
+        together.wait(timeout=20)
+        return [np.zeros((32, 32, 3), np.uint8) for _ in cases], 1.0
+
+    def ask(_: int) -> Answers:
+        model = ModelUnderTest(draw, 4, {"steps": 4}, "weights")
+        return answer(model, make_cases(), [0, 1], [judge], store=Store(tmp_path))
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(ask, range(4))
+    # Two tasks under two seeds.
+    assert sorted(calls.values()) == [1, 1, 1, 1] and all(equal(first, other) for other in others)
+    assert [row.case for row in first.rows] == [case.id for _ in range(2) for case in make_cases()]
 
 
 def test_the_fingerprint_follows_the_content_alone(tmp_path: Path) -> None:

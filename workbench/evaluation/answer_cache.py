@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from datamodules.shards.sources import source_name
 from workbench.common.errors import UserError
@@ -81,10 +81,15 @@ class Store:
 
     folder: Path
 
-    def once(self, key: str, draw: Callable[[], Chunk]) -> Chunk:
-        """The chunk under `key`, drawn if there is none. One process draws it, others that need it wait."""
+    def once(self, key: str, draw: Callable[[], Chunk], wait: bool = True) -> Chunk | None:
+        """The chunk under `key`, drawn if there is none. One process draws it; others that need it wait, or without
+        `wait` get None."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / f"{key}.lock"):
+        try:
+            held = FileLock(self.folder / f"{key}.lock", blocking=wait).acquire()
+        except Timeout:
+            return None
+        with held:
             chunk = self.load(key)
             if chunk is None:
                 chunk = draw()

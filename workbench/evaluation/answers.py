@@ -100,24 +100,32 @@ def answer(
     answers, kept, clock = Answers(), set(keep), clock or Clock()
     usable = model.store or store if model.fingerprint and all(judge.fingerprint for judge in judges) else None
     judged_by = "+".join([*(judge.fingerprint for judge in judges), *([measuring.name] if measuring else [])])
-    for seed in seeds:
-        for part in chunks(cases, CHUNK):
-            wanted = [case.id for case in part if case.id in kept]
-            drawn: list[bool] = []
-            draw = partial(_drawn, model, part, seed, judges, wanted, clock, stream, measuring, drawn)
-            if usable:
-                weights = {"model": model.fingerprint, **model.sampling}
-                chunk = usable.once(chunk_key(weights, judged_by, part, f"{stream}{seed}", wanted), draw)
-            else:
-                chunk = draw()
-            if not drawn:
-                advance(len(part) * work_of(model.nfe))
-            answers.rows += chunk.answers
-            answers.features.extend(chunk.features)
-            answers.images |= {(case, seed): image for case, image in chunk.images.items()}
-            answers.seconds += chunk.seconds
-            for name, verdicts in chunk.verdicts.items():
-                answers.verdicts.setdefault(name, []).extend(verdicts)
+
+    def chunk_of(part: Sequence[Case], seed: int, wait: bool) -> Chunk | None:
+        wanted = [case.id for case in part if case.id in kept]
+        drawn: list[bool] = []
+        draw = partial(_drawn, model, part, seed, judges, wanted, clock, stream, measuring, drawn)
+        if usable:
+            weights = {"model": model.fingerprint, **model.sampling}
+            chunk = usable.once(chunk_key(weights, judged_by, part, f"{stream}{seed}", wanted), draw, wait)
+        else:
+            chunk = draw()
+        if chunk and not drawn:
+            advance(len(part) * work_of(model.nfe))
+        return chunk
+
+    parts = [(part, seed) for seed in seeds for part in chunks(cases, CHUNK)]
+    # Of processes that ask one model at once each draws other chunks, and reads those of the others afterwards.
+    found = [chunk_of(*part, wait=False) for part in parts]
+    for (part, seed), at_once in zip(parts, found, strict=True):
+        chunk = at_once or chunk_of(part, seed, wait=True)
+        assert chunk is not None, "who waits gets a chunk"
+        answers.rows += chunk.answers
+        answers.features.extend(chunk.features)
+        answers.images |= {(case, seed): image for case, image in chunk.images.items()}
+        answers.seconds += chunk.seconds
+        for name, verdicts in chunk.verdicts.items():
+            answers.verdicts.setdefault(name, []).extend(verdicts)
     return answers
 
 
