@@ -114,6 +114,12 @@ def replicated(arms: Sequence[Arm]) -> list[Arm]:
     return [arm for arm in arms if arm.name != SEARCH]
 
 
+def asked_for(found: Sequence[Arm], study: Values) -> list[Arm]:
+    """The arms that some call of the study asked for, and its reference: no other has a trial, not even one that
+    waits. All runs of a screening."""
+    return [arm for arm in found if arm.trials or study.get("factors") or arm.name == study.get("reference")]
+
+
 def run_folder(folder: Path, trial: Values) -> Path | None:
     """The run folder of a trial, inside the study's."""
     return folder / Path(str(trial["run"])).name if trial.get("run") else None

@@ -96,12 +96,14 @@ def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, An
     }
 
 
-def _arms_values(found: Sequence[Arm], study: Any, objective: str, reported: list[str]) -> dict[str, Any]:
+def _arms_values(all_arms: Sequence[Arm], study: Any, objective: str, reported: list[str]) -> dict[str, Any]:
     """The arms of a replication or the runs of a screening; empty sections for a search."""
+    found = arms.asked_for(all_arms, study)
+    not_asked = [arm.name for arm in all_arms if arm not in found]
     reference, margin, factors = study.get("reference"), study.get("margin", MARGIN), study.get("factors") or []
     measured = {name: comparisons.measure(found, name, reference) for name in reported}
     rows = numbers.arm_rows(found, measured)
-    is_floor = len(found) == 1
+    is_floor = len(all_arms) == 1
     compared = [row for of in measured.values() for row in comparisons.against_reference(of, margin)]
     first = [{"name": row["name"], **row["objectives"][objective]} for row in rows if objective in row["objectives"]]
     shown = comparisons.by_category(measured.get("score"), margin)
@@ -120,7 +122,7 @@ def _arms_values(found: Sequence[Arm], study: Any, objective: str, reported: lis
         left = effects.missing_runs(measured.get(objective), factors)
         verdict = effects_verdict([row for row in matter if row["objective"] == objective], objective, margin, left)
     else:
-        verdict = arms_verdict(rows, compared, objective, margin, shown)
+        verdict = arms_verdict(rows, compared, objective, margin, shown, not_asked)
     return {
         "arms": rows,
         "verdicts": [verdict] if found else [],

@@ -127,7 +127,7 @@ def print_table(folder: Path, console: Console) -> None:
     what was drawn."""
     study = arms.read_study(folder)
     found, objective = arms.read_arms(folder, study), study["objectives"][0]
-    if replicated := arms.replicated(found):
+    if replicated := arms.asked_for(arms.replicated(found), study):
         _print_arms(folder, study, replicated, objective, console)
     for arm in found:
         if arm.name == SEARCH_ARM and arm.finished:

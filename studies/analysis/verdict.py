@@ -55,8 +55,10 @@ def arms_verdict(
     objective: str,
     margin: float,
     categories: Mapping[tuple[str, tuple[str, str]], str],
+    not_asked: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Verdict of a replication; rows are the comparisons with the reference arm, categories the verdicts there."""
+    """Verdict of a replication; rows are the comparisons with the reference arm, categories the verdicts there.
+    not_asked: arms of the study that no call asked for."""
     compared = [row for row in rows if row["objective"] == objective]
     missing = [arm["name"] for arm in arms if not arm["seeds"]]
     of_kind = {kind: [row for row in compared if row["kind"] == kind] for kind in KINDS}
@@ -80,12 +82,14 @@ def arms_verdict(
         lines.append("The reference arm, or every other one, has no finished trial yet.")
     if missing:
         lines.append(f"Not finished once: {', '.join(missing)}.")
+    if not_asked:
+        lines.append(f"Not asked for: {', '.join(not_asked)}.")
     decided = len(of_kind["better"]) + len(of_kind["equivalent"])
     if not compared or of_kind["one seed"]:
         return _verdict("not answered yet", lines)
     if decided == 0:
         return _verdict("undecided", lines)
-    return _verdict("answered in part" if missing or of_kind["undecided"] else "answered", lines)
+    return _verdict("answered in part" if missing or not_asked or of_kind["undecided"] else "answered", lines)
 
 
 def _category_lines(categories: Mapping[tuple[str, tuple[str, str]], str]) -> list[str]:

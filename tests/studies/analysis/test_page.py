@@ -162,6 +162,20 @@ def test_a_partial_study_shows_what_failed_runs_and_waits(tmp_path: Path) -> Non
     assert "out of memory" in page and "<script" not in page and "diverged" in page and "+ 1 running" in page
 
 
+def test_arms_that_nobody_asked_for_are_named_and_have_no_rows(tmp_path: Path) -> None:
+    conduct(MIXTURE, tmp_path / "mixture", World(effect=better_with_edits), seeds=(0, 1, 2))
+    path = tmp_path / "mixture" / "study.json"
+    study = json.loads(path.read_text())
+    path.write_text(json.dumps({**study, "arms": [*study["arms"][:2], {"name": "edit-only", "trials": []}]}))
+    page = report_study(tmp_path / "mixture").read_text()
+    first = page[: page.index("<h2>Arms")]
+    assert ">answered in part<" in first and "Not asked for: edit-only." in first and "Not finished once" not in first
+    assert page.count("edit-only") == 1 and "3 seeds an arm" in page and "0 or 3" not in page
+    console = Console(record=True, width=200, file=io.StringIO())
+    table.print_table(tmp_path / "mixture", console)
+    assert "5:5" in (said := console.export_text()) and "edit-only" not in said
+
+
 def test_one_seed_shows_nothing_even_beside_a_noise_floor_of_another_recipe(floor: Path, tmp_path: Path) -> None:
     conduct(MIXTURE, tmp_path / "mixture", World(effect=better_with_edits, seed_sd=0.01), seeds=(0,))
     for given in (None, floor):
