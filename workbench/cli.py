@@ -1,22 +1,17 @@
-"""The command line: one sub-command a verb, each importing only what it runs.
-
-Exit codes: 0 done, 1 unexpected error, 2 something the user can mend, 130 interrupted, 143 terminated.
-"""
+"""The command line: one sub-command a verb, each importing only what it runs."""
 
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import os
 import re
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from workbench.common.errors import UserError, nearest, shortened
+from workbench.common.errors import UserError, nearest
 
 RECIPE_COMMANDS = {
     "pack": "draw the world, or read one's own images, into raw WebDataset shards",
@@ -24,14 +19,6 @@ RECIPE_COMMANDS = {
     "pretrain": "train a teacher by flow matching",
     "distill": "distil the teacher into a few-step student; the same command continues an interrupted run",
 }
-LONGEST_UNEXPECTED = 600
-"""Characters of an unexpected error's message: a compiler's is a hundred thousand."""
-MENDABLE_ERRNOS = (
-    errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR,
-    errno.ENOTDIR, errno.EFBIG, errno.EIO,
-)  # fmt: skip
-
-FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,35 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A terminal that lacks a bar's characters must not end a run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    code = _run_to_its_end(_parse(argv))
-    if code != 0 and "torch.distributed" in sys.modules:
-        from workbench.common import ranks
+    arguments = _parse(argv)
+    from workbench.common.ending import exit_code
 
-        ranks.leave(code)
-    return code
-
-
-def _run_to_its_end(arguments: argparse.Namespace) -> int:
-    """The exit code of a command, which has said what is wrong."""
-    from workbench.common.quiet import quiet
-
-    try:
-        with quiet(arguments.debug):
-            _run(arguments)
-    except KeyboardInterrupt:
-        return _interrupted()
-    except SystemExit as stop:
-        # Lightning's trainer turns an interrupt and a SIGTERM into SystemExits of its own.
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            return _interrupted()
-        if _is_termination(stop):
-            return _fail(143, "terminated: the same command continues")
-        raise
-    except Exception as error:
-        if arguments.debug:
-            traceback.print_exc()
-        return _report(error)
-    return 0
+    return exit_code(lambda: _run(arguments), arguments.debug)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -272,37 +234,6 @@ def _folder(path: Path, kind: str) -> Path:
     if not path.is_dir():
         raise UserError(f"no {kind} folder at {path}")
     return path
-
-
-def _is_termination(stop: SystemExit) -> bool:
-    from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-    return isinstance(stop, SIGTERMException)
-
-
-def _interrupted() -> int:
-    return _fail(130, "interrupted: the same command continues")
-
-
-def _report(error: Exception) -> int:
-    """One line on stderr; the exit code."""
-    match error:
-        case UserError():
-            return 2 if error.is_repeated else _fail(2, f"error: {error}")
-        case OSError() if error.errno in MENDABLE_ERRNOS:
-            hint = "; free some space and give the same command again" if error.errno in FULL_ERRNOS else ""
-            return _fail(2, f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}{hint}")
-        case RuntimeError() if type(error).__name__ == "OutOfMemoryError":  # torch's
-            return _fail(2, f"error: {str(error).partition('. GPU ')[0]}: see `When memory runs out` in docs/scale.md")
-        case _:
-            hint = "(run again with --debug for the traceback)"
-            told = shortened(" ".join(str(error).split()), LONGEST_UNEXPECTED)
-            return _fail(1, f"error: unexpected {type(error).__name__}: {told} {hint}")
-
-
-def _fail(code: int, message: str) -> int:
-    sys.stderr.write(f"{' '.join(message.split())}\n")  # in one piece: several ranks may fail at once
-    return code
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from datamodules.openmoji.vocabulary import CATEGORIES
 from datamodules.openmoji.world import Sample, draw
 from workbench.common.cores import usable_cores
-from workbench.common.parent import spawned_pool
+from workbench.common.parent import Helpers
 from workbench.common.progress import has_own_bar
 
 if TYPE_CHECKING:
@@ -37,11 +37,8 @@ def draw_benchmark(
         [0] * len(places),
         [resolution] * len(places),
     ]
-    workers = min(usable_cores(), len(places) // PARALLEL_CASES)
-    if workers < 2:
-        return list(_shown((draw(*row) for row in zip(*columns, strict=True)), len(places)))
-    with spawned_pool(workers, deaf=True) as executor:
-        return list(_shown(executor.map(draw, *columns, chunksize=32), len(places)))
+    with Helpers(min(usable_cores(), len(places) // PARALLEL_CASES)) as helpers:
+        return list(_shown(helpers.map(draw, *columns, at_once=32), len(places)))
 
 
 def _shown(samples: Iterable[Sample], count: int) -> Iterable[Sample]:

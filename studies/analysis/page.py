@@ -109,13 +109,8 @@ def _arms_values(all_arms: Sequence[Arm], study: Any, objective: str, reported: 
     shown = comparisons.by_category(measured.get("score"), margin)
     matter = [row for of in measured.values() for row in effects.effect_rows(of, factors, margin)] if factors else []
     columns, categories = numbers.category_rows(found, shown)
-    floors = []
-    if is_floor:
-        floors = [
-            floor_row
-            for name in reported
-            if (floor_row := numbers.noise_floor(found[0], arms.tables(found, name)[0], name)) is not None
-        ]
+    every = [numbers.noise_floor(found[0], arms.tables(found, name)[0], name) for name in reported if is_floor]
+    floors = [row for row in every if row is not None]
     if is_floor:
         verdict = noise_verdict(floors[0] if floors else None)
     elif factors:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from workbench.common import parent
+from workbench.common.parent import Helpers
 
 POOL = """
 import os, time
@@ -47,6 +56,32 @@ def test_a_script_without_a_guard_is_run_once_and_an_interrupt_of_its_workers_en
     script.write_text(UNGUARDED)
     ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "once\nTrue\n", "")
+
+
+def _killed_at(number: int, fatal: int) -> int:
+    if number == fatal and multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return -number
+
+
+def test_what_a_killed_helper_leaves_is_done_here() -> None:
+    numbers = list(range(40))
+    with Helpers(2) as helpers:
+        for fatal in (0, 25, 39, -1):
+            found = list(helpers.map(_killed_at, numbers, [fatal] * 40, at_once=4))
+            assert found == [-number for number in numbers], fatal
+        with pytest.raises(ZeroDivisionError):
+            list(helpers.map((1).__floordiv__, [1, 0], at_once=1))
+
+
+def test_without_a_pool_this_process_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(workers: int, deaf: bool) -> NoReturn:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(parent, "spawned_pool", refused)
+    for workers in (0, 1, 2):
+        with Helpers(workers) as helpers:
+            assert list(helpers.map(pow, [2, 3], [3, 2], at_once=1)) == [8, 9]
 
 
 def _is_running(process: int) -> bool:

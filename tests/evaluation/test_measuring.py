@@ -11,6 +11,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 
+from workbench.common import parent
 from workbench.evaluation import measuring
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.cases.world import world_cases
@@ -40,14 +41,14 @@ def test_processes_measure_what_one_does(
 ) -> None:
     with Measuring() as by:
         alone = measured(by, cases, images)
-        assert by._processes is None
+        assert by._helpers._pool is None
     monkeypatch.setattr(measuring, "PARALLEL_EDITS", 2)
     monkeypatch.setattr(measuring, "usable_cores", lambda: 2)
     with Measuring() as by:
         assert measured(by, cases, images) == alone
         # Another chunk goes to the same processes; one that was killed takes no answer with it.
-        assert by._processes is not None
-        of_pool = list(by._processes._processes.values())
+        assert by._helpers._pool is not None
+        of_pool = list(by._helpers._pool._processes.values())
         os.kill(of_pool[0].pid, signal.SIGKILL)
         of_pool[0].join()
         assert measured(by, cases, images) == alone
@@ -68,7 +69,7 @@ def test_where_no_process_can_be_started_one_does_it_all(
 
     monkeypatch.setattr(measuring, "PARALLEL_EDITS", 2)
     monkeypatch.setattr(measuring, "usable_cores", lambda: 2)
-    monkeypatch.setattr(measuring, "spawned_pool", refused)
+    monkeypatch.setattr(parent, "spawned_pool", refused)
     with Measuring() as by:
         assert measured(by, cases, images) == alone
 

@@ -8,12 +8,15 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.process import BaseProcess
-from types import ModuleType
-from typing import Any
+from types import ModuleType, TracebackType
+from typing import Any, TypeVar
 
+Result = TypeVar("Result")
 _LOOK_S = 1.0
 
 
@@ -66,6 +69,40 @@ def spawned_pool(workers: int, *, deaf: bool = False) -> ProcessPoolExecutor:
     """Processes that end with this one. They are spawned, not forked: this one may hold a CUDA context, and forking a
     process that runs threads may deadlock. deaf: for short tasks, whose processes leave interrupts to this one."""
     return ProcessPoolExecutor(workers, _DeafContext() if deaf else _Context(), end_with_spawner)
+
+
+class Helpers:
+    """Processes for short tasks, started at the first of them, in a `with` block at whose end they end. Where none can
+    be started, or one is killed, for want of memory perhaps, this process does what is left. workers: below 2, this
+    process does it all."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Helpers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self._end()
+
+    def _end(self, wait: bool = True) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait, cancel_futures=True)
+            self._pool = None
+
+    def map(self, task: Callable[..., Result], *columns: Sequence[Any], at_once: int) -> Iterator[Result]:
+        """Results of `task` over the columns, in order. at_once: tasks that a process is given in one go."""
+        num_done = 0
+        if self.workers > 1:
+            try:
+                self._pool = self._pool or spawned_pool(self.workers, deaf=True)
+                for result in self._pool.map(task, *columns, chunksize=at_once):
+                    yield result
+                    num_done += 1
+            except (BrokenProcessPool, OSError):
+                self._end(wait=False)
+        yield from map(task, *(column[num_done:] for column in columns))
 
 
 def _wait_for_the_spawner() -> None:

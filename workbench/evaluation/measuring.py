@@ -7,8 +7,7 @@ for each other's interpreter lock and eight are slower than one: where there are
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from workbench.common.cores import usable_cores
-from workbench.common.parent import spawned_pool
+from workbench.common.parent import Helpers
 from workbench.evaluation.cases.case import Case
 from workbench.evaluation.judges.local import Judgement
 from workbench.evaluation.measures.answer_measures import Measures, measure
@@ -35,18 +34,14 @@ class Measuring:
 
     def __init__(self, reader: TextReader | None = None) -> None:
         self.reader = reader
-        self._processes: ProcessPoolExecutor | None = None
+        self._helpers = Helpers(min(MOST_WORKERS, usable_cores()))
 
     def __enter__(self) -> Measuring:
+        self._helpers.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
-        self._end()
-
-    def _end(self, wait: bool = True) -> None:
-        if self._processes is not None:
-            self._processes.shutdown(wait, cancel_futures=True)
-            self._processes = None
+        self._helpers.__exit__(kind, value, trace)
 
     @property
     def name(self) -> str:
@@ -71,19 +66,9 @@ class Measuring:
         sources = {at: source for at, case in enumerate(cases) if (source := case.only_source) is not None}
         answers = [images[at] for at in sources]
         targets = [cases[at].only_target for at in sources]
-        found = dict(zip(sources, self._each(answers, list(sources.values()), targets), strict=True))
+        if len(answers) < PARALLEL_EDITS:
+            drifts = list(map(drift, answers, sources.values(), targets))
+        else:
+            drifts = list(self._helpers.map(drift, answers, list(sources.values()), targets, at_once=EDITS_AT_ONCE))
+        found = dict(zip(sources, drifts, strict=True))
         return [found.get(at) for at in range(len(cases))]
-
-    def _each(
-        self, answers: Sequence[np.ndarray], sources: Sequence[np.ndarray], targets: Sequence[np.ndarray | None]
-    ) -> list[Drift | None]:
-        workers = min(MOST_WORKERS, usable_cores())
-        if len(answers) < PARALLEL_EDITS or workers < 2:
-            return list(map(drift, answers, sources, targets))
-        try:
-            self._processes = self._processes or spawned_pool(workers, deaf=True)
-            return list(self._processes.map(drift, answers, sources, targets, chunksize=EDITS_AT_ONCE))
-        except (BrokenProcessPool, OSError):
-            # None could be started, or one was killed, for want of memory perhaps: this process can do it alone.
-            self._end(wait=False)
-            return list(map(drift, answers, sources, targets))
