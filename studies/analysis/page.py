@@ -81,7 +81,7 @@ def study_values(folder: Path, floor_folder: Path | None = None) -> dict[str, An
         **_arms_values(replicated, study, objectives[0], reported),
         **_search_values(drawn, study, objectives, floor),
         "curves": plots.curves_chart(numbers.curves(folder, found), [arm.name for arm in found]),
-        "expectations": _expectations(folder, replicated, study, reported),
+        "expectations": _expectations(folder, arms.asked_for(replicated, study), study, reported),
         "mean_spread": _mean_spread(replicated, study, objectives[0]),
         "collapses": collapse.fall_rows(folder, replicated),
         "sheets": side_by_side(_columns(folder, replicated, drawn, study)),
@@ -103,7 +103,7 @@ def _arms_values(all_arms: Sequence[Arm], study: Any, objective: str, reported: 
     reference, margin, factors = study.get("reference"), study.get("margin", MARGIN), study.get("factors") or []
     measured = {name: comparisons.measure(found, name, reference) for name in reported}
     rows = numbers.arm_rows(found, measured)
-    is_floor = len(all_arms) == 1
+    is_floor = len(found) == len(all_arms) == 1
     compared = [row for of in measured.values() for row in comparisons.against_reference(of, margin)]
     first = [{"name": row["name"], **row["objectives"][objective]} for row in rows if objective in row["objectives"]]
     shown = comparisons.by_category(measured.get("score"), margin)
@@ -120,7 +120,7 @@ def _arms_values(all_arms: Sequence[Arm], study: Any, objective: str, reported: 
         verdict = arms_verdict(rows, compared, objective, margin, shown, not_asked)
     return {
         "arms": rows,
-        "verdicts": [verdict] if found else [],
+        "verdicts": [verdict] if all_arms else [],
         "arms_chart": plots.arms_chart(first, TITLES[objective]),
         "comparisons": compared,
         "among_all": comparisons.among_all(measured.get(objective)),
@@ -146,11 +146,13 @@ def _arms_values(all_arms: Sequence[Arm], study: Any, objective: str, reported: 
 
 def _expectations(folder: Path, found: Sequence[Arm], study: Any, reported: list[str]) -> list[dict[str, Any]]:
     """What was predicted, against what was measured."""
-    expects, reference, margin = study.get("expects") or {}, study.get("reference"), study.get("margin", MARGIN)
+    names = {arm.name for arm in found}
+    expects = {arm: what for arm, what in (study.get("expects") or {}).items() if arm in names}
+    reference, margin = study.get("reference"), study.get("margin", MARGIN)
     if not expects:
         return []
-    names = {*reported, *(expected.split()[0] for expected in expects.values() if expected != expectations.NOISIER)}
-    measured = [comparisons.measure(found, name, reference) for name in sorted(names)]
+    objectives = {expected.split()[0] for expected in expects.values() if expected != expectations.NOISIER}
+    measured = [comparisons.measure(found, name, reference) for name in sorted({*reported, *objectives})]
     compared = [row for of in measured for row in comparisons.against_reference(of, margin)]
     return expectations.expectation_rows(folder, found, expects, reference, compared)
 

@@ -85,7 +85,7 @@ def seconds_of_updates(folder: Path, done: int) -> float:
 def workbench(*arguments: str) -> None:
     """A `workbench` command, its bars and errors shown as they come.
 
-    Raises: TrialFailed with the last line that it wrote, KeyboardInterrupt where it was interrupted.
+    Raises: TrialFailed with its first error, or its last line; KeyboardInterrupt where it was interrupted.
     """
     command = [sys.executable, "-m", "workbench", *arguments]
     tail: deque[str] = deque(maxlen=50)
@@ -107,6 +107,7 @@ def workbench(*arguments: str) -> None:
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code != 0:
-        lines = [line for line in tail if line]
-        errors = [line for line in lines if line.startswith("error:")] or lines or ["nothing was written to stderr"]
-        raise TrialFailed(f"workbench {arguments[0]} ended with {code}: {errors[-1]}")
+        lines = [line for line in tail if line] or ["nothing was written to stderr"]
+        # Of several processes the one that failed says why, and then the others that it is gone.
+        said = next((line for line in lines if line.startswith("error:")), lines[-1])
+        raise TrialFailed(f"workbench {arguments[0]} ended with {code}: {said}")

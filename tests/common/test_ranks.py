@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from workbench import cli
@@ -44,3 +49,15 @@ def test_what_all_ranks_raise_together_is_printed_once(
     assert capsys.readouterr().err == ("" if rank else "error: the disk is full\n")
     with pytest.raises(UserError, match="the disk is full"):
         fails(None)
+
+
+LEAVING = "import sys; from workbench.common import ranks; ranks.world_size = lambda: 2; {}; ranks.leave(2, True)"
+
+
+@pytest.mark.parametrize("before", ["print('line')", "sys.stdout = None", "sys.stdout.close()"])
+def test_a_process_leaves_though_nobody_reads_its_output(before: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", LEAVING.format(before)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")

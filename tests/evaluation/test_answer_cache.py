@@ -113,6 +113,9 @@ def test_only_the_same_question_is_answered_from_the_store(judge: LocalJudge, tm
         before = first.calls
         ask(model, of, seed, keep)
         assert first.calls - before == drawn
+    for path in tmp_path.glob("*.lock"):
+        path.unlink()
+    assert equal(ask(Drawing(fails_at=0).model(), cases), fresh) and not [*tmp_path.glob("*.lock")], "it only reads"
     for path in tmp_path.glob("*.npz"):
         path.write_bytes(path.read_bytes()[:100])
     assert equal(ask(Drawing().model(), cases), fresh)

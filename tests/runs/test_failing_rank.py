@@ -17,11 +17,21 @@ from workbench.recipe.reading import to_yaml
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_fails_says_why_once_and_ends_all(recipe: Recipe, tmp_path: Path, rank: int) -> None:
+@pytest.fixture
+def words(recipe: Recipe, tmp_path: Path) -> list[str]:
+    """A distillation in two processes."""
     trainer = replace(recipe.trainer, folder=str(tmp_path / "run"), devices=2)
     (tmp_path / "recipe.yaml").write_text(to_yaml(replace(recipe, trainer=trainer)))
-    words = ["distill", str(tmp_path / "recipe.yaml")]
+    return ["distill", str(tmp_path / "recipe.yaml")]
+
+
+def test_an_error_of_all_is_said_by_the_first_however_late(words: list[str], tmp_path: Path) -> None:
+    ran = failing_rank.run(words, "all", tmp_path, others_wait=False)
+    assert ran.returncode == 2 and ran.stderr.count(failing_rank.FULL) == 1, (ran.returncode, ran.stderr)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_fails_says_why_once_and_ends_all(words: list[str], tmp_path: Path, rank: int) -> None:
     ran = failing_rank.run(words, rank, tmp_path, others_wait=True)
     assert ran.returncode == (2 if rank == 0 else -9), ran.stderr
     assert ran.stderr.count(failing_rank.LINE) == 1 and "Traceback" not in ran.stderr, ran.stderr

@@ -27,15 +27,16 @@ def exit_code(command: Callable[[], None], debug: bool) -> int:
 
     debug: print tracebacks and the libraries' own messages.
     """
-    code = _run(command, debug)
+    code, said = _run(command, debug)
     if code != 0 and "torch.distributed" in sys.modules:
         from workbench.common import ranks
 
-        ranks.leave(code)
+        ranks.leave(code, said)
     return code
 
 
-def _run(command: Callable[[], None], debug: bool) -> int:
+def _run(command: Callable[[], None], debug: bool) -> tuple[int, bool]:
+    """The exit code, and whether this process has said why it is not 0."""
     try:
         with quiet(debug):
             command()
@@ -52,7 +53,7 @@ def _run(command: Callable[[], None], debug: bool) -> int:
         if debug:
             traceback.print_exc()
         return _report(error)
-    return 0
+    return 0, False
 
 
 def _is_termination(stop: SystemExit) -> bool:
@@ -61,15 +62,15 @@ def _is_termination(stop: SystemExit) -> bool:
     return isinstance(stop, SIGTERMException)
 
 
-def _interrupted() -> int:
+def _interrupted() -> tuple[int, bool]:
     return _fail(130, "interrupted: the same command continues")
 
 
-def _report(error: Exception) -> int:
-    """One line on stderr; the exit code."""
+def _report(error: Exception) -> tuple[int, bool]:
+    """One line on stderr, unless another rank says it; as `_run`."""
     match error:
         case UserError():
-            return 2 if error.is_repeated else _fail(2, f"error: {error}")
+            return (2, False) if error.is_repeated else _fail(2, f"error: {error}")
         case OSError() if error.errno in MENDABLE_ERRNOS:
             hint = "; free some space and give the same command again" if error.errno in FULL_ERRNOS else ""
             return _fail(2, f"error: {error.strerror}{f': {error.filename}' if error.filename else ''}{hint}")
@@ -81,6 +82,6 @@ def _report(error: Exception) -> int:
             return _fail(1, f"error: unexpected {type(error).__name__}: {told} {hint}")
 
 
-def _fail(code: int, message: str) -> int:
+def _fail(code: int, message: str) -> tuple[int, bool]:
     sys.stderr.write(f"{' '.join(message.split())}\n")  # in one piece: several ranks may fail at once
-    return code
+    return code, True

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -13,6 +15,8 @@ from workbench.common.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+FIRST_SAYS_IT_S = 20.0
+"""Longest that the first rank may take from an error of all ranks to its line: its loggers end first."""
 _GONE = ("by peer", "remote process exited")
 """What gloo and NCCL say of a connection whose other end is gone."""
 
@@ -91,10 +95,18 @@ def barrier() -> None:
         dist.barrier()
 
 
-def leave(code: int) -> None:
+def leave(code: int, said: bool) -> None:
     """End this process at once where others train beside it, and return where none does. An interpreter that ends as
-    usual gives its GPU back, which waits for collectives that the others may never join; they wait for this one."""
-    if world_size() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    usual gives its GPU back, which waits for collectives that the others may never join; they wait for this one.
+
+    said: whether this process has said why. One that has not leaves it to the first rank, and waits for its end, since
+    its own would take the first one with it.
+    """
+    if world_size() < 2:
+        return
+    if not said and rank() > 0:
+        time.sleep(FIRST_SAYS_IT_S)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # closed, or of a reader that is gone
+            stream.flush()
+    os._exit(code)

@@ -84,6 +84,9 @@ class Store:
     def once(self, key: str, draw: Callable[[], Chunk], wait: bool = True) -> Chunk | None:
         """The chunk under `key`, drawn if there is none. One process draws it; others that need it wait, or without
         `wait` get None."""
+        chunk = self.load(key)
+        if chunk is not None:
+            return chunk
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             held = FileLock(self.folder / f"{key}.lock", blocking=wait).acquire()

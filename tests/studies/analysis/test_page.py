@@ -166,7 +166,8 @@ def test_arms_that_nobody_asked_for_are_named_and_have_no_rows(tmp_path: Path) -
     conduct(MIXTURE, tmp_path / "mixture", World(effect=better_with_edits), seeds=(0, 1, 2))
     path = tmp_path / "mixture" / "study.json"
     study = json.loads(path.read_text())
-    path.write_text(json.dumps({**study, "arms": [*study["arms"][:2], {"name": "edit-only", "trials": []}]}))
+    left = {"arms": [*study["arms"][:2], {"name": "edit-only", "trials": []}], "expects": {"edit-only": "score worse"}}
+    path.write_text(json.dumps({**study, **left}))
     page = report_study(tmp_path / "mixture").read_text()
     first = page[: page.index("<h2>Arms")]
     assert ">answered in part<" in first and "Not asked for: edit-only." in first and "Not finished once" not in first
@@ -174,6 +175,8 @@ def test_arms_that_nobody_asked_for_are_named_and_have_no_rows(tmp_path: Path) -
     console = Console(record=True, width=200, file=io.StringIO())
     table.print_table(tmp_path / "mixture", console)
     assert "5:5" in (said := console.export_text()) and "edit-only" not in said
+    path.write_text(json.dumps({**study, "reference": None, "arms": [{"name": "5:5", "trials": []}]}))
+    assert "Not asked for: 5:5." in report_study(tmp_path / "mixture").read_text()
 
 
 def test_one_seed_shows_nothing_even_beside_a_noise_floor_of_another_recipe(floor: Path, tmp_path: Path) -> None:
