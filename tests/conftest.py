@@ -23,6 +23,7 @@ CAPTIONS = [
 LONGEST_FIRST = (
     *(
         "test_sharding",
+        "test_failing_rank",
         "test_workers",
         "test_postgres",
         "test_runner",

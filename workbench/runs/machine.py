@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import gc
+import signal
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from types import FrameType
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from workbench.backbones import families, fp8, roles
 from workbench.backbones.base import RoleNetworks
@@ -20,10 +26,11 @@ COMPILED_FROM = 10**9
 """Parameters of a network whose blocks `trainer.compile=auto` compiles: its products outlast a kernel's launch."""
 
 
-def make_trainer(recipe: Recipe, **options: Any) -> L.Trainer:
+def make_trainer(recipe: Recipe, callbacks: Sequence[L.Callback], **options: Any) -> L.Trainer:
     """Lightning's trainer for `recipe.trainer`; `options` go to it as they are."""
     chosen = recipe.trainer
     return L.Trainer(
+        callbacks=[Termination(), *callbacks],
         accelerator=accelerator(chosen),
         devices=chosen.devices,
         num_nodes=chosen.num_nodes,
@@ -37,6 +44,22 @@ def make_trainer(recipe: Recipe, **options: Any) -> L.Trainer:
         log_every_n_steps=1,
         **options,
     )
+
+
+class Termination(L.Callback):
+    """On SIGTERM ends each of several processes where it is, with those that it started. In Lightning's own handler
+    each waits for the first one, in a broadcast, while that may wait for it in another collective: for ever."""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, partial(_end_all, trainer))
+
+
+def _end_all(trainer: L.Trainer, number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    if trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.kill(signal.Signals(number))
+    raise SIGTERMException
 
 
 class OneDevice(SingleDeviceStrategy):
