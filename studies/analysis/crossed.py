@@ -158,13 +158,19 @@ def components(arms: Sequence[Table], pools: Sequence[int] | None = None) -> Com
     num_cases = np.array([arms[0][key].shape[1] for key in keys])
     weights = weights_of(keys) ** 2 / num_cases
     means = [np.array([arm[key].mean(axis=0) for arm in arms]) for key in keys]
-    cases = np.array([weight * np.atleast_2d(np.cov(mean)) for weight, mean in zip(weights, means, strict=True)])
+    cases = np.array([weight * _covariance(mean) for weight, mean in zip(weights, means, strict=True)])
     squares = np.array([[residual_squares(arm[key]) for key in keys] for arm in arms])
     residual = []
     for pool, runs in enumerate(found.runs):
         dfs = runs.df * (num_cases - 1)
         residual.append(total(weights * squares[found.pools == pool].sum(axis=0) / np.maximum(dfs, 1), dfs))
     return replace(found, cases=cases, cases_df=num_cases - 1, residual=residual)
+
+
+def _covariance(scores: np.ndarray) -> np.ndarray:
+    """Of (arms, cases) between arms, (arms, arms); not known of a single case."""
+    num_arms, num_cases = scores.shape
+    return np.atleast_2d(np.cov(scores)) if num_cases > 1 else np.full((num_arms, num_arms), math.nan)
 
 
 def of_runs(arms: Sequence[np.ndarray], pools: Sequence[int] | None = None) -> Components:

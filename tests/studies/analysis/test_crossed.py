@@ -76,3 +76,10 @@ def test_intervals_cover_as_often_as_they_say(num_arms: int, seeds: int, seed_sd
         low, high = found.contrast(np.eye(num_arms)[0] - np.eye(num_arms)[1]).interval(two_sided(0.95))
         covered += low <= 0 <= high
     assert 0.928 <= covered / num <= 0.985
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_case_a_category_is_no_warning_and_no_spread_of_cases() -> None:
+    scores = np.random.default_rng(0).normal(size=(2, 3, 1))
+    found = components([{("t2i_bench", "text"): of} for of in scores])
+    assert np.isnan(found.cases).all() and found.runs[0].df == 4
