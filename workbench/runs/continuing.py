@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,14 +13,13 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from workbench.common import ranks
 from workbench.common.console import say
+from workbench.common.ending import FULL_ERRNOS
 from workbench.common.errors import UserError
 from workbench.common.files import sha256_of_file
 from workbench.recipe.config import Optim, Recipe
 from workbench.runs import checkpoint
 from workbench.runs.inputs import hashes_of
 from workbench.runs.run_folder import Beginning, RunFolder
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def one_line_where_full(folder: Path) -> Iterator[None]:
 
 def _is_full(error: BaseException | None) -> bool:
     while error is not None:
-        if (isinstance(error, OSError) and error.errno in _FULL) or "No space left on device" in str(error):
+        if (isinstance(error, OSError) and error.errno in FULL_ERRNOS) or "No space left on device" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False
